@@ -1,0 +1,1 @@
+"""The built-in methods, one file each; to qbench they are plugins like anybody's."""

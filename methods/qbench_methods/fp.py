@@ -1,0 +1,20 @@
+"""Full precision: the reference of every comparison, trained with the same budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qbench.formats import Site
+from qbench.method import Method
+
+
+@dataclass
+class FP(Method):
+    """Nothing is quantized."""
+
+    name = "fp"
+    title = "Full precision"
+    quantizes = False
+
+    def quantizer(self, site: Site) -> None:
+        return None

@@ -1,0 +1,64 @@
+"""Round to nearest after training: the control that costs nothing. It takes the finished full-precision run of the same seed.
+
+Beating it under absmax proves little: the searched scales and the affine grid are controls of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qbench.formats import Site
+from qbench.grid import Grid
+from qbench.method import Method
+from qbench.quantizer import Quantizer
+from qbench.run import Batch, Run
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, measure_curvature
+
+
+@dataclass
+class RTN(Method):
+    """Each weight of the full-precision network on the nearest level."""
+
+    name = "rtn"
+    title = "Round to nearest"
+    after = "fp"
+
+    scale: ScaleRule = "absmax"
+    grid: Literal["symmetric", "affine", "midrise"] = "symmetric"
+
+    def check(self) -> str | None:
+        if self.grid == "affine" and self.scale != "absmax":
+            return f"the affine grid spans the range of its group, so the scale rule {self.scale} does not apply"
+        return None
+
+    def unsupported(self, site: Site) -> str | None:
+        if self.grid != "symmetric" and site.number_format.codebook:
+            return f"{site.format} is a codebook, which has no {self.grid} grid"
+        return None
+
+    def quantizer(self, site: Site) -> Quantizer:
+        if site.role == "activation":
+            return InputRange(site)
+        return AffineRounding(site) if self.grid == "affine" else Rounding(site, self.scale, self.grid)
+
+    def finalize(self, run: Run, batches: list[Batch]) -> None:
+        measure_curvature(run, batches)
+        run.calibrate(batches)
+
+
+class Rounding(ScaledQuantizer):
+    def relax(self, x: Tensor) -> Tensor:
+        return self.grid(x).snap(x)
+
+
+class AffineRounding(Quantizer):
+    @torch.no_grad()
+    def grid(self, x: Tensor) -> Grid:
+        return affine_grid(x, self.site)
+
+    def relax(self, x: Tensor) -> Tensor:
+        return self.grid(x).snap(x)

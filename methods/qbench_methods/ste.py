@@ -1,0 +1,74 @@
+"""Straight-through estimator. Bengio, Léonard & Courville 2013, arXiv 1308.3432; fake quantization, Jacob et al. 2018.
+
+    forward     ŵ = s · clip(round(w/s)),  s from the live weights by a scale rule, detached
+    backward    the identity where the rounded code needed no clipping, 0 elsewhere
+
+The mask is decided by the rounded code and not by |w/s| ≤ q_max: in float32 that test masks the largest element of one
+int4 group in twelve. Under absmax no code of more than two levels is ever clipped, so no mask is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qbench.formats import Site
+from qbench.method import Method
+from qbench.quantizer import Quantizer
+from qbench.rounding import straight_through
+from qbench.run import Batch, Run
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, absmax_scale, calibrate_now_and_then, measure_curvature
+
+
+@dataclass
+class STE(Method):
+    """Round in the forward pass; in the backward pass pretend that nothing happened."""
+
+    name = "ste"
+    title = "Straight-through estimator"
+    paper = "arXiv 1308.3432"
+
+    scale: ScaleRule = "absmax"
+    clip_gradient: bool = False
+    """The identity everywhere, also where a code was clipped."""
+    scale_gradient: bool = False
+    """Differentiate through the scale as well."""
+
+    def check(self) -> str | None:
+        if self.scale_gradient and self.scale != "absmax":
+            return f"scale_gradient needs the scale rule absmax: a searched scale ({self.scale}) has no gradient"
+        return None
+
+    def quantizer(self, site: Site) -> Quantizer:
+        return InputRange(site) if site.role == "activation" else STEWeight(site, self)
+
+    def prepare(self, run: Run, batches: list[Batch]) -> None:
+        measure_curvature(run, batches)
+        run.calibrate(batches)
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        calibrate_now_and_then(run)
+
+    def finalize(self, run: Run, batches: list[Batch]) -> None:
+        self.prepare(run, batches)
+
+
+class STEWeight(ScaledQuantizer):
+    def __init__(self, site: Site, method: STE) -> None:
+        super().__init__(site, method.scale)
+        self.scale_gradient = method.scale_gradient
+        self.masks = not method.clip_gradient and (method.scale != "absmax" or self.levels.count == 2)
+
+    def relax(self, x: Tensor) -> Tensor:
+        grid = self.grid(x)
+        with torch.no_grad():
+            value = grid.snap(x)
+            mask = grid.inside(x) if self.masks else None
+        if not self.scale_gradient:
+            return straight_through(x, value, mask)
+        scale = absmax_scale(x, self.site, self.levels)
+        z = self.site.grouping.group(x) / scale
+        inside = None if mask is None else self.site.grouping.group(mask)
+        return (straight_through(z, self.site.grouping.group(value) / grid.scale, inside) * scale).reshape(x.shape)

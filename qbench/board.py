@@ -1,0 +1,138 @@
+"""What a board is made of, as values: sections of rows of cells. `leaderboard` makes them, `render` and `plaintext` print them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qbench.stats import Estimate
+
+State = Literal["ok", "partial", "failed", "skipped", "planned", "absent"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entrant under one format."""
+
+    state: State
+    """ok: all seeds finite; partial: some; failed: none, and one was tried; planned: none yet; absent: nobody asked for it."""
+    seeds: int = 0
+    """Seeds with a finite score: those in `score`."""
+    asked: int = 0
+    score: Estimate | None = None
+    gap: Estimate | None = None
+    """(m − RTN)/(FP − RTN); None is printed “–”."""
+    rr: float | None = None
+    """The mean score after randomised rounding."""
+    bits_per_weight: float | None = None
+    levels: int | None = None
+    lr: float | None = None
+    rates: int = 1
+    """Learning rates tried; the best on validation is shown."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Runs by what became of them, other than ok: diverged, oom, planned, skipped …"""
+    message: str = ""
+    audits_failed: int = 0
+    best: bool = False
+    notes: tuple[int, ...] = ()
+    """Numbers, from 1, of the section's notes."""
+    keys: tuple[str, ...] = ()
+    """The runs it comes from."""
+
+    @property
+    def whole(self) -> bool:
+        """Every seed has a score and no audit failed: what may be compared."""
+        return self.state == "ok" and not self.audits_failed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training the entrant costs, over its runs in a section."""
+
+    step_ratio: float | None = None
+    """Median step time over full precision's, on the same device."""
+    step_runs: int = 0
+    train_s: float | None = None
+    peak_memory_bytes: int | None = None
+    audits: int = 0
+    audits_failed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entrant. A row of full precision has one cell, which spans all columns."""
+
+    entrant: str
+    method: str
+    version: int
+    params: str
+    reconstructed: bool
+    role: Literal["reference", "control", ""]
+    main: bool
+    """The reference and the control that gaps are measured with; there may be others of their kind."""
+    cells: tuple[Cell, ...]
+    cost: Cost
+    rank: tuple[int, int] | None = None
+
+    @property
+    def spans(self) -> bool:
+        return self.role == "reference"
+
+
+@dataclass(frozen=True)
+class Column:
+    format: str
+    levels: tuple[int, ...]
+    bits_per_weight: tuple[float, ...]
+    """The least and the most among its cells; one number where they agree."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: what was trained on one task and size from one start with one budget."""
+
+    task: str
+    size: str
+    title: str
+    """`digits/xs`, with the task's options where they are not its defaults."""
+    setting: str
+    """Start and budget."""
+    metric: str
+    unit: str
+    better: str
+    digits: int
+    minimum_effect: float
+    seeds: int
+    """Of its fullest cell."""
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Board:
+    title: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {"board_schema": 1, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON has them, without the deep copies of `asdict`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        # Twelve digits are the same whatever order numpy sums in.
+        return float(f"{value:.12g}") if math.isfinite(value) else None
+    return value

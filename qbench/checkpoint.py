@@ -1,0 +1,51 @@
+"""Checkpoints: everything that a run needs to go on bit for bit.
+
+Batches and draws are functions of indices, so the data position is the step and there is no generator of ours to save;
+torch's own is kept for the sake of a method that draws from it.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qbench.record import write_atomically
+from qbench.run import Run
+
+
+def save(run: Run, step: int, path: Path) -> None:
+    """`step` is the next one to be taken."""
+    assert run.optimizer is not None
+    buffer = io.BytesIO()
+    state = {
+        "step": step,
+        "model": run.model.state_dict(),
+        "quantizers": [q.state_dict() for q in run.quantizers()],
+        "optimizer": run.optimizer.state_dict(),
+        "method": run.method.state_dict(),
+        "lr_scale": dict(run.lr_scale),
+        "generator": torch.get_rng_state(),
+        "reference": None if run.reference is None else run.reference.state_dict(),
+    }
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(run: Run, path: Path) -> int:
+    """Put a run where the checkpoint left it; returns the step to take next."""
+    assert run.optimizer is not None
+    device = next(run.model.parameters()).device
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    run.model.load_state_dict(state["model"])
+    for quantizer, saved in zip(run.quantizers(), state["quantizers"], strict=True):
+        quantizer.load_state_dict(saved)
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.method.load_state_dict(state["method"])
+    run.lr_scale.update(state["lr_scale"])
+    torch.set_rng_state(state["generator"].cpu())
+    if run.reference is not None:
+        run.reference.load_state_dict(state["reference"])
+    return int(state["step"])

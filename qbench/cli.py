@@ -1,0 +1,252 @@
+"""The command line. Bodies are short: what they do lives elsewhere and is imported when it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qbench import __version__
+from qbench.errors import QbenchError, UsageError
+
+if TYPE_CHECKING:
+    from qbench.sweepfile import SweepConfig
+
+
+def results_folder() -> Path:
+    """`results/` of the checkout that qbench runs from; of the current directory for an installed one."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout / "results" if (checkout / "pyproject.toml").exists() else Path("results")
+
+
+results_option = click.option(
+    "--results", type=click.Path(file_okay=False, path_type=Path), envvar="QBENCH_RESULTS", default=results_folder, show_default="results/",
+    help="Folder of the runs and the store.",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def emit(data: Any) -> None:
+    click.echo(json.dumps(data, indent=1, allow_nan=False, default=str))
+
+
+class Commands(click.Group):
+    """Suggests neighbours for a command that does not exist."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        from qbench.errors import unknown
+
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version")
+def cli() -> None:
+    """The benchmark and leaderboard harness for quantization-aware training."""
+
+
+@cli.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@results_option
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes; a core each by default, or a GPU each.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="Compile models; by default on CUDA and not on the CPU.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
+@click.option("--micro-batches", type=click.IntRange(min=1), default=1, show_default=True, help="Parts that a step's batch is computed in.")
+@click.option("--steps", type=click.IntRange(min=1), help="Cut every run to this many steps: another board, to try things on.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Train this many seeds instead of the file's.")
+@click.option("--no-retry", is_flag=True, help="Leave runs that failed before as they are.")
+@click.option("--dry-run", is_flag=True, help="List each run with the reason why it would be trained or not; train nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option
+def sweep(
+    file: Path | None, results: Path, device: str, workers: int | None, compiled: bool | None, timeout_s: float, micro_batches: int,
+    steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
+    from qbench.sweepfile import shortened
+
+    config = shortened(sweep_config(file), steps, seeds)
+    if dry_run:
+        return show_status(config, results, as_json)
+    from qbench.engines import Execution
+    from qbench.engines.local import local_engine
+    from qbench.progress import Progress
+    from qbench.sweep import sweep as run_sweep
+
+    execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s)
+    progress = Progress("quiet" if quiet or as_json else "auto")
+    with local_engine(config, execution, workers) as engine:
+        summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry)
+    if as_json:
+        emit({**vars(summary), "board": load_board(config.board, results).to_json()})
+    elif not summary.interrupted:
+        print_board(config.board, results, "table")
+    return summary.code
+
+
+def sweep_config(file: Path | None) -> SweepConfig:
+    """A sweep file by path, or a built-in board by name."""
+    from qbench.sweepfile import builtin_board, builtin_boards, read
+
+    if file is None or (not file.exists() and str(file) in builtin_boards()):
+        return builtin_board(str(file or "quick"))
+    return read(file / "sweep.toml" if file.is_dir() else file)
+
+
+def show_status(config: SweepConfig, results: Path, as_json: bool) -> int:
+    from qbench.sweep import status as sweep_status
+
+    lines = sweep_status(config, results)
+    if as_json:
+        emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
+               "stale": line.stale} for line in lines])  # fmt: skip
+        return 0
+    from qbench.render import show_plan
+
+    show_plan(lines)
+    return 0
+
+
+@cli.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@results_option
+@json_option
+def status(file: Path | None, results: Path, as_json: bool) -> int:
+    """What of a sweep FILE is done, missing, failed (why), skipped or made by other code."""
+    code = show_status(sweep_config(file), results, as_json)
+    if not as_json:
+        click.echo(f"to go on: qbench sweep {file or ''}".rstrip(), err=True)
+    return code
+
+
+@cli.command()
+@click.argument("what", required=False)
+@results_option
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line a cell.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
+@click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
+def show(what: str | None, results: Path, form: str | None, randomised: bool) -> int:
+    """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
+    if what and is_run(what, results):
+        return print_run(what, results, form)
+    print_board(what, results, form or "table", randomised)
+    return 0
+
+
+@cli.command()
+@json_option
+def methods(as_json: bool) -> int:
+    """The registered methods with version, paper, provenance and hyper-parameters."""
+    from qbench.catalogue import list_methods
+    from qbench.render import show_methods
+
+    found = list_methods()
+    emit(found) if as_json else show_methods(found)
+    return 0
+
+
+@cli.command()
+@json_option
+def tasks(as_json: bool) -> int:
+    """The registered tasks with sizes, metric, recipe and options."""
+    from qbench.catalogue import list_tasks
+    from qbench.render import show_tasks
+
+    found = list_tasks()
+    emit(found) if as_json else show_tasks(found)
+    return 0
+
+
+@cli.command()
+@click.argument("method")
+@click.option("--quick", is_flag=True, help="Fewer formats, nothing compiled: under half a minute.")
+@json_option
+def check(method: str, quick: bool, as_json: bool) -> int:
+    """Run the conformance kit on METHOD: one line a check; exit code 1 if one fails."""
+    import torch
+
+    from qbench.conformance import check_method
+
+    torch.set_num_threads(1)
+    findings = []
+    for finding in check_method(method, quick):
+        findings.append(vars(finding))
+        if not as_json:
+            click.echo(f"{'ok    ' if finding.passed else 'FAILED'} {finding.check:<10} {finding.where:<16} {finding.detail}".rstrip())
+    failed = sum(not f["passed"] for f in findings)
+    emit(findings) if as_json else click.echo(f"{method}: {len(findings) - failed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+@cli.command()
+@results_option
+@json_option
+def doctor(results: Path, as_json: bool) -> int:
+    """Look at this machine and installation: what works, what is missing, what to do about it."""
+    from qbench.doctor import examine
+
+    findings = examine(results)
+    if as_json:
+        emit([vars(f) for f in findings])
+    else:
+        for f in findings:
+            click.echo(f"{'ok    ' if f.fine else 'NOT OK'} {f.what:<14} {f.detail}")
+    return int(not all(f.fine for f in findings))
+
+
+@cli.group()
+def db() -> None:
+    """The store: an index of the run folders, which can always be made again from them."""
+
+
+@db.command("rebuild")
+@results_option
+def db_rebuild(results: Path) -> int:
+    """Make the store again from the run folders."""
+    from qbench.store import rebuild
+
+    click.echo(rebuild(results))
+    return 0
+
+
+@db.command("check")
+@results_option
+@json_option
+def db_check(results: Path, as_json: bool) -> int:
+    """Compare the store with the run folders; exit code 5 if they differ."""
+    from qbench.store import check as check_store
+
+    report = check_store(results)
+    emit(report) if as_json else click.echo(str(report))
+    return 0
+
+
+def is_run(what: str, results: Path) -> bool:
+    """Whether a word is the beginning of a run's key rather than a board's name."""
+    return len(what) >= 6 and set(what) <= set("0123456789abcdef") and any((results / "runs" / what[:2]).glob(f"{what}*"))
+
+
+def main() -> None:
+    """The entry point: every error that a user can cause is one line, and every exit code means something."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except QbenchError as error:
+        click.echo(f"qbench: {error}", err=True)
+        code = error.code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

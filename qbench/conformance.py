@@ -1,0 +1,319 @@
+"""What every method must satisfy, whoever wrote it. `qbench check NAME` and our own tests call the same functions.
+
+Each check trains the method on a toy task (a two-layer body on a made-up classification), through the same loop, the same
+artefact and the same audit as any run, and looks at what came out. None of them knows a method by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench import registry, train
+from qbench.config import Metric, Quantization, Recipe, RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.errors import QbenchError, UsageError
+from qbench.method import Method
+from qbench.optim import parameter_groups
+from qbench.record import Attempt
+from qbench.run import Run, attach
+from qbench.task import Batch, Problem, QuantLinear, Split, Task, generator
+
+FORMATS = ("int1", "int2", "int3", "int4", "int8", "fp4")
+QUICK_FORMATS = ("int2", "int4", "fp4")
+GRANULARITIES = ("tensor", "channel", "block-32")
+STEPS = 60
+LEARNED = 1.0
+
+
+class ToyNet(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first = QuantLinear(16, 32)
+        self.hidden = QuantLinear(32, 32, unsigned_input=True)
+        self.wide = QuantLinear(32, 64, unsigned_input=True)
+        self.narrow = QuantLinear(64, 32, unsigned_input=True)
+        self.last = QuantLinear(32, 4, unsigned_input=True)
+        draw = generator("toy", "start", seed)
+        for layer in self.children():
+            assert isinstance(layer, QuantLinear)
+            nn.init.normal_(layer.weight, std=(2 / layer.weight.shape[1]) ** 0.5, generator=draw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.hidden, self.wide, self.narrow):
+            x = F.relu(layer(x))
+        out: Tensor = self.last(x)
+        return out
+
+
+class ToyProblem(Problem):
+    def __init__(self, seed: int, batch: int, device: torch.device) -> None:
+        self.model = ToyNet(seed).to(device)
+        self.seed, self.size, self.device = seed, batch, device
+        self.truth = torch.randn(16, 4, generator=generator("toy", "truth"))
+
+    def draw(self, count: int, *key: object) -> Batch:
+        x = torch.randn(count, 16, generator=generator("toy", *key))
+        return Batch(x.to(self.device), (x @ self.truth).argmax(-1).to(self.device), count)
+
+    def batch(self, index: int) -> Batch:
+        return self.draw(self.size, self.seed, index)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        return [self.draw(256, split)]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return F.cross_entropy(output, batch.targets)
+
+    @property
+    def labels_per_step(self) -> int:
+        return self.size
+
+
+@dataclass
+class Toy(Task):
+    """A made-up classification for the conformance kit; no board should use it."""
+
+    name = "toy"
+    title = "Toy classification (conformance only)"
+    metric = Metric("loss", unit="nats")
+    sizes = {"xs": {"parameters": 6500}}
+    activations = True
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=STEPS, batch=64, lr=1e-2)
+
+    def fingerprint(self) -> str:
+        return "toy-1"
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
+        return ToyProblem(seed, batch, device)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found in one configuration."""
+
+    check: str
+    where: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass
+class Kit:
+    """A method under test: trains it where a check asks for it, and keeps what it has trained."""
+
+    method: str
+    folder: Path
+    quick: bool = False
+    done: dict[str, tuple[dict[str, Any], Path]] = field(default_factory=dict)
+
+    def config(self, weights: str, granularity: str = "channel", activations: str | None = None, steps: int = STEPS, method: str | None = None) -> RunConfig:
+        instance: Method = registry.build("methods", method or self.method, {})
+        quantizes = instance.quantizes
+        base = None
+        if instance.after:
+            base = self.config(weights, granularity, method=instance.after, steps=steps).key
+        return RunConfig(
+            board_version=0, method=instance.name, method_version=instance.version, method_params=instance.params,
+            task="toy", task_version=1, task_params={}, data="toy-1", size="xs",
+            weights=Quantization(weights, granularity) if quantizes else None,
+            activations=Quantization(activations, "tensor") if quantizes and activations else None,
+            recipe=dataclasses.replace(Toy().recipe("xs"), steps=steps), start="scratch", seed=0, base=base,
+        )  # fmt: skip
+
+    def supported(self) -> Iterator[RunConfig]:
+        """The method in every format and granularity that it has a rule for."""
+        formats, granularities = (QUICK_FORMATS, GRANULARITIES[1:2]) if self.quick else (FORMATS, GRANULARITIES)
+        configs = [self.config(name, granularity) for name in formats for granularity in granularities]
+        for config in {c.key: c for c in [*configs, self.config("int4", activations="int4")]}.values():
+            if train.refusal(config) is None:
+                yield config
+
+    def run(self, config: RunConfig, execution: Execution = Execution(), again: bool = False, resume: Path | None = None) -> tuple[dict[str, Any], Path]:  # noqa: B008
+        """Train a configuration once; `again` trains it anew."""
+        if config.key in self.done and not again and resume is None:
+            return self.done[config.key]
+        base = None
+        if config.base is not None:
+            after = registry.build("methods", config.method, config.method_params).after
+            base = self.run(self.config("int4", method=after, steps=config.recipe.steps))[1]
+        folder = Path(tempfile.mkdtemp(dir=self.folder)) / "1"
+        found = train.run_one(Assignment(config, folder, resume, base), execution), folder
+        self.done.setdefault(config.key, found)
+        return found
+
+    def one(self) -> RunConfig:
+        """The configuration for checks that need only one: int4 by channel, or whatever the method does."""
+        usual = self.config("int4")
+        return next(self.supported()) if train.refusal(usual) else usual
+
+    def attached(self, config: RunConfig) -> Run:
+        """The method on a fresh toy problem."""
+        _, problem = train.open_problem(config, torch.device("cpu"))
+        run = attach(problem, registry.build("methods", config.method, config.method_params), config)
+        for bundle in run.bundles:
+            bundle.quantizer.reset(bundle.stack().detach())
+        return run
+
+
+Check = Callable[[Kit], Iterator[Finding]]
+
+
+def check_fields(kit: Kit) -> Iterator[Finding]:
+    """Hyper-parameters survive JSON, and one that does not exist is refused."""
+    instance: Method = registry.build("methods", kit.method, {})
+    again = registry.build("methods", kit.method, json.loads(json.dumps(instance.params)))
+    yield Finding("fields", "JSON", again == instance, "" if again == instance else f"{again} is not {instance}")
+    try:
+        registry.build("methods", kit.method, {"no_such_field": 1})
+        yield Finding("fields", "unknown", False, "an unknown field was accepted")
+    except UsageError:
+        yield Finding("fields", "unknown", True)
+
+
+def check_runs(kit: Kit) -> Iterator[Finding]:
+    """Trains in every supported format, and passes the audit: level counts, decoded = snapped, coverage, bits, active."""
+    for config in kit.supported():
+        result, _ = kit.run(config)
+        failed = [f"{c['name']}: {c['detail']}" for c in result.get("audit", {}).get("checks", []) if not c["passed"]]
+        fine = result["state"] == "ok" and not failed
+        yield Finding("audit", config.format_label, fine, result["message"] or "; ".join(failed))
+
+
+def check_learns(kit: Kit) -> Iterator[Finding]:
+    """The toy task is learned, and every term of the loss is finite."""
+    config = kit.one()
+    result, folder = kit.run(config)
+    if result["state"] != "ok":
+        yield Finding("learns", config.format_label, False, result["message"])
+        return
+    score = result["scores"]["packed"]
+    fine = score is not None and score < LEARNED
+    yield Finding("learns", config.format_label, fine, f"loss {score} after training; {math.log(4):.3f} is guessing, {LEARNED} is asked for")
+    lines = [json.loads(line) for line in Attempt(folder).curve.read_text().splitlines()] if Attempt(folder).curve.exists() else []
+    holes = [line["step"] for line in lines if any(v is None for v in line["terms"].values())]
+    yield Finding("terms", config.format_label, not holes, f"a term is not finite at step {holes[0]}" if holes else f"{len(lines)} points")
+
+
+def check_groups(kit: Kit) -> Iterator[Finding]:
+    """Every parameter is in exactly one group."""
+    run = kit.attached(kit.one())
+    try:
+        groups = parameter_groups(run, Recipe())
+    except QbenchError as error:
+        yield Finding("groups", "", False, str(error))
+        return
+    listed = [id(p) for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+    wanted = {id(p) for p in run.model.parameters()} | {id(p) for q in run.quantizers() for p in q.parameters()}
+    fine = len(listed) == len(set(listed)) and set(listed) == wanted
+    yield Finding("groups", "", fine, f"{len(listed)} listed, {len(set(listed))} different, {len(wanted)} wanted")
+
+
+def check_gradients(kit: Kit) -> Iterator[Finding]:
+    """The gradient of the loss reaches every weight that is quantized."""
+    config = kit.one()
+    run = kit.attached(config)
+    if run.method.after is not None:
+        return
+    run.method.prepare(run, run.probe_batches(2))
+    run.method.step(run, run.problem.batch(0))
+    for name, layer in run.problem.layers().items():
+        grad = layer.weight.grad
+        fine = grad is not None and bool(torch.isfinite(grad).all()) and bool(grad.abs().sum() > 0)
+        yield Finding("gradients", name, fine, "" if fine else "no gradient" if grad is None else "zero or not finite")
+
+
+def check_repeats(kit: Kit) -> Iterator[Finding]:
+    """The same seed twice is the same run, bit for bit."""
+    config = kit.one()
+    (first, _), (second, _) = kit.run(config), kit.run(config, again=True)
+    fine = first.get("artefact_sha256") == second.get("artefact_sha256")
+    yield Finding("repeats", config.format_label, fine, "" if fine else "two runs of one seed differ")
+
+
+class _Cut(BaseException):
+    """Ends a run from outside, as a kill would."""
+
+
+def check_resumes(kit: Kit) -> Iterator[Finding]:
+    """Train, save, rebuild, load and train on: the same bits as without the break."""
+    config = kit.one()
+    whole, _ = kit.run(config)
+    if registry.build("methods", kit.method, {}).after:
+        return
+
+    def cut(progress: dict[str, Any]) -> None:
+        if progress["step"] > config.recipe.steps // 2:
+            raise _Cut
+
+    folder = Path(tempfile.mkdtemp(dir=kit.folder)) / "1"
+    with contextlib.suppress(_Cut):
+        train.run_one(Assignment(config, folder), Execution(checkpoint_s=0), cut)
+    fine = Attempt(folder).checkpoint.exists()
+    if fine:
+        result, _ = kit.run(config, resume=folder)
+        fine = whole.get("artefact_sha256") == result.get("artefact_sha256")
+    yield Finding("resumes", config.format_label, fine, "" if fine else "the resumed run differs from the undisturbed one")
+
+
+def check_budget(kit: Kit) -> Iterator[Finding]:
+    """A curve that the method keeps in `lr_scale` has the same shape at half the budget."""
+    if registry.build("methods", kit.method, {}).after:
+        return
+    scales = []
+    for steps in (STEPS, STEPS // 2):
+        run = kit.attached(kit.config(kit.one().weights.format if kit.one().weights else "int4", steps=steps))  # type: ignore[union-attr]
+        run.method.prepare(run, run.probe_batches(1))
+        track = []
+        for step in range(0, steps, steps // 10):
+            run.step = step
+            run.method.before_step(run, run.problem.batch(step))
+            track.append(dict(run.lr_scale))
+        scales.append(track)
+    fine = scales[0] == scales[1]
+    yield Finding("budget", "", fine, "" if fine else "lr_scale depends on the number of steps, not on progress")
+
+
+def check_compiles(kit: Kit) -> Iterator[Finding]:
+    """Compiled training equals eager training within tolerance, and still quantizes (the audit looks at the compiled network too)."""
+    config = kit.one()
+    if kit.quick or registry.build("methods", kit.method, {}).after:
+        return
+    (eager, _), (compiled, _) = kit.run(config), kit.run(config, Execution(compile=True), again=True)
+    if compiled["state"] != "ok" or eager["state"] != "ok":
+        yield Finding("compiles", config.format_label, False, str(compiled["message"] or eager["message"]))
+        return
+    a, b = eager["scores"]["packed"], compiled["scores"]["packed"]
+    fine = abs(a - b) <= 0.02 * abs(a) and compiled["audit"]["passed"]
+    yield Finding("compiles", config.format_label, fine, f"loss {a:.6g} eager, {b:.6g} compiled, audit {'passed' if compiled['audit']['passed'] else 'failed'}")
+
+
+CHECKS: tuple[Check, ...] = (
+    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_budget, check_compiles,
+)  # fmt: skip
+
+
+def check_method(name: str, quick: bool = False) -> Iterator[Finding]:
+    """Every check on a registered method. An exception in the method's code is a failed check, not the end."""
+    registry.load("methods", name)
+    with tempfile.TemporaryDirectory(prefix="qbench-check-") as folder:
+        kit = Kit(name, Path(folder), quick)
+        for check in CHECKS:
+            try:
+                yield from check(kit)
+            except Exception as error:
+                yield Finding(check.__name__.removeprefix("check_"), "", False, train.first_line(error))

@@ -1,0 +1,295 @@
+"""The local engine: one worker process a group, forked from a server that has imported torch once.
+
+Three processes are at work. The coordinator (whoever made the engine) asks the fork server for workers and listens to them over
+pipes. The fork server holds torch and the plugins, so that a worker costs hundredths of a second and its memory is given back when
+it ends. A worker trains its group and writes files; what it prints goes to `log.txt` beside them.
+
+Nobody outlives the coordinator. A worker watches its pipe and ends when the other end closes; should it be too busy to notice, the
+kernel ends it when the fork server goes, which goes when the coordinator does. Ctrl-C reaches the coordinator alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import importlib
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from qbench.engines import Assignment, Engine, Event, Execution
+
+GRACE_S = 2.0
+"""From a polite request to end to an impolite one."""
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Training frees and takes the same large blocks every step: keep them instead of paging them in again (5–8 %).
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=67108864",
+}
+PRELOAD = "QBENCH_PRELOAD"
+"""Environment variable that tells the fork server which modules to import (engines/warm.py)."""
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    link: Connection
+    slot: int
+    execution: Execution
+    began: float
+    heard: float
+    linked: bool = True
+    told_to_end: float | None = None
+    details: dict[str, Any] | None = None
+    """Why it is being ended, or what it said when it failed."""
+
+    def end(self, **why: Any) -> None:
+        if self.told_to_end is None:
+            self.told_to_end, self.details = time.monotonic(), (self.details or {}) | why
+            self.process.terminate()
+
+    def overdue(self, now: float) -> float:
+        """Seconds until something must be done about it."""
+        if self.told_to_end is not None:
+            return self.told_to_end + GRACE_S - now
+        limit = self.heard + self.execution.silence_s
+        return (min(limit, self.began + self.execution.timeout_s) if self.execution.timeout_s else limit) - now
+
+
+class LocalEngine(Engine):
+    """Worker processes on this machine: one a core, or one a GPU."""
+
+    def __init__(self, workers: int | None = None, device: str = "auto", preload: Sequence[str] = (), train: str = "qbench.train:run_one") -> None:
+        self.limit, self.device, self.preload, self.train = workers, device, preload, train
+        self.workers: dict[int, _Worker] = {}
+        self.context: Any = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+        self.names: list[str] = []
+
+    def start(self) -> None:
+        """Let the fork server import torch while the caller goes on planning. Needs not be called."""
+        if self.context.get_start_method() != "forkserver":
+            return
+        self.context.set_forkserver_preload(["qbench.engines.warm", "qbench.engines.local"])
+        resource_tracker.ensure_running()  # before the mask: it clears SIGINT from it
+        modules = ",".join((self.train.partition(":")[0], *self.preload))
+        with _without_interrupts(), _environment({PRELOAD: modules}), _anonymous_main():
+            forkserver.ensure_running()
+
+    @property
+    def devices(self) -> list[str]:
+        """The device of each slot."""
+        if not self.names:
+            import torch
+
+            from qbench.hardware import device_named
+
+            device = device_named(self.device)
+            if device.type == "cpu" or device.index is not None:
+                self.names = [str(device)] * (self.limit or (cores() if device.type == "cpu" else 1))
+            else:
+                count = torch.cuda.device_count()
+                self.names = [f"cuda:{slot % count}" for slot in range(self.limit or count)]
+        return self.names
+
+    @property
+    def capacity(self) -> int:
+        return len(self.devices)
+
+    def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
+        self.start()
+        taken = {w.slot for w in self.workers.values()}
+        slot = next(s for s in range(len(taken) + 1) if s not in taken)
+        execution = replace(execution, device=self.devices[slot % self.capacity])
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
+        with _environment({}), _anonymous_main():
+            process.start()
+        theirs.close()
+        now = time.monotonic()
+        self.workers[group] = _Worker(process, ours, slot, execution, now, now)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        now = time.monotonic()
+        patience = min([timeout_s, *(w.overdue(now) for w in self.workers.values())])
+        heard = [w.link for w in self.workers.values() if w.linked] + [w.process.sentinel for w in self.workers.values()]
+        if heard:
+            connection.wait(heard, max(0.0, patience))
+        events: list[Event] = []
+        for group, worker in list(self.workers.items()):
+            events += self._look_at(group, worker)
+        return events
+
+    def _look_at(self, group: int, worker: _Worker) -> Iterator[Event]:
+        over = worker.process.exitcode is not None  # asked before the last messages are read
+        while worker.linked:
+            try:
+                if not worker.link.poll():
+                    break
+                kind, key, details = worker.link.recv()
+            except (EOFError, OSError):
+                worker.linked = False
+                break
+            worker.heard = time.monotonic()
+            if kind == "failed":
+                worker.details = (worker.details or {}) | details
+            else:
+                yield Event(group, kind, key, details)
+        if over:
+            worker.link.close()
+            del self.workers[group]
+            yield Event(group, "ended", details={"exitcode": worker.process.exitcode} | (worker.details or {}))
+        else:
+            _hurry(worker)
+
+    def cancel(self, group: int) -> None:
+        if group in self.workers:
+            self.workers[group].end(cancelled=True)
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.end(cancelled=True)
+        while self.workers:
+            self.poll(GRACE_S)
+
+
+def _hurry(worker: _Worker) -> None:
+    """End a worker that has said nothing for too long or has lived too long; make sure of one that has been told to."""
+    now = time.monotonic()
+    if worker.overdue(now) > 0:
+        return
+    if worker.told_to_end is not None:
+        worker.process.kill()
+    elif now - worker.heard >= worker.execution.silence_s:
+        worker.end(hung=True)
+    else:
+        worker.end(late=True)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """What must stand in the environment before a worker's interpreter starts; the user's own settings win."""
+    wanted = {k: v for k, v in WORKER_ENVIRONMENT.items() if k not in os.environ} | dict(more)
+    wanted["PYTHONPATH"] = os.pathsep.join(sys.path)  # the fork server does not take sys.path from us (bpo gh-117378)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _anonymous_main() -> Iterator[None]:
+    """A new process imports the caller's main module again: a script without a guard would sweep from its workers. Hide it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started in here, and theirs, never see Ctrl-C."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- in the worker ----
+
+
+def work(assignments: list[Assignment], execution: Execution, train: str, link: Connection) -> None:
+    """Train a group, one run after another, and say how it goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_the_coordinator(link)
+    module, _, name = train.partition(":")
+    try:
+        _print_to(assignments[0].folder)
+        import torch
+
+        torch.set_num_threads(1)
+        run_one = getattr(importlib.import_module(module), name)
+        for assignment in assignments:
+            _print_to(assignment.folder)
+            key = assignment.folder.parent.name
+            _say(link, "started", key, {"pid": os.getpid()})
+            run_one(assignment, execution, lambda details, key=key: _say(link, "step", key, details))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the coordinator must hear of it
+        traceback.print_exc()
+        words = str(error).strip().splitlines()
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _say(link, "failed", "", {"error": f"{type(error).__name__}: {words[0] if words else ''}"[:300], "disk_full": full})
+        sys.exit(1)
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _drop_if_empty(assignments[-1].folder / "log.txt")
+
+
+def _say(link: Connection, kind: str, key: str, details: dict[str, Any]) -> None:
+    try:
+        link.send((kind, key, details))
+    except OSError:
+        os._exit(1)  # nobody is listening any more
+
+
+def _end_with_the_coordinator(link: Connection) -> None:
+    with suppress(AttributeError, TypeError, OSError):
+        # Workers hold the fork server alive by this; let go, so that it ends with the coordinator and we with it.
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        with suppress(EOFError, OSError):
+            link.recv_bytes()  # nothing is ever sent: it returns when the other end is gone
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _print_to(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
+
+
+def _drop_if_empty(log: Path) -> None:
+    if log.stat().st_size == 0:
+        log.unlink()

@@ -1,0 +1,330 @@
+"""Rows of runs → a board: sections by task and size, rows of entrants, columns of formats. Pure functions; no number is invented.
+
+A cell is one entrant under one format: the mean over the seeds whose score is finite, its t interval, and the gap recovered between
+the column's RTN and FP. Each cell depends on its own runs and on those two controls, so a new entrant never moves another's number;
+only what is bold, and the ranks, compare entrants. What did not run, failed, diverged or was skipped stays in its place and says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from qbench import stats
+from qbench.board import Board, Cell, Column, Cost, Row, Section, State
+from qbench.stats import Estimate
+from qbench.tidy import NOT_RUN, Array, Defaults, Tidy, parameters, spell, tidy, unusual
+
+RANKED_FROM = 10
+"""Seeds that a ranking needs: Holm over 15 pairs at 3 seeds would need t ≈ 17."""
+REFERENCE, CONTROL = "fp", "rtn"
+Part = Mapping[str, Array]
+Place = tuple[int, int]
+"""Of a cell: entrant and column."""
+
+
+def build(
+    runs: pd.DataFrame,
+    *,
+    planned: pd.DataFrame | None = None,
+    defaults: Defaults | None = None,
+    reference: str = REFERENCE,
+    control: str = CONTROL,
+    minimum_effect: Mapping[str, float] | None = None,
+    title: str = "",
+) -> Board:
+    """The board of a frame of runs (`qbench.results`), and of `planned` runs and skipped cells that it lacks.
+
+    `defaults` are the default parameters of methods and tasks by name: labels spell what differs from them, and the control is the
+    entrant of its method that has them all. `minimum_effect` is by task; without one it is a unit of the last digit that the metric prints.
+    """
+    data = tidy(runs, planned, defaults)
+    bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
+    parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in zip(bounds, bounds[1:], strict=False)]
+    builders = [
+        _Section(data, identity, part, (reference, control), minimum_effect or {}, defaults or {})
+        for identity, part in zip(data.sections, parts, strict=True)
+    ]
+    return Board(title, tuple(builder.build() for builder in builders), tuple(data.notes), len(data.rows["key"]))
+
+
+class _Section:
+    """One section, while it is put together."""
+
+    def __init__(
+        self,
+        data: Tidy,
+        identity: Mapping[str, Any],
+        rows: Part,
+        controls: tuple[str, str],
+        minimum_effect: Mapping[str, float],
+        defaults: Defaults,
+    ) -> None:
+        self.data, self.identity, self.defaults = data, identity, defaults
+        self.reference, self.control = controls
+        self.metric, self.unit, better = (self._word(name, rows) for name in ("metric", "unit", "better"))
+        self.better = better or "lower"
+        self.digits = int(_first(rows["digits"]) or 3)
+        self.effect = float(minimum_effect.get(identity["task"], 10.0**-self.digits))
+        self.notes: list[str] = []
+        self.parts: dict[Place, Part] = {}
+        self.rates: dict[Place, int] = {}
+        for place, part in _slices(rows):
+            self.parts[place], self.rates[place] = _best_rate(part, self.better)
+        self.scores = {place: _scores(part) for place, part in self.parts.items()}
+        self.columns = sorted({column for _, column in self.parts if column >= 0})
+        self.entrants = {n: data.entrants[n] for n in sorted({n for n, _ in self.parts})}
+        self.rivals = [n for n, e in self.entrants.items() if not e.reference]
+        self.fp = next((n for n, e in self.entrants.items() if e.reference and e.method == self.reference and e.plain), None)
+        self.rtn = next((n for n in self.rivals if self.entrants[n].method == self.control and self.entrants[n].plain), None)
+
+    def build(self) -> Section:
+        cells = {n: [self._cell(n, c) for c in ([-1] if e.reference else self.columns)] for n, e in self.entrants.items()}
+        for i, column in enumerate(self.columns):
+            self._mark_best(cells, i, column)
+        ranks = self._ranks(cells)
+        rows = [*self._missing(), *(self._row(n, cells[n], ranks.get(n)) for n in self.entrants)]
+        rows.sort(key=self._order)
+        columns = tuple(self._column(i, column, rows) for i, column in enumerate(self.columns))
+        self._say_levels(columns, rows)
+        self._say_rates()
+        return Section(
+            task=self.identity["task"],
+            size=self.identity["size"],
+            title=self._title(),
+            setting=self._setting(),
+            metric=self.metric,
+            unit=self.unit,
+            better=self.better,
+            digits=self.digits,
+            minimum_effect=self.effect,
+            seeds=max((cell.seeds for row in rows for cell in row.cells), default=0),
+            columns=columns,
+            rows=tuple(rows),
+            notes=tuple(self.notes),
+        )
+
+    # ---- cells ----
+
+    def _cell(self, entrant: int, column: int) -> Cell:
+        if (part := self.parts.get((entrant, column))) is None:
+            return Cell("absent")
+        finite = self.scores[entrant, column]
+        asked, failures = len(part["key"]), self._failures(part)
+        message = self._word("message", {"message": part["message"][~part["good"]]})
+        audits_failed = int(np.sum(part["audit_passed"] == 0))
+        notes: tuple[int, ...] = ()
+        if finite:
+            state: State = "ok" if len(finite) == asked else "partial"
+        else:
+            state = "failed" if set(failures) - set(NOT_RUN) else "skipped" if "skipped" in failures else "planned"
+        if state in ("partial", "failed", "skipped"):
+            notes = self._note(_why(failures, asked, "" if finite else message))
+        if audits_failed:
+            notes += self._note(f"† the audit of {audits_failed} of {asked} runs failed; `qbench show RUN` says what")
+        return Cell(
+            state=state,
+            seeds=len(finite),
+            asked=asked,
+            score=stats.mean_interval(list(finite.values())) if finite else None,
+            gap=self._gap(finite, column),
+            rr=_mean(part["rr_mean"]),
+            bits_per_weight=_mean(part["bits_per_weight"]),
+            levels=None if (levels := _first(part["levels"])) is None else int(levels),
+            lr=_first(part["lr"]),
+            rates=self.rates[entrant, column],
+            failures=failures,
+            message=message,
+            audits_failed=audits_failed,
+            notes=notes,
+            keys=tuple(str(key) for key in part["key"] if key),
+        )
+
+    def _gap(self, finite: Mapping[int, float], column: int) -> Estimate | None:
+        """Over the seeds that the entrant and both controls have."""
+        if self.fp is None or self.rtn is None or column < 0:
+            return None
+        fp, rtn = self.scores[self.fp, -1], self.scores.get((self.rtn, column), {})
+        seeds = [seed for seed in finite if seed in fp and seed in rtn]
+        return stats.gap_recovered([finite[s] for s in seeds], [rtn[s] for s in seeds], [fp[s] for s in seeds], self.better, self.effect)
+
+    def _failures(self, part: Part) -> dict[str, int]:
+        """What became of the runs that have no score. A finished run whose score is not finite has diverged."""
+        words = self.data.words["end"]
+        counts = Counter(words[code] for code in part["end"][~part["good"]])
+        return {word: n for word, n in sorted(Counter({"diverged": counts.pop("ok", 0)} | counts).items()) if n}
+
+    def _mark_best(self, cells: Mapping[int, list[Cell]], i: int, column: int) -> None:
+        fit = [n for n in self.rivals if cells[n][i].whole]
+        best = stats.clear_best([self.scores[n, column] for n in fit], self.better, self.effect)
+        if best is not None:
+            cells[fit[best]][i] = dataclasses.replace(cells[fit[best]][i], best=True)
+
+    def _ranks(self, cells: Mapping[int, Sequence[Cell]]) -> dict[int, tuple[int, int]]:
+        """Of the entrants whose every cell is whole, by the mean over columns within each seed."""
+        fit = [n for n in self.rivals if all(cell.whole for cell in cells[n])]
+        scores = []
+        for n in fit:
+            columns = [self.scores[n, c] for c in self.columns]
+            seeds = sorted(set.intersection(*map(set, columns)))
+            scores.append({seed: float(np.mean([scores[seed] for scores in columns])) for seed in seeds})
+        if len(fit) < 2 or len(set.intersection(*map(set, scores))) < RANKED_FROM:
+            return {}
+        return dict(zip(fit, stats.rank_ranges(scores, self.better, self.effect), strict=True))
+
+    # ---- rows and columns ----
+
+    def _row(self, n: int, cells: Sequence[Cell], rank: tuple[int, int] | None) -> Row:
+        e = self.entrants[n]
+        role: Literal["reference", "control", ""] = "reference" if e.reference else "control" if e.method == self.control else ""
+        return Row(e.label, e.method, e.version, e.params, e.reconstructed, role, n in (self.fp, self.rtn), tuple(cells), self._cost(n), rank)
+
+    def _missing(self) -> list[Row]:
+        """The controls that are not there, as rows that say so."""
+        rows = []
+        if self.fp is None:
+            note = self._note(f"no full precision here, so no gap is shown: add {self.reference} to the sweep")
+            rows.append(Row(self.reference, self.reference, 0, "", False, "reference", True, (Cell("absent", notes=note),), Cost()))
+        if self.rtn is None and self.columns:
+            kin = [self.entrants[n].label for n in self.rivals if self.entrants[n].method == self.control]
+            only = f" ({', '.join(kin)} will not do)" if kin else ""
+            note = self._note(f"no {self.control} with default parameters{only}, so no gap is shown: add {self.control} to the sweep")
+            cells = tuple(Cell("absent", notes=note) for _ in self.columns)
+            rows.append(Row(self.control, self.control, 0, "", False, "control", True, cells, Cost()))
+        return rows
+
+    def _order(self, row: Row) -> tuple[Any, ...]:
+        """Full precision, the family of the control, whole rows by their mean, the others by name. Not a ranking."""
+        means = [cell.score.value for cell in row.cells if cell.score]
+        whole = len(means) == len(row.cells)
+        merit = float(np.mean(means)) * (-1 if self.better == "higher" else 1) if whole and not row.role else 0.0
+        return (row.role != "reference", row.role != "control", not row.main, not whole, merit, row.entrant, row.params)
+
+    def _cost(self, entrant: int) -> Cost:
+        own = {name: np.concatenate([part[name][part["good"]] for (n, _), part in self.parts.items() if n == entrant]) for name in _COST}
+        ratios = np.full(len(own["step_s_median"]), np.nan)
+        if self.fp is not None:
+            fp = self.parts[self.fp, -1]
+            for device in np.unique(own["device_name"]):
+                base = _finite(fp["step_s_median"][fp["good"] & (fp["device_name"] == device)])
+                here = own["device_name"] == device
+                if len(base) and np.median(base) > 0:
+                    ratios[here] = own["step_s_median"][here] / np.median(base)
+        ratios, train, peak, audits = (_finite(x) for x in (ratios, own["train_s"], own["peak_memory_bytes"], own["audit_passed"]))
+        return Cost(
+            step_ratio=float(np.median(ratios)) if len(ratios) else None,
+            step_runs=len(ratios),
+            train_s=float(np.median(train)) if len(train) else None,
+            peak_memory_bytes=int(peak.max()) if len(peak) else None,
+            audits=len(audits),
+            audits_failed=int(np.sum(audits == 0)),
+        )
+
+    def _column(self, i: int, column: int, rows: Sequence[Row]) -> Column:
+        cells = [row.cells[i] for row in rows if not row.spans]
+        bits = sorted({round(c.bits_per_weight, 3) for c in cells if c.bits_per_weight is not None})
+        levels = sorted({c.levels for c in cells if c.levels is not None})
+        return Column(self.data.columns[column], tuple(levels), tuple(dict.fromkeys((*bits[:1], *bits[-1:]))))
+
+    # ---- words ----
+
+    def _say_levels(self, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+        for i, column in enumerate(columns):
+            if len(column.levels) > 1:
+                names = {n: [row.entrant for row in rows if not row.spans and row.cells[i].levels == n] for n in column.levels}
+                each = "; ".join(f"{n} for {', '.join(who)}" for n, who in names.items())
+                self._note(f"{column.format} does not compare equal numbers of levels: {each}")
+
+    def _say_rates(self) -> None:
+        counts = set(self.rates.values())
+        if len(counts) > 1:
+            self._note("learning rates: the best on validation, of unequal numbers of trials")
+        elif max(counts, default=1) > 1:
+            self._note(f"learning rates: the best on validation, of {max(counts)} for everyone")
+
+    def _title(self) -> str:
+        task = self.identity["task"]
+        peers = [parameters(s["task_params"]) for s in self.data.sections if s["task"] == task]
+        other = unusual(parameters(self.identity["task_params"]), self.defaults.get(task), peers)
+        return f"{task}{f' ({spell(other)})' if other else ''}/{self.identity['size']}"
+
+    def _setting(self) -> str:
+        """Start and budget, and of the rest of the recipe what tells this section from the others of its task and size."""
+        own, task = self.identity, (self.identity["task"], self.identity["size"])
+        steps, batch = ("" if np.isnan(own[name]) else f"{own[name]:g}" for name in ("steps", "batch"))
+        peers = [parameters(s["recipe"]) for s in self.data.sections if (s["task"], s["size"]) == task]
+        rest = {k: v for k, v in unusual(parameters(own["recipe"]), None, peers).items() if k not in ("steps", "batch")}
+        words = (own["start"] and f"start {own['start']}", steps and f"{steps} steps", batch and f"batch {batch}", spell(rest))
+        return ", ".join(filter(None, words))
+
+    def _word(self, name: str, rows: Part) -> str:
+        """The first word of a column that is not empty."""
+        codes = rows[name][rows[name] > 0]
+        return self.data.words[name][codes[0]] if len(codes) else ""
+
+    def _note(self, text: str) -> tuple[int, ...]:
+        if text not in self.notes:
+            self.notes.append(text)
+        return (self.notes.index(text) + 1,)
+
+
+_COST = ("step_s_median", "device_name", "train_s", "peak_memory_bytes", "audit_passed")
+
+
+def _slices(rows: Part) -> list[tuple[Place, Part]]:
+    """The rows of each entrant and column, which lie together."""
+    entrant, column = rows["entrant"], rows["column"]
+    starts = np.flatnonzero(np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])]) if len(entrant) else []
+    ends = [*starts[1:], len(entrant)]
+    return [((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()}) for i, j in zip(starts, ends, strict=True)]
+
+
+def _best_rate(part: Part, better: str) -> tuple[Part, int]:
+    """The runs at the learning rate with the fewest failures and the best validation; and how many rates there were."""
+    rates = np.unique(_finite(part["lr"]))
+    if len(rates) < 2:
+        return part, 1
+
+    def merit(rate: float) -> tuple[float, float, float]:
+        here = part["lr"] == rate
+        validation = _mean(part["validation"][here])
+        worst = np.inf if validation is None else -validation if better == "higher" else validation
+        return (float(np.mean(~part["good"][here])), worst, rate)
+
+    chosen = part["lr"] == min(rates, key=merit)
+    return {name: column[chosen] for name, column in part.items()}, len(rates)
+
+
+def _scores(part: Part) -> dict[int, float]:
+    """Finite scores by seed, in their order; of two runs with one seed, the first by key."""
+    good = part["good"] & np.isfinite(part["seed"])
+    found: dict[int, float] = {}
+    for seed, score in zip(part["seed"][good].tolist(), part["packed"][good].tolist(), strict=True):
+        found.setdefault(int(seed), score)
+    return found
+
+
+def _why(failures: Mapping[str, int], asked: int, message: str) -> str:
+    if set(failures) == {"skipped"} and message:
+        return f"skipped: {message}"
+    counts = ", ".join(f"{n} of {asked} {word}" for word, n in failures.items())
+    return f"{counts}: {message}" if message else counts
+
+
+def _finite(values: Array) -> Array:
+    return values[np.isfinite(values)]
+
+
+def _mean(values: Array) -> float | None:
+    good = _finite(values)
+    return float(good.mean()) if len(good) else None
+
+
+def _first(values: Array) -> float | None:
+    good = _finite(values)
+    return float(good[0]) if len(good) else None

@@ -1,0 +1,95 @@
+"""The method contract: what an author writes.
+
+A method is a set of hyper-parameters (its fields, by name, with the paper's defaults) and the hooks that the one
+training loop calls. Only `quantizer` must be written. A hook that is not overridden does nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from qbench.formats import Site
+from qbench.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from qbench.run import Run
+    from qbench.task import Batch
+
+Provenance = Literal["paper", "reconstructed"]
+
+
+@dataclass
+class Method:
+    """A way to train a quantized network. Subclasses are final dataclasses; share by functions, not by inheritance."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    provenance: ClassVar[Provenance] = "paper"
+    quantizes: ClassVar[bool] = True
+    """False: full precision, so formats and granularities do not multiply its runs."""
+    after: ClassVar[str | None] = None
+    """A post-training method names the method whose finished run it takes; it is not trained again."""
+    bundles: ClassVar[bool] = True
+    """False: one quantizer a site, for a method that treats sites of one shape differently."""
+
+    def quantizer(self, site: Site) -> Quantizer | None:
+        """The one thing an author must write; None leaves the site in full precision."""
+        raise NotImplementedError(f"{type(self).__name__} has no quantizer")
+
+    def unsupported(self, site: Site) -> str | None:
+        """A sentence if the method has no rule for the site: the cell is skipped and the table says why."""
+        return None
+
+    def check(self) -> str | None:
+        """A sentence if a hyper-parameter is out of its domain: refused before anything trains."""
+        return None
+
+    def prepare(self, run: Run, batches: list[Batch]) -> None:
+        """Ranges from training data, before the first step."""
+
+    def param_groups(self, run: Run) -> Mapping[str, list[nn.Parameter]]:
+        """Groups of the quantizers' own parameters beside the default one (`quantizer`), by name. Never weight decay."""
+        return {}
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        """Schedules read run.progress here."""
+
+    def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """The whole objective in named terms; they are summed, and logged by name."""
+        return {"task": run.problem.loss(output, batch)}
+
+    def step(self, run: Run, batch: Batch) -> dict[str, Tensor]:
+        """The escape hatch for methods of several passes: leaves gradients in `.grad` and returns the terms."""
+        return run.backward(batch)
+
+    def after_backward(self, run: Run) -> None:
+        """Once a step, on the accumulated gradient, before clipping."""
+
+    def after_step(self, run: Run) -> None:
+        """Projections, re-assignment, pulls."""
+
+    def metrics(self, run: Run) -> dict[str, float]:
+        """Numbers of the method's own to record in the curve."""
+        return {}
+
+    def finalize(self, run: Run, batches: list[Batch]) -> None:
+        """Fold extras and calibrate what is left, so that grids and codes say it all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the model, the quantizers and the optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, f"{self.name} saved {sorted(state)} and does not load it"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The hyper-parameters by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

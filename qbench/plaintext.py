@@ -1,0 +1,195 @@
+"""A board as words, Markdown and CSV: the same to the byte for the same rows. The terminal's tables (`render`) use the same words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from qbench import text
+from qbench.board import Board, Cell, Column, Cost, Row, Section
+from qbench.leaderboard import RANKED_FROM
+from qbench.stats import CONFIDENCE
+
+DITTO = '"'
+NONE = "–"
+
+
+# ---- words ----
+
+
+def score(cell: Cell, digits: int) -> str:
+    """`0.101 ± 0.006`, or what became of the cell."""
+    if cell.score is None:
+        reasons = " ".join(name for name in cell.failures if name != "skipped") or cell.state
+        return {"absent": "not asked", "skipped": "skipped", "planned": reasons}.get(cell.state, reasons)
+    half = cell.score.half
+    return text.number(cell.score.value, digits) + ("" if half is None else f" ± {text.number(half, digits)}")
+
+
+def gap(cell: Cell) -> str:
+    """`88 % [65, 101]`, or “–” where full precision is not clearly above rounding."""
+    if cell.gap is None:
+        return NONE
+    value = f"{100 * cell.gap.value + 0.0:.0f} %"
+    if cell.gap.low is None or cell.gap.high is None or cell.gap.low == cell.gap.high:
+        return value
+    return f"{value} [{100 * cell.gap.low + 0.0:.0f}, {100 * cell.gap.high + 0.0:.0f}]"
+
+
+def marks(cell: Cell) -> str:
+    return ("†" if cell.audits_failed else "") + " ".join(text.superscript(n) for n in cell.notes)
+
+
+def name(row: Row, longest: int = 60) -> str:
+    return text.plain(row.entrant, longest) + (" (reconstructed)" if row.reconstructed else "")
+
+
+def rank(row: Row) -> str:
+    """`1`, `2–4`, or nothing."""
+    return text.span(tuple(map(float, row.rank))) if row.rank else ""
+
+
+def rr(cell: Cell, digits: int) -> str:
+    return NONE if cell.rr is None else text.number(cell.rr, digits)
+
+
+def head_lines(column: Column) -> list[str]:
+    """`3 levels`, `2.25 bits`: scales and offsets counted."""
+    counts, weights = text.span(tuple(float(n) for n in column.levels)), text.span(column.bits_per_weight, ".3g")
+    return [f"{counts} levels"] * bool(counts) + [f"{weights} bits"] * bool(weights)
+
+
+def heading(section: Section) -> str:
+    unit = f" ({section.unit})" if section.unit else ""
+    return f"{section.title}: {section.metric}{unit}, {section.better} is better"
+
+
+def ranking(section: Section) -> str:
+    """What the rows' order means."""
+    ranked = any(row.rank for row in section.rows)
+    few = f"unranked ({section.seeds} seed{'s' * (section.seeds != 1)}; ranks need {RANKED_FROM})"
+    return "ranks are ranges" if ranked else few if section.seeds < RANKED_FROM else "unranked (no two whole rows share their seeds)"
+
+
+def details(section: Section) -> str:
+    return "; ".join(filter(None, (section.setting, ranking(section), f"minimum effect {section.minimum_effect:g}")))
+
+
+def costs(cost: Cost) -> list[str]:
+    """`1.25 ×`, `1.5 s`, `134 MB`: as far as known."""
+    return [
+        NONE if cost.step_ratio is None else f"{cost.step_ratio:.2f} ×",
+        NONE if cost.train_s is None else text.seconds(cost.train_s),
+        NONE if cost.peak_memory_bytes is None else text.size(cost.peak_memory_bytes),
+    ]
+
+
+def legend(board: Board) -> list[str]:
+    """How to read the tables, once for all of them."""
+    percent = f"{100 * CONFIDENCE:.0f} %"
+    return [
+        f"Score: mean over seeds ± its {percent} t interval, of the packed artefact. Below it the gap recovered, (m − rtn)/(fp − rtn), with its Fieller interval;"
+        f" {NONE} where fp is not clearly above rtn, or by less than the minimum effect.",
+        f"Best (bold): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed seed or audit never is.",
+        "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
+        f"Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory. {NONE}: not trained, or not known.",
+        *(text.markdown(note) for note in board.notes),
+    ]
+
+
+COSTS = ("step / fp", "training", "memory")
+
+
+# ---- Markdown ----
+
+
+def to_markdown(board: Board) -> str:
+    """The board as a page of Markdown."""
+    lines = [f"# {text.markdown(board.title or 'Board')}", ""]
+    if not board.sections:
+        lines += ["No runs yet.", ""]
+    for section in board.sections:
+        lines += _markdown_section(section)
+    lines += [f"- {line}" for line in legend(board)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_section(section: Section) -> Iterator[str]:
+    ranked = any(row.rank for row in section.rows)
+    heads = [text.markdown(c.format) + (f" ({', '.join(inner)})" if (inner := head_lines(c)) else "") for c in section.columns] or ["fp32"]
+    yield from (f"## {text.markdown(heading(section))}", "", f"{text.markdown(details(section), 1000)}.", "")
+    yield _line(["method", *(["rank"] if ranked else []), *heads, *COSTS])
+    yield _line(["---"] * (1 + ranked + len(heads) + len(COSTS)))
+    for row in section.rows:
+        cells = [_markdown_cell(cell, section.digits, not row.spans) for cell in row.cells]
+        cells += [DITTO] * (len(heads) - len(cells))
+        yield _line([text.markdown(name(row)), *([rank(row)] if ranked else []), *cells, *costs(row.cost)])
+    yield ""
+    if section.notes:
+        yield from (f"{text.superscript(n)} {text.markdown(note)}  " for n, note in enumerate(section.notes, 1))
+        yield ""
+
+
+def _markdown_cell(cell: Cell, digits: int, with_gap: bool) -> str:
+    value = score(cell, digits)
+    value = f"**{value}**" if cell.best else value
+    return value + marks(cell) + (f"<br>{gap(cell)}" if with_gap and cell.score else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+# ---- CSV ----
+
+CELLS = (
+    "task", "size", "setting", "metric", "unit", "better", "entrant", "method", "version", "params", "provenance", "control", "format", "levels", "bits_per_weight",
+    "state", "seeds", "asked", "mean", "low", "high", "gap", "gap_low", "gap_high", "rr_mean", "lr", "rates", "best", "rank_first", "rank_last", "step_ratio",
+    "train_s", "peak_memory_bytes", "audits_failed", "failures", "notes", "runs",
+)  # fmt: skip
+
+
+def to_csv(board: Board) -> str:
+    """A line for each cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CELLS)
+    for section in board.sections:
+        for row in section.rows:
+            formats = ["fp32"] if row.spans else [c.format for c in section.columns]
+            for fmt, cell in zip(formats, row.cells, strict=True):
+                writer.writerow([_csv_value(x) for x in _csv_line(section, row, fmt, cell)])
+    return out.getvalue()
+
+
+def _csv_line(section: Section, row: Row, fmt: str, c: Cell) -> list[Any]:
+    s, g, cost = c.score, c.gap, row.cost
+    return [
+        section.task, section.size, ", ".join(filter(None, (section.title, section.setting))), section.metric, section.unit, section.better, row.entrant, row.method, row.version, row.params,
+        "reconstructed" if row.reconstructed else "paper", row.role, fmt, c.levels, c.bits_per_weight, c.state, c.seeds, c.asked,
+        s and s.value, s and s.low, s and s.high, g and g.value, g and g.low, g and g.high, c.rr, c.lr, c.rates, int(c.best),
+        row.rank and row.rank[0], row.rank and row.rank[1], cost.step_ratio, cost.train_s, cost.peak_memory_bytes, c.audits_failed,
+        "; ".join(f"{n} {reason}" for reason, n in c.failures.items()), "; ".join(section.notes[n - 1] for n in c.notes), " ".join(c.keys),
+    ]  # fmt: skip
+
+
+def _csv_value(x: object) -> str:
+    return "" if x is None else f"{x:.12g}" if isinstance(x, float) else str(x) if isinstance(x, int) else text.cell(x)
+
+
+def runs_csv(frame: pd.DataFrame) -> str:
+    """A line for each run, in the order of keys and attempts. `read_runs_csv` gives the frame back, and so the board."""
+    by = [column for column in ("key", "attempt") if column in frame]
+    safe = frame.sort_values(by, kind="stable") if by else frame
+    texts = {c: safe[c].map(text.cell, na_action="ignore") for c in safe if safe[c].dtype == object or pd.api.types.is_string_dtype(safe[c])}
+    return str(safe.assign(**texts).to_csv(index=False, lineterminator="\n"))
+
+
+def read_runs_csv(source: Any) -> pd.DataFrame:
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False)
+    texts = {c: frame[c].map(text.uncell, na_action="ignore") for c in frame if pd.api.types.is_string_dtype(frame[c])}
+    return frame.assign(**texts)

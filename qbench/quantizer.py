@@ -1,0 +1,196 @@
+"""Quantizer: what a method makes for a site. Quantized layers: where a network keeps one.
+
+A quantizer sees its tensor as `(…, rows, columns)`: a weight as outputs × inputs, a layer's input as samples × features.
+Axes in front are sites of one shape or runs of one kind, quantized side by side; it reduces over the last two only,
+so that one call serves them all and each gets the same bits as alone.
+
+Weights are quantized once a step, not once a forward pass: `Bundle.refresh` stacks the sites of one shape, calls the quantizer,
+and hands each layer its part as a leaf of the graph. The network's backward leaves a gradient there, and `Bundle.pull_back`
+sends it through the quantizer to the weights. Several micro-batches, probes of the discretised weights and
+second passes over one batch all find the same leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench.formats import Site
+from qbench.grid import Grid, widen
+from qbench.noise import key_of, uniform
+
+
+class Quantizer(nn.Module):
+    """The levels of one site and the rule by which a network is trained on them."""
+
+    key: Tensor
+    step: Tensor
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+        lead = site.shape[:-2] if site.role == "weight" else ()
+        self.register_buffer("key", torch.zeros(*lead, 1, 1, dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def reset(self, x: Tensor) -> None:
+        """First look at the tensor: initialise learned ranges. An input is shown several batches, one call each."""
+
+    def forget(self) -> None:
+        """Before a new round of `reset`: drop what earlier ones gathered."""
+
+    def grid(self, x: Tensor) -> Grid:
+        """The levels `x` would ship on now."""
+        raise NotImplementedError
+
+    def relax(self, x: Tensor) -> Tensor:
+        """What the network computes with while training; the gradient rule lives here."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        if "forward" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} overrides forward; write relax (training) and grid (shipping) instead")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = widen(x)
+        return self.relax(x) if self.training else self.grid(x).snap(x)
+
+    @final
+    def draw(self, x: Tensor, stream: int = 0) -> Tensor:
+        """Uniform numbers in [0, 1) of the shape of `x`: a function of the run's seed, the site, the step and the stream."""
+        return uniform(self.key + stream, self.step, tuple(x.shape))
+
+    @final
+    def seed(self, seed: int, names: list[str]) -> None:
+        """Key the draws by the run's seed and the sites' names."""
+        keys = torch.tensor([key_of(seed, name) for name in names], dtype=torch.int64)
+        self.key.copy_(keys.view(self.key.shape))
+
+
+class QuantLayer(nn.Module):
+    """A layer with one weight that a method may quantize, and an input that it may.
+
+    `used` is the weight that the forward pass computes with: what the quantizer made of it, or the weight itself.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    input_rank = 1  # trailing axes of one sample at the input
+
+    def __init__(self, unsigned_input: bool = False) -> None:
+        super().__init__()
+        self.unsigned_input = unsigned_input
+        self.used: Tensor | None = None
+        self.quantize_input: Callable[[Tensor], Tensor] | None = None
+
+    def see_input_through(self, quantize: Callable[[Tensor], Tensor] | None) -> None:
+        """Quantize the input from now on. The quantizer stays outside the module tree: it belongs to the run, not to the model."""
+        object.__setattr__(self, "quantize_input", quantize)
+
+    @property
+    def effective(self) -> Tensor:
+        return self.weight if self.used is None else self.used
+
+    def matrix(self) -> Tensor:
+        """The weight as (…, outputs, inputs)."""
+        return self.weight
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self.weight.shape)
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """The input as the layer computes with it: seen by the quantizer as samples × features."""
+        if self.quantize_input is None:
+            return x
+        lead = self.matrix().dim() - 2
+        rows = x.flatten(lead + 1) if self.input_rank > 1 else x.flatten(lead, -2)
+        return self.quantize_input(rows).view(x.shape)
+
+
+class QuantLinear(QuantLayer):
+    """`x Wᵀ + b`. With leading axes of runs in the weight, `x` carries the same ones first."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, unsigned_input: bool = False) -> None:
+        super().__init__(unsigned_input)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self.quantized(x), self.effective
+        if weight.dim() == 2:
+            return F.linear(x, weight, self.bias)
+        lead = weight.dim() - 2
+        y = x.flatten(lead, -2) @ weight.mT
+        if self.bias is not None:
+            y = y + self.bias.unsqueeze(-2)
+        return y.unflatten(lead, x.shape[lead:-1])
+
+
+class QuantConv2d(QuantLayer):
+    """A convolution over (…, batch, channels, height, width); runs side by side are groups of one convolution."""
+
+    input_rank = 3
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True, unsigned_input: bool = False) -> None:
+        super().__init__(unsigned_input)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.stride, self.padding = stride, kernel // 2
+
+    def matrix(self) -> Tensor:
+        return self.weight.flatten(-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self.quantized(x), self.effective
+        if weight.dim() == 4:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        runs = weight.shape[0]
+        bias = None if self.bias is None else self.bias.flatten()
+        y = F.conv2d(x.transpose(0, 1).flatten(1, 2), weight.flatten(0, 1), bias, self.stride, self.padding, groups=runs)
+        return y.unflatten(1, (runs, -1)).transpose(0, 1)
+
+
+class Bundle:
+    """Weight sites of one shape under one quantizer, quantized together."""
+
+    def __init__(self, names: list[str], layers: list[QuantLayer], quantizer: Quantizer) -> None:
+        self.names, self.layers, self.quantizer = names, layers, quantizer
+        self.call: Callable[[Tensor], Tensor] = quantizer
+        """The quantizer as training calls it: itself, or compiled."""
+        self.leaf: Tensor | None = None
+        self.source: Tensor | None = None
+
+    def stack(self) -> Tensor:
+        """The weights side by side, (sites, …, rows, columns)."""
+        return torch.stack([layer.matrix() for layer in self.layers])
+
+    def refresh(self, quantize: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Quantize the weights as they are now and hand each layer its part."""
+        self.source = (self.call if quantize is None else quantize)(self.stack())
+        self.leaf = self.source.detach().requires_grad_(self.source.requires_grad)
+        for layer, part in zip(self.layers, self.leaf.unbind(), strict=True):
+            layer.used = layer.as_weight(part)
+
+    def pull_back(self) -> None:
+        """Send the gradient that the leaf has gathered through the quantizer to the weights."""
+        assert self.source is not None and self.leaf is not None
+        if self.leaf.grad is not None:
+            self.source.backward(self.leaf.grad)
+        self.release()
+
+    def release(self) -> None:
+        """Back to the weights as they are."""
+        self.source = self.leaf = None
+        for layer in self.layers:
+            layer.used = None
+
+    def grids(self) -> Iterator[tuple[str, QuantLayer, Grid]]:
+        """Each site's name, layer and the grid it would ship on."""
+        with torch.no_grad():
+            grid = self.quantizer.grid(widen(self.stack()))
+        for index, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            yield name, layer, grid[index]

@@ -1,0 +1,114 @@
+"""The files of a run, which are the truth; everything else is an index of them.
+
+    <results>/runs/<key[:2]>/<key>/<attempt>/
+        spec.json       the resolved configuration (config.RunConfig), its key is its hash
+        env.json        versions, machine, commit
+        curve.jsonl     a line now and then while training
+        checkpoint      where to go on from, while there is no result
+        export/         the packed artefact: weights.safetensors with a JSON header
+        result.json     written last, in one rename: its presence means that the attempt is over
+
+An attempt is a number from 1. `state` in result.json is `ok` or `failed` with a `reason`; an attempt without result.json is
+running or lost. A number that is not finite is written as null, with its kind (`nan`, `inf`, `-inf`) under `kinds`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REASONS = ("oom", "diverged", "timeout", "signal", "data", "plugin", "eval")
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The folder of one attempt at a run."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curve.jsonl"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """`spec`, `env` or `result`; None where the file is missing or cut short."""
+        try:
+            data = json.loads((self.folder / f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return data if isinstance(data, dict) else None
+
+    def write(self, name: str, data: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def attempts(results: Path, key: str) -> list[Attempt]:
+    """The attempts at a run, oldest first."""
+    home = results / "runs" / key[:2] / key
+    numbers = sorted(int(d.name) for d in home.iterdir() if d.name.isdigit()) if home.is_dir() else []
+    return [Attempt(home / str(n)) for n in numbers]
+
+
+def new_attempt(results: Path, key: str) -> Attempt:
+    done = attempts(results, key)
+    attempt = Attempt(results / "runs" / key[:2] / key / str(done[-1].number + 1 if done else 1))
+    attempt.folder.mkdir(parents=True)
+    return attempt
+
+
+def all_attempts(results: Path) -> Iterator[Attempt]:
+    """Every attempt in a results folder, in the order of keys."""
+    root = results / "runs"
+    if not root.is_dir():
+        return
+    for shelf in sorted(root.iterdir()):
+        for home in sorted(shelf.iterdir()) if shelf.is_dir() else ():
+            if _KEY.fullmatch(home.name):
+                yield from attempts(results, home.name)
+
+
+def finite(numbers: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Numbers as JSON can hold them, and the kinds of those that are not finite."""
+    kinds = {name: _kind(x) for name, x in numbers.items() if not math.isfinite(x)}
+    return {name: None if name in kinds else x for name, x in numbers.items()}, kinds
+
+
+def _kind(x: float) -> str:
+    return "nan" if math.isnan(x) else "inf" if x > 0 else "-inf"
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """The whole file or none of it: a temporary name beside it, fsync, rename."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(scratch, "wb") as f:
+            f.write(text.encode() if isinstance(text, str) else text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

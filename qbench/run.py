@@ -1,0 +1,232 @@
+"""Run: one training run as a method sees it, with the method's quantizers attached to the problem's model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qbench.config import RunConfig
+from qbench.formats import Site
+from qbench.grid import Grid, widen
+from qbench.quantizer import Bundle, QuantLayer, Quantizer
+from qbench.task import Batch, Problem
+
+if TYPE_CHECKING:
+    from qbench.method import Method
+
+__all__ = ["Batch", "Run", "attach", "frozen_copy", "sites"]
+
+INPUT = ".input"
+
+
+@dataclass
+class Run:
+    """What a run offers to a method."""
+
+    problem: Problem
+    method: Method
+    seed: int
+    steps: int
+    bundles: list[Bundle] = field(default_factory=list)
+    inputs: dict[str, Quantizer] = field(default_factory=dict)
+    """Quantizers of the layers' inputs, by the name of the layer."""
+    declared: list[str] = field(default_factory=list)
+    """The sites that the board quantizes."""
+    declined: list[str] = field(default_factory=list)
+    """Those that the method leaves in full precision."""
+    reference: nn.Module | None = None
+    """The frozen full-precision network that the run started from; None from scratch."""
+    step: int = 0
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Multipliers of the learning rate by parameter group; read again each step."""
+    optimizer: torch.optim.Optimizer | None = None
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    """All that is trained, the model's and the quantizers'."""
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.network: nn.Module = self.problem.model
+        """The model as it is called: itself, or compiled."""
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the run that is done, 0 at the first step."""
+        return self.step / self.steps
+
+    @property
+    def model(self) -> nn.Module:
+        return self.problem.model
+
+    @property
+    def labels_per_step(self) -> int:
+        """Independent labels in a step: what an empirical Fisher must be multiplied by."""
+        return self.problem.labels_per_step
+
+    def quantizers(self) -> Iterator[Quantizer]:
+        yield from (bundle.quantizer for bundle in self.bundles)
+        yield from self.inputs.values()
+
+    def second_moment(self, parameter: nn.Parameter) -> Tensor | None:
+        """The optimizer's running mean of the squared gradient, where it keeps one."""
+        moment = self.optimizer.state.get(parameter, {}).get("exp_avg_sq") if self.optimizer else None
+        return moment if isinstance(moment, Tensor) else None
+
+    def probe_batches(self, count: int) -> list[Batch]:
+        """Training data outside the data order."""
+        return [self.problem.batch(-1 - index) for index in range(count)]
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""
+        totals: dict[str, Tensor] = {}
+        for bundle in self.bundles:
+            bundle.refresh()
+        for part in batch.split(self.accumulate):
+            share = part.count / batch.count
+            with torch.autocast(part.device.type, self.autocast, enabled=self.autocast is not None):
+                output = self.network(part.inputs)
+                terms = self.method.losses(self, output, part)
+            (sum(term.sum() for term in terms.values()) * share).backward()  # type: ignore[union-attr]
+            for name, term in terms.items():
+                value = term.detach() * share
+                totals[name] = totals[name] + value if name in totals else value
+        for bundle in self.bundles:
+            bundle.pull_back()
+        return totals
+
+    def curvature(self, bundle: Bundle, batches: Iterable[Batch]) -> Tensor:
+        """The diagonal of the loss's Hessian in a bundle's weights: exact where the task knows it, an empirical Fisher elsewhere."""
+        exact = [self.problem.hessian_diagonal(layer) for layer in bundle.layers]
+        if all(h is not None for h in exact):
+            return torch.stack([h for h in exact if h is not None])
+        total = torch.zeros_like(bundle.stack())
+        weights = [layer.weight for layer in bundle.layers]
+        for batch in batches:
+            loss = self.problem.loss(self.model(batch.inputs), batch)
+            grads = torch.autograd.grad(loss, weights)
+            total += torch.stack([g.reshape(layer.matrix().shape) for g, layer in zip(grads, bundle.layers, strict=True)]).square_()
+        return total * self.labels_per_step
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Show every quantizer of an input its tensor, in a network whose weights are snapped and whose inputs are not."""
+        if not self.inputs:
+            return
+        layers = self.problem.layers()
+        with self.shipped(), torch.no_grad():
+            for name, quantizer in self.inputs.items():
+                quantizer.forget()
+                layers[name].see_input_through(_look(quantizer))
+            for batch in batches:
+                self.model(batch.inputs)
+        for name, quantizer in self.inputs.items():
+            layers[name].see_input_through(quantizer)
+
+    @contextmanager
+    def shipped(self, compiled: bool = False) -> Iterator[None]:
+        """The network as it would ship: eval mode, weights and inputs snapped (eagerly: a compiler may fuse a product and a sum)."""
+        with self._evaluating(), torch.no_grad():
+            for bundle in self.bundles:
+                bundle.refresh(bundle.call if compiled else bundle.quantizer)
+            yield
+
+    @contextmanager
+    def latent(self) -> Iterator[None]:
+        """The network in full precision, on the latent weights."""
+        layers = self.problem.layers()
+        with self._evaluating(), torch.no_grad():
+            for name in self.inputs:
+                layers[name].see_input_through(None)
+            yield
+        for name, quantizer in self.inputs.items():
+            layers[name].see_input_through(quantizer)
+
+    @contextmanager
+    def rounded_randomly(self, draw: int) -> Iterator[None]:
+        """The network as it would ship, but each weight on a neighbouring level by a coin whose mean is the weight."""
+        with self._evaluating(), torch.no_grad():
+            for bundle in self.bundles:
+                bundle.refresh(lambda x, q=bundle.quantizer: q.grid(widen(x)).snap_randomly(x, q.draw(x, -1 - draw)))  # type: ignore[misc]
+            yield
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modules = [self.model, *self.quantizers()]
+        before = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for bundle in self.bundles:
+                bundle.release()
+            for module, training in zip(modules, before, strict=True):
+                module.train(training)
+
+    def grids(self) -> Iterator[tuple[str, QuantLayer, Grid]]:
+        """Every weight site's name, layer and the grid it would ship on."""
+        for bundle in self.bundles:
+            yield from bundle.grids()
+
+
+def _look(quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
+    def look(x: Tensor) -> Tensor:
+        quantizer.reset(widen(x))
+        return x
+
+    return look
+
+
+def sites(problem: Problem, config: RunConfig) -> list[Site]:
+    """The tensors that a run quantizes: the weights of the task's layers, and their inputs where the board asks for it."""
+    found = []
+    for name, layer in problem.layers().items():
+        if config.weights:
+            found.append(Site(name, "weight", config.weights.format, config.weights.granularity, tuple(layer.matrix().shape)))
+        if config.activations:
+            shape = (1, layer.matrix().shape[-1])
+            a = config.activations
+            found.append(Site(name + INPUT, "activation", a.format, a.granularity, shape, layer.unsigned_input))
+    return found
+
+
+def attach(problem: Problem, method: Method, config: RunConfig) -> Run:
+    """A run with the method's quantizers in place. Weight sites of one shape share a quantizer, unless the method wants one each."""
+    run = Run(problem, method, config.seed, config.recipe.steps)
+    layers = problem.layers()
+    stacks: dict[object, list[Site]] = {}
+    for site in sites(problem, config):
+        run.declared.append(site.name)
+        if site.role == "weight":
+            stacks.setdefault(site.shape if method.bundles else site.name, []).append(site)
+        elif (quantizer := method.quantizer(site)) is None:
+            run.declined.append(site.name)
+        else:
+            name = site.name.removesuffix(INPUT)
+            quantizer.seed(config.seed, [site.name])
+            run.inputs[name] = quantizer
+            layers[name].see_input_through(quantizer)
+    for stack in stacks.values():
+        names = [site.name for site in stack]
+        if (quantizer := method.quantizer(stack[0].stacked(",".join(names), len(names)))) is None:
+            run.declined += names
+        else:
+            quantizer.seed(config.seed, names)
+            run.bundles.append(Bundle(names, [layers[name] for name in names], quantizer))
+    device = next(problem.model.parameters()).device
+    clock = torch.zeros((), dtype=torch.int64, device=device)
+    for quantizer in run.quantizers():
+        quantizer.to(device)
+        quantizer.step = clock
+    return run
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy that never changes: the reference of a run that starts from a trained network."""
+    reference = copy.deepcopy(model).eval()
+    return reference.requires_grad_(False)

@@ -1,0 +1,76 @@
+"""What has become of a run, read from its folder: the files are the truth.
+
+    cached    finished; or diverged, which is an outcome and not a mishap
+    failed    the latest attempt ended with another reason; it is tried again
+    lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
+    new       never tried
+    skipped   its method has no rule for it
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qbench.record import Attempt, attempts
+
+State = Literal["new", "cached", "failed", "lost", "skipped"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The state of a run, the attempt that decides it (the one to go on from, where it is lost) and what that one says."""
+
+    state: State
+    attempt: Attempt | None = None
+    reason: str | None = None
+    """Of a failure, divergence included."""
+    message: str | None = None
+
+    @property
+    def diverged(self) -> bool:
+        return self.state == "cached" and self.reason is not None
+
+
+NEW = Standing("new")
+
+
+def standing(results: Path, key: str) -> Standing:
+    """The best that a run has come to in any attempt."""
+    tried = attempts(results, key)[::-1]
+    if not tried:
+        return NEW
+    found = [standing_of(attempt, attempt.read("result")) for attempt in tried]
+    cached = [s for s in found if s.state == "cached"]
+    if cached:
+        return next((s for s in cached if not s.diverged), cached[0])
+    resumable = next((a for a in tried if a.checkpoint.exists()), tried[0])
+    return Standing("lost", resumable) if found[0].state == "lost" else found[0]
+
+
+def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
+    """What one attempt says."""
+    state = result.get("state") if result else None
+    if result is None or state not in ("ok", "failed") or not (attempt.folder / "spec.json").exists():
+        return Standing("lost", attempt)
+    if state == "ok":
+        return Standing("cached", attempt)
+    reason, message = str(result.get("reason")), str(result.get("message") or "")
+    return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
+
+
+def known_keys(results: Path) -> set[str]:
+    """The keys that have a folder, without a look into it."""
+    try:
+        shelves = [shelf.path for shelf in os.scandir(results / "runs") if shelf.is_dir()]
+    except OSError:
+        return set()
+    return {name for shelf in shelves for name in os.listdir(shelf)}
+
+
+def standings(results: Path, keys: list[str]) -> dict[str, Standing]:
+    known = known_keys(results)
+    return {key: standing(results, key) if key in known else NEW for key in keys}

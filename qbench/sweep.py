@@ -1,0 +1,374 @@
+"""The coordinator: plan, subtract what is done, hand out the rest, take in what comes back.
+
+It is the only process that writes to the store and the only one that decides. What it knows is in the run folders, so it
+can be killed at any moment: the next sweep of the same file reads them and goes on.
+
+What becomes of a run that did not end well:
+
+    diverged                an outcome, never tried again
+    signal, hung            once more in the same sweep, from its checkpoint; the second time it has failed
+    out of memory           once more with twice the micro-batches, which the key does not know of
+    late, data, plugin, …   failed; the next sweep tries again, unless it is told not to
+    a full disk             stops the sweep: nothing that follows could be kept
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qbench.engines import Assignment, Engine, Event, Execution
+from qbench.errors import QbenchError
+from qbench.plan import Plan, PlannedRun, make_plan
+from qbench.record import Attempt, new_attempt
+from qbench.standing import Standing, standing_of, standings
+from qbench.sweepfile import SweepConfig
+
+if TYPE_CHECKING:
+    from qbench.store import Store
+
+__all__ = ["Listener", "Planned", "Summary", "status", "sweep"]
+
+ATTEMPTS_IN_A_SWEEP = 2
+SNAPSHOT_S = 30.0
+TICK_S = 0.25
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Listener(Protocol):
+    """Who is told how the sweep goes: the live display, plain lines, or nobody."""
+
+    def start(self, total: int, cached: int) -> None: ...
+    def event(self, kind: str, run_label: str, **details: Any) -> None: ...
+    def stop(self, summary: Any) -> None: ...
+
+
+class Silence:
+    def start(self, total: int, cached: int) -> None: ...
+    def event(self, kind: str, run_label: str, **details: Any) -> None: ...
+    def stop(self, summary: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A line of a dry run: a run and why it would be trained or not. A skipped cell has no run."""
+
+    title: str
+    standing: Standing
+    key: str | None = None
+    stale: str | None = None
+    """What the code that made it was, where that is not the code of now."""
+
+
+@dataclass
+class Summary:
+    """How a sweep ended, counted in runs; `skipped` counts cells."""
+
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    cached: int = 0
+    """Of `ok` and `failed`, those that were there before."""
+    left: int = 0
+    interrupted: bool = False
+    seconds: float = 0.0
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    """Title, reason and message of every failed run."""
+
+    @property
+    def code(self) -> int:
+        return 130 if self.interrupted else 4 if self.left else 3 if self.failed else 0
+
+
+def status(config: SweepConfig, results: Path) -> list[Planned]:
+    """Every run of a sweep and every cell that is skipped, with its standing. Writes nothing."""
+    plan = make_plan(config)
+    found = standings(results, list(plan.runs))
+    lines = [Planned(run.title, found[key], key, stale(found[key])) for key, run in plan.runs.items()]
+    return lines + [Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped]
+
+
+def stale(was: Standing) -> str | None:
+    """The commit or version that a finished run was made by, if it is not ours. A version of the method or task is in the key."""
+    from qbench.environment import environment
+
+    if was.state != "cached" or was.attempt is None or (env := was.attempt.read("env")) is None:
+        return None
+    now = environment()
+    theirs, ours = ((e.get("commit") or e.get("qbench")) for e in (env, now))
+    return f"{str(theirs)[:12]}" if theirs and ours and theirs != ours else None
+
+
+def sweep(
+    config: SweepConfig, results: Path, engine: Engine, execution: Execution = Execution(), progress: Listener | None = None, *, retry: bool = True,  # noqa: B008
+) -> Summary:  # fmt: skip
+    """Train whatever a sweep file asks for and the results folder lacks. The same call again trains nothing."""
+    from qbench.store import Store
+
+    began = time.monotonic()
+    plan = make_plan(config)
+    with _plain_errors(results), Store(results) as store:
+        coordinator = _Coordinator(plan, results, store, engine, execution, progress or Silence(), retry)
+        with coordinator.listening():
+            summary = coordinator.run()
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+@dataclass
+class _Going:
+    """An attempt that is being made."""
+
+    run: PlannedRun
+    attempt: Attempt
+    execution: Execution
+    tries: int
+
+
+@dataclass
+class _Coordinator:
+    plan: Plan
+    results: Path
+    store: Store
+    engine: Engine
+    execution: Execution
+    progress: Listener
+    retry: bool
+    ready: list[tuple[int, str]] = field(default_factory=list)
+    """A heap of places in the plan and keys."""
+    waiting: dict[str, list[str]] = field(default_factory=dict)
+    """The runs that go on from another, by its key."""
+    going: dict[int, _Going] = field(default_factory=dict)
+    again: dict[str, tuple[int, Execution]] = field(default_factory=dict)
+    """Tries so far and how to carry out the next, for runs that are tried again."""
+    fresh: list[Attempt] = field(default_factory=list)
+    """Finished and not yet in the store."""
+    interrupts: int = 0
+    heeded: int = 0
+    groups: int = 0
+    stopping: bool = False
+    snapshot_at: float = 0.0
+
+    def run(self) -> Summary:
+        self.open()
+        try:
+            while self.going or (self.ready and not self.interrupts):
+                self.hand_out()
+                self.listen()
+                self.take_in()
+                self.heed_interrupts()
+        finally:
+            try:
+                self.stop()
+            finally:
+                summary = self.summary()
+                self.progress.stop(summary)
+        return summary
+
+    def open(self) -> None:
+        """Find out what there is, take it into the store, and queue what is missing."""
+        sweep = self.plan.sweep
+        self.found = standings(self.results, list(self.plan.runs))
+        self.order = {key: place for place, key in enumerate(self.plan.runs)}
+        self.cached = sum(1 for s in self.found.values() if not self.must_run(s))
+        self.store.set_board(sweep.board, sweep.version, sweep.text, list(self.plan.runs))
+        self.fresh += [s.attempt for s in self.found.values() if s.attempt and s.state != "lost"]
+        self.take_in()
+        self.progress.start(len(self.plan.runs), self.cached)
+        for key in self.plan.runs:
+            self.enqueue(key)
+
+    def must_run(self, was: Standing) -> bool:
+        return was.state in ("new", "lost") or (was.state == "failed" and self.retry)
+
+    def enqueue(self, key: str) -> None:
+        """Queue a run that must be made, behind the one it goes on from."""
+        if not self.must_run(self.found[key]):
+            return
+        base = self.plan.runs[key].base
+        if base is None or not self.must_run(self.found[base]):
+            heapq.heappush(self.ready, (self.order[key], key))
+        else:
+            self.waiting.setdefault(base, []).append(key)
+
+    # ---- handing out ----
+
+    def hand_out(self) -> None:
+        while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
+            key = heapq.heappop(self.ready)[1]
+            run, was = self.plan.runs[key], self.found[key]
+            base = self.found[run.base] if run.base else None
+            tries, execution = self.again.pop(key, (0, self.execution))
+            going = _Going(run, new_attempt(self.results, key), execution, tries + 1)
+            if base and (base.state != "cached" or base.diverged):
+                self.cannot(going, base)
+                continue
+            resume = was.attempt.folder if was.state == "lost" and was.attempt and was.attempt.checkpoint.exists() else None
+            folder = base.attempt.folder if base and base.attempt else None
+            self.groups += 1
+            self.going[self.groups] = going
+            self.engine.submit(self.groups, [Assignment(run.config, going.attempt.folder, resume, folder)], execution)
+            self.progress.event("started", run.title, key=key, attempt=going.attempt.number)
+
+    def cannot(self, going: _Going, base: Standing) -> None:
+        """The run it goes on from has failed, and so has it."""
+        going.attempt.write("spec", going.run.config.to_json())
+        self.fail(going, base.reason or "data", f"the run that it goes on from failed: {base.message or base.reason}")
+
+    def fail(self, going: _Going, reason: str, message: str) -> None:
+        """Write the result of an attempt that could not write its own."""
+        if not (going.attempt.folder / "spec.json").exists():
+            going.attempt.write("spec", going.run.config.to_json())
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        result = {"result_version": 1, "key": going.run.key, "attempt": going.attempt.number, "state": "failed", "reason": reason}
+        going.attempt.write("result", result | {"message": message, "started": now, "finished": now})
+        self.finish(going, standing_of(going.attempt, going.attempt.read("result")))
+
+    # ---- taking in ----
+
+    def listen(self) -> None:
+        for event in self.engine.poll(TICK_S):
+            going = self.going.get(event.group)
+            if going is None:
+                continue
+            if event.kind == "step":
+                self.progress.event("step", going.run.title, **event.details)
+            elif event.kind == "ended":
+                del self.going[event.group]
+                self.ended(going, event)
+
+    def ended(self, going: _Going, event: Event) -> None:
+        was = standing_of(going.attempt, going.attempt.read("result"))
+        details = event.details
+        if not self.stopping and (details.get("disk_full") or os.strerror(errno.ENOSPC) in (was.message or "")):
+            raise OSError(errno.ENOSPC, "no space left", str(going.attempt.folder))
+        if was.state == "lost" and (details.get("cancelled") or self.stopping):
+            self.found[going.run.key] = was
+            self.progress.event("lost", going.run.title, reason="interrupted")
+        elif was.state == "lost":
+            self.lost(going, was, details)
+        elif was.reason == "oom" and going.tries < ATTEMPTS_IN_A_SWEEP and not self.interrupts:
+            self.fresh.append(going.attempt)
+            self.try_again(going, was, replace(going.execution, accumulate=2 * going.execution.accumulate))
+        else:
+            self.finish(going, was)
+
+    def lost(self, going: _Going, was: Standing, details: dict[str, Any]) -> None:
+        """A worker ended and left no result."""
+        reason, message = how_it_ended(details, going.execution)
+        if reason in ("signal", "timeout") and not details.get("late") and going.tries < ATTEMPTS_IN_A_SWEEP:
+            self.found[going.run.key] = was
+            if not self.interrupts:
+                self.try_again(going, was, going.execution, message)
+            return
+        self.fail(going, reason, message)
+
+    def try_again(self, going: _Going, was: Standing, execution: Execution, message: str = "") -> None:
+        key = going.run.key
+        self.found[key] = was
+        self.again[key] = (going.tries, execution)
+        heapq.heappush(self.ready, (self.order[key], key))
+        self.progress.event("retry", going.run.title, reason=was.reason or "lost", message=message or was.message)
+
+    def finish(self, going: _Going, was: Standing) -> None:
+        key = going.run.key
+        self.found[key] = was
+        self.fresh.append(going.attempt)
+        kind = "finished" if was.reason is None else "failed"
+        self.progress.event(kind, going.run.title, reason=was.reason, message=was.message)
+        for follower in self.waiting.pop(key, ()):
+            heapq.heappush(self.ready, (self.order[follower], follower))
+
+    def take_in(self) -> None:
+        if self.fresh:
+            self.store.ingest(self.fresh)
+            self.fresh = []
+        if time.monotonic() > self.snapshot_at:
+            self.store.snapshot()
+            self.snapshot_at = time.monotonic() + SNAPSHOT_S
+
+    # ---- ending ----
+
+    def heed_interrupts(self) -> None:
+        """A signal handler only counts; this acts."""
+        if self.interrupts == 1 and not self.heeded:
+            self.progress.event("draining", "", running=len(self.going))
+        if self.interrupts > 1:
+            self.cancel()
+        self.heeded = self.interrupts
+
+    def cancel(self) -> None:
+        for group in self.going:
+            self.engine.cancel(group)
+
+    def stop(self) -> None:
+        """Whatever happened: no worker is left, and what came back is in the store."""
+        self.stopping = True
+        while self.going:
+            self.cancel()
+            self.listen()
+        self.take_in()
+        self.store.snapshot()
+
+    def summary(self) -> Summary:
+        summary = Summary(skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0)
+        for key, was in self.found.items():
+            if was.state == "cached" and not was.diverged:
+                summary.ok += 1
+            elif was.reason is not None:
+                summary.failed += 1
+                summary.failures.append((self.plan.runs[key].title, was.reason, was.message or ""))
+            else:
+                summary.left += 1
+        return summary
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ctrl-C once: finish what is running. Twice, or a polite kill: stop at once."""
+
+        def interrupt(signum: int, frame: object) -> None:
+            self.interrupts += 1 if signum == signal.SIGINT else 2
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def how_it_ended(details: dict[str, Any], execution: Execution) -> tuple[str, str]:
+    """Reason and message for a worker that left no result."""
+    code = int(details.get("exitcode") or 0)
+    if details.get("late"):
+        return "timeout", f"not finished after {execution.timeout_s:g} s"
+    if details.get("hung"):
+        return "timeout", f"no sign of life for {execution.silence_s:g} s"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
+        return "signal", f"the worker was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+    return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
+
+
+@contextmanager
+def _plain_errors(results: Path) -> Iterator[None]:
+    """What the disk refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise QbenchError(f"{results}: no space left on the disk; nothing is lost: free some and run the same command again") from error
+        raise QbenchError(f"{error.filename or results}: {error.strerror or error}") from error

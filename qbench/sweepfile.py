@@ -1,0 +1,285 @@
+"""Sweep files: TOML → SweepConfig. Everything that can be said about a file without importing a plugin is said here.
+
+    board = "mine"                      # the folder in results/ and the name in the store
+    version = 1                         # raise it when the rules change: it is part of every key
+    title = "Scale rules at two bits"
+    seeds = 3                           # 0, 1, 2; or a list
+    start = "scratch"                   # or "fp:0.5": everybody goes on from a network trained for half the budget
+    methods = ["fp", "rtn"]             # methods and tasks with nothing to say about them; the tables below add to the lists
+    tasks = ["digits"]
+    formats = ["int2", "int4"]          # of weights; or the table [formats]
+
+    [formats]
+    weights = ["int2", "int4"]
+    granularity = "channel"             # tensor, channel, block-32 …
+    activations = ["none", "int8"]      # left out: weights only
+
+    [recipe]                            # for all tasks, over what each recommends; a list is an axis
+    steps = 200
+
+    [[task]]
+    name = "linreg"
+    sizes = ["xs", "s"]                 # left out: the smallest; or "all"
+    alpha = 1.1                         # any other word is an option of the task
+    recipe = { batch = 32 }             # for this task, over [recipe]
+    formats = ["int4"]                  # for this task, instead of [formats]
+
+    [[method]]
+    name = "ste"
+    scale = ["absmax", "mse"]           # any other word is a hyper-parameter; a list is an axis
+    lr = [1e-3, 3e-3]                   # its learning rate, instead of the recipe's
+    label = "STE"                       # what tables call it
+
+One value may stand for a list of one. An option that is called like one of ours goes into `params = { lr = 1 }`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from qbench import registry
+from qbench.config import Recipe, coerce
+from qbench.errors import UsageError, unknown
+
+__all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_boards", "plugin_modules", "read", "read_text"]
+
+NONE = "none"
+MOST_SEEDS, MOST_SEED = 100_000, 2**31 - 1
+TOP = ("board", "version", "title", "seeds", "start", "methods", "tasks", "formats", "recipe", "task", "method")
+OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params"), "method": ("name", "label", "lr", "params")}
+RECIPE = get_type_hints(Recipe)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Three axes. `none` among weights or activations leaves that role in full precision."""
+
+    weights: tuple[str, ...] = ()
+    granularity: tuple[str, ...] = ("channel",)
+    activations: tuple[str, ...] = (NONE,)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A [[task]] or a [[method]], as it was written."""
+
+    name: str
+    where: str
+    label: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    sizes: tuple[str, ...] = ()
+    formats: Formats | None = None
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What one sweep file asks for, before any plugin has been asked what it means."""
+
+    board: str
+    tasks: tuple[Entry, ...]
+    methods: tuple[Entry, ...]
+    version: int = 1
+    title: str = ""
+    seeds: tuple[int, ...] = (0,)
+    start: str = "scratch"
+    formats: Formats = Formats()
+    recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    file: str = ""
+    text: str = ""
+
+
+def read(path: Path) -> SweepConfig:
+    """A sweep file from disk. Whatever is wrong with it is one line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such sweep file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a sweep file: it is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return read_text(text, str(path))
+
+
+def builtin_boards() -> list[str]:
+    return sorted(f.name.removesuffix(".toml") for f in files("qbench").joinpath("boards").iterdir() if f.name.endswith(".toml"))
+
+
+def builtin_board(name: str = "quick") -> SweepConfig:
+    """A board whose recipe ships with qbench."""
+    if name not in builtin_boards():
+        raise unknown("board", name, builtin_boards())
+    return read_text(files("qbench").joinpath("boards", f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def read_text(text: str, file: str) -> SweepConfig:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: not TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
+    for key in data:
+        if key not in TOP:
+            raise unknown("key", key, TOP, file)
+    entries = {kind: tuple(_entries(data, kind, file)) for kind in OURS}
+    shared = _formats(data["formats"], f"{file}: [formats]") if "formats" in data else Formats()
+    return SweepConfig(
+        board=_board(data, file),
+        tasks=entries["task"],
+        methods=entries["method"],
+        version=_whole(data.get("version", 1), 1, MOST_SEED, f"{file}: version"),
+        title=_line(data.get("title", ""), f"{file}: title"),
+        seeds=_seeds(data.get("seeds", 1), f"{file}: seeds"),
+        start=_start(data.get("start", "scratch"), f"{file}: start"),
+        formats=shared,
+        recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
+        file=file,
+        text=text,
+    )
+
+
+def plugin_modules(config: SweepConfig) -> list[str]:
+    """The modules that the sweep's methods and tasks live in, for workers to import once."""
+    chosen = [("methods", e.name) for e in config.methods] + [("tasks", e.name) for e in config.tasks]
+    return list(dict.fromkeys(registry.plugins(kind)[name].entry.module for kind, name in chosen))
+
+
+# ---- tables ----
+
+
+def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
+    plural, known = f"{kind}s", registry.plugins(f"{kind}s")
+    names = _strings(data.get(plural, []), f"{file}: {plural}", empty=True)
+    tables = data.get(kind, [])
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise UsageError(f"{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = [\"name\"]")
+    written = [({"name": n}, f"{file}: {plural}") for n in names] + [(t, f"{file}: [[{kind}]] {i}") for i, t in enumerate(tables, 1)]
+    if not written:
+        raise UsageError(f"{file}: no {plural}: write {plural} = [\"name\"] or [[{kind}]] tables; known: {', '.join(sorted(known)) or 'none'}")
+    seen: dict[str, str] = {}
+    for table, where in written:
+        entry = _entry(table, kind, where)
+        if entry.name not in known:
+            raise unknown(kind, entry.name, known, where)
+        if (twin := seen.setdefault(repr(sorted(table.items())), where)) != where:
+            raise UsageError(f"{where}: {kind} {entry.name!r} is already there, word for word ({twin.removeprefix(file + ': ')}); remove one")
+        yield entry
+
+
+def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
+    if "name" not in table:
+        near = next((k for k in table if k in ("id", kind, "nmae")), None)
+        raise UsageError(f"{where}: name is missing" + (f" (instead of {near!r}?)" if near else ""))
+    extra = table.get("params", {})
+    if not isinstance(extra, dict):
+        raise UsageError(f"{where}: params is a table of options, not {extra!r}")
+    params = {k: v for k, v in table.items() if k not in OURS[kind]} | extra
+    for key, value in params.items():
+        if value == []:
+            raise UsageError(f"{where}: {key} is an empty list, so there is nothing to run")
+    recipe = table.get("recipe", {}) if kind == "task" else {k: table[k] for k in ("lr",) if k in table}
+    return Entry(
+        name=_line(table["name"], f"{where}: name"),
+        where=where,
+        label=_line(table.get("label", ""), f"{where}: label"),
+        params=params,
+        recipe=_recipe(recipe, f"{where}: recipe" if kind == "task" else where),
+        sizes=_strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
+        formats=_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
+    )
+
+
+def _formats(value: Any, where: str) -> Formats:
+    table = value if isinstance(value, dict) else {"weights": value}
+    axes = [f.name for f in dataclasses.fields(Formats)]
+    for key in table:
+        if key not in axes:
+            raise unknown("key", key, axes, where)
+    found = {k: _strings(v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations") for k, v in table.items()}
+    return Formats(**{k: v or (NONE,) for k, v in found.items()})
+
+
+def _recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
+    """Every word of a recipe as an axis, each value checked alone: their domains do not depend on one another."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}: a recipe is a table such as {{ steps = 100 }}, not {table!r}")
+    axes = {}
+    for key, value in table.items():
+        if key not in RECIPE:
+            raise unknown("key", key, RECIPE, where)
+        axes[key] = tuple(coerce(v, RECIPE[key], f"{where}: {key}") for v in _list(value, f"{where}: {key}"))
+        for item in axes[key]:
+            if problem := dataclasses.replace(Recipe(), **{key: item}).problem():
+                raise UsageError(f"{where}: {problem}")
+    return axes
+
+
+# ---- values ----
+
+
+def _list(value: Any, where: str, empty: bool = False) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    if not values and not empty:
+        raise UsageError(f"{where}: an empty list, so there is nothing to run")
+    for i, item in enumerate(values):
+        if item in values[:i] and len(values) < 1000:
+            raise UsageError(f"{where}: {item!r} is there twice")
+    return values
+
+
+def _strings(value: Any, where: str, empty: bool = False) -> tuple[str, ...]:
+    return tuple(_line(v, where) for v in _list(value, where, empty))
+
+
+def _line(value: Any, where: str) -> str:
+    text = str(coerce(value, str, where))
+    if len(text) > 200 or not text.isprintable():
+        raise UsageError(f"{where}: one line of at most 200 printable characters, not {text[:40]!r}{'…' if len(text) > 40 else ''}")
+    return text
+
+
+def _whole(value: Any, low: int, high: int, where: str) -> int:
+    number = int(coerce(value, int, where))
+    if not low <= number <= high:
+        raise UsageError(f"{where}: a whole number from {low} to {high}, not {number}")
+    return number
+
+
+def _board(data: Mapping[str, Any], file: str) -> str:
+    if "board" not in data:
+        raise UsageError(f'{file}: board is missing: write board = "{re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)}"')
+    name = _line(data["board"], f"{file}: board")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(f"{file}: board: it names a folder, so up to 64 letters, digits and . _ -, not {name!r}")
+    return name
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        return tuple(range(_whole(value, 1, MOST_SEEDS, where)))
+    seeds = tuple(_whole(v, 0, MOST_SEED, where) for v in value)
+    if not seeds or len(seeds) > MOST_SEEDS:
+        raise UsageError(f"{where}: from 1 to {MOST_SEEDS} of them, not {len(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"{where}: {next(s for s in seeds if seeds.count(s) > 1)} is there twice")
+    return seeds
+
+
+def _start(value: Any, where: str) -> str:
+    """`scratch`, or `<method>:<share of the budget>` in one spelling."""
+    text = _line(value, where)
+    method, _, share = text.partition(":")
+    if text == "scratch":
+        return text
+    if not re.fullmatch(r"0?\.\d{1,6}", share) or not float(share):
+        raise UsageError(f'{where}: "scratch", or "fp:0.5" for a network trained for that share of the budget (between 0 and 1), not {text!r}')
+    if method not in registry.plugins("methods"):
+        raise unknown("method", method, registry.plugins("methods"), where)
+    return f"{method}:{float(share)}"

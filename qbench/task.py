@@ -1,0 +1,139 @@
+"""The task contract: data, model by size, loss, metric, splits, which layers are quantized, and the tuning space.
+
+A task (its fields are options) makes a `Problem` for a size and a seed: one model, one data order, one loss. Everything
+random in it comes from (task, seed), so that all methods meet the same start and the same batches, and every batch is a
+pure function of its index, so that a run resumes at any step with nothing saved.
+
+Losses reduce over trailing axes only: with runs side by side in front, `loss` returns one number a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qbench.config import Metric, Recipe
+from qbench.errors import UsageError
+from qbench.noise import generator, key_of
+from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
+
+__all__ = ["Batch", "Metric", "Problem", "QuantConv2d", "QuantLayer", "QuantLinear", "Recipe", "Split", "Task", "UsageError", "generator", "key_of"]
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of `count` samples (the first axis); both may be None where a loss is known in closed form."""
+
+    inputs: Tensor | None
+    targets: Tensor | None
+    count: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.device if self.inputs is not None else torch.device("cpu")
+
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches; one without data cannot be split."""
+        if parts == 1 or self.inputs is None or self.targets is None:
+            return [self]
+        pairs = zip(self.inputs.chunk(parts), self.targets.chunk(parts), strict=True)
+        return [Batch(inputs, targets, len(inputs)) for inputs, targets in pairs]
+
+
+class Problem(ABC):
+    """One model, one data order and one loss, on one device."""
+
+    model: nn.Module
+
+    @abstractmethod
+    def batch(self, index: int) -> Batch:
+        """Batch `index` of the data order; negative indices are training data outside it."""
+
+    @abstractmethod
+    def batches(self, split: Split) -> Iterable[Batch]:
+        """All of a split, in a fixed order."""
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """The mean loss over a batch."""
+
+    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """The metrics on a split by name, the task's metric first. The default is the mean loss."""
+        total, count = 0.0, 0
+        for batch in self.batches(split):
+            total += float(self.loss(model(batch.inputs), batch)) * batch.count
+            count += batch.count
+        return {"loss": total / count}
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """The layers whose weights are quantized: the body. First and last stay in full precision unless a task says otherwise."""
+        found = [(name, module) for name, module in self.model.named_modules() if isinstance(module, QuantLayer)]
+        return dict(found[1:-1])
+
+    def hessian_diagonal(self, layer: QuantLayer) -> Tensor | None:
+        """The exact diagonal of the loss's Hessian in a layer's weight, (rows, columns), where it is known."""
+        return None
+
+    def input_moment(self, layer: QuantLayer) -> Tensor | None:
+        """The exact second moment E[x xᵀ] of a layer's inputs, (columns, columns), where it is known: what GPTQ rounds by."""
+        return None
+
+    @property
+    def labels_per_step(self) -> int:
+        """Independent labels in a batch: samples, or tokens of a language model; 1 for an exact gradient."""
+        return 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a language model, samples of anything else."""
+        return self.labels_per_step
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """Arithmetic of a forward and backward pass in full precision, where it is worth counting."""
+        return None
+
+
+@dataclass
+class Task:
+    """A benchmark task. Subclasses are dataclasses whose fields are options."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = ""
+    metric: ClassVar[Metric]
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """What each size means, smallest first."""
+    tuning: ClassVar[Mapping[str, tuple[float, ...]]] = {}
+    """The space that every method is tuned over, unless a board gives its own."""
+    exact_hessian: ClassVar[bool] = False
+    activations: ClassVar[bool] = False
+    """Whether quantized activations make sense."""
+
+    @abstractmethod
+    def recipe(self, size: str) -> Recipe:
+        """Budget, optimizer and schedule, unless a board gives its own."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the data that the task reads or makes."""
+
+    @abstractmethod
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
+        """The model, the data order in batches of `batch`, and the loss."""
+
+    def check(self) -> str | None:
+        """A sentence if an option is out of its domain."""
+        return None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

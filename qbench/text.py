@@ -1,0 +1,79 @@
+"""Text that came from somebody else, made safe to print; and numbers as tables show them.
+
+Names and messages come from plugins, and later from submissions. In a terminal they could carry escape codes, in Markdown markup, in a
+spreadsheet formulas. Every renderer passes them through here.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LONGEST = 200
+_ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
+_SPACE = re.compile(r"\s+")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@")
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plain(text: object, longest: int = LONGEST) -> str:
+    """One line of printable text: no escape codes, control or direction-changing characters, no lone surrogates, not endless."""
+    found = str(text)[: 20 * longest]
+    if not (found.isascii() and found.isprintable()):
+        found = _SPACE.sub(" ", _ESCAPE.sub("", found))
+        found = "".join(c for c in found if not unicodedata.category(c).startswith("C"))
+    found = _SPACE.sub(" ", found).strip()
+    return found if len(found) <= longest else found[: longest - 1] + "…"
+
+
+def markdown(text: object, longest: int = LONGEST) -> str:
+    """`plain`, with everything that Markdown or HTML would read as markup escaped. Links are not made."""
+    return _MARKDOWN.sub(lambda m: "\\" + m.group() if m.group() != "//" else r"\/\/", plain(text, longest)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+
+
+def cell(text: object, longest: int = 10_000) -> str:
+    """`plain`, and no spreadsheet takes it for a formula."""
+    found = plain(text, longest)
+    return "'" + found if found.startswith(_FORMULA) else found
+
+
+def uncell(text: str) -> str:
+    """What `cell` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def superscript(number: int) -> str:
+    return str(number).translate(_SUPERSCRIPT)
+
+
+def number(x: float, digits: int) -> str:
+    """With so many digits after the point; in scientific notation where that would show nothing, or too much."""
+    if x != x:
+        return "nan"
+    small = x != 0 and abs(x) < 0.5 * 10.0**-digits
+    return f"{x:.1e}" if small else f"{x:.3g}" if abs(x) >= 1e5 else f"{x:.{digits}f}"
+
+
+def seconds(x: float) -> str:
+    """`0.8 s`, `42 s`, `3:20`, `1:05:00`."""
+    if x < 9.95:
+        return f"{x:.1f} s"
+    if x < 60:
+        return f"{x:.0f} s"
+    minutes, rest = divmod(round(x), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """`512 B`, `3.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.2g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def span(values: tuple[float, ...], form: str = "g") -> str:
+    """One number, or the least and the most: `2.25`, `2.25–2.5`."""
+    return "–".join(dict.fromkeys(f"{v:{form}}" for v in (values[0], values[-1]))) if values else ""

@@ -1,0 +1,176 @@
+"""Real handwritten digits, 8 × 8 pixels: the 1797 that scikit-learn carries (the test part of UCI's optical digits), by an MLP or a small CNN.
+
+The file is read where scikit-learn lies installed; scikit-learn itself, a second of imports, is not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench.task import Batch, Metric, Problem, QuantConv2d, QuantLinear, Recipe, Split, Task, UsageError, generator, key_of
+
+CLASSES, SIDE = 10, 8
+PARTS: dict[Split, slice] = {"train": slice(0, 1000), "val": slice(1000, 1297), "test": slice(1297, 1797)}
+STEPS = {"xs": 300, "s": 500, "m": 1000}
+
+
+@dataclass
+class Digits(Task):
+    """Classification of scikit-learn's digits."""
+
+    name = "digits"
+    title = "Handwritten digits, 8 × 8"
+    metric = Metric("accuracy", "%", better="higher", worst=100.0 / CLASSES, digits=1)
+    sizes = {"xs": {"width": 32, "channels": 8}, "s": {"width": 64, "channels": 16}, "m": {"width": 128, "channels": 32}}
+    tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
+    activations = True
+
+    model: Literal["mlp", "cnn"] = "mlp"
+    """Four linear layers of `width`, or three convolutions of `channels` to four times as many and a linear layer."""
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(table().encode()).hexdigest()
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> DigitsProblem:
+        start, numbers = generator(self.name, seed, "start"), self.sizes[size]
+        model = MLP(numbers["width"]) if self.model == "mlp" else CNN(numbers["channels"])
+        initialise(model, start)
+        return DigitsProblem(model.to(device), seed, batch, device)
+
+
+# ---- data ----
+
+
+def table() -> str:
+    """A line an image: 64 pixels from 0 to 16, and the label."""
+    spec = importlib.util.find_spec("sklearn")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise UsageError("digits: scikit-learn, which carries the images, is not installed: pip install scikit-learn")
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+@cache
+def images() -> tuple[Tensor, Tensor]:
+    """Pixels in [0, 1] and labels, ordered so that any run of them has about the classes' shares: the parts are slices."""
+    rows = np.fromstring(table().replace("\n", ","), dtype=np.float32, sep=",").reshape(-1, SIDE * SIDE + 1)
+    labels = rows[:, -1].astype(np.int64)
+    # Within its class an image stands where the hash of its index puts it; its place among all is its relative place there.
+    hashes = np.array([key_of("digits", "split", index) for index in range(len(labels))])
+    place = np.empty(len(labels))
+    for label in range(CLASSES):
+        members = np.flatnonzero(labels == label)
+        place[members[np.argsort(hashes[members])]] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((hashes, place))
+    return torch.from_numpy(rows[order, :-1] / 16), torch.from_numpy(labels[order])
+
+
+# ---- networks ----
+
+
+class MLP(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        def layer(inputs: int, outputs: int) -> QuantLinear:
+            return QuantLinear(inputs, outputs, unsigned_input=True)
+
+        hidden = [part for _ in range(2) for part in (layer(width, width), nn.ReLU())]
+        super().__init__(layer(SIDE * SIDE, width), nn.ReLU(), *hidden, layer(width, CLASSES))
+
+
+class CNN(nn.Module):
+    """Three convolutions, the second and third at half the side, the mean over places and a linear layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = QuantConv2d(1, channels, 3, unsigned_input=True)
+        self.second = QuantConv2d(channels, 2 * channels, 3, stride=2, unsigned_input=True)
+        self.third = QuantConv2d(2 * channels, 4 * channels, 3, unsigned_input=True)
+        self.last = QuantLinear(4 * channels, CLASSES, unsigned_input=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (1, SIDE, SIDE))
+        for layer in (self.first, self.second, self.third):
+            x = F.relu(layer(x))
+        return self.last(x.mean((-2, -1)))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, start: torch.Generator) -> None:
+    """He's normal start for layers followed by ReLU; biases at zero."""
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantConv2d)):
+            module.weight.normal_(0.0, (2 / module.matrix().shape[-1]) ** 0.5, generator=start)
+
+
+# ---- the problem ----
+
+
+class DigitsProblem(Problem):
+    def __init__(self, model: nn.Module, seed: int, batch: int, device: torch.device) -> None:
+        self.model, self.seed, self.count, self.device = model, seed, batch, device
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        pixels, labels = images()
+        return pixels.to(self.device), labels.to(self.device)
+
+    def part(self, split: Split) -> tuple[Tensor, Tensor]:
+        pixels, labels = self.images
+        return pixels[PARTS[split]], labels[PARTS[split]]
+
+    def batch(self, index: int) -> Batch:
+        """Batches lie end to end over a new permutation of the training images each epoch; those outside the order are drawn at random."""
+        pixels, labels = self.part("train")
+        if index < 0:
+            rows = torch.randint(len(labels), (self.count,), generator=generator("digits", self.seed, "outside", index))
+        else:
+            first, last = index * self.count, (index + 1) * self.count - 1
+            epochs = range(first // len(labels), last // len(labels) + 1)
+            rows = torch.cat([permutation(self.seed, epoch, len(labels)) for epoch in epochs])
+            rows = rows[first - epochs[0] * len(labels) :][: self.count]
+        rows = rows.to(self.device)
+        return Batch(pixels[rows], labels[rows], self.count)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        pixels, labels = self.part(split)
+        return [Batch(pixels, labels, len(labels))]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return losses(output, batch).mean(-1)
+
+    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        (batch,) = self.batches(split)
+        output = model(batch.inputs)
+        right = output.argmax(-1) == batch.targets
+        return {"accuracy": 100.0 * float(right.double().mean()), "loss": float(self.loss(output, batch))}
+
+    @property
+    def labels_per_step(self) -> int:
+        return self.count
+
+
+def losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of each image, (…, batch)."""
+    assert batch.targets is not None
+    shape = logits.shape[:-1]
+    return F.cross_entropy(logits.flatten(0, -2), batch.targets.expand(shape).reshape(-1), reduction="none").view(shape)
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=generator("digits", seed, "order", epoch))

@@ -1,0 +1,107 @@
+"""A language model on generated text whose true entropy is known token by token, so that its score is what it loses over the floor.
+
+The text is `grammar_text`'s: agreement over distance, nesting, and keys to be recalled. The network is `transformer`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qbench.task import Batch, Metric, Problem, QuantLayer, Recipe, Split, Task, generator
+from qbench_tasks import grammar_text as text
+from qbench_tasks.transformer import Shape, Transformer, token_losses
+
+VOCAB = len(text.VOCAB)
+SHAPES = {
+    "xs": Shape(VOCAB, width=64, depth=2, heads=4, mlp=128, context=64),
+    "s": Shape(VOCAB, width=128, depth=2, heads=4, mlp=256, context=64),
+    "m": Shape(VOCAB, width=128, depth=4, heads=4, mlp=384, context=128),
+    "l": Shape(VOCAB, width=256, depth=6, heads=8, mlp=768, context=128),
+}
+WINDOWS: dict[Split, int] = {"train": 256, "val": 128, "test": 256}
+"""How many windows are scored. Every run meets the same ones; only the training windows are its seed's."""
+SCORED_AT_ONCE = 64
+OUTSIDE = 2**40
+"""Where the training windows begin that no step of training reaches."""
+RECIPES = {
+    "xs": Recipe(steps=400, batch=8, lr=0.01),
+    "s": Recipe(steps=1000, batch=32, lr=0.003),
+    "m": Recipe(steps=2000, batch=32, lr=0.003),
+    "l": Recipe(steps=4000, batch=64, lr=0.002),
+}
+
+
+@dataclass
+class Grammar(Task):
+    """Language modelling on a generated grammar."""
+
+    name = "grammar"
+    title = "Language model, generated grammar"
+    metric = Metric("excess", "nats/token", better="lower", floor=0.0)
+    sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
+    tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
+    activations = True
+
+    def recipe(self, size: str) -> Recipe:
+        return RECIPES[size]
+
+    def fingerprint(self) -> str:
+        return text.fingerprint()
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> GrammarProblem:
+        model = Transformer(SHAPES[size], generator(self.name, seed, "start"))
+        return GrammarProblem(model.to(device), seed, batch, device)
+
+
+class GrammarProblem(Problem):
+    model: Transformer
+
+    def __init__(self, model: Transformer, seed: int, batch: int, device: torch.device) -> None:
+        self.model, self.seed, self.count, self.device = model, seed, batch, device
+        self.context = model.shape.context
+
+    def batch(self, index: int) -> Batch:
+        first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
+        return self.windows(self.seed, first, self.count, "train")[0]
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        return (batch for batch, _ in self.scored(split))
+
+    def scored(self, split: Split) -> Iterator[tuple[Batch, float]]:
+        """A split's batches, each with the sum of its targets' true negative log-probabilities."""
+        for first in range(0, WINDOWS[split], SCORED_AT_ONCE):
+            yield self.windows(self.seed if split == "train" else 0, first, SCORED_AT_ONCE, split)
+
+    def windows(self, seed: int, first: int, count: int, split: Split) -> tuple[Batch, float]:
+        tokens, logp = text.windows(seed, first, count, self.context, split)
+        words = torch.from_numpy(tokens).to(self.device, torch.int64)
+        return Batch(words[:, :-1], words[:, 1:], count), -float(logp[:, 1:].sum(dtype="float64"))
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return token_losses(output, batch.targets).mean((-2, -1))
+
+    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        total, floor = 0.0, 0.0
+        for batch, true in self.scored(split):
+            assert batch.targets is not None
+            total += float(token_losses(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
+            floor += true
+        tokens = WINDOWS[split] * self.context
+        return {"excess": (total - floor) / tokens, "loss": total / tokens, "bits": total / tokens / math.log(2)}
+
+    def layers(self) -> dict[str, QuantLayer]:
+        return dict(self.model.body())
+
+    @property
+    def labels_per_step(self) -> int:
+        return self.count * self.context
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.model.shape.flops(self.labels_per_step)

@@ -1,0 +1,162 @@
+"""The language of the task `grammar`: its words, their weights, and the rules, to be read.
+
+A document is a list of statements over 111 words. There are three kinds:
+
+    let kilo nine                               a fact: a key that is new in this document, and a value for it
+    ask kilo nine                               a question about an earlier fact; its answer is determined by the context
+    the old gatta near lupi [ now ] nata soon   a clause: a subject, any number of interruptions, a verb that agrees with the subject, an adverb
+
+Nouns and verbs have four endings (gatto, gatta, gatti, gatte: number × gender), and the verb takes its subject's. Between the two may stand any number of
+interruptions: a phrase with a noun of any ending ("near lupi", a distractor), a clause about the subject ("that orsi caduti here", centre-embedded, with a verb of its
+own), or typed brackets that hold adverbs, brackets and clauses. At most DEPTH clauses and brackets are open at once. Words are chosen by small Zipf tables that depend
+on the past: the noun on its adjective or preposition, the verb on its subject (however far away), the adverb on the verb or on the bracket around it.
+
+The entropy is exact because every choice is revealed by the word that it emits, and no two choices emit the same word: the state of the process (open clauses and
+brackets, facts so far) is a function of the words seen, so the probability that the generator used *is* the conditional probability given all earlier words;
+nothing has to be summed. A new document forgets everything.
+
+The rules are written as recursive generators: each `yield` offers the weights of the next word and is sent the word. `grammar_text` has the same rules compiled for
+speed, and lumped for the entropy in closed form; the tests hold the three against each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+DEPTH = 4  # clauses and brackets open at once
+FACTS = 8  # facts in one document
+
+Weights = dict[int, int]  # word -> its share of the sum, which is 256 except among keys
+Grammar = Generator[Weights, int, None]
+
+_NOUNS, _VERBS = "gatt lup ors cerv cavall asin", "andat venut cadut nat mort partit"
+_WORDS = {
+    "control": "<doc> let ask the that",
+    "preposition": "near behind with without",
+    "opener": "( [ {",
+    "closer": ") ] }",
+    "adjective": "old young big small red grey quick slow",
+    "adverb": "now then here there often soon again still",
+    "noun": " ".join(stem + ending for stem in _NOUNS.split() for ending in "oaie"),
+    "verb": " ".join(stem + ending for stem in _VERBS.split() for ending in "oaie"),
+    "key": "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa",
+    "value": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen",
+}
+VOCAB: tuple[str, ...] = tuple(" ".join(_WORDS.values()).split())
+ID = {word: token for token, word in enumerate(VOCAB)}
+PARTS: dict[str, range] = {part: range(ID[words.split()[0]], ID[words.split()[-1]] + 1) for part, words in _WORDS.items()}
+BOS, LET, ASK, THE, THAT = PARTS["control"]
+PREPOSITION, OPENER, CLOSER, ADJECTIVE, ADVERB, NOUN, VERB, KEY, VALUE = list(PARTS.values())[1:]
+
+
+def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
+    """Log-probability of each word after `prefix`, which begins with <doc>. Impossible words get −inf, and so does every word after an impossible prefix."""
+    out = np.full(len(VOCAB), -np.inf)
+    if not len(prefix) or prefix[0] != BOS:
+        return out
+    grammar = document()
+    weights = next(grammar)
+    for token in prefix[1:]:
+        if int(token) not in weights:
+            return out
+        weights = grammar.send(int(token))
+    total = sum(weights.values())
+    for token, weight in weights.items():
+        out[token] = np.log(weight / total)
+    return out
+
+
+def document() -> Grammar:
+    facts: dict[int, int] = {}
+    while True:
+        token = yield START[len(facts)]
+        if token == BOS:
+            facts = {}
+        elif token == LET:
+            key = yield {key: 1 for key in KEY if key not in facts}
+            facts[key] = yield {value: 16 for value in VALUE}
+        elif token == ASK:
+            key = yield {key: 1 for key in facts}
+            yield {facts[key]: 256}
+        else:
+            yield from _clause(1)
+
+
+def _clause(depth: int) -> Grammar:
+    noun = yield SUBJECT
+    if noun in ADJECTIVE:
+        noun = yield AFTER_ADJECTIVE[noun]
+    while True:
+        token = yield AFTER_NOUN[noun, depth < DEPTH]
+        if token in VERB:
+            yield AFTER_VERB[(token - VERB.start) // 4]
+            return
+        if token in PREPOSITION:
+            other = yield AFTER_PREPOSITION[token]
+            if other in ADJECTIVE:
+                yield AFTER_ADJECTIVE[other]
+        elif token == THAT:
+            yield from _clause(depth + 1)
+        else:
+            yield from _bracket(token, depth + 1)
+
+
+def _bracket(opener: int, depth: int) -> Grammar:
+    while True:
+        token = yield INSIDE[opener, depth < DEPTH]
+        if token in CLOSER:
+            return
+        if token == THE:
+            yield from _clause(depth + 1)
+        elif token in OPENER:
+            yield from _bracket(token, depth + 1)
+
+
+# The weights. Two rules keep `entropy_rate` exact: whether a word opens, closes or ends something has the same weight whatever the words around it, and where
+# a frame may open more frames or not, its words keep their proportions (hence verbs in sixteenths, and brackets in the same ratio everywhere).
+
+
+def _spread(total: int, words: Sequence[int], salt: str) -> Weights:
+    """`total` shared out Zipf-like, the order a hash of `salt`."""
+    order = sorted(words, key=lambda word: hashlib.sha256(f"{salt} {word}".encode()).digest())
+    shares = [705600 // rank**2 for rank in range(1, len(order) + 1)]
+    weights = {word: max(1, total * share // sum(shares)) for word, share in zip(order, shares)}
+    weights[order[0]] += total - sum(weights.values())
+    return weights
+
+
+def _nouns(total: int, salt: str) -> Weights:
+    """Every ending as likely as the others."""
+    return {noun: w for e in range(4) for noun, w in _spread(total // 4, NOUN[e::4], f"{salt} {e}").items()}
+
+
+def _verbs(noun: int, sixteenth: int) -> Weights:
+    agreeing = VERB[(noun - NOUN.start) % 4 :: 4]
+    return {verb: w * sixteenth for verb, w in _spread(16, agreeing, f"verb after {noun}").items()}
+
+
+def brackets(unit: int) -> Weights:
+    return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit)))
+
+
+START: list[Weights] = [{LET: 176, THE: 80}, *[{BOS: 24, LET: 72, ASK: 88, THE: 72}] * (FACTS - 1), {BOS: 24, ASK: 136, THE: 96}]
+SUBJECT: Weights = _nouns(192, "subject") | _spread(64, ADJECTIVE, "adjective")
+AFTER_ADJECTIVE: dict[int, Weights] = {a: _nouns(256, f"adjective {a}") for a in ADJECTIVE}
+AFTER_PREPOSITION: dict[int, Weights] = {p: _nouns(192, f"preposition {p}") | _spread(64, ADJECTIVE, "adjective") for p in PREPOSITION}
+AFTER_NOUN: dict[tuple[int, bool], Weights] = {
+    (noun, room): _spread(64, PREPOSITION, f"after {noun}") | (_verbs(noun, 7) | {THAT: 40} | brackets(4) if room else _verbs(noun, 12))
+    for noun in NOUN
+    for room in (True, False)
+}
+AFTER_VERB: list[Weights] = [_spread(256, ADVERB, f"verb {stem}") for stem in range(6)]
+INSIDE: dict[tuple[int, bool], Weights] = {
+    (opener, room): {opener + 3: 96}
+    | (_spread(116, ADVERB, f"in {opener}") | {THE: 24} | brackets(2) if room else _spread(160, ADVERB, f"in {opener}"))
+    for opener in OPENER
+    for room in (True, False)
+}

@@ -1,0 +1,105 @@
+"""Linear regression with a power-law spectrum: the bed on which loss, gradient and Hessian are known. After arXiv 2510.08757.
+
+    L(w) = ½ (w − w*)ᵀ H (w − w*),   H with eigenvalues i^−alpha,   w* ~ N(0, 1)
+
+The weight is one row, so that `granularity = tensor` and `channel` both make one group of it. Its only layer is what is
+quantized. The loss is exact unless mini-batches are asked for; the metric is always the exact one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator
+from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
+
+STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}
+
+
+@dataclass
+class LinReg(Task):
+    """Quantized linear regression."""
+
+    name = "linreg"
+    title = "Linear regression, power-law spectrum"
+    metric = Metric("loss", better="lower", floor=0.0, digits=4)
+    sizes = {"xs": {"d": 256}, "s": {"d": 512}, "m": {"d": 2048}, "l": {"d": 12_000}}
+    tuning = {"lr": (0.01, 0.03, 0.1, 0.3)}
+    exact_hessian = True
+
+    alpha: float = 1.1
+    """The spectrum's exponent: eigenvalue i is i^−alpha."""
+    rotated: bool = False
+    """Turn the Hessian by a random rotation, instead of leaving it diagonal."""
+    exact: bool = True
+    """Train on the population loss; otherwise on mini-batches."""
+    noise: float = 0.0
+    """Deviation of the noise on a mini-batch's targets."""
+    start: float = 0.0
+    """Deviation of the starting weights; 0 starts all of them at zero."""
+
+    def check(self) -> str | None:
+        if self.noise < 0 or self.start < 0:
+            return "noise and start must not be negative"
+        if not 0 <= self.alpha <= 4:
+            return f"alpha must be in [0, 4], not {self.alpha}"
+        if self.noise and self.exact:
+            return "noise is on the targets of mini-batches: it needs exact = false"
+        return None
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=STEPS[size], batch=1 if self.exact else 64, optimizer="adamw", lr=0.1, clip=0.0)
+
+    def fingerprint(self) -> str:
+        return "none"
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> LinRegProblem:
+        d = self.sizes[size]["d"]
+        if self.rotated and d > LARGEST_ROTATION:
+            raise UsageError(f"linreg: rotated needs d ≤ {LARGEST_ROTATION}, and size {size} has {d}")
+        population = Population(self.name, seed, d, self.alpha, self.rotated, self.noise, device)
+        return LinRegProblem(population, Line(d, self.start, generator(self.name, seed, "start")).to(device), batch, self.exact)
+
+
+class Line(nn.Module):
+    """One row of weights. Without inputs it gives the row itself, which is all that the exact loss needs."""
+
+    def __init__(self, d: int, deviation: float, draws: torch.Generator) -> None:
+        super().__init__()
+        self.line = QuantLinear(d, 1, bias=False)
+        with torch.no_grad():
+            self.line.weight.copy_(deviation * torch.randn(1, d, generator=draws))
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        return self.line.effective if x is None else self.line(x)  # type: ignore[no-any-return]
+
+
+class LinRegProblem(Problem):
+    def __init__(self, population: Population, model: Line, batch: int, exact: bool) -> None:
+        self.population, self.model, self.count, self.exact = population, model, batch, exact
+
+    def batch(self, index: int) -> Batch:
+        return Batch(None, None) if self.exact else self.population.sample(index, self.count)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        return [Batch(None, None)]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+
+    def layers(self) -> dict[str, QuantLayer]:
+        return {"line": self.model.line}  # type: ignore[dict-item]
+
+    def hessian_diagonal(self, layer: QuantLayer) -> Tensor:
+        return self.population.diagonal().unsqueeze(0)
+
+    def input_moment(self, layer: QuantLayer) -> Tensor:
+        return self.population.moment()
+
+    @property
+    def labels_per_step(self) -> int:
+        return 1 if self.exact else self.count

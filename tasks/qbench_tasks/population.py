@@ -1,0 +1,58 @@
+"""Inputs x ~ N(0, H) with a power-law spectrum and a linear teacher: the population behind `linreg` and `twolayer`.
+
+H = Q diag(i^−alpha) Qᵀ, with Q the identity or a random rotation. A linear predictor u has the population loss
+½ (u − w*)ᵀ H (u − w*); what a noisy target adds to it is left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qbench.task import Batch, generator
+
+LARGEST_ROTATION = 2048
+
+
+class Population:
+    def __init__(self, task: str, seed: int, d: int, alpha: float, rotated: bool, noise: float, device: torch.device) -> None:
+        self.task, self.seed, self.noise, self.device = task, seed, noise, device
+        eigenvalues = torch.arange(1, d + 1, dtype=torch.float64) ** -alpha
+        self.eigenvalues = eigenvalues.float().to(device)
+        self.teacher = torch.randn(1, d, generator=generator(task, seed, "teacher")).to(device)
+        self.root = (rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device) if rotated else None
+        """Q diag(λ)^½, so that H = root rootᵀ."""
+
+    def excess(self, predictor: Tensor) -> Tensor:
+        """The population loss of predictors (…, 1, d) over the teacher's: (…)."""
+        error = predictor - self.teacher
+        squares = error.square() * self.eigenvalues if self.root is None else (error @ self.root).square()
+        return 0.5 * squares.sum((-2, -1))
+
+    def diagonal(self) -> Tensor:
+        return self.eigenvalues if self.root is None else self.root.square().sum(-1)
+
+    def moment(self) -> Tensor:
+        return torch.diag(self.eigenvalues) if self.root is None else self.root @ self.root.mT
+
+    def sample(self, index: int, count: int) -> Batch:
+        """Batch `index` of an endless stream."""
+        draws = generator(self.task, self.seed, "data", index)
+        z = torch.randn(count, len(self.eigenvalues), generator=draws).to(self.device)
+        x = z * self.eigenvalues.sqrt() if self.root is None else z @ self.root.mT
+        y = x @ self.teacher.mT
+        if self.noise:
+            y = y + self.noise * torch.randn(count, 1, generator=draws).to(self.device)
+        return Batch(x, y, count)
+
+
+def rotation(d: int, draws: torch.Generator) -> Tensor:
+    """A rotation drawn uniformly (Haar): QR with the signs of R's diagonal taken out."""
+    q, r = torch.linalg.qr(torch.randn(d, d, generator=draws, dtype=torch.float64))
+    return q * r.diagonal().sign()
+
+
+def squared_error(predictions: Tensor, batch: Batch) -> Tensor:
+    """Half the mean squared error of (…, batch, 1) predictions: (…)."""
+    assert batch.targets is not None
+    return 0.5 * (predictions - batch.targets).square().mean((-2, -1))

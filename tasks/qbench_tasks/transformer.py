@@ -1,0 +1,183 @@
+"""The decoder-only transformer of every language model here: RMSNorm before each part, RoPE, causal attention, SwiGLU, no biases.
+
+It is Llama's network to the letter (with `qk_norm`, Qwen3's), rotary halves included, so an exported model maps to a configuration that
+others load. Every matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
+
+Axes of runs may stand in front of all: weights (K, outputs, inputs), norms (K, width), tokens (K, batch, time) or one (batch, time) for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench.task import QuantLinear
+
+EPS = 1e-6
+ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a network. `mlp` is the width between the two matmuls of a SwiGLU."""
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    context: int
+    qk_norm: bool = False
+
+    @property
+    def body(self) -> int:
+        """Weights of the body's matmuls: what a method quantizes."""
+        return self.depth * self.width * (4 * self.width + 3 * self.mlp)
+
+    @property
+    def parameters(self) -> int:
+        norms = self.depth * (2 * self.width + (2 * self.width // self.heads if self.qk_norm else 0)) + self.width
+        return self.body + 2 * self.vocab * self.width + norms
+
+    def flops(self, tokens: int) -> float:
+        """Of a forward and a backward pass: 6 for each weight of a matmul and token; attention's two products over the half of the
+        context that a token sees on average, 6 · depth · width · context a token."""
+        return 6.0 * tokens * (self.body + self.vocab * self.width + self.depth * self.width * self.context)
+
+
+class Transformer(nn.Module):
+    """Tokens (…, batch, time) to logits (…, batch, time, vocab)."""
+
+    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = Embedding(shape.vocab, shape.width)
+        self.rope = Rope(shape.context, shape.width // shape.heads)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.norm = RMSNorm(shape.width)
+        self.head = QuantLinear(shape.width, shape.vocab, bias=False)
+        self.initialise(generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        cos, sin = self.rope(tokens.shape[-1])
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+    def body(self) -> Iterator[tuple[str, QuantLinear]]:
+        """The matmuls of the blocks by name."""
+        for name, module in self.blocks.named_modules(prefix="blocks"):
+            if isinstance(module, QuantLinear):
+                yield name, module
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal with deviation inputs^−½; what a block adds to the stream is scaled down by depth."""
+        for name, layer in self.body():
+            residual = name.endswith((".o", ".down"))
+            parts = 2 * self.shape.depth if residual else 1
+            layer.weight.normal_(0.0, (parts * layer.weight.shape[-1]) ** -0.5, generator=generator)
+        self.embedding.weight.normal_(0.0, 1.0, generator=generator)
+        self.head.weight.normal_(0.0, (3 * self.shape.width) ** -0.5, generator=generator)
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.before_attention, self.before_mlp = RMSNorm(shape.width), RMSNorm(shape.width)
+        self.attention, self.mlp = Attention(shape), MLP(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.before_attention(x), cos, sin)
+        return x + self.mlp(self.before_mlp(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Queries, keys and values are layers of their own: on a CPU one fused matmul was no faster, and a tensor's scale stays a matrix's."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.q, self.k, self.v, self.o = (QuantLinear(shape.width, shape.width, bias=False) for _ in range(4))
+        self.q_norm = RMSNorm(shape.width // shape.heads) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.width // shape.heads) if shape.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # SDPA's fast kernels take (batch, heads, time, features) and nothing in front.
+        q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate, self.up = (QuantLinear(shape.width, shape.mlp, bias=False) for _ in range(2))
+        self.down = QuantLinear(shape.mlp, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if lead := weight.dim() - 1:
+            weight = weight.view(*weight.shape[:-1], *(1,) * (x.dim() - lead - 1), -1)
+        # Without its own weight argument the built-in is faster on a CPU, forward and back.
+        return F.rms_norm(x, x.shape[-1:], eps=EPS) * weight
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        *lead, vocab, _ = self.weight.shape
+        if not lead:
+            return F.embedding(tokens, self.weight)
+        runs = torch.arange(self.weight[..., 0, 0].numel(), device=tokens.device).view(*lead, 1, 1)
+        return F.embedding(tokens + runs * vocab, self.weight.flatten(0, -2))
+
+
+class Rope(nn.Module):
+    """Tables of the rotation at each position, (time, 1, features); not in the state, for they follow from the shape."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, context: int, features: int) -> None:
+        super().__init__()
+        rates = ROPE_BASE ** -(torch.arange(0, features, 2, dtype=torch.float64) / features)
+        angles = torch.arange(context, dtype=torch.float64).view(-1, 1, 1) * rates
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1).float(), persistent=False)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), -1).float(), persistent=False)
+
+    def forward(self, time: int) -> tuple[Tensor, Tensor]:
+        return self.cos[:time], self.sin[:time]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (i, i + half) of a head's features turned by its angle; `sin` carries the sign of the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood of each target, (…, batch, time). Targets may leave out the axes of runs."""
+    shape = logits.shape[:-1]
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.expand(shape).reshape(-1), reduction="none")
+    return losses.view(shape)

@@ -1,0 +1,112 @@
+"""A linear network of two layers, f(x) = v W x, on the spectrum of `linreg`; its hidden width is what the sizes sweep. After arXiv 2510.08757.
+
+    L(v, W) = ½ (u − w*)ᵀ H (u − w*),   u = Wᵀv
+
+The loss is quadratic in each single weight, so the Hessian's diagonal is exact too, at the weights as they are:
+v_j² h_i for W_ji and (W H Wᵀ)_jj for v_j. Both layers are quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator
+from qbench_tasks.population import Population, squared_error
+
+INPUTS = 256
+
+
+@dataclass
+class TwoLayer(Task):
+    """A quantized linear network."""
+
+    name = "twolayer"
+    title = "Two-layer linear network, width swept"
+    metric = Metric("loss", better="lower", floor=0.0, digits=4)
+    sizes = {name: {"inputs": INPUTS, "hidden": hidden} for name, hidden in (("xs", 16), ("s", 64), ("m", 256), ("l", 1024))}
+    tuning = {"lr": (0.003, 0.01, 0.03, 0.1)}
+    exact_hessian = True
+
+    alpha: float = 1.1
+    """The spectrum's exponent: eigenvalue i is i^−alpha."""
+    rotated: bool = False
+    """Turn the inputs' covariance by a random rotation, instead of leaving it diagonal."""
+    exact: bool = True
+    """Train on the population loss; otherwise on mini-batches."""
+    noise: float = 0.0
+    """Deviation of the noise on a mini-batch's targets."""
+
+    def check(self) -> str | None:
+        if self.noise < 0:
+            return f"noise must not be negative, not {self.noise}"
+        if not 0 <= self.alpha <= 4:
+            return f"alpha must be in [0, 4], not {self.alpha}"
+        if self.noise and self.exact:
+            return "noise is on the targets of mini-batches: it needs exact = false"
+        return None
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=1000, batch=1 if self.exact else 64, optimizer="adamw", lr=0.01, clip=0.0)
+
+    def fingerprint(self) -> str:
+        return "none"
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> TwoLayerProblem:
+        population = Population(self.name, seed, INPUTS, self.alpha, self.rotated, self.noise, device)
+        model = TwoLines(INPUTS, self.sizes[size]["hidden"], generator(self.name, seed, "start")).to(device)
+        return TwoLayerProblem(population, model, batch, self.exact)
+
+
+class TwoLines(nn.Module):
+    """v W x. Without inputs it gives the predictor u = vW itself, which is all that the exact loss needs."""
+
+    def __init__(self, inputs: int, hidden: int, draws: torch.Generator) -> None:
+        super().__init__()
+        self.first, self.second = QuantLinear(inputs, hidden, bias=False), QuantLinear(hidden, 1, bias=False)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.normal_(0.0, layer.weight.shape[-1] ** -0.5, generator=draws)
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        if x is None:
+            return self.second.effective @ self.first.effective
+        return self.second(self.first(x))  # type: ignore[no-any-return]
+
+
+class TwoLayerProblem(Problem):
+    model: TwoLines
+
+    def __init__(self, population: Population, model: TwoLines, batch: int, exact: bool) -> None:
+        self.population, self.model, self.count, self.exact = population, model, batch, exact
+
+    def batch(self, index: int) -> Batch:
+        return Batch(None, None) if self.exact else self.population.sample(index, self.count)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        return [Batch(None, None)]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+
+    def layers(self) -> dict[str, QuantLayer]:
+        return {"first": self.model.first, "second": self.model.second}
+
+    @torch.no_grad()
+    def hessian_diagonal(self, layer: QuantLayer) -> Tensor:
+        first, second = self.model.first.effective, self.model.second.effective
+        if layer is self.model.first:
+            return second.mT.square() * self.population.diagonal()
+        return (first @ self.population.moment() * first).sum(-1).unsqueeze(-2)
+
+    @torch.no_grad()
+    def input_moment(self, layer: QuantLayer) -> Tensor:
+        moment, first = self.population.moment(), self.model.first.effective
+        return moment if layer is self.model.first else first @ moment @ first.mT
+
+    @property
+    def labels_per_step(self) -> int:
+        return 1 if self.exact else self.count

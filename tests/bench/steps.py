@@ -1,0 +1,219 @@
+"""Step times on a 0.9M-parameter GPT: ours in full precision and quantized, plain PyTorch, and other people's fake quantization.
+
+    python -m tests.bench steps [--rounds N] [--compiled]
+
+All contenders take their steps in turn in one process, on the same batches, with the same optimizer and clipping; what is
+reported is the median over rounds of the ratio to our full-precision step of the same round. torchao and brevitas are
+timed where they are installed (pip install torchao; pip install --no-deps brevitas dependencies==2.0.1 unfoldNd).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench import registry
+from qbench.config import Quantization, Recipe, RunConfig
+from qbench.optim import make_optimizer, parameter_groups
+from qbench.run import attach
+from qbench.task import Batch, Problem, QuantLayer, Split
+from qbench.train import compile_parts, one_step
+from qbench_tasks.transformer import Shape, Transformer
+
+SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=352, context=128)
+RECIPE = Recipe(steps=10_000, lr=1e-4)
+
+
+class RandomTokens(Problem):
+    """The network on batches of random tokens: only its speed is of interest."""
+
+    def __init__(self, tokens: int, shape: Shape = SHAPE) -> None:
+        self.model = Transformer(shape, torch.Generator().manual_seed(0))
+        draw = torch.Generator().manual_seed(1)
+        data = torch.randint(shape.vocab, (tokens // shape.context, shape.context + 1), generator=draw)
+        self.data = Batch(data[:, :-1].contiguous(), data[:, 1:].contiguous(), len(data))
+
+    def batch(self, index: int) -> Batch:
+        return self.data
+
+    def batches(self, split: Split) -> list[Batch]:
+        return [self.data]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return F.cross_entropy(output.flatten(0, -2), batch.targets.flatten())
+
+    def layers(self) -> dict[str, QuantLayer]:
+        return {name: m for name, m in self.model.named_modules() if isinstance(m, QuantLayer) and name != "head"}
+
+
+def ours(method: str, tokens: int, compiled: bool = False, **params: object) -> Callable[[], None]:
+    """Our loop's step with a method on int4 by channel."""
+    problem, instance = RandomTokens(tokens), registry.build("methods", method, params)
+    weights = Quantization("int4", "channel") if instance.quantizes else None
+    config = RunConfig(0, method, instance.version, instance.params, "bench", 1, {}, "", "m", weights, None, RECIPE, "scratch", 0)
+    run = attach(problem, instance, config)
+    run.optimizer = make_optimizer(parameter_groups(run, RECIPE), RECIPE)
+    run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    instance.prepare(run, [])
+    if compiled:
+        compile_parts(run)
+    counter = iter(range(RECIPE.steps))
+
+    def step() -> None:
+        one_step(run, RECIPE, next(counter))
+
+    return step
+
+
+def plain(tokens: int, change: Callable[[nn.Module], nn.Module] = lambda model: model) -> Callable[[], None]:
+    """The same network and the same loop written in PyTorch alone."""
+    problem = RandomTokens(tokens)
+    model = change(Plain(SHAPE))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    inputs, targets = problem.data.inputs, problem.data.targets
+    assert inputs is not None and targets is not None
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+class Plain(nn.Module):
+    """The transformer of the language-model tasks once more, with nothing of ours in it."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.vocab, shape.width)
+        self.blocks = nn.ModuleList(PlainBlock(shape) for _ in range(shape.depth))
+        self.norm = nn.RMSNorm(shape.width, eps=1e-6)
+        self.head = nn.Linear(shape.width, shape.vocab, bias=False)
+        size = shape.width // shape.heads
+        angles = torch.outer(torch.arange(shape.context), 10_000.0 ** -(torch.arange(0, size, 2) / size))
+        self.register_buffer("cos", angles.cos().repeat(1, 2)[:, None], persistent=False)
+        self.register_buffer("sin", angles.sin().repeat(1, 2)[:, None], persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        out: Tensor = self.head(self.norm(x))
+        return out
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width, self.heads = shape.width, shape.heads
+        self.one, self.two = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, shape.mlp, bias=False), nn.Linear(width, shape.mlp, bias=False)
+        self.down = nn.Linear(shape.mlp, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        h = self.one(x)
+        q, k, v = (layer(h).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        q, k = (t * cos + torch.cat([-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]], -1) * sin for t in (q, k))
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        h = self.two(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))  # type: ignore[no-any-return]
+
+
+def torchao_linear(model: nn.Module) -> nn.Module:
+    """torchao's FakeQuantizedLinear, int4 weights in groups of 32, in the body."""
+    from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
+
+    config = IntxFakeQuantizeConfig(torch.int4, group_size=32)
+    return _replace_body(model, lambda layer: FakeQuantizedLinear.from_linear(layer, weight_config=config))
+
+
+def brevitas_linear(model: nn.Module) -> nn.Module:
+    """brevitas's QuantLinear, int4 weights by channel, in the body."""
+    import brevitas.nn as qnn
+    from brevitas.quant import Int8WeightPerChannelFloat
+
+    def make(layer: nn.Linear) -> nn.Module:
+        return qnn.QuantLinear(layer.in_features, layer.out_features, bias=False, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=4)
+
+    return _replace_body(model, make)
+
+
+def _replace_body(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    assert isinstance(model, Plain)
+    for block in model.blocks:
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(block, name, make(layer))
+    return model
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender's place in the table."""
+
+    name: str
+    tokens: int
+    median_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def interleave(contenders: dict[str, Callable[[], None]], tokens: int, rounds: int, warmup: int = 5) -> list[Line]:
+    """Every contender's step in turn; ratios to the first one of the same round."""
+    for step in contenders.values():
+        for _ in range(warmup):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    first = times[next(iter(contenders))]
+    lines = []
+    for name, spent in times.items():
+        ratios = [a / b for a, b in zip(spent, first, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        lines.append(Line(name, tokens, 1e3 * statistics.median(spent), middle, low, high))
+    return lines
+
+
+def contenders(tokens: int, compiled: bool) -> dict[str, Callable[[], None]]:
+    found = {"fp": ours("fp", tokens), "ste": ours("ste", tokens), "plain PyTorch": plain(tokens)}
+    for name, change in (("torchao FakeQuantizedLinear", torchao_linear), ("brevitas QuantLinear", brevitas_linear)):
+        try:
+            found[name] = plain(tokens, change)
+        except ImportError:
+            print(f"{name}: not installed, left out")
+    if compiled:
+        found |= {"fp, compiled": ours("fp", tokens, compiled=True), "ste, compiled": ours("ste", tokens, compiled=True)}
+    return found
+
+
+def table(lines: list[Line]) -> str:
+    rows = ["| step | tokens | median ms | ratio to fp | quartiles |", "|---|---:|---:|---:|---|"]
+    rows += [f"| {x.name} | {x.tokens} | {x.median_ms:.1f} | {x.ratio:.3f} | {x.low:.3f}–{x.high:.3f} |" for x in lines]
+    return "\n".join(rows)
+
+
+def main(rounds: int = 40, compiled: bool = True) -> str:
+    torch.set_num_threads(1)
+    lines = [line for tokens in (4096, 512) for line in interleave(contenders(tokens, compiled), tokens, rounds * (1 if tokens > 1000 else 4))]
+    return table(lines)
+
+
+if __name__ == "__main__":
+    print(main())

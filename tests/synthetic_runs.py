@@ -1,0 +1,62 @@
+"""Frames of runs with numbers known in advance, shaped as `qbench.results` gives them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+DEFAULTS = {"fp": {}, "rtn": {"scale": "absmax", "grid": "symmetric"}, "ste": {"scale": "absmax", "clip_gradient": False}, "digits": {"net": "cnn"}}
+
+
+def run(method: str, fmt: str | None, seed: int, score: float | None, **more: Any) -> dict[str, Any]:
+    """One row; `more` over the defaults."""
+    params = {**DEFAULTS.get(method, {}), **more.pop("params", {})}
+    levels, bits = {"int2": (3, 2.25), "int4": (15, 4.25), None: (None, 32.0)}.get(fmt, (7, 3.25))
+    state = more.get("state", "ok")
+    row: dict[str, Any] = {
+        "attempt": 1, "state": state, "reason": None, "message": None, "method": method, "method_version": 1,
+        "params": json.dumps(params, sort_keys=True), "provenance": "paper", "task": "digits", "task_version": 1, "task_params": '{"net":"cnn"}',
+        "size": "xs", "weights_format": fmt, "weights_granularity": fmt and "channel", "act_format": None, "act_granularity": None,
+        "start": "scratch", "seed": seed, "lr": 0.003, "steps": 300, "batch": 64, "packed": score, "validation": score, "rr_mean": None,
+        "metric": "loss", "better": "lower", "unit": "nats", "digits": 3, "bits_per_weight": bits, "levels": levels, "train_s": 1.5,
+        "step_s_median": 0.004 if method == "fp" else None if method == "rtn" else 0.005, "peak_memory_bytes": 2**27,
+        "audit_passed": True if state == "ok" else None, "device_name": "cpu",
+    }  # fmt: skip
+    row.update(more)
+    row["key"] = more.get("key") or hashlib.sha256(json.dumps([row[k] for k in ("method", "params", "task", "size", "weights_format", "seed", "lr")]).encode()).hexdigest()[:32]
+    return row
+
+
+def runs(method: str, fmt: str | None, scores: Sequence[float | None], **more: Any) -> list[dict[str, Any]]:
+    return [run(method, fmt, seed, score, **more) for seed, score in enumerate(scores)]
+
+
+def failed(method: str, fmt: str, seed: int, reason: str = "diverged", message: str | None = None, **more: Any) -> dict[str, Any]:
+    return run(method, fmt, seed, None, state="failed", reason=reason, message=message, step_s_median=None, levels=None, bits_per_weight=None, **more)
+
+
+def frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([row for part in parts for row in part])
+
+
+def small() -> pd.DataFrame:
+    """One of everything: what a board can be made to show."""
+    return frame(
+        runs("fp", None, [0.100, 0.102, 0.098]),
+        runs("rtn", "int2", [1.000, 1.020, 0.990]),
+        runs("rtn", "int4", [0.110, 0.112, 0.111]),
+        runs("rtn", "int2", [0.800, 0.805, 0.795], params={"scale": "mse"}),
+        runs("rtn", "int4", [0.108, 0.110, 0.109], params={"scale": "mse"}),
+        runs("ste", "int2", [0.300, 0.310, 0.295]),
+        runs("ste", "int4", [0.101, 0.104, 0.099]),
+        runs("lotion", "int2", [0.400, 0.420], provenance="reconstructed"),
+        [failed("lotion", "int2", 2, provenance="reconstructed")],
+        [failed("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed") for s in range(3)],
+        [run("pege", "int2", s, None, state="skipped", message="pege has no rule for two bits") for s in range(3)],
+        [run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
+        [run("pege", "int4", s, None, state="planned") for s in (1, 2)],
+    )
