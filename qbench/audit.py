@@ -103,15 +103,23 @@ def _coverage(run: Run) -> Check:
     attached = {name for bundle in run.bundles for name in bundle.names} | {name + INPUT for name in run.inputs}
     missing = [name for name in run.declared if name not in attached and name not in run.declined]
     note = f", {len(run.declined)} left out by the method" if run.declined else ""
-    return Check("coverage", not missing, f"no quantizer at {missing[0]}" if missing else f"{len(attached)} of {len(run.declared)} sites{note}")
+    return Check(
+        "coverage", not missing, f"no quantizer at {missing[0]}" if missing else f"{len(attached)} of {len(run.declared)} sites{note}"
+    )
 
 
 def _bits(artefact: Artefact, weights: int) -> Check:
     """The bits that are counted are the bytes that were written, but for the last byte of each weight."""
     counted = artefact.bits / 8
-    return Check("bits", counted <= artefact.payload <= counted + weights, f"{artefact.bits_per_weight:.3f} bits a weight, scales and offsets included")
+    return Check(
+        "bits",
+        counted <= artefact.payload <= counted + weights,
+        f"{artefact.bits_per_weight:.3f} bits a weight, scales and offsets included",
+    )
 
 
 def _active(seen: Evidence) -> Check:
-    detail = f"loss {seen.loss_latent:.6g} without, {seen.loss_shipped:.6g} with" + (", weights on the grid already" if seen.on_grid else "")
+    detail = f"loss {seen.loss_latent:.6g} without, {seen.loss_shipped:.6g} with" + (
+        ", weights on the grid already" if seen.on_grid else ""
+    )
     return Check("active", seen.on_grid or seen.loss_latent != seen.loss_shipped, detail)

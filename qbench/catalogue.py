@@ -27,13 +27,19 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
         if kind == "methods":
             entry |= {"paper": cls.paper, "provenance": cls.provenance, "after": cls.after}
         else:
-            entry |= {"metric": dataclasses.asdict(cls.metric), "sizes": {k: dict(v) for k, v in cls.sizes.items()}, "tuning": dict(cls.tuning)}
+            entry |= {
+                "metric": dataclasses.asdict(cls.metric),
+                "sizes": {k: dict(v) for k, v in cls.sizes.items()},
+                "tuning": dict(cls.tuning),
+            }
             entry |= {"activations": cls.activations, "exact_hessian": cls.exact_hessian}
             entry["recipes"] = {size: dataclasses.asdict(cls().recipe(size)) for size in cls.sizes}
     except QbenchError as error:
         entry["error"] = str(error)
     except Exception as error:
-        entry["error"] = f"{kind[:-1]} {name!r} of {plugin.distribution} does not keep the contract: {type(error).__name__}: {error}".splitlines()[0]
+        entry["error"] = (
+            f"{kind[:-1]} {name!r} of {plugin.distribution} does not keep the contract: {type(error).__name__}: {error}".splitlines()[0]
+        )
     return entry
 
 

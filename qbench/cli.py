@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qbench import __version__
-from qbench.errors import QbenchError, UsageError
+from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
     from qbench.sweepfile import SweepConfig

@@ -163,7 +163,7 @@ def coerce(value: Any, like: type, where: str) -> Any:
     """`value` as the type that a field declares; a whole number is a float where one is asked for, nothing else is bent."""
     if like is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if like is int and isinstance(value, bool) or not isinstance(value, like):
+    if (like is int and isinstance(value, bool)) or not isinstance(value, like):
         raise UsageError(f"{where}: expected {like.__name__}, not {type(value).__name__} {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where}: {value} is not a finite number")

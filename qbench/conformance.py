@@ -121,7 +121,9 @@ class Kit:
     quick: bool = False
     done: dict[str, tuple[dict[str, Any], Path]] = field(default_factory=dict)
 
-    def config(self, weights: str, granularity: str = "channel", activations: str | None = None, steps: int = STEPS, method: str | None = None) -> RunConfig:
+    def config(
+        self, weights: str, granularity: str = "channel", activations: str | None = None, steps: int = STEPS, method: str | None = None
+    ) -> RunConfig:
         instance: Method = registry.build("methods", method or self.method, {})
         quantizes = instance.quantizes
         base = None
@@ -143,7 +145,9 @@ class Kit:
             if train.refusal(config) is None:
                 yield config
 
-    def run(self, config: RunConfig, execution: Execution = Execution(), again: bool = False, resume: Path | None = None) -> tuple[dict[str, Any], Path]:  # noqa: B008
+    def run(
+        self, config: RunConfig, execution: Execution = Execution(), again: bool = False, resume: Path | None = None
+    ) -> tuple[dict[str, Any], Path]:  # noqa: B008
         """Train a configuration once; `again` trains it anew."""
         if config.key in self.done and not again and resume is None:
             return self.done[config.key]
@@ -203,7 +207,9 @@ def check_learns(kit: Kit) -> Iterator[Finding]:
         return
     score = result["scores"]["packed"]
     fine = score is not None and score < LEARNED
-    yield Finding("learns", config.format_label, fine, f"loss {score} after training; {math.log(4):.3f} is guessing, {LEARNED} is asked for")
+    yield Finding(
+        "learns", config.format_label, fine, f"loss {score} after training; {math.log(4):.3f} is guessing, {LEARNED} is asked for"
+    )
     lines = [json.loads(line) for line in Attempt(folder).curve.read_text().splitlines()] if Attempt(folder).curve.exists() else []
     holes = [line["step"] for line in lines if any(v is None for v in line["terms"].values())]
     yield Finding("terms", config.format_label, not holes, f"a term is not finite at step {holes[0]}" if holes else f"{len(lines)} points")
@@ -280,7 +286,7 @@ def check_budget(kit: Kit) -> Iterator[Finding]:
         run.method.prepare(run, run.probe_batches(1))
         track = []
         for step in range(0, steps, steps // 10):
-            run.step = step
+            run.begin(step)
             run.method.before_step(run, run.problem.batch(step))
             track.append(dict(run.lr_scale))
         scales.append(track)
@@ -299,7 +305,12 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         return
     a, b = eager["scores"]["packed"], compiled["scores"]["packed"]
     fine = abs(a - b) <= 0.02 * abs(a) and compiled["audit"]["passed"]
-    yield Finding("compiles", config.format_label, fine, f"loss {a:.6g} eager, {b:.6g} compiled, audit {'passed' if compiled['audit']['passed'] else 'failed'}")
+    yield Finding(
+        "compiles",
+        config.format_label,
+        fine,
+        f"loss {a:.6g} eager, {b:.6g} compiled, audit {'passed' if compiled['audit']['passed'] else 'failed'}",
+    )
 
 
 CHECKS: tuple[Check, ...] = (

@@ -29,7 +29,11 @@ def examine(results: Path) -> list[Finding]:
 
 
 def _installation() -> Iterator[Finding]:
-    yield Finding("python", sys.version_info >= (3, 11), sys.version.split()[0] + ("" if sys.version_info >= (3, 11) else ": qbench needs 3.11 or newer"))
+    yield Finding(
+        "python",
+        sys.version_info >= (3, 11),
+        sys.version.split()[0] + ("" if sys.version_info >= (3, 11) else ": qbench needs 3.11 or newer"),
+    )
     code = commit()
     state = "" if code["commit"] is None else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
     yield Finding("qbench", True, f"{package_version('qbench') or 'not installed as a distribution'}{state}")
@@ -48,7 +52,11 @@ def _machine() -> Iterator[Finding]:
         yield Finding("cuda", True, ", ".join(names))
     else:
         yield Finding("cuda", True, "no usable device; runs go to the CPU")
-    yield Finding("compiler", shutil.which("cc") is not None, shutil.which("cc") or "no C compiler: torch.compile will not work (install gcc or clang)")
+    yield Finding(
+        "compiler",
+        shutil.which("cc") is not None,
+        shutil.which("cc") or "no C compiler: torch.compile will not work (install gcc or clang)",
+    )
 
 
 def _results(results: Path) -> Iterator[Finding]:
@@ -60,11 +68,19 @@ def _results(results: Path) -> Iterator[Finding]:
         yield Finding("results", False, f"{results} cannot be written ({error.strerror}): use --results DIR")
         return
     free = shutil.disk_usage(folder).free
-    yield Finding("results", free > LEAST_FREE, f"{results}, {free / 2**30:.1f} GiB free" + ("" if free > LEAST_FREE else ": make room, or use --results DIR"))
+    yield Finding(
+        "results",
+        free > LEAST_FREE,
+        f"{results}, {free / 2**30:.1f} GiB free" + ("" if free > LEAST_FREE else ": make room, or use --results DIR"),
+    )
 
 
 def _plugins() -> Iterator[Finding]:
     for kind, found in (("methods", list_methods()), ("tasks", list_tasks())):
         broken = [entry["error"] for entry in found if entry["error"]]
-        yield Finding(kind, bool(found) and not broken, "; ".join(broken) or ", ".join(entry["name"] for entry in found) or "none registered: reinstall qbench")
+        yield Finding(
+            kind,
+            bool(found) and not broken,
+            "; ".join(broken) or ", ".join(entry["name"] for entry in found) or "none registered: reinstall qbench",
+        )
     yield Finding("engines", "local" in registry.plugins("engines"), ", ".join(registry.plugins("engines")))

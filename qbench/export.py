@@ -68,7 +68,9 @@ def export(run: Run, folder: Path) -> Artefact:
         del tensors[name]
         codes = pack(grid.codes(matrix).cpu().numpy(), grid.levels.bits)
         scale, offset = grid.decoding()
-        packed = {"codes": torch.from_numpy(codes), "scale": scale.float().cpu()} | ({} if offset is None else {"offset": offset.float().cpu()})
+        packed = {"codes": torch.from_numpy(codes), "scale": scale.float().cpu()} | (
+            {} if offset is None else {"offset": offset.float().cpu()}
+        )
         tensors |= {f"{name}.{kind}": tensor for kind, tensor in packed.items()}
         payload += sum(tensor.nbytes for tensor in packed.values())
         quantized += matrix.numel()

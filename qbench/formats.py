@@ -77,7 +77,7 @@ class Format:
         raise unknown("grid", kind, ("symmetric", "full", "affine", "midrise"))
 
 
-FORMATS = tuple(f"int{bits}" for bits in range(1, 9)) + ("fp4",)
+FORMATS = (*(f"int{bits}" for bits in range(1, 9)), "fp4")
 
 
 @cache

@@ -8,6 +8,7 @@ only what is bold, and the ranks, compare entrants. What did not run, failed, di
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -45,7 +46,7 @@ def build(
     """
     data = tidy(runs, planned, defaults)
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
-    parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in zip(bounds, bounds[1:], strict=False)]
+    parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]
     builders = [
         _Section(data, identity, part, (reference, control), minimum_effect or {}, defaults or {})
         for identity, part in zip(data.sections, parts, strict=True)
@@ -182,7 +183,9 @@ class _Section:
     def _row(self, n: int, cells: Sequence[Cell], rank: tuple[int, int] | None) -> Row:
         e = self.entrants[n]
         role: Literal["reference", "control", ""] = "reference" if e.reference else "control" if e.method == self.control else ""
-        return Row(e.label, e.method, e.version, e.params, e.reconstructed, role, n in (self.fp, self.rtn), tuple(cells), self._cost(n), rank)
+        return Row(
+            e.label, e.method, e.version, e.params, e.reconstructed, role, n in (self.fp, self.rtn), tuple(cells), self._cost(n), rank
+        )
 
     def _missing(self) -> list[Row]:
         """The controls that are not there, as rows that say so."""
@@ -279,7 +282,7 @@ _COST = ("step_s_median", "device_name", "train_s", "peak_memory_bytes", "audit_
 def _slices(rows: Part) -> list[tuple[Place, Part]]:
     """The rows of each entrant and column, which lie together."""
     entrant, column = rows["entrant"], rows["column"]
-    starts = np.flatnonzero(np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])]) if len(entrant) else []
+    starts = np.flatnonzero(np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])])
     ends = [*starts[1:], len(entrant)]
     return [((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()}) for i, j in zip(starts, ends, strict=True)]
 

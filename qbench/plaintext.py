@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qbench import text
@@ -92,11 +93,13 @@ def legend(board: Board) -> list[str]:
     """How to read the tables, once for all of them."""
     percent = f"{100 * CONFIDENCE:.0f} %"
     return [
-        f"Score: mean over seeds ± its {percent} t interval, of the packed artefact. Below it the gap recovered, (m − rtn)/(fp − rtn), with its Fieller interval;"
-        f" {NONE} where fp is not clearly above rtn, or by less than the minimum effect.",
-        f"Best (bold): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed seed or audit never is.",
+        f"Score: mean over seeds ± its {percent} t interval, of the packed artefact. Below it the gap recovered, (m − rtn)/(fp − rtn), with its"
+        f" Fieller interval; {NONE} where fp is not clearly above rtn, or by less than the minimum effect.",
+        f"Best (bold): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed"
+        " seed or audit never is.",
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
-        f"Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory. {NONE}: not trained, or not known.",
+        "Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory."
+        f" {NONE}: not trained, or not known.",
         *(text.markdown(note) for note in board.notes),
     ]
 
@@ -147,10 +150,23 @@ def _line(cells: Sequence[str]) -> str:
 # ---- CSV ----
 
 CELLS = (
-    "task", "size", "setting", "metric", "unit", "better", "entrant", "method", "version", "params", "provenance", "control", "format", "levels", "bits_per_weight",
-    "state", "seeds", "asked", "mean", "low", "high", "gap", "gap_low", "gap_high", "rr_mean", "lr", "rates", "best", "rank_first", "rank_last", "step_ratio",
-    "train_s", "peak_memory_bytes", "audits_failed", "failures", "notes", "runs",
-)  # fmt: skip
+    *("task", "size", "setting", "metric", "unit", "better", "entrant", "method", "version", "params", "provenance", "role"),
+    *("format", "levels", "bits_per_weight", "state", "seeds", "asked", "mean", "low", "high", "gap", "gap_low", "gap_high", "rr_mean"),
+    *(
+        "lr",
+        "rates",
+        "best",
+        "rank_first",
+        "rank_last",
+        "step_ratio",
+        "train_s",
+        "peak_memory_bytes",
+        "audits_failed",
+        "failures",
+        "notes",
+        "runs",
+    ),
+)
 
 
 def to_csv(board: Board) -> str:
@@ -167,14 +183,19 @@ def to_csv(board: Board) -> str:
 
 
 def _csv_line(section: Section, row: Row, fmt: str, c: Cell) -> list[Any]:
-    s, g, cost = c.score, c.gap, row.cost
+    s, g, cost, rank = c.score, c.gap, row.cost, row.rank
+    setting = ", ".join(filter(None, (section.title, section.setting)))
+    failures = "; ".join(f"{n} {reason}" for reason, n in c.failures.items())
+    notes = "; ".join(section.notes[n - 1] for n in c.notes)
     return [
-        section.task, section.size, ", ".join(filter(None, (section.title, section.setting))), section.metric, section.unit, section.better, row.entrant, row.method, row.version, row.params,
-        "reconstructed" if row.reconstructed else "paper", row.role, fmt, c.levels, c.bits_per_weight, c.state, c.seeds, c.asked,
-        s and s.value, s and s.low, s and s.high, g and g.value, g and g.low, g and g.high, c.rr, c.lr, c.rates, int(c.best),
-        row.rank and row.rank[0], row.rank and row.rank[1], cost.step_ratio, cost.train_s, cost.peak_memory_bytes, c.audits_failed,
-        "; ".join(f"{n} {reason}" for reason, n in c.failures.items()), "; ".join(section.notes[n - 1] for n in c.notes), " ".join(c.keys),
-    ]  # fmt: skip
+        *(section.task, section.size, setting, section.metric, section.unit, section.better),
+        *(row.entrant, row.method, row.version, row.params, "reconstructed" if row.reconstructed else "paper", row.role),
+        *(fmt, c.levels, c.bits_per_weight, c.state, c.seeds, c.asked),
+        *((s.value, s.low, s.high) if s else (None,) * 3),
+        *((g.value, g.low, g.high) if g else (None,) * 3),
+        *(c.rr, c.lr, c.rates, int(c.best), *(rank or (None, None))),
+        *(cost.step_ratio, cost.train_s, cost.peak_memory_bytes, c.audits_failed, failures, notes, " ".join(c.keys)),
+    ]
 
 
 def _csv_value(x: object) -> str:
@@ -184,12 +205,23 @@ def _csv_value(x: object) -> str:
 def runs_csv(frame: pd.DataFrame) -> str:
     """A line for each run, in the order of keys and attempts. `read_runs_csv` gives the frame back, and so the board."""
     by = [column for column in ("key", "attempt") if column in frame]
-    safe = frame.sort_values(by, kind="stable") if by else frame
-    texts = {c: safe[c].map(text.cell, na_action="ignore") for c in safe if safe[c].dtype == object or pd.api.types.is_string_dtype(safe[c])}
-    return str(safe.assign(**texts).to_csv(index=False, lineterminator="\n"))
+    ordered = frame.sort_values(by, kind="stable") if by else frame
+    return str(_mapped(ordered, text.cell).to_csv(index=False, lineterminator="\n"))
 
 
 def read_runs_csv(source: Any) -> pd.DataFrame:
-    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False)
-    texts = {c: frame[c].map(text.uncell, na_action="ignore") for c in frame if pd.api.types.is_string_dtype(frame[c])}
-    return frame.assign(**texts)
+    """What `runs_csv` wrote, from a path or an open file."""
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False, dtype={"key": str})
+    return _mapped(frame, text.uncell)
+
+
+def _mapped(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The frame with its text changed, each different text once."""
+    new = {}
+    for name in frame:
+        column = frame[name]
+        if column.dtype == object or isinstance(column.dtype, (pd.StringDtype, pd.CategoricalDtype)):
+            codes, words = pd.factorize(column)
+            changed = np.array([*(change(w) if isinstance(w, str) else w for w in words), None], dtype=object)
+            new[name] = changed[codes]
+    return frame.assign(**new)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from qbench import registry
 from qbench.config import Quantization, Recipe, RunConfig, canonical
 from qbench.errors import UsageError, unknown
-from qbench.sweepfile import NONE, OURS, TOP, Entry, Formats, SweepConfig
+from qbench.sweepfile import NONE, OURS, Entry, Formats, SweepConfig, unknown_key
 
 if TYPE_CHECKING:
     from qbench.method import Method
@@ -63,7 +63,9 @@ class Cell:
     @property
     def title(self) -> str:
         c = self.example
-        return " ".join(filter(None, (self.label, c.format_label if c.weights or c.activations else "", f"{c.task}/{c.size}", self.variant)))
+        return " ".join(
+            filter(None, (self.label, c.format_label if c.weights or c.activations else "", f"{c.task}/{c.size}", self.variant))
+        )
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,17 @@ class _Bed:
     recipe: Recipe
     formats: Formats
     data: str
-    variant: str
+    axes: Mapping[str, Any]
+    """The values that tell it from its sisters."""
 
 
 @dataclass(frozen=True)
 class _Entrant:
     method: Method
     label: str
-    lr: float | None
-    variant: str
+    lr: tuple[float, ...] = ()
+    """One rate, or none: then the recipe's."""
+    axes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
@@ -152,17 +156,19 @@ class _Maker:
     refusals: dict[str, str | None] = field(default_factory=dict)
     bases: dict[str, Cell] = field(default_factory=dict)
 
-    def cell(self, bed: _Bed, entrant: _Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None) -> Cell:
-        recipe = bed.recipe if entrant.lr is None else dataclasses.replace(bed.recipe, lr=entrant.lr)
+    def cell(
+        self, bed: _Bed, entrant: _Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
+    ) -> Cell:
+        own = dict(zip(("lr",), entrant.lr, strict=False))
         method, task = entrant.method, bed.task
         config = RunConfig(
             board_version=self.sweep.version,
             method=method.name, method_version=method.version, method_params=method.params,
             task=task.name, task_version=task.version, task_params=task.params, data=bed.data, size=bed.size,
             weights=weights, activations=activations,
-            recipe=recipe, start=start or self.sweep.start, seed=0,
+            recipe=dataclasses.replace(bed.recipe, **own), start=start or self.sweep.start, seed=0,
         )  # fmt: skip
-        variant = ", ".join(filter(None, (bed.variant, entrant.variant)))
+        variant = _spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
         base = self.base(bed, method, config)
         refusal = f"{base.label}: {base.refusal}" if base and base.refusal else self.refusal(config, task)
         return Cell(config, entrant.label, variant, base, refusal=refusal)
@@ -184,7 +190,7 @@ class _Maker:
         formats = (config.weights, config.activations) if method.quantizes else (None, None)
         same += canonical([q and dataclasses.asdict(q) for q in formats])
         if same not in self.bases:
-            self.bases[same] = self.cell(bed, _Entrant(method, name, None, ""), *formats, start=start)
+            self.bases[same] = self.cell(bed, _Entrant(method, name), *formats, start=start)
         return self.bases[same]
 
     def refusal(self, config: RunConfig, task: Task) -> str | None:
@@ -208,13 +214,13 @@ def _names(config: RunConfig) -> list[str | None]:
 
 def _beds(sweep: SweepConfig) -> Iterator[_Bed]:
     for entry in sweep.tasks:
-        for params, variant in _variants("tasks", entry):
+        for params, chosen in _variants("tasks", entry):
             task: Task = registry.build("tasks", entry.name, params, entry.where)
             data = task.fingerprint()
             for size in _sizes(task, entry):
                 for recipe, changes in _recipes(task.recipe(size), {**sweep.recipe, **entry.recipe}, entry.where):
                     formats = entry.formats or sweep.formats
-                    yield _Bed(task, size, recipe, formats, data, ", ".join(filter(None, (variant, changes))))
+                    yield _Bed(task, size, recipe, formats, data, {**chosen, **changes})
 
 
 def _sizes(task: Task, entry: Entry) -> tuple[str, ...]:
@@ -225,40 +231,39 @@ def _sizes(task: Task, entry: Entry) -> tuple[str, ...]:
     return known if "all" in entry.sizes else entry.sizes or known[:1]
 
 
-def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) -> Iterator[tuple[Recipe, str]]:
+def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         made = dataclasses.replace(recipe, **chosen)
         if problem := made.problem():
             raise UsageError(f"{where}: {problem}")
-        yield made, _spell({name: value for name, value in chosen.items() if len(axes[name]) > 1})
+        yield made, {name: value for name, value in chosen.items() if len(axes[name]) > 1}
 
 
 def _entrants(sweep: SweepConfig) -> Iterator[_Entrant]:
     for entry in sweep.methods:
-        rates = entry.recipe.get("lr", (None,))
-        for params, variant in _variants("methods", entry):
+        rates = [(lr,) for lr in entry.recipe.get("lr", ())]
+        for params, chosen in _variants("methods", entry):
             method: Method = registry.build("methods", entry.name, params, entry.where)
-            chosen = {} if entry.label else {k: v for k, v in entry.params.items() if k in params and not _is_axis(k, v, _hints("methods", entry))}
-            label = entry.label or entry.name
-            name = ", ".join(filter(None, (_spell(chosen), variant)))
-            for lr in rates:
-                yield _Entrant(method, f"{label} ({name})" if name else label, lr, _spell({"lr": lr}) if len(rates) > 1 else "")
+            spelled = _spell(chosen if entry.label else params)
+            label = f"{entry.label or entry.name} ({spelled})" if spelled else entry.label or entry.name
+            for lr in rates or [()]:
+                yield _Entrant(method, label, lr, {"lr": lr[0]} if len(rates) > 1 else {})
 
 
-def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every combination of an entry's parameters, and how to tell it from the others."""
+def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every combination of an entry's parameters, and those of them that are axes."""
     hints = _hints(kind, entry)
     for name in entry.params:
         if name not in hints:
-            raise _unknown_key(kind, entry, name, hints)
-    axes = {name: value if _is_axis(name, value, hints) else [value] for name, value in entry.params.items()}
+            raise unknown_key(name, (*OURS[kind[:-1]], *hints), entry.where)
+    axes = {name: value for name, value in entry.params.items() if _is_axis(value, hints[name])}
     for name, values in axes.items():
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise UsageError(f"{entry.where}: {name}: {twice[0]!r} is there twice")
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        yield chosen, _spell({name: value for name, value in chosen.items() if _is_axis(name, entry.params[name], hints)})
+        yield {**entry.params, **chosen}, chosen
 
 
 def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:
@@ -267,15 +272,9 @@ def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def _unknown_key(kind: str, entry: Entry, name: str, known: Mapping[str, Any]) -> UsageError:
-    if name in TOP:
-        return UsageError(f"{entry.where}: {name} belongs to the sweep: move it above the first table of the file")
-    return unknown("key", name, (*OURS[kind[:-1]], *known), entry.where)
-
-
-def _is_axis(name: str, value: Any, hints: Mapping[str, Any]) -> bool:
+def _is_axis(value: Any, hint: Any) -> bool:
     """A list is an axis, unless the parameter itself is a list: then a list of lists is."""
-    takes_list = any(get_origin(hint) is tuple for hint in (hints[name], *get_args(hints[name])))
+    takes_list = any(get_origin(h) is tuple for h in (hint, *get_args(hint)))
     return isinstance(value, list) and (not takes_list or all(isinstance(item, list) for item in value))
 
 

@@ -43,7 +43,9 @@ class Plugin:
             return self.entry.load()
         except Exception as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise QbenchError(f"{self.kind[:-1]} {self.name!r} of {self.distribution} cannot be loaded ({self.entry.value}): {what}") from error
+            raise QbenchError(
+                f"{self.kind[:-1]} {self.name!r} of {self.distribution} cannot be loaded ({self.entry.value}): {what}"
+            ) from error
 
 
 @cache

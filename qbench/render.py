@@ -14,7 +14,26 @@ from rich.text import Text
 
 from qbench import text
 from qbench.board import Board, Cell, Section
-from qbench.plaintext import COSTS, DITTO, NONE, costs, details, gap, head_lines, heading, legend, marks, name, rank, read_runs_csv, rr, runs_csv, score, to_csv, to_markdown
+from qbench.plaintext import (
+    COSTS,
+    DITTO,
+    NONE,
+    costs,
+    details,
+    gap,
+    head_lines,
+    heading,
+    legend,
+    marks,
+    name,
+    rank,
+    read_runs_csv,
+    rr,
+    runs_csv,
+    score,
+    to_csv,
+    to_markdown,
+)
 from qbench.tidy import format_label
 
 if TYPE_CHECKING:
@@ -74,7 +93,9 @@ def _tables(section: Section, console: Console, randomised: bool) -> Iterator[Ta
             table.add_column(Text(column.head), width=min(column.width, max(8, console.width - first - GAP)), overflow="fold")
         for r, row in enumerate(section.rows):
             repeated = [row.spans and start < c < len(section.columns) for c in range(start, stop)]
-            cells = [Text(DITTO, style="dim") if again else columns[c].cells[r] for again, c in zip(repeated, range(start, stop), strict=True)]
+            cells = [
+                Text(DITTO, style="dim") if again else columns[c].cells[r] for again, c in zip(repeated, range(start, stop), strict=True)
+            ]
             table.add_row(names.cells[r], *cells)
         yield table
         start = stop
@@ -84,7 +105,10 @@ def _columns(section: Section, console: Console, randomised: bool) -> list[_Colu
     # Where nothing can be bold, as in a pipe, a star says it.
     star = "" if console.is_terminal else " *"
     heads = ["\n".join((text.plain(c.format), *head_lines(c))) for c in section.columns] or ["fp32"]
-    found = [_Column(head, [_cell(row.cells[0 if row.spans else i], section, not row.spans, star, randomised) for row in section.rows]) for i, head in enumerate(heads)]
+    found = [
+        _Column(head, [_cell(row.cells[0 if row.spans else i], section, not row.spans, star, randomised) for row in section.rows])
+        for i, head in enumerate(heads)
+    ]
     if any(row.rank for row in section.rows):
         found.append(_Column("rank", [Text(rank(row)) for row in section.rows]))
     return [*found, _Column("\n".join(COSTS), [_cost(costs(row.cost)) for row in section.rows])]
@@ -134,7 +158,9 @@ def show_run(run: Mapping[str, Any], console: Console) -> None:
     console.print(grid)
 
 
-def _lines(run: Mapping[str, Any], spec: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str, Any], width: int) -> Iterator[tuple[str, str | Text]]:
+def _lines(
+    run: Mapping[str, Any], spec: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str, Any], width: int
+) -> Iterator[tuple[str, str | Text]]:
     if result.get("reason") or result.get("message"):
         yield "reason", Text(text.plain(f"{result.get('reason') or ''}: {result.get('message') or ''}", 2000), style="red")
     weights, acts = spec.get("weights") or {}, spec.get("activations") or {}
@@ -153,11 +179,22 @@ def _lines(run: Mapping[str, Any], spec: Mapping[str, Any], result: Mapping[str,
         yield "", f"{_short(losses[0][1])} at step {losses[0][0]}, {_short(losses[-1][1])} at step {losses[-1][0]}"
     for check in (result.get("audit") or {}).get("checks") or ():
         good = bool(check.get("passed"))
-        yield "audit", Text.assemble(("pass " if good else "FAIL ", "green" if good else "bold red"), text.plain(f"{check.get('name')}: {check.get('detail') or ''}"))
+        yield (
+            "audit",
+            Text.assemble(
+                ("pass " if good else "FAIL ", "green" if good else "bold red"),
+                text.plain(f"{check.get('name')}: {check.get('detail') or ''}"),
+            ),
+        )
     if env:
         dirty = {True: ", with changes", None: ", changes unknown"}.get(env.get("dirty"), "")
         yield "code", f"qbench {env.get('qbench')}, commit {env.get('commit') or 'unknown'}{dirty if env.get('commit') else ''}"
-        yield "machine", ", ".join(f"{k} {env[k]}" for k in ("device_name", "device", "cpu", "threads", "platform", "python", "torch", "numpy") if env.get(k))
+        yield (
+            "machine",
+            ", ".join(
+                f"{k} {env[k]}" for k in ("device_name", "device", "cpu", "threads", "platform", "python", "torch", "numpy") if env.get(k)
+            ),
+        )
     if result.get("artefact_sha256"):
         yield "artefact", f"sha256 {result['artefact_sha256']}"
     if run.get("folder"):
@@ -168,20 +205,30 @@ def _lines(run: Mapping[str, Any], spec: Mapping[str, Any], result: Mapping[str,
 def _outcome(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     scores, metric = result.get("scores") or {}, result.get("metric") or {}
     kinds = result.get("kinds") or {}
-    digits = metric.get("digits") if isinstance(metric.get("digits"), int) else 3
+    digits = int(_number(metric.get("digits")) or 3) + 2
     if scores:
-        shown = {k: text.number(x, digits + 2) if (x := _number(scores.get(k))) is not None else kinds.get(k) for k in ("packed", "simulated", "validation", "latent")}
-        yield "score", f"{metric.get('name')} {metric.get('unit') or ''}: " + ", ".join(f"{k} {x}" for k, x in shown.items() if x is not None)
+        shown = {
+            k: text.number(x, digits) if (x := _number(scores.get(k))) is not None else kinds.get(k)
+            for k in ("packed", "simulated", "validation", "latent")
+        }
+        yield (
+            "score",
+            f"{metric.get('name')} {metric.get('unit') or ''}: " + ", ".join(f"{k} {x}" for k, x in shown.items() if x is not None),
+        )
         if (mean := _number(scores.get("rr_mean"))) is not None:
             spread = _number(scores.get("rr_std"))
-            more = f" ± {text.number(spread, digits + 2)} (deviation)" if spread is not None else ""
-            yield "", f"randomised rounding {text.number(mean, digits + 2)}{more}, {scores.get('rr_count')} draws"
+            more = f" ± {text.number(spread, digits)} (deviation)" if spread is not None else ""
+            yield "", f"randomised rounding {text.number(mean, digits)}{more}, {scores.get('rr_count')} draws"
     size, cost = result.get("size") or {}, result.get("cost") or {}
     if size:
         yield "size", ", ".join(f"{k.replace('_', ' ')} {_short(_number(v))}" for k, v in size.items() if v is not None)
     if cost:
         step = [_number(cost.get(f"step_s_{q}")) for q in ("median", "q25", "q75")]
-        times = [f"{k} {text.seconds(x)}" for k in ("wall_s", "train_s", "eval_s", "build_s", "overhead_s") if (x := _number(cost.get(k))) is not None]
+        times = [
+            f"{k} {text.seconds(x)}"
+            for k in ("wall_s", "train_s", "eval_s", "build_s", "overhead_s")
+            if (x := _number(cost.get(k))) is not None
+        ]
         if step[0] is not None:
             quartiles = f" [{1000 * step[1]:.3g}, {1000 * step[2]:.3g}]" if step[1] is not None and step[2] is not None else ""
             times.append(f"step {1000 * step[0]:.3g}{quartiles} ms")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qbench.config import RunConfig
 from qbench.formats import Site
 from qbench.grid import Grid, widen
-from qbench.quantizer import Bundle, QuantLayer, Quantizer
+from qbench.quantizer import Bundle, Quantizer, QuantLayer
 from qbench.task import Batch, Problem
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ class Run:
     def __post_init__(self) -> None:
         self.network: nn.Module = self.problem.model
         """The model as it is called: itself, or compiled."""
+        self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
+        """The step as a tensor, which every quantizer's draws are keyed by."""
+
+    def begin(self, step: int) -> None:
+        self.step = step
+        self.clock.fill_(step)
 
     @property
     def progress(self) -> float:
@@ -218,11 +224,9 @@ def attach(problem: Problem, method: Method, config: RunConfig) -> Run:
         else:
             quantizer.seed(config.seed, names)
             run.bundles.append(Bundle(names, [layers[name] for name in names], quantizer))
-    device = next(problem.model.parameters()).device
-    clock = torch.zeros((), dtype=torch.int64, device=device)
     for quantizer in run.quantizers():
-        quantizer.to(device)
-        quantizer.step = clock
+        quantizer.to(run.clock.device)
+        quantizer.step = run.clock
     return run
 
 

@@ -1,10 +1,10 @@
 """What has become of a run, read from its folder: the files are the truth.
 
-    cached    finished; or diverged, which is an outcome and not a mishap
-    failed    the latest attempt ended with another reason; it is tried again
-    lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
-    new       never tried
-    skipped   its method has no rule for it
+cached    finished; or diverged, which is an outcome and not a mishap
+failed    the latest attempt ended with another reason; it is tried again
+lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
+new       never tried
+skipped   its method has no rule for it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Intervals and tests over seeds: pure functions, arrays in, numbers out.
 
-A benchmark has few seeds, and that decides the tools. A percentile bootstrap over three seeds covers 75 % where it says 95 %; Student's t covers
-95 % at any number of seeds from two, if a seed's noise is roughly normal. So every interval here is a t interval of some kind:
+A benchmark has few seeds, and that decides the tools. A percentile bootstrap over three seeds covers 75 % where it says 95 %; Student's t
+covers 95 % at any number of seeds from two, if a seed's noise is roughly normal. So every interval here is a t interval of some kind:
 
     mean of seeds                       t                       n − 1 degrees of freedom
     difference of two means, unpaired   Welch                   Welch–Satterthwaite's
@@ -9,8 +9,8 @@ A benchmark has few seeds, and that decides the tools. A percentile bootstrap ov
     ratio of two means                  Fieller                 pairs − 1
 
 A quotient of two noisy means has no mean of its own: near a zero denominator its interval is the whole line. Fieller turns the question
-round: θ belongs to the interval if N − θD, which is an honest mean, cannot be told from 0. That is a quadratic in θ; it is an interval exactly
-when D itself can be told from 0, and otherwise there is nothing to print.
+round: θ belongs to the interval if N − θD, which is an honest mean, cannot be told from 0. That is a quadratic in θ; it has an interval
+exactly when D itself can be told from 0, and otherwise there is nothing to print.
 
 The seed is the unit. Runs of one seed share their start and data, so entrants are compared by differences within seeds.
 Only scipy.special is used: importing scipy.stats takes longer than the whole of `qbench show`.
@@ -115,7 +115,7 @@ class Paired:
 
     difference: Estimate
     p: float | None
-    """Two-sided; None where fewer than two seeds are shared, or where they all differ by the same amount: without spread nothing is known of it."""
+    """Two-sided; None where fewer than two seeds are shared, or all differ by the same amount: without spread nothing is known of it."""
     seeds: int
 
 
@@ -159,7 +159,9 @@ def clear_best(scores: Sequence[Mapping[int, float]], better: str, minimum_effec
     return best if clear else None
 
 
-def rank_ranges(scores: Sequence[Mapping[int, float]], better: str, minimum_effect: float, alpha: float = 1 - CONFIDENCE) -> list[tuple[int, int]]:
+def rank_ranges(
+    scores: Sequence[Mapping[int, float]], better: str, minimum_effect: float, alpha: float = 1 - CONFIDENCE
+) -> list[tuple[int, int]]:
     """The ranks each entrant may hold, first and last: one more than those who beat it, and the number less those it beats.
 
     A pair is told apart by the paired t test, Holm over all pairs, and the minimum effect. Give one score a seed: the mean over the cells

@@ -128,17 +128,17 @@ def read_text(text: str, file: str) -> SweepConfig:
     for key in data:
         if key not in TOP:
             raise unknown("key", key, TOP, file)
-    entries = {kind: tuple(_entries(data, kind, file)) for kind in OURS}
-    shared = _formats(data["formats"], f"{file}: [formats]") if "formats" in data else Formats()
     return SweepConfig(
         board=_board(data, file),
-        tasks=entries["task"],
-        methods=entries["method"],
+        tasks=tuple(_entries(data, "task", file)),
+        methods=tuple(_entries(data, "method", file)),
         version=_whole(data.get("version", 1), 1, MOST_SEED, f"{file}: version"),
         title=_line(data.get("title", ""), f"{file}: title"),
         seeds=_seeds(data.get("seeds", 1), f"{file}: seeds"),
         start=_start(data.get("start", "scratch"), f"{file}: start"),
-        formats=shared,
+        formats=_formats(data["formats"], f"{file}: {'[formats]' if isinstance(data['formats'], dict) else 'formats'}")
+        if "formats" in data
+        else Formats(),
         recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
         file=file,
         text=text,
@@ -151,6 +151,13 @@ def plugin_modules(config: SweepConfig) -> list[str]:
     return list(dict.fromkeys(registry.plugins(kind)[name].entry.module for kind, name in chosen))
 
 
+def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
+    """A word that a table does not know; perhaps one that TOML has given to the table above it."""
+    if key in TOP:
+        return UsageError(f"{where}: {key} belongs to the sweep: move it above the first table of the file")
+    return unknown("key", key, known, where)
+
+
 # ---- tables ----
 
 
@@ -159,17 +166,21 @@ def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
     names = _strings(data.get(plural, []), f"{file}: {plural}", empty=True)
     tables = data.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise UsageError(f"{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = [\"name\"]")
+        raise UsageError(f'{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = ["name"]')
     written = [({"name": n}, f"{file}: {plural}") for n in names] + [(t, f"{file}: [[{kind}]] {i}") for i, t in enumerate(tables, 1)]
     if not written:
-        raise UsageError(f"{file}: no {plural}: write {plural} = [\"name\"] or [[{kind}]] tables; known: {', '.join(sorted(known)) or 'none'}")
+        raise UsageError(
+            f'{file}: no {plural}: write {plural} = ["name"] or [[{kind}]] tables; known: {", ".join(sorted(known)) or "none"}'
+        )
     seen: dict[str, str] = {}
     for table, where in written:
         entry = _entry(table, kind, where)
         if entry.name not in known:
             raise unknown(kind, entry.name, known, where)
         if (twin := seen.setdefault(repr(sorted(table.items())), where)) != where:
-            raise UsageError(f"{where}: {kind} {entry.name!r} is already there, word for word ({twin.removeprefix(file + ': ')}); remove one")
+            raise UsageError(
+                f"{where}: {kind} {entry.name!r} is already there, word for word ({twin.removeprefix(file + ': ')}); remove one"
+            )
         yield entry
 
 
@@ -201,7 +212,7 @@ def _formats(value: Any, where: str) -> Formats:
     axes = [f.name for f in dataclasses.fields(Formats)]
     for key in table:
         if key not in axes:
-            raise unknown("key", key, axes, where)
+            raise unknown_key(key, axes, where)
     found = {k: _strings(v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations") for k, v in table.items()}
     return Formats(**{k: v or (NONE,) for k, v in found.items()})
 
@@ -213,7 +224,7 @@ def _recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
     axes = {}
     for key, value in table.items():
         if key not in RECIPE:
-            raise unknown("key", key, RECIPE, where)
+            raise unknown_key(key, RECIPE, where)
         axes[key] = tuple(coerce(v, RECIPE[key], f"{where}: {key}") for v in _list(value, f"{where}: {key}"))
         for item in axes[key]:
             if problem := dataclasses.replace(Recipe(), **{key: item}).problem():
@@ -279,7 +290,9 @@ def _start(value: Any, where: str) -> str:
     if text == "scratch":
         return text
     if not re.fullmatch(r"0?\.\d{1,6}", share) or not float(share):
-        raise UsageError(f'{where}: "scratch", or "fp:0.5" for a network trained for that share of the budget (between 0 and 1), not {text!r}')
+        raise UsageError(
+            f'{where}: "scratch", or "fp:0.5" for a network trained for that share of the budget (between 0 and 1), not {text!r}'
+        )
     if method not in registry.plugins("methods"):
         raise unknown("method", method, registry.plugins("methods"), where)
     return f"{method}:{float(share)}"

@@ -23,7 +23,20 @@ from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
 
-__all__ = ["Batch", "Metric", "Problem", "QuantConv2d", "QuantLayer", "QuantLinear", "Recipe", "Split", "Task", "UsageError", "generator", "key_of"]
+__all__ = [
+    "Batch",
+    "Metric",
+    "Problem",
+    "QuantConv2d",
+    "QuantLayer",
+    "QuantLinear",
+    "Recipe",
+    "Split",
+    "Task",
+    "UsageError",
+    "generator",
+    "key_of",
+]
 
 Split = Literal["train", "val", "test"]
 

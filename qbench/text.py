@@ -29,7 +29,11 @@ def plain(text: object, longest: int = LONGEST) -> str:
 
 def markdown(text: object, longest: int = LONGEST) -> str:
     """`plain`, with everything that Markdown or HTML would read as markup escaped. Links are not made."""
-    return _MARKDOWN.sub(lambda m: "\\" + m.group() if m.group() != "//" else r"\/\/", plain(text, longest)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+    return (
+        _MARKDOWN.sub(lambda m: "\\" + m.group() if m.group() != "//" else r"\/\/", plain(text, longest))
+        .replace("\\<", "&lt;")
+        .replace("\\&", "&amp;")
+    )
 
 
 def cell(text: object, longest: int = 10_000) -> str:

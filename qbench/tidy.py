@@ -23,7 +23,20 @@ TEXT = (
     *("weights_format", "weights_granularity", "act_format", "act_granularity", "metric", "better", "unit", "device_name"),
 )
 NUMBERS = (
-    *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation", "rr_mean", "digits"),
+    *(
+        "attempt",
+        "board_version",
+        "task_version",
+        "method_version",
+        "seed",
+        "lr",
+        "steps",
+        "batch",
+        "packed",
+        "validation",
+        "rr_mean",
+        "digits",
+    ),
     *("bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
 )
 SECTION = ("task", "task_params", "size", "data", "start", "steps", "batch", "recipe")
@@ -298,7 +311,7 @@ def unusual(own: Mapping[str, Any], usual: Mapping[str, Any] | None, peers: Sequ
 def _given_labels(table: _Table, code: Array, count: int) -> list[str]:
     """The label that a sweep file gave to each entrant, the first by the alphabet where there are several; '' for none."""
     words, found = table.words["label"], [""] * count
-    pair, first = _pairs(code, table.columns["label"], len(words))
+    _, first = _pairs(code, table.columns["label"], len(words))
     for i, label in sorted(((int(code[f]), words[table.columns["label"][f]]) for f in first), reverse=True):
         found[i] = label or found[i]
     return found

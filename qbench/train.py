@@ -45,10 +45,7 @@ Report = Callable[[dict[str, Any]], None]
 def one_step(run: Run, recipe: Recipe, step: int) -> tuple[dict[str, Tensor], Tensor | None, float]:
     """One step of training, whole. Returns the loss's terms, the gradient's norm and the learning rate."""
     assert run.optimizer is not None
-    run.step = step
-    for quantizer in run.quantizers():
-        quantizer.step.fill_(step)
-        break  # they share one clock
+    run.begin(step)
     with blame("data"):
         batch = run.problem.batch(step)
     lr = set_learning_rates(run, recipe, step)
@@ -62,7 +59,9 @@ def one_step(run: Run, recipe: Recipe, step: int) -> tuple[dict[str, Tensor], Te
     return terms, norm, lr
 
 
-def train(run: Run, recipe: Recipe, attempt: Attempt, execution: Execution, report: Report, first: int = 0) -> tuple[Stopwatch, dict[str, float]]:
+def train(
+    run: Run, recipe: Recipe, attempt: Attempt, execution: Execution, report: Report, first: int = 0
+) -> tuple[Stopwatch, dict[str, float]]:
     """Train from step `first` to the end of the budget. Returns the step times and the last loss by terms."""
     watch, began = Stopwatch(next(run.model.parameters()).device), time.monotonic()
     every, validate_every = max(1, recipe.steps // CURVE_POINTS), max(1, recipe.steps // EVALUATIONS)
@@ -79,7 +78,15 @@ def train(run: Run, recipe: Recipe, attempt: Attempt, execution: Execution, repo
                 loss = sum(values.values())
                 validation = validate(run) if done % validate_every == 0 else None
                 line = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "val": validation}
-                write_line(curve, step=done, progress=done / recipe.steps, seconds=time.monotonic() - began, terms=values, metrics=run.method.metrics(run), **line)
+                write_line(
+                    curve,
+                    step=done,
+                    progress=done / recipe.steps,
+                    seconds=time.monotonic() - began,
+                    terms=values,
+                    metrics=run.method.metrics(run),
+                    **line,
+                )
                 report({"step": done, "steps": recipe.steps, "loss": loss})
                 if not torch.isfinite(torch.tensor(loss)):
                     raise Diverged(f"the loss is {loss} at step {done} of {recipe.steps}")
@@ -143,7 +150,14 @@ def run_one(assignment: Assignment, execution: Execution = Execution(), report: 
     attempt, config = Attempt(assignment.folder), assignment.config
     attempt.folder.mkdir(parents=True, exist_ok=True)
     attempt.write("spec", config.to_json())
-    result: dict[str, Any] = {"result_version": 1, "key": config.key, "attempt": attempt.number, "state": "ok", "reason": None, "message": None}
+    result: dict[str, Any] = {
+        "result_version": 1,
+        "key": config.key,
+        "attempt": attempt.number,
+        "state": "ok",
+        "reason": None,
+        "message": None,
+    }
     result["started"] = now()
     try:
         for part, values in stages(assignment, execution, report, attempt):
@@ -176,7 +190,7 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
         if run.optimizer is not None:
             watch, terms = train(run, recipe, attempt, execution, report, first)
             yield "train", {"steps": recipe.steps, "final_loss": finite({"x": sum(terms.values())})[0]["x"], "terms": finite(terms)[0]}
-        run.step = recipe.steps
+        run.begin(recipe.steps)
         run.method.finalize(run, run.probe_batches(CALIBRATION_BATCHES))
     trained = time.perf_counter()
     with blame("eval"):
@@ -247,7 +261,9 @@ def resume(run: Run, assignment: Assignment, attempt: Attempt) -> int:
     return first
 
 
-def cost(watch: Stopwatch, problem: Problem, recipe: Recipe, device: torch.device, build_s: float, train_s: float, eval_s: float) -> dict[str, Any]:
+def cost(
+    watch: Stopwatch, problem: Problem, recipe: Recipe, device: torch.device, build_s: float, train_s: float, eval_s: float
+) -> dict[str, Any]:
     """What the run took. Step times are synchronised and leave out warm-up, logging and validation."""
     low, middle, high = quartiles(watch.steps())
     found: dict[str, Any] = {

@@ -9,7 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-DEFAULTS = {"fp": {}, "rtn": {"scale": "absmax", "grid": "symmetric"}, "ste": {"scale": "absmax", "clip_gradient": False}, "digits": {"net": "cnn"}}
+DEFAULTS = {
+    "fp": {},
+    "rtn": {"scale": "absmax", "grid": "symmetric"},
+    "ste": {"scale": "absmax", "clip_gradient": False},
+    "digits": {"net": "cnn"},
+}
 
 
 def run(method: str, fmt: str | None, seed: int, score: float | None, **more: Any) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def run(method: str, fmt: str | None, seed: int, score: float | None, **more: An
         "audit_passed": True if state == "ok" else None, "device_name": "cpu",
     }  # fmt: skip
     row.update(more)
-    row["key"] = more.get("key") or hashlib.sha256(json.dumps([row[k] for k in ("method", "params", "task", "size", "weights_format", "seed", "lr")]).encode()).hexdigest()[:32]
+    identity = [row[k] for k in ("method", "params", "task", "size", "weights_format", "seed", "lr", "steps", "method_version")]
+    row["key"] = more.get("key") or hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return row
 
 
@@ -36,7 +42,19 @@ def runs(method: str, fmt: str | None, scores: Sequence[float | None], **more: A
 
 
 def failed(method: str, fmt: str, seed: int, reason: str = "diverged", message: str | None = None, **more: Any) -> dict[str, Any]:
-    return run(method, fmt, seed, None, state="failed", reason=reason, message=message, step_s_median=None, levels=None, bits_per_weight=None, **more)
+    return run(
+        method,
+        fmt,
+        seed,
+        None,
+        state="failed",
+        reason=reason,
+        message=message,
+        step_s_median=None,
+        levels=None,
+        bits_per_weight=None,
+        **more,
+    )
 
 
 def frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:

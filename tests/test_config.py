@@ -81,7 +81,10 @@ def test_whole_numbers_may_stand_for_floats() -> None:
     assert coerce(1, float, "") == 1.0 and isinstance(coerce(1, float, ""), float)
 
 
-@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("batch", 0), ("lr", -1.0), ("lr", 0.0), ("warmup", 1.0), ("optimizer", "adamm"), ("floor", 2.0), ("clip", -1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("batch", 0), ("lr", -1.0), ("lr", 0.0), ("warmup", 1.0), ("optimizer", "adamm"), ("floor", 2.0), ("clip", -1.0)],
+)
 def test_a_recipe_out_of_its_domain_says_so(field: str, value: object) -> None:
     assert Recipe().problem() is None
     problem = dataclasses.replace(Recipe(), **{field: value}).problem()  # type: ignore[arg-type]

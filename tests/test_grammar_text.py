@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from qbench_tasks import grammar_rules as rules
 from qbench_tasks import grammar_text as text
 
 # After a change that is meant to move the text, raise grammar_rules.VERSION and print the new ones:
 #   python -c "import tests.test_grammar_text as t; print(t.digest(), t.text.fingerprint())"
-DIGEST = "?"
-FINGERPRINT = "?"
+DIGEST = "d681e3bc1b3b0a5206f69188874fb08f1e6ea32ece9d7ea371c581a594099951"
+FINGERPRINT = "b076f6dc8d83707c3e6a7b13984f7d205999d22c5c431903017b555e71eabf75"
 
 
 def digest() -> str:
@@ -44,7 +43,9 @@ def test_a_window_depends_on_its_address_alone(first: int, count: int, context: 
 def test_windows_across_chunks_and_shorter_contexts() -> None:
     edge = text._CHUNK
     tokens, logp = text.windows(0, edge - 3, edge + 7, 32, "train")
-    parts = [text.windows(0, first, count, 32, "train") for first, count in ((edge - 3, 2), (edge - 1, 2), (edge + 1, edge), (2 * edge + 1, 3))]
+    parts = [
+        text.windows(0, first, count, 32, "train") for first, count in ((edge - 3, 2), (edge - 1, 2), (edge + 1, edge), (2 * edge + 1, 3))
+    ]
     np.testing.assert_array_equal(tokens, np.concatenate([part[0] for part in parts]))
     np.testing.assert_array_equal(logp, np.concatenate([part[1] for part in parts]))
     longer = text.windows(0, edge - 3, edge + 7, 48, "train")[0]
@@ -66,15 +67,15 @@ def test_seeds_and_splits_share_no_window() -> None:
 
 
 def test_words_survive_rendering() -> None:
-    assert len(set(text.VOCAB)) == len(text.VOCAB) == 111
-    assert text.encode(text.render(range(111))) == list(range(111))
+    assert len(set(text.VOCAB)) == len(text.VOCAB) == 95
+    assert text.encode(text.render(range(95))) == list(range(95))
 
 
 def test_logp_is_the_readable_grammars() -> None:
     """Every word of some windows, and at every prefix a distribution."""
     tokens, logp = text.windows(3, 0, 40, 128, "val")
     assert not logp[:, 0].any() and not tokens[:, 0].any()
-    for window, reported in zip(tokens, logp):
+    for window, reported in zip(tokens, logp, strict=True):
         for end in range(1, 129):
             distribution = rules.next_logprobs(window[:end])
             assert math.isclose(np.exp(distribution).sum(), 1.0, rel_tol=1e-12)
@@ -84,11 +85,18 @@ def test_logp_is_the_readable_grammars() -> None:
 def test_the_tables_draw_what_the_rules_say() -> None:
     """Frequencies after a fixed prefix, for all words at once: a chi-square far below what one misplaced weight would give."""
     tokens, _ = text.windows(11, 0, 60_000, 4, "train")
-    for prefix in (["<doc>"], ["<doc>", "let"], ["<doc>", "the"], ["<doc>", "the", "lupa"], ["<doc>", "let", "kilo"], ["<doc>", "the", "old"]):
+    for prefix in (
+        ["<doc>"],
+        ["<doc>", "let"],
+        ["<doc>", "the"],
+        ["<doc>", "the", "lupa"],
+        ["<doc>", "let", "golf"],
+        ["<doc>", "the", "old"],
+    ):
         ids = text.encode(" ".join(prefix))
         after = tokens[(tokens[:, : len(ids)] == ids).all(1), len(ids)]
         expected = len(after) * np.exp(rules.next_logprobs(ids))
-        counts = np.bincount(after, minlength=111)
+        counts = np.bincount(after, minlength=95)
         possible = expected > 0
         assert not counts[~possible].any()
         freedom = possible.sum() - 1
@@ -97,7 +105,15 @@ def test_the_tables_draw_what_the_rules_say() -> None:
 
 
 def test_nothing_follows_the_impossible() -> None:
-    for prefix in ("", "let", "<doc> ask", "<doc> the lupa nato", "<doc> let kilo nine ask kilo ten", "<doc> let kilo one let kilo", "<doc> the lupa ( ]"):
+    for prefix in (
+        "",
+        "let",
+        "<doc> ask",
+        "<doc> the lupa nato",
+        "<doc> let golf five ask golf six",
+        "<doc> let golf one let golf",
+        "<doc> the lupa ( ]",
+    ):
         assert np.isneginf(rules.next_logprobs(text.encode(prefix))).all()
 
 
@@ -153,7 +169,13 @@ def test_well_formed_by_an_independent_reader() -> None:
 
 
 def test_the_reader_objects() -> None:
-    for wrong in ("<doc> the lupa nato", "<doc> the lupa ( ]", "<doc> let kilo nine ask kilo ten", "<doc> the lupa let", "<doc> let kilo one let kilo"):
+    for wrong in (
+        "<doc> the lupa nato",
+        "<doc> the lupa ( ]",
+        "<doc> let golf five ask golf six",
+        "<doc> the lupa let",
+        "<doc> let golf one let golf",
+    ):
         with pytest.raises(AssertionError):
             check(wrong.split())
 

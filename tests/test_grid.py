@@ -152,7 +152,9 @@ def test_searched_scale_is_the_best_of_its_candidates(fmt: str) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("x", [torch.zeros(2, 8), torch.full((2, 8), 0.3), torch.tensor([[1e6] + [1.0] * 7, [0.0] * 8]), torch.randn(2, 8).half()])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 8), torch.full((2, 8), 0.3), torch.tensor([[1e6] + [1.0] * 7, [0.0] * 8]), torch.randn(2, 8).half()]
+)
 def test_odd_groups_give_no_nan(fmt: str, x: Tensor) -> None:
     site = Site("w", "weight", fmt, "channel", (2, 8))
     for grid in (Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())), affine_grid(x, site),

@@ -17,7 +17,9 @@ from qbench.scales import absmax_scale
 SHAPE = (4, 16)
 
 
-def quantizer(name: str, fmt: str, shape: tuple[int, ...] = SHAPE, role: str = "weight", unsigned: bool = False, **params: object) -> Quantizer:
+def quantizer(
+    name: str, fmt: str, shape: tuple[int, ...] = SHAPE, role: str = "weight", unsigned: bool = False, **params: object
+) -> Quantizer:
     granularity = "channel" if role == "weight" else "tensor"
     found = build("methods", name, params).quantizer(Site("w", role, fmt, granularity, shape, unsigned))  # type: ignore[arg-type]
     assert isinstance(found, Quantizer)
@@ -47,7 +49,11 @@ def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> 
 @given(st.integers(0, 10_000), st.sampled_from([f"int{b}" for b in range(1, 9)]), st.sampled_from(["absmax", "mse"]), st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_the_gradient_mask_is_that_of_the_rounded_code(seed: int, fmt: str, scale: str, clip_gradient: bool) -> None:
-    q, x, g = quantizer("ste", fmt, scale=scale, clip_gradient=clip_gradient), draw(seed, double=True).requires_grad_(), draw(seed + 1, double=True)
+    q, x, g = (
+        quantizer("ste", fmt, scale=scale, clip_gradient=clip_gradient),
+        draw(seed, double=True).requires_grad_(),
+        draw(seed + 1, double=True),
+    )
     q.relax(x).backward(g)
     s = q.grid(x.detach()).scale
     if fmt == "int1":

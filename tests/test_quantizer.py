@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qbench import Site, load_method
 from qbench.grid import Grid
-from qbench.quantizer import Bundle, QuantConv2d, QuantLayer, QuantLinear, Quantizer
+from qbench.quantizer import Bundle, QuantConv2d, Quantizer, QuantLayer, QuantLinear
 from qbench.rounding import straight_through
 
 

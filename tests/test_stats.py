@@ -97,7 +97,9 @@ def test_mean_of_means_covers(seeds: int, tasks: int) -> None:
     centre = np.arange(tasks, dtype=float)
     spread = np.linspace(1, 2, tasks)
     rng = np.random.default_rng(seeds * tasks)
-    share = covers(rng, centre.mean(), lambda r: stats.mean_of_means_interval(list((centre + spread * r.normal(size=(seeds, tasks))).T)), 2000)
+    share = covers(
+        rng, centre.mean(), lambda r: stats.mean_of_means_interval(list((centre + spread * r.normal(size=(seeds, tasks))).T)), 2000
+    )
     assert 0.93 <= share <= 0.97
 
 

@@ -58,7 +58,17 @@ def test_micro_batches_give_the_same_gradient(kit: Kit) -> None:
     assert parts["train"]["final_loss"] == pytest.approx(whole["train"]["final_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", [{"optimizer": "sgd", "lr": 0.2}, {"optimizer": "radam"}, {"schedule": "wsd"}, {"precision": "bf16"}, {"clip": 0.0}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "sgd", "lr": 0.2},
+        {"optimizer": "radam"},
+        {"schedule": "wsd"},
+        {"precision": "bf16"},
+        {"clip": 0.0},
+        {"weight_decay": 0.1},
+    ],
+)
 def test_recipes_train(kit: Kit, recipe: dict[str, Any]) -> None:
     config = kit.config("int4")
     result, _ = train(dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe)), kit.folder)
@@ -120,7 +130,10 @@ def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
     result, _ = kit.run(kit.config("int8"))
     fp, _ = kit.run(kit.config("int8", method="fp"))
     assert result["scores"]["latent"] == fp["scores"]["packed"]
-    assert result["scores"]["packed"] == pytest.approx(fp["scores"]["packed"], rel=1e-2) and result["scores"]["packed"] != fp["scores"]["packed"]
+    assert (
+        result["scores"]["packed"] == pytest.approx(fp["scores"]["packed"], rel=1e-2)
+        and result["scores"]["packed"] != fp["scores"]["packed"]
+    )
     assert "train" not in result
 
 
@@ -205,7 +218,9 @@ def test_failures_are_rows_with_a_reason(how: Callable[[Run], None], reason: str
 
 
 def test_data_that_fails_is_blamed_on_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ToyProblem, "batch", lambda self, index: (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index))
+    monkeypatch.setattr(
+        ToyProblem, "batch", lambda self, index: (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index)
+    )
     result, _ = train(Kit("ste", tmp_path).config("int4"), tmp_path)
     assert (result["state"], result["reason"], result["message"]) == ("failed", "data", "KeyError: 7")
 

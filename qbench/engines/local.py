@@ -75,7 +75,9 @@ class _Worker:
 class LocalEngine(Engine):
     """Worker processes on this machine: one a core, or one a GPU."""
 
-    def __init__(self, workers: int | None = None, device: str = "auto", preload: Sequence[str] = (), train: str = "qbench.train:run_one") -> None:
+    def __init__(
+        self, workers: int | None = None, device: str = "auto", preload: Sequence[str] = (), train: str = "qbench.train:run_one"
+    ) -> None:
         self.limit, self.device, self.preload, self.train = workers, device, preload, train
         self.workers: dict[int, _Worker] = {}
         self.context: Any = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")

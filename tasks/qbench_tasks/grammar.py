@@ -29,10 +29,10 @@ SCORED_AT_ONCE = 64
 OUTSIDE = 2**40
 """Where the training windows begin that no step of training reaches."""
 RECIPES = {
-    "xs": Recipe(steps=400, batch=8, lr=0.01),
-    "s": Recipe(steps=1000, batch=32, lr=0.003),
-    "m": Recipe(steps=2000, batch=32, lr=0.003),
-    "l": Recipe(steps=4000, batch=64, lr=0.002),
+    "xs": Recipe(steps=400, batch=8, lr=0.008),
+    "s": Recipe(steps=1000, batch=16, lr=0.004),
+    "m": Recipe(steps=2000, batch=16, lr=0.004),
+    "l": Recipe(steps=4000, batch=32, lr=0.002),
 }
 
 
@@ -44,7 +44,7 @@ class Grammar(Task):
     title = "Language model, generated grammar"
     metric = Metric("excess", "nats/token", better="lower", floor=0.0)
     sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
-    tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
+    tuning = {"lr": (0.002, 0.004, 0.008, 0.016)}
     activations = True
 
     def recipe(self, size: str) -> Recipe:

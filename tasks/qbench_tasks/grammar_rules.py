@@ -1,22 +1,23 @@
 """The language of the task `grammar`: its words, their weights, and the rules, to be read.
 
-A document is a list of statements over 111 words. There are three kinds:
+A document is a list of statements over 95 words. There are three kinds:
 
-    let kilo nine                               a fact: a key that is new in this document, and a value for it
-    ask kilo nine                               a question about an earlier fact; its answer is determined by the context
-    the old gatta near lupi [ now ] nata soon   a clause: a subject, any number of interruptions, a verb that agrees with the subject, an adverb
+    let golf five                    a fact: a key that is new in this document, and a value for it
+    ask golf five                    a question about an earlier fact; its answer is determined by the context
+    the gatta near lupi nata soon    a clause: a subject, any number of interruptions, a verb that agrees with the subject, an adverb
 
-Nouns and verbs have four endings (gatto, gatta, gatti, gatte: number × gender), and the verb takes its subject's. Between the two may stand any number of
-interruptions: a phrase with a noun of any ending ("near lupi", a distractor), a clause about the subject ("that orsi caduti here", centre-embedded, with a verb of its
-own), or typed brackets that hold adverbs, brackets and clauses. At most DEPTH clauses and brackets are open at once. Words are chosen by small Zipf tables that depend
-on the past: the noun on its adjective or preposition, the verb on its subject (however far away), the adverb on the verb or on the bracket around it.
+Nouns and verbs have four endings (gatto, gatta, gatti, gatte: number × gender), and the verb takes its subject's. Between the two may stand
+any number of interruptions: a phrase with a noun of any ending ("near lupi", a distractor), a clause about the subject ("that orsi caduti
+here", centre-embedded, with a verb of its own), or typed brackets that hold adverbs, brackets and clauses. At most DEPTH clauses and
+brackets are open at once. Words are chosen by small Zipf tables that depend on the past: the noun on its adjective or preposition, the verb
+on its subject (however far away), the adverb on the verb or on the bracket around it.
 
-The entropy is exact because every choice is revealed by the word that it emits, and no two choices emit the same word: the state of the process (open clauses and
-brackets, facts so far) is a function of the words seen, so the probability that the generator used *is* the conditional probability given all earlier words;
-nothing has to be summed. A new document forgets everything.
+The entropy is exact because every choice is revealed by the word that it emits, and no two choices emit the same word: the state of the
+process (open clauses and brackets, facts so far) is a function of the words seen, so the probability that the generator used *is* the
+conditional probability given all earlier words; nothing has to be summed. A new document forgets everything.
 
-The rules are written as recursive generators: each `yield` offers the weights of the next word and is sent the word. `grammar_text` has the same rules compiled for
-speed, and lumped for the entropy in closed form; the tests hold the three against each other.
+The rules are written as recursive generators: each `yield` offers the weights of the next word and is sent the word. `grammar_text` has the
+same rules compiled for speed, and lumped for the entropy in closed form; the tests hold the three against each other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 VERSION = 1
 DEPTH = 4  # clauses and brackets open at once
-FACTS = 8  # facts in one document
+FACTS = 6  # facts in one document
 
 Weights = dict[int, int]  # word -> its share of the sum, which is 256 except among keys
 Grammar = Generator[Weights, int, None]
@@ -44,8 +45,8 @@ _WORDS = {
     "adverb": "now then here there often soon again still",
     "noun": " ".join(stem + ending for stem in _NOUNS.split() for ending in "oaie"),
     "verb": " ".join(stem + ending for stem in _VERBS.split() for ending in "oaie"),
-    "key": "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa",
-    "value": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen",
+    "key": "alpha bravo charlie delta echo foxtrot golf hotel",
+    "value": "zero one two three four five six seven",
 }
 VOCAB: tuple[str, ...] = tuple(" ".join(_WORDS.values()).split())
 ID = {word: token for token, word in enumerate(VOCAB)}
@@ -55,7 +56,10 @@ PREPOSITION, OPENER, CLOSER, ADJECTIVE, ADVERB, NOUN, VERB, KEY, VALUE = list(PA
 
 
 def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
-    """Log-probability of each word after `prefix`, which begins with <doc>. Impossible words get −inf, and so does every word after an impossible prefix."""
+    """Log-probability of each word after `prefix`, which begins with <doc>.
+
+    Impossible words get −inf, and so does every word after an impossible prefix.
+    """
     out = np.full(len(VOCAB), -np.inf)
     if not len(prefix) or prefix[0] != BOS:
         return out
@@ -79,9 +83,9 @@ def document() -> Grammar:
             facts = {}
         elif token == LET:
             key = yield {key: 1 for key in KEY if key not in facts}
-            facts[key] = yield {value: 16 for value in VALUE}
+            facts[key] = yield dict.fromkeys(VALUE, 32)
         elif token == ASK:
-            key = yield {key: 1 for key in facts}
+            key = yield dict.fromkeys(facts, 1)
             yield {facts[key]: 256}
         else:
             yield from _clause(1)
@@ -117,15 +121,16 @@ def _bracket(opener: int, depth: int) -> Grammar:
             yield from _bracket(token, depth + 1)
 
 
-# The weights. Two rules keep `entropy_rate` exact: whether a word opens, closes or ends something has the same weight whatever the words around it, and where
-# a frame may open more frames or not, its words keep their proportions (hence verbs in sixteenths, and brackets in the same ratio everywhere).
+# The weights. Two rules keep `entropy_rate` exact: whether a word opens, closes or ends something has the same weight whatever the words
+# around it, and where a frame may open more frames or not, its words keep their proportions (hence verbs in sixteenths, and brackets in the
+# same ratio everywhere).
 
 
 def _spread(total: int, words: Sequence[int], salt: str) -> Weights:
     """`total` shared out Zipf-like, the order a hash of `salt`."""
     order = sorted(words, key=lambda word: hashlib.sha256(f"{salt} {word}".encode()).digest())
     shares = [705600 // rank**2 for rank in range(1, len(order) + 1)]
-    weights = {word: max(1, total * share // sum(shares)) for word, share in zip(order, shares)}
+    weights = {word: max(1, total * share // sum(shares)) for word, share in zip(order, shares, strict=True)}
     weights[order[0]] += total - sum(weights.values())
     return weights
 
@@ -141,10 +146,10 @@ def _verbs(noun: int, sixteenth: int) -> Weights:
 
 
 def brackets(unit: int) -> Weights:
-    return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit)))
+    return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit), strict=True))
 
 
-START: list[Weights] = [{LET: 176, THE: 80}, *[{BOS: 24, LET: 72, ASK: 88, THE: 72}] * (FACTS - 1), {BOS: 24, ASK: 136, THE: 96}]
+START: list[Weights] = [{LET: 176, THE: 80}, *[{BOS: 24, LET: 68, ASK: 100, THE: 64}] * (FACTS - 1), {BOS: 24, ASK: 152, THE: 80}]
 SUBJECT: Weights = _nouns(192, "subject") | _spread(64, ADJECTIVE, "adjective")
 AFTER_ADJECTIVE: dict[int, Weights] = {a: _nouns(256, f"adjective {a}") for a in ADJECTIVE}
 AFTER_PREPOSITION: dict[int, Weights] = {p: _nouns(192, f"preposition {p}") | _spread(64, ADJECTIVE, "adjective") for p in PREPOSITION}

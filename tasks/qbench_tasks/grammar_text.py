@@ -1,15 +1,15 @@
 """The text of the task `grammar`, generated: windows of words, each with its true log-probability.
 
-A model's loss on real text has an unknown floor, so nobody can say what share of a loss quantization caused. Here the floor is known word by word: `grammar_rules`
-is the language (read it first), and every window starts with a document, so a model that sees the window sees all that the floor conditions on. The
-last document is cut by the window's end.
+A model's loss on real text has an unknown floor, so nobody can say what share of a loss quantization caused. Here the floor is known word
+by word: `grammar_rules` is the language (read it first), and every window starts with a document, so a model that sees the window sees all
+that the floor conditions on. The last document is cut by the window's end.
 
-`_generate` is the rules compiled to the tables of a stack machine that takes one step in a thousand windows at once; `entropy_rate` is the machine with its words lumped
-by part of speech: a Markov chain small enough to follow exactly.
+`_generate` is the rules compiled to the tables of a stack machine that takes one step in a thousand windows at once; `entropy_rate` is the
+machine with its words lumped by part of speech: a Markov chain small enough to follow exactly.
 
-Randomness is a counter hash (splitmix64) of (seed, split, window, position) in wrapping integer arithmetic, and all choices are made on integers: the same words on every
-machine and version. Words are drawn by one byte, exactly. Keys are drawn uniformly by a 32-bit multiply-shift, whose bias (below 4e-9) is under the resolution of
-the float32 log-probabilities.
+Randomness is a counter hash (splitmix64) of (seed, split, window, position) in wrapping integer arithmetic, and all choices are made on
+integers: the same words on every machine and version. Words are drawn by one byte, exactly. Keys are drawn uniformly by a 32-bit
+multiply-shift, whose bias (below 2e-9) is under the resolution of the float32 log-probabilities.
 """
 
 from __future__ import annotations
@@ -80,23 +80,22 @@ def encode(text: str) -> list[int]:
 def windows(seed: int, first: int, count: int, context: int, split: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Windows first … first + count − 1 of an endless stream: tokens and their true log-probabilities in nats, both (count, context + 1).
 
-    Inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`, and the floor of exactly those targets is `-logp[:, 1:].mean()`; column 0 is <doc>, with logp 0.
-    A window depends on (seed, split, its index) alone; a shorter context gives its beginning.
+    Inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`, and the floor of exactly those targets is `-logp[:, 1:].mean()`; column 0 is
+    <doc>, with logp 0. A window depends on (seed, split, its index) alone; a shorter context gives its beginning.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-    chunks = range(first // _CHUNK, -(-(first + count) // _CHUNK))
-    made = [_chunk(seed, split, context, chunk) for chunk in chunks]
-    part = [slice(max(first - chunk * _CHUNK, 0), min(first + count - chunk * _CHUNK, _CHUNK)) for chunk in chunks]
-    return np.concatenate([m[0][p] for m, p in zip(made, part)]), np.concatenate([m[1][p] for m, p in zip(made, part)])
+    starts = range(first // _CHUNK * _CHUNK, first + count, _CHUNK)
+    parts = [[array[max(first - start, 0) : first + count - start] for array in _chunk(seed, split, context, start)] for start in starts]
+    return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([logp for _, logp in parts])
 
 
 @lru_cache
 def entropy_rate(context: int) -> float:
     """Expected nats per target of a window, in closed form.
 
-    What a clause talks about never decides how long it gets, so the distribution of words given the parts of speech is the same at any time and depth. The chain over
-    (part of speech, open frames, number of facts) is therefore Markov; a row's entropy is averaged over the words that could stand there.
+    What a clause talks about never decides how long it gets, so the words that could stand in a place are distributed alike at any time and
+    depth. The chain over (part of speech, open frames, number of facts) is therefore Markov, and a row's entropy is averaged over its words.
     """
     nats = _lumped_entropies()
     start = (Row("doc", 0), _SYMBOL[Row("doc", 0)])
@@ -111,7 +110,7 @@ def entropy_rate(context: int) -> float:
                 ids[after] = len(ids)
                 todo.append(after)
             edges.append((ids[state], ids[after], weight / 256))
-    source, target, share = (np.array(column) for column in zip(*edges))
+    source, target, share = (np.array(column) for column in zip(*edges, strict=True))
     entropy = np.array([nats[row] for row, _ in ids])
     here, total = np.eye(1, len(ids))[0], 0.0
     for _ in range(context):
@@ -133,15 +132,16 @@ def critical(tokens: NDArray[np.uint8], kind: str) -> NDArray[np.bool_]:
 def minimal_pairs(seed: int, count: int, kind: str, context: int = 128) -> list[Pair]:
     """Pairs of sequences from <doc> to a critical word, at most `context` + 1 tokens long; a prefix may come more than once.
 
-    Chosen so that the nearest cue misleads: the last noun has another ending than the verb, and the bad verb follows it; the last bracket is of another type than the one
-    to close, and the bad closer is its; the bad answer is the latest other value in the document. The windows come from a stream of their own.
+    Chosen so that the nearest cue misleads: the last noun has another ending than the verb, and the bad verb follows it; the last bracket is
+    of another type than the one to close, and the bad closer is its; the bad answer is the latest other value in the document. The windows
+    come from a stream of their own.
     """
     pairs: list[Pair] = []
-    for chunk in range(1_000_000):
-        tokens, _ = _chunk(seed, "pairs", context, chunk)
+    for start in range(0, 1000 * _CHUNK, _CHUNK):
+        tokens, _ = _chunk(seed, "pairs", context, start)
         for row, end in np.argwhere(critical(tokens, kind)):
-            start = int(np.flatnonzero(tokens[row, :end] == BOS)[-1])
-            prefix = tokens[row, start:end].tolist()
+            document = int(np.flatnonzero(tokens[row, :end] == BOS)[-1])
+            prefix = tokens[row, document:end].tolist()
             good = int(tokens[row, end])
             bad = _tempting(prefix, good, kind)
             if bad is not None:
@@ -168,8 +168,8 @@ class Row(NamedTuple):
     room: bool = True  # whether another clause or bracket may be opened
 
 
-# The same, compiled. A stack of 6-bit symbols in one integer: at the bottom the document with its number of facts, above it each open clause (as its
-# noun) and bracket. A row is a state's choice of words; the key rows come first, because their words are not in the tables.
+# The same, compiled. A stack of 6-bit symbols in one integer: at the bottom the document with its number of facts, above it each open
+# clause (as its noun) and bracket. A row is a state's choice of words; the key rows come first, because their words are not in the tables.
 
 _BITS = 6
 _FULL = 1 << _BITS * DEPTH  # a stack from here on has no room
@@ -179,7 +179,7 @@ _ROWS: dict[Row, Weights] = {
     **{Row("let", n): {} for n in range(FACTS)},
     **{Row("ask", n): {} for n in range(1, FACTS + 1)},
     Row("answer"): {},
-    Row("value"): {value: 16 for value in VALUE},
+    Row("value"): dict.fromkeys(VALUE, 32),
     **{Row("doc", n): weights for n, weights in enumerate(START)},
     Row("subject"): SUBJECT,
     **{Row("subject", a): weights for a, weights in AFTER_ADJECTIVE.items()},
@@ -301,9 +301,9 @@ _CHUNK = 1024
 
 
 @lru_cache(16)
-def _chunk(seed: int, split: str, context: int, chunk: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _chunk(seed: int, split: str, context: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Windows are made by the thousand, because a step costs NumPy calls whatever the number of windows."""
-    return _generate(_stream(seed, split), chunk * _CHUNK, _CHUNK, context + 1)
+    return _generate(_stream(seed, split), start, _CHUNK, context + 1)
 
 
 def _tempting(prefix: list[int], good: int, kind: str) -> int | None:
@@ -319,7 +319,8 @@ def _tempting(prefix: list[int], good: int, kind: str) -> int | None:
     return bad if bad != good else None
 
 
-# And once more, lumped: what a row is worth on average over the words that could stand there, and which words need not be told apart for that.
+# And once more, lumped: what a row is worth on average over the words that could stand there, and which words need not be told apart for
+# that.
 
 
 def _lump(row: Row) -> Row:

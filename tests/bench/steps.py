@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from qbench_tasks.transformer import Shape, Transformer
 from torch import Tensor, nn
 
 from qbench import registry
@@ -24,7 +25,6 @@ from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import attach
 from qbench.task import Batch, Problem, QuantLayer, Split
 from qbench.train import compile_parts, one_step
-from qbench_tasks.transformer import Shape, Transformer
 
 SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=352, context=128)
 RECIPE = Recipe(steps=10_000, lr=1e-4)
@@ -145,7 +145,9 @@ def brevitas_linear(model: nn.Module) -> nn.Module:
     from brevitas.quant import Int8WeightPerChannelFloat
 
     def make(layer: nn.Linear) -> nn.Module:
-        return qnn.QuantLinear(layer.in_features, layer.out_features, bias=False, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=4)
+        return qnn.QuantLinear(
+            layer.in_features, layer.out_features, bias=False, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=4
+        )
 
     return _replace_body(model, make)
 
@@ -211,7 +213,9 @@ def table(lines: list[Line]) -> str:
 
 def main(rounds: int = 40, compiled: bool = True) -> str:
     torch.set_num_threads(1)
-    lines = [line for tokens in (4096, 512) for line in interleave(contenders(tokens, compiled), tokens, rounds * (1 if tokens > 1000 else 4))]
+    lines = [
+        line for tokens in (4096, 512) for line in interleave(contenders(tokens, compiled), tokens, rounds * (1 if tokens > 1000 else 4))
+    ]
     return table(lines)
 
 

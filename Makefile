@@ -1,0 +1,46 @@
+# The environment in .venv is made once and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: sweep test check bench gpu soak clean
+
+sweep: .venv/installed
+	$(BIN)/qbench sweep $(ARGS)
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal --junitxml=.venv/tests.xml $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check qbench methods tasks tests
+	$(BIN)/ruff format --check qbench methods tasks tests
+	$(BIN)/mypy
+
+bench: .venv/installed-test
+	$(BIN)/python -m tests.bench $(ARGS)
+
+gpu: .venv/installed-test
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# The tests that kill and starve, over and over.
+soak: .venv/installed-test
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'qbench needs Python 3.11 or newer; name one: make PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-test: pyproject.toml | .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

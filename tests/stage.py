@@ -1,0 +1,214 @@
+"""A stage for sweeps: a task that trains in milliseconds, and methods that misbehave as they are told.
+
+They are registered by a distribution of their own that a fixture writes into a temporary folder: to qbench they are a third party's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qbench import registry
+from qbench.config import Metric, Recipe, RunConfig
+from qbench.conformance import ToyProblem
+from qbench.engines import Assignment, Execution
+from qbench.formats import Site
+from qbench.method import Method
+from qbench.record import Attempt
+from qbench.rounding import straight_through
+from qbench.run import Batch, Run
+from qbench.scales import ScaledQuantizer
+from qbench.task import Problem, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGINS = """
+[qbench.methods]
+plain = tests.stage:Plain
+after = tests.stage:After
+actor = tests.stage:Actor
+broken = tests.no_such_module:Broken
+[qbench.tasks]
+stage = tests.stage:Stage
+"""
+
+
+@dataclass
+class Stage(Task):
+    """A tiny classification."""
+
+    name = "stage"
+    metric = Metric("loss")
+    sizes = {"xs": {"width": 8}, "s": {"width": 16}}
+
+    tilt: float = 1.0
+    ladder: tuple[int, ...] = (1, 2)
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=12, batch=8, lr=1e-2)
+
+    def fingerprint(self) -> str:
+        return f"stage-{self.tilt}"
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
+        return ToyProblem(seed, batch, device)
+
+
+@dataclass
+class Plain(Method):
+    """Full precision."""
+
+    name = "plain"
+    quantizes = False
+
+    def quantizer(self, site: Site) -> None:
+        return None
+
+
+class Rounded(ScaledQuantizer):
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "absmax")
+
+    def relax(self, x: Tensor) -> Tensor:
+        return straight_through(x, self.grid(x).snap(x))
+
+
+@dataclass
+class After(Method):
+    """Takes the finished run of `plain`."""
+
+    name = "after"
+    after = "plain"
+
+    def quantizer(self, site: Site) -> Rounded:
+        return Rounded(site)
+
+
+@dataclass
+class Actor(Method):
+    """Rounds, and at one step does what its role says."""
+
+    name = "actor"
+
+    role: str = "good"
+    at: int = 5
+    once: str = ""
+    """A file that it makes when it acts; where it is there already, it behaves."""
+    seconds: float = 0.0
+    """Sleeps so long at every step."""
+    steps_seen: tuple[int, ...] = ()
+
+    def unsupported(self, site: Site) -> str | None:
+        return "too coarse for an actor" if site.format == "int1" else None
+
+    def check(self) -> str | None:
+        return "at must not be negative" if self.at < 0 else None
+
+    def quantizer(self, site: Site) -> Rounded:
+        return Rounded(site)
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        time.sleep(self.seconds)
+        if run.step == self.at and not seen(self.once):
+            ACTS[self.role](run)
+
+    def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
+        loss = run.problem.loss(output, batch)
+        return {"task": loss * float("nan") if self.role == "nan" and run.step >= self.at else loss}
+
+
+def seen(marker: str) -> bool:
+    """Whether the marker is there; leaves it."""
+    if marker and Path(marker).exists():
+        return True
+    if marker:
+        Path(marker).touch()
+    return False
+
+
+def forget_the_lines(_: object) -> None:
+    raise ValueError("the actor forgot its lines")
+
+
+def fill_the_disk(_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def run_out_of_memory(run: Any) -> None:
+    if run.accumulate == 1:
+        raise torch.OutOfMemoryError("no room for the scenery")
+
+
+ACTS: dict[str, Callable[[Any], None]] = {
+    "good": lambda _: None,
+    "nan": lambda _: None,
+    "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda _: os._exit(3),
+    "stall": lambda _: time.sleep(1000),
+    "raise": forget_the_lines,
+    "full": fill_the_disk,
+    "oom": run_out_of_memory,
+}
+
+
+def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Like train.run_one, without training: plays the `role` of the run's parameters."""
+    attempt, role = Attempt(assignment.folder), str(assignment.config.method_params["role"])
+    attempt.write("spec", assignment.config.to_json())
+    attempt.write(
+        "env", {"pid": os.getpid(), "threads": torch.get_num_threads(), "main": getattr(sys.modules["__main__"], "__file__", None)}
+    )
+    report({"step": 1, "steps": 2, "loss": 1.0})
+    if role == "print":
+        print("to be or not to be")
+    if role == "chatter":
+        while True:
+            time.sleep(0.02)
+            report({"step": 1, "steps": 2, "loss": 1.0})
+    if role == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+    if role == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
+    if role == "beat":
+        while True:
+            time.sleep(0.02)
+            (attempt.folder / "beat").write_text(str(time.time()))
+    if role == "frozen":
+        import ctypes
+
+        ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock, so that no thread of the worker can run
+    ACTS.get(role, lambda _: None)(None)
+    report({"step": 2, "steps": 2, "loss": 0.5})
+    result = {"result_version": 1, "key": attempt.key, "attempt": attempt.number, "state": "ok"}
+    attempt.write("result", result)
+    return result
+
+
+def a_config(role: str, seed: int = 0) -> RunConfig:
+    return RunConfig(1, "actor", 1, {"role": role}, "stage", 1, {}, "0", "xs", None, None, Recipe(), "scratch", seed)
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the distribution, on the path of this process and of its workers."""
+    folder = tmp_path_factory.mktemp("stage")
+    info = folder / "qbench_stage-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qbench-stage\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(PLUGINS)
+    sys.path.append(str(folder))
+    registry.plugins.cache_clear()
+    yield folder
+    sys.path.remove(str(folder))
+    registry.plugins.cache_clear()
