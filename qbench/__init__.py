@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qbench.formats import Format, Site
+    from qbench.frames import results
     from qbench.grid import Grid
     from qbench.method import Method
     from qbench.quantizer import Quantizer
     from qbench.registry import load_method, load_task
-    from qbench.results import results
     from qbench.task import Task
     from qbench.train import run_one
 
@@ -20,7 +20,7 @@ __all__ = ["Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method
 
 _HOMES = {
     "Format": "formats", "Site": "formats", "Grid": "grid", "Method": "method", "Quantizer": "quantizer", "Task": "task",
-    "load_method": "registry", "load_task": "registry", "results": "results", "run_one": "train",
+    "load_method": "registry", "load_task": "registry", "results": "frames", "run_one": "train",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
             entry["recipes"] = {size: dataclasses.asdict(cls().recipe(size)) for size in cls.sizes}
     except QbenchError as error:
         entry["error"] = str(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a plugin's, whatever it is
         entry["error"] = (
             f"{kind[:-1]} {name!r} of {plugin.distribution} does not keep the contract: {type(error).__name__}: {error}".splitlines()[0]
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qbench import __version__
-from qbench.errors import QbenchError
+from qbench.errors import QbenchError, UsageError
 
 if TYPE_CHECKING:
     from qbench.sweepfile import SweepConfig
@@ -69,22 +70,24 @@ def sweep(
     steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
-    from qbench.sweepfile import shortened
-
-    config = shortened(sweep_config(file), steps, seeds)
+    config = sweep_config(file).shortened(steps, seeds)
     if dry_run:
         return show_status(config, results, as_json)
     from qbench.engines import Execution
-    from qbench.engines.local import local_engine
+    from qbench.engines.local import LocalEngine
     from qbench.progress import Progress
     from qbench.sweep import sweep as run_sweep
+    from qbench.sweepfile import plugin_modules
 
     execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s)
     progress = Progress("quiet" if quiet or as_json else "auto")
-    with local_engine(config, execution, workers) as engine:
+    with closing(LocalEngine(workers, device, plugin_modules(config))) as engine:
+        engine.start()
         summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry)
     if as_json:
-        emit({**vars(summary), "board": load_board(config.board, results).to_json()})
+        from qbench.frames import Results
+
+        emit({**vars(summary), "board": Results(results).board(config.board).to_json()})
     elif not summary.interrupted:
         print_board(config.board, results, "table")
     return summary.code
@@ -107,9 +110,11 @@ def show_status(config: SweepConfig, results: Path, as_json: bool) -> int:
         emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
                "stale": line.stale} for line in lines])  # fmt: skip
         return 0
+    from rich.console import Console
+
     from qbench.render import show_plan
 
-    show_plan(lines)
+    show_plan(lines, Console())
     return 0
 
 
@@ -136,9 +141,47 @@ def status(file: Path | None, results: Path, as_json: bool) -> int:
 def show(what: str | None, results: Path, form: str | None, randomised: bool) -> int:
     """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
     if what and is_run(what, results):
-        return print_run(what, results, form)
-    print_board(what, results, form or "table", randomised)
+        print_run(what, results, form)
+    else:
+        print_board(what, results, form or "table", randomised)
     return 0
+
+
+def print_board(name: str | None, results: Path, form: str, randomised: bool = False) -> None:
+    from qbench import plaintext
+    from qbench.frames import Results
+
+    found = Results(results)
+    if form == "runs":
+        click.echo(plaintext.runs_csv(found.board_runs(found.board_name(name))), nl=False)
+        return
+    board = found.board(name)
+    if form == "json":
+        emit(board.to_json())
+    elif form in ("csv", "markdown"):
+        click.echo(plaintext.to_csv(board) if form == "csv" else plaintext.to_markdown(board), nl=False)
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_board
+
+        show_board(board, Console(), randomised=randomised)
+
+
+def print_run(key: str, results: Path, form: str | None) -> None:
+    from qbench.record import latest
+
+    run = latest(results, key)
+    if form == "json":
+        emit(run)
+    elif form:
+        raise UsageError(f"a run is printed whole or as JSON, not as {form}")
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_run
+
+        show_run(run, Console())
 
 
 @cli.command()
@@ -146,10 +189,16 @@ def show(what: str | None, results: Path, form: str | None, randomised: bool) ->
 def methods(as_json: bool) -> int:
     """The registered methods with version, paper, provenance and hyper-parameters."""
     from qbench.catalogue import list_methods
-    from qbench.render import show_methods
 
     found = list_methods()
-    emit(found) if as_json else show_methods(found)
+    if as_json:
+        emit(found)
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_methods
+
+        show_methods(found, Console())
     return 0
 
 
@@ -158,10 +207,16 @@ def methods(as_json: bool) -> int:
 def tasks(as_json: bool) -> int:
     """The registered tasks with sizes, metric, recipe and options."""
     from qbench.catalogue import list_tasks
-    from qbench.render import show_tasks
 
     found = list_tasks()
-    emit(found) if as_json else show_tasks(found)
+    if as_json:
+        emit(found)
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_tasks
+
+        show_tasks(found, Console())
     return 0
 
 
@@ -209,11 +264,13 @@ def db() -> None:
 
 @db.command("rebuild")
 @results_option
-def db_rebuild(results: Path) -> int:
+@json_option
+def db_rebuild(results: Path, as_json: bool) -> int:
     """Make the store again from the run folders."""
-    from qbench.store import rebuild
+    from qbench.upkeep import rebuild
 
-    click.echo(rebuild(results))
+    report = rebuild(results)
+    emit(vars(report)) if as_json else click.echo(str(report))
     return 0
 
 
@@ -222,11 +279,11 @@ def db_rebuild(results: Path) -> int:
 @json_option
 def db_check(results: Path, as_json: bool) -> int:
     """Compare the store with the run folders; exit code 5 if they differ."""
-    from qbench.store import check as check_store
+    from qbench.upkeep import check
 
-    report = check_store(results)
-    emit(report) if as_json else click.echo(str(report))
-    return 0
+    report = check(results)
+    emit({**vars(report), "agrees": report.agrees}) if as_json else click.echo(str(report))
+    return 0 if report.agrees else 5
 
 
 def is_run(what: str, results: Path) -> bool:

@@ -37,6 +37,8 @@ class Metric:
     worst: float | None = None
     """What a diverged run scores, where a board must place it."""
     digits: int = 3
+    effect: float | None = None
+    """The least difference that anybody should care about; a unit of the last digit where it is not said."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Kit:
 
     def run(
         self, config: RunConfig, execution: Execution = Execution(), again: bool = False, resume: Path | None = None
-    ) -> tuple[dict[str, Any], Path]:  # noqa: B008
+    ) -> tuple[dict[str, Any], Path]:
         """Train a configuration once; `again` trains it anew."""
         if config.key in self.done and not again and resume is None:
             return self.done[config.key]
@@ -326,5 +326,5 @@ def check_method(name: str, quick: bool = False) -> Iterator[Finding]:
         for check in CHECKS:
             try:
                 yield from check(kit)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a finding, whatever it is
                 yield Finding(check.__name__.removeprefix("check_"), "", False, train.first_line(error))

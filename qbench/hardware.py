@@ -62,8 +62,8 @@ class Stopwatch:
 
 
 def quartiles(times: list[float]) -> tuple[float, float, float]:
-    if len(times) < 2:
-        return (times or [0.0])[0], (times or [0.0])[0], (times or [0.0])[0]
+    if len(times) == 1:
+        return times[0], times[0], times[0]
     low, middle, high = statistics.quantiles(times, n=4)
     return low, middle, high
 

@@ -24,6 +24,8 @@ from qbench.tidy import NOT_RUN, Array, Defaults, Tidy, parameters, spell, tidy,
 RANKED_FROM = 10
 """Seeds that a ranking needs: Holm over 15 pairs at 3 seeds would need t ≈ 17."""
 REFERENCE, CONTROL = "fp", "rtn"
+MOST_DIGITS = 12
+"""Beyond it a metric's wish is not heard: a double has no more to show."""
 Part = Mapping[str, Array]
 Place = tuple[int, int]
 """Of a cell: entrant and column."""
@@ -42,7 +44,8 @@ def build(
     """The board of a frame of runs (`qbench.results`), and of `planned` runs and skipped cells that it lacks.
 
     `defaults` are the default parameters of methods and tasks by name: labels spell what differs from them, and the control is the
-    entrant of its method that has them all. `minimum_effect` is by task; without one it is a unit of the last digit that the metric prints.
+    entrant of its method that has them all. `minimum_effect` is by task; without one it is the metric's own, or a unit of the last digit
+    that the metric prints.
     """
     data = tidy(runs, planned, defaults)
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
@@ -70,8 +73,8 @@ class _Section:
         self.reference, self.control = controls
         self.metric, self.unit, better = (self._word(name, rows) for name in ("metric", "unit", "better"))
         self.better = better or "lower"
-        self.digits = int(_first(rows["digits"]) or 3)
-        self.effect = float(minimum_effect.get(identity["task"], 10.0**-self.digits))
+        self.digits = min(max(int(_known(_first(rows["digits"]), 3)), 0), MOST_DIGITS)
+        self.effect = _known(minimum_effect.get(identity["task"]), _first(rows["effect"]), 10.0**-self.digits)
         self.notes: list[str] = []
         self.parts: dict[Place, Part] = {}
         self.rates: dict[Place, int] = {}
@@ -114,20 +117,20 @@ class _Section:
 
     def _cell(self, entrant: int, column: int) -> Cell:
         if (part := self.parts.get((entrant, column))) is None:
-            return Cell("absent")
+            no_control = self._note(f"no {self.control} under every format, so no gap is shown there") if entrant == self.rtn else ()
+            return Cell("absent", notes=no_control)
         finite = self.scores[entrant, column]
         asked, failures = len(part["key"]), self._failures(part)
         message = self._word("message", {"message": part["message"][~part["good"]]})
         audits_failed = int(np.sum(part["audit_passed"] == 0))
-        notes: tuple[int, ...] = ()
         if finite:
             state: State = "ok" if len(finite) == asked else "partial"
         else:
             state = "failed" if set(failures) - set(NOT_RUN) else "skipped" if "skipped" in failures else "planned"
-        if state in ("partial", "failed", "skipped"):
-            notes = self._note(_why(failures, asked, "" if finite else message))
-        if audits_failed:
-            notes += self._note(f"† the audit of {audits_failed} of {asked} runs failed; `qbench show RUN` says what")
+        # The audit's note is first, beside its dagger.
+        notes = self._note(f"the audit of {audits_failed} of {asked} runs failed: see qbench show RUN") if audits_failed else ()
+        if state != "ok":
+            notes += self._note(_why(failures, asked, message))
         return Cell(
             state=state,
             seeds=len(finite),
@@ -244,11 +247,16 @@ class _Section:
                 self._note(f"{column.format} does not compare equal numbers of levels: {each}")
 
     def _say_rates(self) -> None:
-        counts = set(self.rates.values())
-        if len(counts) > 1:
-            self._note("learning rates: the best on validation, of unequal numbers of trials")
-        elif max(counts, default=1) > 1:
-            self._note(f"learning rates: the best on validation, of {max(counts)} for everyone")
+        """How many learning rates each entrant tried, if anybody tried several."""
+        tried: dict[tuple[int, ...], list[str]] = {}
+        for n, e in self.entrants.items():
+            tried.setdefault(tuple(sorted({rates for (m, _), rates in self.rates.items() if m == n})), []).append(e.label)
+        if list(tried) == [(1,)]:
+            return
+        counts = sorted(tried, reverse=True)
+        each = "; ".join(f"{'–'.join(map(str, dict.fromkeys((c[0], c[-1]))))} for {', '.join(tried[c])}" for c in counts)
+        unequal = f"unequal numbers of trials: {each}" if len(tried) > 1 or len(counts[0]) > 1 else f"{counts[0][0]} for everyone"
+        self._note(f"learning rates: the best on validation, of {unequal}")
 
     def _title(self) -> str:
         task = self.identity["task"]
@@ -257,12 +265,14 @@ class _Section:
         return f"{task}{f' ({spell(other)})' if other else ''}/{self.identity['size']}"
 
     def _setting(self) -> str:
-        """Start and budget, and of the rest of the recipe what tells this section from the others of its task and size."""
-        own, task = self.identity, (self.identity["task"], self.identity["size"])
-        steps, batch = ("" if np.isnan(own[name]) else f"{own[name]:g}" for name in ("steps", "batch"))
-        peers = [parameters(s["recipe"]) for s in self.data.sections if (s["task"], s["size"]) == task]
-        rest = {k: v for k, v in unusual(parameters(own["recipe"]), None, peers).items() if k not in ("steps", "batch")}
-        words = (own["start"] and f"start {own['start']}", steps and f"{steps} steps", batch and f"batch {batch}", spell(rest))
+        """Start and budget, and of the data and the rest of the recipe what tells this section from the others of its task and size."""
+        own = self.identity
+        peers = [s for s in self.data.sections if (s["task"], s["size"]) == (own["task"], own["size"])]
+        steps, batch = ("" if np.isnan(own[name]) else f"{own[name]:.0f}" for name in ("steps", "batch"))
+        told = unusual(parameters(own["recipe"]), None, [parameters(s["recipe"]) for s in peers])
+        rest = {k: v for k, v in told.items() if k not in ("steps", "batch")}
+        data = f"data {own['data'][:12] or 'unknown'}" if any(s["data"] != own["data"] for s in peers) else ""
+        words = (own["start"] and f"start {own['start']}", steps and f"{steps} steps", batch and f"batch {batch}", spell(rest), data)
         return ", ".join(filter(None, words))
 
     def _word(self, name: str, rows: Part) -> str:
@@ -321,6 +331,11 @@ def _why(failures: Mapping[str, int], asked: int, message: str) -> str:
 
 def _finite(values: Array) -> Array:
     return values[np.isfinite(values)]
+
+
+def _known(*values: float | None) -> float:
+    """The first number that is one."""
+    return float(next(value for value in values if value is not None))
 
 
 def _mean(values: Array) -> float | None:

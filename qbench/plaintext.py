@@ -14,6 +14,7 @@ from qbench import text
 from qbench.board import Board, Cell, Column, Cost, Row, Section
 from qbench.leaderboard import RANKED_FROM
 from qbench.stats import CONFIDENCE
+from qbench.tidy import TEXT
 
 DITTO = '"'
 NONE = "–"
@@ -25,10 +26,10 @@ NONE = "–"
 def score(cell: Cell, digits: int) -> str:
     """`0.101 ± 0.006`, or what became of the cell."""
     if cell.score is None:
-        reasons = " ".join(name for name in cell.failures if name != "skipped") or cell.state
-        return {"absent": "not asked", "skipped": "skipped", "planned": reasons}.get(cell.state, reasons)
+        reasons = ", ".join(text.plain(name, 40) for name in cell.failures if name != "skipped") or cell.state
+        return {"absent": "not asked", "skipped": "skipped"}.get(cell.state, reasons)
     half = cell.score.half
-    return text.number(cell.score.value, digits) + ("" if half is None else f" ± {text.number(half, digits)}")
+    return text.number(cell.score.value, digits) + ("" if half is None else f" ± {text.half_width(half, cell.score.value, digits)}")
 
 
 def gap(cell: Cell) -> str:
@@ -65,6 +66,8 @@ def head_lines(column: Column) -> list[str]:
 
 
 def heading(section: Section) -> str:
+    if not section.metric:
+        return section.title
     unit = f" ({section.unit})" if section.unit else ""
     return f"{section.title}: {section.metric}{unit}, {section.better} is better"
 
@@ -73,7 +76,8 @@ def ranking(section: Section) -> str:
     """What the rows' order means."""
     ranked = any(row.rank for row in section.rows)
     few = f"unranked ({section.seeds} seed{'s' * (section.seeds != 1)}; ranks need {RANKED_FROM})"
-    return "ranks are ranges" if ranked else few if section.seeds < RANKED_FROM else "unranked (no two whole rows share their seeds)"
+    unshared = f"unranked (no two whole rows share {RANKED_FROM} seeds)"
+    return "ranks are ranges" if ranked else few if section.seeds < RANKED_FROM else unshared
 
 
 def details(section: Section) -> str:
@@ -89,22 +93,23 @@ def costs(cost: Cost) -> list[str]:
     ]
 
 
-def legend(board: Board) -> list[str]:
-    """How to read the tables, once for all of them."""
+def legend(board: Board, best: str = "bold") -> list[str]:
+    """How to read the tables, once for all of them; `best` says how the best is marked."""
     percent = f"{100 * CONFIDENCE:.0f} %"
     return [
         f"Score: mean over seeds ± its {percent} t interval, of the packed artefact. Below it the gap recovered, (m − rtn)/(fp − rtn), with its"
         f" Fieller interval; {NONE} where fp is not clearly above rtn, or by less than the minimum effect.",
-        f"Best (bold): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed"
+        f"Best ({best}): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed"
         " seed or audit never is.",
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
         "Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory."
         f" {NONE}: not trained, or not known.",
-        *(text.markdown(note) for note in board.notes),
+        *board.notes,
     ]
 
 
 COSTS = ("step / fp", "training", "memory")
+"""Heads of `costs`."""
 
 
 # ---- Markdown ----
@@ -117,7 +122,7 @@ def to_markdown(board: Board) -> str:
         lines += ["No runs yet.", ""]
     for section in board.sections:
         lines += _markdown_section(section)
-    lines += [f"- {line}" for line in legend(board)]
+    lines += [f"- {text.markdown(line, 1000)}" for line in legend(board)]
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +143,7 @@ def _markdown_section(section: Section) -> Iterator[str]:
 
 
 def _markdown_cell(cell: Cell, digits: int, with_gap: bool) -> str:
-    value = score(cell, digits)
+    value = text.markdown(score(cell, digits))
     value = f"**{value}**" if cell.best else value
     return value + marks(cell) + (f"<br>{gap(cell)}" if with_gap and cell.score else "")
 
@@ -152,20 +157,8 @@ def _line(cells: Sequence[str]) -> str:
 CELLS = (
     *("task", "size", "setting", "metric", "unit", "better", "entrant", "method", "version", "params", "provenance", "role"),
     *("format", "levels", "bits_per_weight", "state", "seeds", "asked", "mean", "low", "high", "gap", "gap_low", "gap_high", "rr_mean"),
-    *(
-        "lr",
-        "rates",
-        "best",
-        "rank_first",
-        "rank_last",
-        "step_ratio",
-        "train_s",
-        "peak_memory_bytes",
-        "audits_failed",
-        "failures",
-        "notes",
-        "runs",
-    ),
+    *("lr", "rates", "best", "rank_first", "rank_last", "step_ratio", "train_s", "peak_memory_bytes", "audits_failed"),
+    *("failures", "notes", "runs"),
 )
 
 
@@ -211,14 +204,16 @@ def runs_csv(frame: pd.DataFrame) -> str:
 
 def read_runs_csv(source: Any) -> pd.DataFrame:
     """What `runs_csv` wrote, from a path or an open file."""
-    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False, dtype={"key": str})
+    # Text stays text: a label may look like a number.
+    words = dict.fromkeys(("key", *TEXT), str)
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False, dtype=words)
     return _mapped(frame, text.uncell)
 
 
 def _mapped(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
     """The frame with its text changed, each different text once."""
-    new = {}
-    for name in frame:
+    new: dict[str, Any] = {}
+    for name in map(str, frame):
         column = frame[name]
         if column.dtype == object or isinstance(column.dtype, (pd.StringDtype, pd.CategoricalDtype)):
             codes, words = pd.factorize(column)

@@ -242,7 +242,7 @@ def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) ->
 
 def _entrants(sweep: SweepConfig) -> Iterator[_Entrant]:
     for entry in sweep.methods:
-        rates = [(lr,) for lr in entry.recipe.get("lr", ())]
+        rates: list[tuple[float, ...]] = [(lr,) for lr in entry.recipe.get("lr", ())]
         for params, chosen in _variants("methods", entry):
             method: Method = registry.build("methods", entry.name, params, entry.where)
             spelled = _spell(chosen if entry.label else params)

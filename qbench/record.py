@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qbench.errors import UsageError
+
 REASONS = ("oom", "diverged", "timeout", "signal", "data", "plugin", "eval")
 _KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -88,6 +90,25 @@ def all_attempts(results: Path) -> Iterator[Attempt]:
         for home in sorted(shelf.iterdir()) if shelf.is_dir() else ():
             if _KEY.fullmatch(home.name):
                 yield from attempts(results, home.name)
+
+
+def latest(results: Path, beginning: str) -> dict[str, Any]:
+    """The files of the latest attempt at a run, which is named by its key or the beginning of it."""
+    found = sorted((results / "runs" / beginning[:2]).glob(f"{beginning}*"))
+    if len(found) != 1:
+        raise UsageError(
+            f"{beginning!r} is the beginning of {len(found)} runs: {', '.join(f.name[:12] for f in found[:4]) or 'none is here'}"
+        )
+    attempt = attempts(results, found[0].name)[-1]
+    lines = attempt.curve.read_text(encoding="utf-8").splitlines() if attempt.curve.exists() else []
+    files = {name: attempt.read(name) for name in ("spec", "env", "result")}
+    return {
+        "key": attempt.key,
+        "attempt": attempt.number,
+        "folder": str(attempt.folder),
+        **files,
+        "curve": [json.loads(line) for line in lines],
+    }
 
 
 def finite(numbers: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:

@@ -22,7 +22,7 @@ State = Literal["new", "cached", "failed", "lost", "skipped"]
 
 @dataclass(frozen=True)
 class Standing:
-    """The state of a run, the attempt that decides it (the one to go on from, where it is lost) and what that one says."""
+    """The state of a run, the attempt that decides it and what that one says."""
 
     state: State
     attempt: Attempt | None = None
@@ -47,19 +47,28 @@ def standing(results: Path, key: str) -> Standing:
     cached = [s for s in found if s.state == "cached"]
     if cached:
         return next((s for s in cached if not s.diverged), cached[0])
-    resumable = next((a for a in tried if a.checkpoint.exists()), tried[0])
-    return Standing("lost", resumable) if found[0].state == "lost" else found[0]
+    return found[0]
+
+
+def resumable(results: Path, key: str) -> Path | None:
+    """The folder of the latest attempt that left a checkpoint."""
+    return next((a.folder for a in attempts(results, key)[::-1] if a.checkpoint.exists()), None)
 
 
 def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
     """What one attempt says."""
     state = result.get("state") if result else None
-    if result is None or state not in ("ok", "failed") or not (attempt.folder / "spec.json").exists():
+    if result is None or state not in ("ok", "failed") or attempt.read("spec") is None or not belongs(result, attempt):
         return Standing("lost", attempt)
     if state == "ok":
         return Standing("cached", attempt)
     reason, message = str(result.get("reason")), str(result.get("message") or "")
     return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
+
+
+def belongs(result: Mapping[str, Any], attempt: Attempt) -> bool:
+    """Whether a result is this attempt's and not one that was copied here."""
+    return (result.get("key"), result.get("attempt")) == (attempt.key, attempt.number)
 
 
 def known_keys(results: Path) -> set[str]:

@@ -6,7 +6,7 @@ can be killed at any moment: the next sweep of the same file reads them and goes
 What becomes of a run that did not end well:
 
     diverged                an outcome, never tried again
-    signal, hung            once more in the same sweep, from its checkpoint; the second time it has failed
+    signal, hung            once more in the same sweep, from its checkpoint; the second time it has failed, and the next sweep goes on
     out of memory           once more with twice the micro-batches, which the key does not know of
     late, data, plugin, …   failed; the next sweep tries again, unless it is told not to
     a full disk             stops the sweep: nothing that follows could be kept
@@ -20,6 +20,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,8 @@ from qbench.engines import Assignment, Engine, Event, Execution
 from qbench.errors import QbenchError
 from qbench.plan import Plan, PlannedRun, make_plan
 from qbench.record import Attempt, new_attempt
-from qbench.standing import Standing, standing_of, standings
+from qbench.roster import roster_of
+from qbench.standing import Standing, resumable, standing_of, standings
 from qbench.sweepfile import SweepConfig
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ __all__ = ["Listener", "Planned", "Summary", "status", "sweep"]
 ATTEMPTS_IN_A_SWEEP = 2
 SNAPSHOT_S = 30.0
 TICK_S = 0.25
+ENDED_FROM_OUTSIDE = ("signal", "timeout")
+"""Reasons that say nothing against the run or its checkpoint."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -110,8 +114,14 @@ def stale(was: Standing) -> str | None:
 
 
 def sweep(
-    config: SweepConfig, results: Path, engine: Engine, execution: Execution = Execution(), progress: Listener | None = None, *, retry: bool = True,  # noqa: B008
-) -> Summary:  # fmt: skip
+    config: SweepConfig,
+    results: Path,
+    engine: Engine,
+    execution: Execution = Execution(),
+    progress: Listener | None = None,
+    *,
+    retry: bool = True,
+) -> Summary:
     """Train whatever a sweep file asks for and the results folder lacks. The same call again trains nothing."""
     from qbench.store import Store
 
@@ -156,6 +166,8 @@ class _Coordinator:
     interrupts: int = 0
     heeded: int = 0
     groups: int = 0
+    events: deque[Event] = field(default_factory=deque)
+    """Heard and not yet acted on: none may be lost, or a group would never end."""
     stopping: bool = False
     snapshot_at: float = 0.0
 
@@ -177,11 +189,10 @@ class _Coordinator:
 
     def open(self) -> None:
         """Find out what there is, take it into the store, and queue what is missing."""
-        sweep = self.plan.sweep
         self.found = standings(self.results, list(self.plan.runs))
         self.order = {key: place for place, key in enumerate(self.plan.runs)}
         self.cached = sum(1 for s in self.found.values() if not self.must_run(s))
-        self.store.set_board(sweep.board, sweep.version, sweep.text, list(self.plan.runs))
+        self.store.set_board(roster_of(self.plan))
         self.fresh += [s.attempt for s in self.found.values() if s.attempt and s.state != "lost"]
         self.take_in()
         self.progress.start(len(self.plan.runs), self.cached)
@@ -213,11 +224,11 @@ class _Coordinator:
             if base and (base.state != "cached" or base.diverged):
                 self.cannot(going, base)
                 continue
-            resume = was.attempt.folder if was.state == "lost" and was.attempt and was.attempt.checkpoint.exists() else None
+            resume = resumable(self.results, key) if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE else None
             folder = base.attempt.folder if base and base.attempt else None
             self.groups += 1
-            self.going[self.groups] = going
             self.engine.submit(self.groups, [Assignment(run.config, going.attempt.folder, resume, folder)], execution)
+            self.going[self.groups] = going
             self.progress.event("started", run.title, key=key, attempt=going.attempt.number)
 
     def cannot(self, going: _Going, base: Standing) -> None:
@@ -237,7 +248,9 @@ class _Coordinator:
     # ---- taking in ----
 
     def listen(self) -> None:
-        for event in self.engine.poll(TICK_S):
+        self.events += self.engine.poll(TICK_S)
+        while self.events:
+            event = self.events.popleft()
             going = self.going.get(event.group)
             if going is None:
                 continue
@@ -266,7 +279,7 @@ class _Coordinator:
     def lost(self, going: _Going, was: Standing, details: dict[str, Any]) -> None:
         """A worker ended and left no result."""
         reason, message = how_it_ended(details, going.execution)
-        if reason in ("signal", "timeout") and not details.get("late") and going.tries < ATTEMPTS_IN_A_SWEEP:
+        if reason in ENDED_FROM_OUTSIDE and not details.get("late") and going.tries < ATTEMPTS_IN_A_SWEEP:
             self.found[going.run.key] = was
             if not self.interrupts:
                 self.try_again(going, was, going.execution, message)

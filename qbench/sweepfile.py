@@ -95,6 +95,21 @@ class SweepConfig:
     file: str = ""
     text: str = ""
 
+    def shortened(self, steps: int | None, seeds: int | None) -> SweepConfig:
+        """The same sweep with fewer steps or seeds, to try things on: a board of its own, whose runs nobody takes for the real ones."""
+        if steps is None and seeds is None:
+            return self
+        few = [f"{n} {word}" for n, word in ((steps, "steps"), (seeds, "seeds")) if n is not None]
+        cut = {} if steps is None else {"steps": (steps,)}
+        return dataclasses.replace(
+            self,
+            board=f"{self.board}-{'-'.join(few).replace(' ', '-')}",
+            title=f"{self.title or self.board}, cut to {' and '.join(few)}",
+            seeds=self.seeds if seeds is None else tuple(range(seeds)),
+            recipe={**self.recipe, **cut},
+            tasks=tuple(dataclasses.replace(entry, recipe={**entry.recipe, **cut}) for entry in self.tasks),
+        )
+
 
 def read(path: Path) -> SweepConfig:
     """A sweep file from disk. Whatever is wrong with it is one line."""

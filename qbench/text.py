@@ -12,8 +12,8 @@ import unicodedata
 LONGEST = 200
 _ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
 _SPACE = re.compile(r"\s+")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
-_FORMULA = ("=", "+", "-", "@")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -39,12 +39,13 @@ def markdown(text: object, longest: int = LONGEST) -> str:
 def cell(text: object, longest: int = 10_000) -> str:
     """`plain`, and no spreadsheet takes it for a formula."""
     found = plain(text, longest)
-    return "'" + found if found.startswith(_FORMULA) else found
+    # An apostrophe of its own before a formula gets another, so that `uncell` can tell them apart.
+    return "'" + found if found.lstrip("'").startswith(_FORMULA) else found
 
 
 def uncell(text: str) -> str:
     """What `cell` was given."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
 
 
 def superscript(number: int) -> str:
@@ -56,14 +57,23 @@ def number(x: float, digits: int) -> str:
     if x != x:
         return "nan"
     small = x != 0 and abs(x) < 0.5 * 10.0**-digits
-    return f"{x:.1e}" if small else f"{x:.3g}" if abs(x) >= 1e5 else f"{x:.{digits}f}"
+    return f"{x:.1e}" if small else f"{x:.3g}" if abs(x) >= 1e5 else f"{x + 0.0:.{digits}f}"
+
+
+def half_width(half: float, value: float, digits: int) -> str:
+    """Half an interval's width as `number` shows the value; one that its digits cannot show is `<0.001`, never a bare zero."""
+    if half <= 1e-12 * abs(value):
+        return number(0.0, digits)
+    if abs(value) >= 1e5 or number(value, digits)[-4:-2] == "e-":
+        return f"{half:.1e}"
+    return f"<{10.0**-digits:.{digits}f}" if half < 0.5 * 10.0**-digits else number(half, digits)
 
 
 def seconds(x: float) -> str:
     """`0.8 s`, `42 s`, `3:20`, `1:05:00`."""
     if x < 9.95:
         return f"{x:.1f} s"
-    if x < 60:
+    if x < 59.5:
         return f"{x:.0f} s"
     minutes, rest = divmod(round(x), 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -23,21 +23,8 @@ TEXT = (
     *("weights_format", "weights_granularity", "act_format", "act_granularity", "metric", "better", "unit", "device_name"),
 )
 NUMBERS = (
-    *(
-        "attempt",
-        "board_version",
-        "task_version",
-        "method_version",
-        "seed",
-        "lr",
-        "steps",
-        "batch",
-        "packed",
-        "validation",
-        "rr_mean",
-        "digits",
-    ),
-    *("bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
+    *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation"),
+    *("rr_mean", "digits", "effect", "bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
 )
 SECTION = ("task", "task_params", "size", "data", "start", "steps", "batch", "recipe")
 """What is trained alike. The learning rate is not of it: the best on validation is shown, for everyone."""

@@ -145,7 +145,7 @@ def first_line(error: BaseException) -> str:
     return text[0] if isinstance(error, QbenchError) and text else f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
 
-def run_one(assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None) -> dict[str, Any]:  # noqa: B008
+def run_one(assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None) -> dict[str, Any]:
     """Train, export, audit and score one run in this process. Writes the attempt's files, result.json last, and returns the result."""
     attempt, config = Attempt(assignment.folder), assignment.config
     attempt.folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +194,7 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
         run.method.finalize(run, run.probe_batches(CALIBRATION_BATCHES))
     trained = time.perf_counter()
     with blame("eval"):
-        for part, values in score(run, config, task.metric, attempt.export).items():
-            yield part, values
+        yield from score(run, config, task.metric, attempt.export).items()
     scored = time.perf_counter()
     yield "cost", cost(watch, problem, recipe, device, built - start, trained - built, scored - trained)
 
@@ -265,12 +264,11 @@ def cost(
     watch: Stopwatch, problem: Problem, recipe: Recipe, device: torch.device, build_s: float, train_s: float, eval_s: float
 ) -> dict[str, Any]:
     """What the run took. Step times are synchronised and leave out warm-up, logging and validation."""
-    low, middle, high = quartiles(watch.steps())
-    found: dict[str, Any] = {
-        "build_s": build_s, "train_s": train_s, "eval_s": eval_s, "wall_s": build_s + train_s + eval_s,
-        "step_s_median": middle, "step_s_q25": low, "step_s_q75": high, "peak_memory_bytes": peak_memory(device),
-    }  # fmt: skip
-    if middle:
+    found: dict[str, Any] = {"build_s": build_s, "train_s": train_s, "eval_s": eval_s, "wall_s": build_s + train_s + eval_s}
+    found["peak_memory_bytes"] = peak_memory(device)
+    if times := watch.steps():
+        low, middle, high = quartiles(times)
+        found |= {"step_s_median": middle, "step_s_q25": low, "step_s_q75": high}
         found |= {"samples_per_s": recipe.batch / middle, "tokens_per_s": problem.tokens_per_step / middle}
         if flops := problem.flops_per_step:
             dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32

@@ -13,8 +13,17 @@ DEFAULTS = {
     "fp": {},
     "rtn": {"scale": "absmax", "grid": "symmetric"},
     "ste": {"scale": "absmax", "clip_gradient": False},
+    "lotion": {},
+    "pege": {},
     "digits": {"net": "cnn"},
 }
+
+
+IDENTITY = (
+    *("method", "method_version", "params", "task", "task_version", "task_params", "size", "data", "weights_format", "weights_granularity"),
+    *("act_format", "act_granularity", "start", "seed", "lr", "steps", "batch", "recipe"),
+)
+"""What a key is made of."""
 
 
 def run(method: str, fmt: str | None, seed: int, score: float | None, **more: Any) -> dict[str, Any]:
@@ -27,12 +36,12 @@ def run(method: str, fmt: str | None, seed: int, score: float | None, **more: An
         "params": json.dumps(params, sort_keys=True), "provenance": "paper", "task": "digits", "task_version": 1, "task_params": '{"net":"cnn"}',
         "size": "xs", "weights_format": fmt, "weights_granularity": fmt and "channel", "act_format": None, "act_granularity": None,
         "start": "scratch", "seed": seed, "lr": 0.003, "steps": 300, "batch": 64, "packed": score, "validation": score, "rr_mean": None,
-        "metric": "loss", "better": "lower", "unit": "nats", "digits": 3, "bits_per_weight": bits, "levels": levels, "train_s": 1.5,
-        "step_s_median": 0.004 if method == "fp" else None if method == "rtn" else 0.005, "peak_memory_bytes": 2**27,
+        "metric": "loss", "better": "lower", "unit": "nats", "digits": 3, "bits_per_weight": bits, "levels": levels,
+        "train_s": 0.0 if method == "rtn" else 1.5, "step_s_median": 0.004 if method == "fp" else None if method == "rtn" else 0.005, "peak_memory_bytes": 2**27,
         "audit_passed": True if state == "ok" else None, "device_name": "cpu",
     }  # fmt: skip
     row.update(more)
-    identity = [row[k] for k in ("method", "params", "task", "size", "weights_format", "seed", "lr", "steps", "method_version")]
+    identity = [v for k, v in row.items() if k in IDENTITY]
     row["key"] = more.get("key") or hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return row
 
@@ -41,20 +50,15 @@ def runs(method: str, fmt: str | None, scores: Sequence[float | None], **more: A
     return [run(method, fmt, seed, score, **more) for seed, score in enumerate(scores)]
 
 
-def failed(method: str, fmt: str, seed: int, reason: str = "diverged", message: str | None = None, **more: Any) -> dict[str, Any]:
-    return run(
-        method,
-        fmt,
-        seed,
-        None,
-        state="failed",
-        reason=reason,
-        message=message,
-        step_s_median=None,
-        levels=None,
-        bits_per_weight=None,
-        **more,
-    )
+def failed(method: str, fmt: str | None, seed: int, reason: str = "diverged", message: str | None = None, **more: Any) -> dict[str, Any]:
+    unknown = dict.fromkeys(("step_s_median", "train_s", "peak_memory_bytes", "levels", "bits_per_weight"))
+    return run(method, fmt, seed, None, **{"state": "failed", "reason": reason, "message": message, **unknown, **more})
+
+
+def unborn(method: str, fmt: str | None, seed: int, state: str = "planned", message: str | None = None, **more: Any) -> dict[str, Any]:
+    """A run that is only asked for: nothing of it is known but what it would be."""
+    unknown = ("metric", "better", "unit", "digits", "device_name", "attempt", "audit_passed")
+    return failed(method, fmt, seed, **{"state": state, "reason": None, "message": message, **dict.fromkeys(unknown), **more})
 
 
 def frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -72,9 +76,9 @@ def small() -> pd.DataFrame:
         runs("ste", "int2", [0.300, 0.310, 0.295]),
         runs("ste", "int4", [0.101, 0.104, 0.099]),
         runs("lotion", "int2", [0.400, 0.420], provenance="reconstructed"),
-        [failed("lotion", "int2", 2, provenance="reconstructed")],
+        [failed("lotion", "int2", 2, message="the loss is nan at step 57", provenance="reconstructed")],
         [failed("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed") for s in range(3)],
-        [run("pege", "int2", s, None, state="skipped", message="pege has no rule for two bits") for s in range(3)],
+        [unborn("pege", "int2", s, "skipped", "pege has no rule for two bits") for s in range(3)],
         [run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
-        [run("pege", "int4", s, None, state="planned") for s in (1, 2)],
+        [unborn("pege", "int4", s) for s in (1, 2)],
     )

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.engines import Assignment, Engine, Event, Execution
+from qbench.sweepfile import SweepConfig, plugin_modules
 
 GRACE_S = 2.0
 """From a polite request to end to an impolite one."""
@@ -44,6 +45,19 @@ WORKER_ENVIRONMENT = {
 PRELOAD = "QBENCH_PRELOAD"
 """Environment variable that tells the fork server which modules to import (engines/warm.py)."""
 PR_SET_PDEATHSIG = 1
+ORPHANED = 255
+"""What Python says where the fork server died, and the worker with it."""
+
+
+@contextmanager
+def local_engine(config: SweepConfig, execution: Execution, workers: int | None = None) -> Iterator[LocalEngine]:
+    """The engine for a sweep, its fork server already on the way; whatever happens, none of its workers is left."""
+    engine = LocalEngine(workers, execution.device, plugin_modules(config))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @dataclass
@@ -155,7 +169,8 @@ class LocalEngine(Engine):
         if over:
             worker.link.close()
             del self.workers[group]
-            yield Event(group, "ended", details={"exitcode": worker.process.exitcode} | (worker.details or {}))
+            code = -signal.SIGKILL if worker.process.exitcode == ORPHANED and not worker.details else worker.process.exitcode
+            yield Event(group, "ended", details={"exitcode": code} | (worker.details or {}))
         else:
             _hurry(worker)
 
@@ -245,6 +260,7 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
             key = assignment.folder.parent.name
             _say(link, "started", key, {"pid": os.getpid()})
             run_one(assignment, execution, lambda details, key=key: _say(link, "step", key, details))
+            _drop_log_if_empty(assignment.folder)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the coordinator must hear of it
         traceback.print_exc()
         words = str(error).strip().splitlines()
@@ -253,9 +269,7 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
         sys.exit(1)
     finally:
         with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            _drop_if_empty(assignments[-1].folder / "log.txt")
+            _drop_log_if_empty(assignments[0].folder)
 
 
 def _say(link: Connection, kind: str, key: str, details: dict[str, Any]) -> None:
@@ -292,6 +306,8 @@ def _print_to(folder: Path) -> None:
     faulthandler.enable()
 
 
-def _drop_if_empty(log: Path) -> None:
-    if log.stat().st_size == 0:
-        log.unlink()
+def _drop_log_if_empty(folder: Path) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if (folder / "log.txt").stat().st_size == 0:
+        (folder / "log.txt").unlink()

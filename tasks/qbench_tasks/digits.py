@@ -32,7 +32,7 @@ class Digits(Task):
 
     name = "digits"
     title = "Handwritten digits, 8 × 8"
-    metric = Metric("accuracy", "%", better="higher", worst=100.0 / CLASSES, digits=1)
+    metric = Metric("accuracy", "%", better="higher", worst=100.0 / CLASSES, digits=1, effect=0.5)
     sizes = {"xs": {"width": 32, "channels": 8}, "s": {"width": 64, "channels": 16}, "m": {"width": 128, "channels": 32}}
     tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
     activations = True

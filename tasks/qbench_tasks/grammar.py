@@ -42,7 +42,7 @@ class Grammar(Task):
 
     name = "grammar"
     title = "Language model, generated grammar"
-    metric = Metric("excess", "nats/token", better="lower", floor=0.0)
+    metric = Metric("excess", "nats/token", better="lower", floor=0.0, effect=0.01)
     sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
     tuning = {"lr": (0.002, 0.004, 0.008, 0.016)}
     activations = True

@@ -26,7 +26,7 @@ class LinReg(Task):
 
     name = "linreg"
     title = "Linear regression, power-law spectrum"
-    metric = Metric("loss", better="lower", floor=0.0, digits=4)
+    metric = Metric("loss", better="lower", floor=0.0, digits=4, effect=0.001)
     sizes = {"xs": {"d": 256}, "s": {"d": 512}, "m": {"d": 2048}, "l": {"d": 12_000}}
     tuning = {"lr": (0.01, 0.03, 0.1, 0.3)}
     exact_hessian = True

@@ -26,7 +26,7 @@ class TwoLayer(Task):
 
     name = "twolayer"
     title = "Two-layer linear network, width swept"
-    metric = Metric("loss", better="lower", floor=0.0, digits=4)
+    metric = Metric("loss", better="lower", floor=0.0, digits=4, effect=0.001)
     sizes = {name: {"inputs": INPUTS, "hidden": hidden} for name, hidden in (("xs", 16), ("s", 64), ("m", 256), ("l", 1024))}
     tuning = {"lr": (0.003, 0.01, 0.03, 0.1)}
     exact_hessian = True
