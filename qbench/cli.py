@@ -83,6 +83,8 @@ def sweep(
     progress = Progress("quiet" if quiet or as_json else "auto")
     with closing(LocalEngine(workers, device, plugin_modules(config))) as engine:
         engine.start()
+        if device != "auto":
+            engine.devices  # noqa: B018 - one that is not there is an error before anything is written
         summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry)
     if as_json:
         from qbench.frames import Results

@@ -161,7 +161,8 @@ class _Section:
         """What became of the runs that have no score. A finished run whose score is not finite has diverged."""
         words = self.data.words["end"]
         counts = Counter(words[code] for code in part["end"][~part["good"]])
-        return {word: n for word, n in sorted(Counter({"diverged": counts.pop("ok", 0)} | counts).items()) if n}
+        counts["diverged"] += counts.pop("ok", 0)
+        return {word: n for word, n in sorted(counts.items()) if n}
 
     def _mark_best(self, cells: Mapping[int, list[Cell]], i: int, column: int) -> None:
         fit = [n for n in self.rivals if cells[n][i].whole]

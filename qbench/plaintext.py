@@ -16,6 +16,8 @@ from qbench.leaderboard import RANKED_FROM
 from qbench.stats import CONFIDENCE
 from qbench.tidy import TEXT
 
+# Before version 3.1 pandas reads a number to the last bit only if told to; from then on it warns when told.
+EXACT: dict[str, Any] = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
 DITTO = '"'
 NONE = "–"
 
@@ -206,7 +208,7 @@ def read_runs_csv(source: Any) -> pd.DataFrame:
     """What `runs_csv` wrote, from a path or an open file."""
     # Text stays text: a label may look like a number.
     words = dict.fromkeys(("key", *TEXT), str)
-    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False, dtype=words)
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], low_memory=False, dtype=words, **EXACT)
     return _mapped(frame, text.uncell)
 
 

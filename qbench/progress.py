@@ -213,7 +213,7 @@ class Live:
 
         self.clock, self.tally = clock, Tally(0, 0, clock())
         self.widths: tuple[int, ...] = (0, 6, 4)
-        self.console = Console(file=out, force_terminal=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+        self.console = Console(file=out, force_terminal=True)  # type: ignore[arg-type]
         self.region = Region(
             console=self.console,
             get_renderable=self.render,
@@ -247,7 +247,8 @@ class Live:
     def render(self) -> Text:
         from rich.text import Text
 
-        lines = self.lines(self.clock(), self.console.width, self.console.height)
+        # The terminal echoes a Ctrl-C as ^C behind the last line; were there no room for it, everything would be a line off.
+        lines = self.lines(self.clock(), self.console.width - len("^C"), self.console.height)
         parts = [part for line in lines for part in (*line, ("\n", ""))]
         return Text.assemble(*parts[:-1], no_wrap=True, overflow="crop")
 

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qbench.engines import Assignment, Engine, Event, Execution
 from qbench.errors import QbenchError
 from qbench.plan import Plan, PlannedRun, make_plan
-from qbench.record import Attempt, new_attempt
+from qbench.record import Attempt, attempts, new_attempt
 from qbench.roster import roster_of
-from qbench.standing import Standing, resumable, standing_of, standings
+from qbench.standing import NEW, Standing, resumable, standing_of, standings
 from qbench.sweepfile import SweepConfig
 
 if TYPE_CHECKING:
@@ -190,14 +190,24 @@ class _Coordinator:
     def open(self) -> None:
         """Find out what there is, take it into the store, and queue what is missing."""
         self.found = standings(self.results, list(self.plan.runs))
+        self.miss_artefacts()
         self.order = {key: place for place, key in enumerate(self.plan.runs)}
         self.cached = sum(1 for s in self.found.values() if not self.must_run(s))
         self.store.set_board(roster_of(self.plan))
-        self.fresh += [s.attempt for s in self.found.values() if s.attempt and s.state != "lost"]
+        for key, was in self.found.items():
+            if was.attempt:
+                self.fresh += attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
         self.take_in()
         self.progress.start(len(self.plan.runs), self.cached)
         for key in self.plan.runs:
             self.enqueue(key)
+
+    def miss_artefacts(self) -> None:
+        """A finished run that others must go on from, and whose artefact is gone, is made again. Bases come before their followers."""
+        for run in reversed(self.plan.runs.values()):
+            was = self.found[run.base] if run.base and self.must_run(self.found[run.key]) else NEW
+            if run.base and was.attempt and was.state == "cached" and not was.diverged and not was.attempt.export.is_dir():
+                self.found[run.base] = Standing("lost", was.attempt)
 
     def must_run(self, was: Standing) -> bool:
         return was.state in ("new", "lost") or (was.state == "failed" and self.retry)

@@ -13,6 +13,7 @@ LONGEST = 200
 _ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
 _SPACE = re.compile(r"\s+")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_ESCAPED = {"<": "&lt;", "&": "&amp;", "//": r"\/\/"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -29,11 +30,7 @@ def plain(text: object, longest: int = LONGEST) -> str:
 
 def markdown(text: object, longest: int = LONGEST) -> str:
     """`plain`, with everything that Markdown or HTML would read as markup escaped. Links are not made."""
-    return (
-        _MARKDOWN.sub(lambda m: "\\" + m.group() if m.group() != "//" else r"\/\/", plain(text, longest))
-        .replace("\\<", "&lt;")
-        .replace("\\&", "&amp;")
-    )
+    return _MARKDOWN.sub(lambda m: _ESCAPED.get(m.group(), "\\" + m.group()), plain(text, longest))
 
 
 def cell(text: object, longest: int = 10_000) -> str:

@@ -37,6 +37,8 @@ PLUGINS = """
 plain = tests.stage:Plain
 after = tests.stage:After
 actor = tests.stage:Actor
+villain = tests.stage:Villain
+heir = tests.stage:Heir
 broken = tests.no_such_module:Broken
 [qbench.tasks]
 stage = tests.stage:Stage
@@ -125,6 +127,24 @@ class Actor(Method):
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
         loss = run.problem.loss(output, batch)
         return {"task": loss * float("nan") if self.role == "nan" and run.step >= self.at else loss}
+
+
+@dataclass
+class Villain(Plain):
+    """Full precision that never comes to an end."""
+
+    name = "villain"
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        raise RuntimeError("exit, pursued by a bear\nand more of it")
+
+
+@dataclass
+class Heir(After):
+    """Waits for what the villain leaves."""
+
+    name = "heir"
+    after = "villain"
 
 
 def seen(marker: str) -> bool:

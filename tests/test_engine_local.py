@@ -301,7 +301,9 @@ def look(assignment: Assignment, execution: Execution, report: Callable[[dict[st
     """A stand-in that takes a large block of memory and looks at where it came from."""
 
     class Info(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+        _fields_ = [
+            (name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        ]
 
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p

@@ -170,13 +170,16 @@ def test_the_guess_is_right_for_runs_that_are_alike() -> None:
         assert guess == pytest.approx(truth)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_guess_is_near_for_runs_that_differ_a_hundredfold(seed: int) -> None:
-    drawn = random.Random(seed)
-    found = guesses([10.0 * 100 ** drawn.random() for _ in range(200)], workers=4)
-    assert all(guess is not None and guess >= longest - 1e-6 for guess, _, longest in found)
-    for guess, truth, _ in found[50:150]:
-        assert guess == pytest.approx(truth, rel=0.35)
+def test_the_guess_is_near_for_runs_that_differ_a_hundredfold() -> None:
+    """Between a quarter and three quarters of 200 runs in a random order: not far off in any sweep, and right on average."""
+    ratios = []
+    for seed in range(8):
+        drawn = random.Random(seed)
+        found = guesses([10.0 * 100 ** drawn.random() for _ in range(200)], workers=4)
+        assert all(guess is not None and guess >= longest - 1e-6 for guess, _, longest in found)
+        ratios += [guess / truth for guess, truth, _ in found[50:150] if guess is not None]
+    assert min(ratios) > 0.5 and max(ratios) < 1.5
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0, abs=0.05)
 
 
 # ---- plain lines ----
@@ -201,7 +204,7 @@ def test_plain_lines_word_for_word() -> None:
     progress.event("finished", "run 0", reason=None, message=None)
     progress.event("retry", "run 1", reason="lost", message="the worker was killed by SIGKILL")
     progress.event("failed", "run 1", reason="oom", message="no room")
-    clock.now += 16
+    clock.now += 4
     progress.event("finished", "run 2", reason=None, message=None)
     progress.stop(Summary(ok=3, failed=1, cached=1, failures=[("run 1", "oom", "no room")]))
     assert out.getvalue().splitlines() == [
@@ -209,8 +212,8 @@ def test_plain_lines_word_for_word() -> None:
         "[ 1/4] 25 %  0 failed  elapsed 0:20  left about 1:40",
         "retry   run 1: lost: the worker was killed by SIGKILL",
         "failed  run 1: oom: no room",
-        "[ 4/4] 100 %  1 failed  elapsed 0:41",
-        "4 runs (1 done before): 3 ok, 1 failed (1 oom); 0:41",
+        "[ 4/4] 100 %  1 failed  elapsed 0:29",
+        "4 runs (1 done before): 3 ok, 1 failed (1 oom); 0:29",
     ]
 
 
@@ -228,6 +231,7 @@ def test_plain_lines_come_every_ten_seconds_however_many_steps() -> None:
 def test_nothing_to_do_is_two_lines() -> None:
     progress, out, _ = plainly()
     progress.start(4, 4)
+    progress.event("draining", "", running=0)
     progress.stop(Summary(ok=4, cached=4))
     assert out.getvalue() == "quick: 4 runs, 4 done before\n4 runs (4 done before): 4 ok; 0:00\n"
 
@@ -283,6 +287,7 @@ def test_auto_is_live_on_a_terminal_only(stream: type[io.StringIO], term: str, l
     progress.event("finished", RUN, reason=None, message=None)
     progress.stop(Summary(ok=1))
     assert (HIDE in out.getvalue()) is live and ("\x1b" in out.getvalue()) is live
+    assert ("1 run, 0 done before" in out.getvalue()) is not live
     assert "1 run: 1 ok; 0:00" in out.getvalue()
 
 
@@ -334,7 +339,7 @@ def live(width: int, height: int) -> tuple[Progress, Live, Clock]:
     progress = Progress("live", io.StringIO(), clock=clock)
     display = progress.display
     assert isinstance(display, Live)
-    display.console.size = (width, height)  # type: ignore[assignment]
+    display.console.size = (width, height)
     return progress, display, clock
 
 
@@ -468,6 +473,13 @@ def test_lines_stay_above_the_live_region() -> None:
     progress.stop(Summary(failed=1, left=1))
 
 
+def test_the_echo_of_an_interrupt_has_room_behind_every_line() -> None:
+    progress, display, clock = live(40, 15)
+    a_sweep(progress, clock, workers=64)
+    lines = display.render().plain.split("\n")
+    assert len(lines) == 14 and max(map(cell_len, lines)) == 38
+
+
 # ---- in a real terminal ----
 
 SHOW_OFF = """
@@ -522,7 +534,7 @@ def test_the_terminal_is_left_as_it_was(how: str, code: int, tmp_path: Path) -> 
     assert ("1 left; 0:00; interrupted; the same command goes on" in after) is (how in ("stop", "warn"))
     assert ("boom" in shown) is (how == "raise")
     if how == "warn":
-        assert "a library warns" in shown and shown.index("a library warns") < shown.rindex("0/2")
+        assert re.search(r"\x1b\[2Ka library warns\r\n.*0/2", shown, re.DOTALL), "in the place of the live region, which moves down"
 
 
 # ---- the closing line ----
