@@ -80,7 +80,7 @@ def sweep(
     from qbench.sweepfile import plugin_modules
 
     execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s)
-    progress = Progress("quiet" if quiet or as_json else "auto")
+    progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
     with closing(LocalEngine(workers, device, plugin_modules(config))) as engine:
         engine.start()
         if device != "auto":

@@ -105,7 +105,8 @@ class Granularity:
         if self.name == "tensor":
             return x.flatten(-2).unsqueeze(-2)
         if self.block:
-            return x.unflatten(-1, (-1, self.block))
+            blocks: Tensor = x.unflatten(-1, (-1, self.block))
+            return blocks
         return x
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

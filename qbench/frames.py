@@ -63,7 +63,8 @@ class Results:
         found = self.query("SELECT * FROM curves WHERE starts_with(key, ?) ORDER BY key, attempt, step", [run])
         if found["key"].nunique() != 1:
             raise UsageError(f"{run!r} begins the keys of {found['key'].nunique()} runs with a curve")
-        return found.loc[found["attempt"] == found["attempt"].max()]
+        latest: pd.DataFrame = found.loc[found["attempt"] == found["attempt"].max()]
+        return latest
 
     @cached_property
     def boards(self) -> pd.DataFrame:

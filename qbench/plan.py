@@ -159,7 +159,7 @@ class _Maker:
     def cell(
         self, bed: _Bed, entrant: _Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
     ) -> Cell:
-        own = dict(zip(("lr",), entrant.lr, strict=False))
+        own: dict[str, Any] = dict(zip(("lr",), entrant.lr, strict=False))
         method, task = entrant.method, bed.task
         config = RunConfig(
             board_version=self.sweep.version,

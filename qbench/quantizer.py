@@ -7,7 +7,7 @@ so that one call serves them all and each gets the same bits as alone.
 Weights are quantized once a step, not once a forward pass: `Bundle.refresh` stacks the sites of one shape, calls the quantizer,
 and hands each layer its part as a leaf of the graph. The network's backward leaves a gradient there, and `Bundle.pull_back`
 sends it through the quantizer to the weights. Several micro-batches, probes of the discretised weights and
-second passes over one batch all find the same leaf.
+second passes over one batch all find the same leaves.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class QuantLinear(QuantLayer):
         y = x.flatten(lead, -2) @ weight.mT
         if self.bias is not None:
             y = y + self.bias.unsqueeze(-2)
-        return y.unflatten(lead, x.shape[lead:-1])
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class QuantConv2d(QuantLayer):
@@ -151,7 +151,7 @@ class QuantConv2d(QuantLayer):
         runs = weight.shape[0]
         bias = None if self.bias is None else self.bias.flatten()
         y = F.conv2d(x.transpose(0, 1).flatten(1, 2), weight.flatten(0, 1), bias, self.stride, self.padding, groups=runs)
-        return y.unflatten(1, (runs, -1)).transpose(0, 1)
+        return y.view(y.shape[0], runs, -1, *y.shape[2:]).transpose(0, 1)
 
 
 class Bundle:
@@ -161,7 +161,8 @@ class Bundle:
         self.names, self.layers, self.quantizer = names, layers, quantizer
         self.call: Callable[[Tensor], Tensor] = quantizer
         """The quantizer as training calls it: itself, or compiled."""
-        self.leaf: Tensor | None = None
+        self.latent: Tensor | None = None
+        """The stacked weights as the quantizer was given them: a leaf, which a compiled quantizer wants."""
         self.source: Tensor | None = None
 
     def stack(self) -> Tensor:
@@ -170,21 +171,27 @@ class Bundle:
 
     def refresh(self, quantize: Callable[[Tensor], Tensor] | None = None) -> None:
         """Quantize the weights as they are now and hand each layer its part."""
-        self.source = (self.call if quantize is None else quantize)(self.stack())
-        self.leaf = self.source.detach().requires_grad_(self.source.requires_grad)
-        for layer, part in zip(self.layers, self.leaf.unbind(), strict=True):
-            layer.used = layer.as_weight(part)
+        self.latent = self.stack().detach().requires_grad_(torch.is_grad_enabled())
+        self.source = (self.call if quantize is None else quantize)(self.latent)
+        for layer, part in zip(self.layers, self.source.detach().unbind(), strict=True):
+            layer.used = layer.as_weight(part).requires_grad_(self.source.requires_grad)
 
     def pull_back(self) -> None:
-        """Send the gradient that the leaf has gathered through the quantizer to the weights."""
-        assert self.source is not None and self.leaf is not None
-        if self.leaf.grad is not None:
-            self.source.backward(self.leaf.grad)
+        """Send the gradients that the leaves have gathered through the quantizer to the weights."""
+        assert self.source is not None and self.latent is not None
+        leaves = [layer.used for layer in self.layers if layer.used is not None]
+        if any(leaf.grad is not None for leaf in leaves):
+            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            self.source.backward(torch.stack(grads).view(self.source.shape))
+        if self.latent.grad is not None:
+            for layer, part in zip(self.layers, self.latent.grad.unbind(), strict=True):
+                grad = layer.as_weight(part)
+                layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad + grad
         self.release()
 
     def release(self) -> None:
         """Back to the weights as they are."""
-        self.source = self.leaf = None
+        self.latent = self.source = None
         for layer in self.layers:
             layer.used = None
 

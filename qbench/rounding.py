@@ -28,4 +28,4 @@ def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Te
     source = x if mask is None else torch.where(mask, x, x.detach())
     if torch.compiler.is_compiling():
         return value + (source - source.detach())
-    return _PassThrough.apply(source, value)  # type: ignore[no-any-return]
+    return _PassThrough.apply(source, value)  # type: ignore[no-any-return, no-untyped-call]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qbench.config import RunConfig
 from qbench.formats import Site
@@ -106,6 +107,26 @@ class Run:
             bundle.pull_back()
         return totals
 
+    def probe_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss as it is trained, in float32, eager and twice differentiable; by site, the quantized tensors it was computed with.
+
+        `torch.autograd.grad(loss, made[name], create_graph=True)` is the gradient in a site's quantized tensor.
+        """
+        layers = self.problem.layers()
+        made: dict[str, Tensor] = {}
+        for name, quantizer in self.inputs.items():
+            layers[name].see_input_through(_keep(quantizer, made, name + INPUT))
+        for bundle in self.bundles:
+            bundle.refresh(bundle.quantizer)
+            made |= {name: layer.effective for name, layer in zip(bundle.names, bundle.layers, strict=True)}
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(self.clock.device.type, enabled=False):
+            loss = self.problem.loss(self.model(batch.inputs), batch)
+        for bundle in self.bundles:
+            bundle.release()
+        for name, quantizer in self.inputs.items():
+            layers[name].see_input_through(quantizer)
+        return loss, made
+
     def curvature(self, bundle: Bundle, batches: Iterable[Batch]) -> Tensor:
         """The diagonal of the loss's Hessian in a bundle's weights: exact where the task knows it, an empirical Fisher elsewhere."""
         exact = [self.problem.hessian_diagonal(layer) for layer in bundle.layers]
@@ -186,6 +207,14 @@ def _look(quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
         return x
 
     return look
+
+
+def _keep(quantizer: Quantizer, made: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
+    def keep(x: Tensor) -> Tensor:
+        made[name] = quantizer(x)
+        return made[name]
+
+    return keep
 
 
 def sites(problem: Problem, config: RunConfig) -> list[Site]:

@@ -33,7 +33,7 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
         return problem.score(model, "test")[metric.name]
 
     def loss(network: torch.nn.Module = model) -> float:
-        return float(problem.loss(network(sample.inputs), sample))
+        return problem.loss(network(sample.inputs), sample).item()
 
     with run.latent():
         latent, loss_latent = measure(), loss()

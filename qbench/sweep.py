@@ -125,14 +125,11 @@ def sweep(
     """Train whatever a sweep file asks for and the results folder lacks. The same call again trains nothing."""
     from qbench.store import Store
 
-    began = time.monotonic()
     plan = make_plan(config)
     with _plain_errors(results), Store(results) as store:
         coordinator = _Coordinator(plan, results, store, engine, execution, progress or Silence(), retry)
         with coordinator.listening():
-            summary = coordinator.run()
-    summary.seconds = time.monotonic() - began
-    return summary
+            return coordinator.run()
 
 
 @dataclass
@@ -169,6 +166,7 @@ class _Coordinator:
     events: deque[Event] = field(default_factory=deque)
     """Heard and not yet acted on: none may be lost, or a group would never end."""
     stopping: bool = False
+    began: float = field(default_factory=time.monotonic)
     snapshot_at: float = 0.0
 
     def run(self) -> Summary:
@@ -198,13 +196,13 @@ class _Coordinator:
             if was.attempt:
                 self.fresh += attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
         self.take_in()
-        self.progress.start(len(self.plan.runs), self.cached)
         for key in self.plan.runs:
             self.enqueue(key)
+        self.progress.start(len(self.plan.runs), self.cached)
 
     def miss_artefacts(self) -> None:
         """A finished run that others must go on from, and whose artefact is gone, is made again. Bases come before their followers."""
-        for run in reversed(self.plan.runs.values()):
+        for run in reversed(list(self.plan.runs.values())):
             was = self.found[run.base] if run.base and self.must_run(self.found[run.key]) else NEW
             if run.base and was.attempt and was.state == "cached" and not was.diverged and not was.attempt.export.is_dir():
                 self.found[run.base] = Standing("lost", was.attempt)
@@ -291,7 +289,9 @@ class _Coordinator:
         reason, message = how_it_ended(details, going.execution)
         if reason in ENDED_FROM_OUTSIDE and not details.get("late") and going.tries < ATTEMPTS_IN_A_SWEEP:
             self.found[going.run.key] = was
-            if not self.interrupts:
+            if self.interrupts:
+                self.progress.event("lost", going.run.title, reason=reason, message=message)
+            else:
                 self.try_again(going, was, going.execution, message)
             return
         self.fail(going, reason, message)
@@ -344,7 +344,7 @@ class _Coordinator:
         self.store.snapshot()
 
     def summary(self) -> Summary:
-        summary = Summary(skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0)
+        summary = Summary(skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0, seconds=time.monotonic() - self.began)
         for key, was in self.found.items():
             if was.state == "cached" and not was.diverged:
                 summary.ok += 1

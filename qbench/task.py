@@ -82,7 +82,7 @@ class Problem(ABC):
         """The metrics on a split by name, the task's metric first. The default is the mean loss."""
         total, count = 0.0, 0
         for batch in self.batches(split):
-            total += float(self.loss(model(batch.inputs), batch)) * batch.count
+            total += self.loss(model(batch.inputs), batch).item() * batch.count
             count += batch.count
         return {"loss": total / count}
 

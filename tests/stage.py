@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,9 @@ def a_config(role: str, seed: int = 0) -> RunConfig:
     return RunConfig(1, "actor", 1, {"role": role}, "stage", 1, {}, "0", "xs", None, None, Recipe(), "scratch", seed)
 
 
-@pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the distribution, on the path of this process and of its workers."""
-    folder = tmp_path_factory.mktemp("stage")
+@contextmanager
+def set_up(folder: Path) -> Iterator[Path]:
+    """The stage's distribution in a folder, on the path of this process and of its workers."""
     info = folder / "qbench_stage-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qbench-stage\nVersion: 1\n")
@@ -232,3 +232,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     sys.path.remove(str(folder))
     registry.plugins.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with set_up(tmp_path_factory.mktemp("stage")) as folder:
+        yield folder

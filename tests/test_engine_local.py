@@ -86,7 +86,7 @@ def test_a_group_is_trained_run_by_run_and_says_so(engine: LocalEngine, tmp_path
     assert events[1].details == {"step": 1, "steps": 2, "loss": 1.0}
     assert events[-1].details == {"exitcode": 0}
     assert all((a.read("result") or {})["state"] == "ok" for a in attempts)
-    assert [p for p in tmp_path.rglob("log.txt")] == [attempts[1].folder / "log.txt"], "empty logs are removed"
+    assert list(tmp_path.rglob("log.txt")) == [attempts[1].folder / "log.txt"], "empty logs are removed"
     assert (attempts[1].folder / "log.txt").read_text() == "to be or not to be\n"
 
 
@@ -234,7 +234,7 @@ def test_the_engine_of_a_sweep_knows_its_plugins() -> None:
 
 # ---- from a script ----
 
-SCRIPT = f"""
+SCRIPT = """
 import sys, pathlib
 from qbench.engines import Assignment, Execution
 from qbench.engines.local import LocalEngine
@@ -297,13 +297,14 @@ def group_of(leader: int) -> list[int]:
     return found
 
 
+MALLINFO2 = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
 def look(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> None:
     """A stand-in that takes a large block of memory and looks at where it came from."""
 
     class Info(ctypes.Structure):
-        _fields_ = [
-            (name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-        ]
+        _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
 
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p

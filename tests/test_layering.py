@@ -17,7 +17,21 @@ METHODS, TASKS = (sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind
 ONLY = {"duckdb": {"store"}, "lm_eval": {"downstream"}, "rich": {"render", "listing", "progress", "cli"}, "ray": {"engines.ray"}}
 """Who alone may import a library."""
 METHOD_MAY = {"formats", "grid", "method", "noise", "quantizer", "rounding", "run", "scales", "schedule"}
-LIGHT = ("cli", "config", "errors", "frames", "intake", "leaderboard", "plaintext", "progress", "record", "registry", "render", "roster", "schema")
+LIGHT = (
+    "cli",
+    "config",
+    "errors",
+    "frames",
+    "intake",
+    "leaderboard",
+    "plaintext",
+    "progress",
+    "record",
+    "registry",
+    "render",
+    "roster",
+    "schema",
+)
 """Modules that must not bring in torch; with those below, nor anything that they import."""
 LIGHT += ("stats", "store", "sweep", "sweepfile", "standing", "text", "tidy", "upkeep", "plan", "board", "listing", "catalogue")
 

@@ -23,7 +23,7 @@ from qbench.engines import Execution
 from qbench.engines.local import local_engine
 from qbench.errors import QbenchError
 from qbench.plan import make_plan
-from qbench.record import Attempt, all_attempts, attempts
+from qbench.record import Attempt, all_attempts
 from qbench.store import Store, view
 from qbench.sweep import Summary, status, sweep
 from qbench.sweepfile import read_text
@@ -309,7 +309,7 @@ def test_an_artefact_that_is_gone_is_made_again_for_those_who_need_it(tmp_path: 
 def test_a_full_disk_stops_the_sweep_and_the_next_one_completes(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     text = cast(f'full once = "{marker}"', "good seconds = 0.5", "good seconds = 0.6")
-    with pytest.raises(QbenchError, match="no space left on the disk.*same command again") as caught:
+    with pytest.raises(QbenchError, match=r"no space left on the disk.*same command again") as caught:
         play(text, tmp_path)
     assert "\n" not in str(caught.value) and marker.exists()
     assert all((a.read("result") or {}).get("state") != "failed" for a in all_attempts(tmp_path)), "it is nobody's failure"

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from qbench.config import RunConfig
 from qbench.errors import UsageError
 from qbench.plan import Plan, make_plan
 from qbench.sweepfile import SweepConfig, builtin_board, builtin_boards, plugin_modules, read, read_text
-from tests.stage import ROOT, stage
+from tests.stage import ROOT, set_up, stage
 
 __all__ = ["stage"]
 pytestmark = pytest.mark.usefixtures("stage")
@@ -275,4 +276,5 @@ def test_a_config_holds_what_was_written() -> None:
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder, set_up(Path(folder)):
+        GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")

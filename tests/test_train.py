@@ -27,7 +27,7 @@ from qbench.run import Batch, Run
 from qbench.train import run_one
 
 
-def train(config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any) -> tuple[dict[str, Any], Attempt]:  # noqa: B008
+def train(config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any) -> tuple[dict[str, Any], Attempt]:
     attempt = new_attempt(folder, config.key)
     return run_one(Assignment(config, attempt.folder, **more), execution), attempt
 

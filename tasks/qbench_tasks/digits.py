@@ -157,7 +157,7 @@ class DigitsProblem(Problem):
         (batch,) = self.batches(split)
         output = model(batch.inputs)
         right = output.argmax(-1) == batch.targets
-        return {"accuracy": 100.0 * float(right.double().mean()), "loss": float(self.loss(output, batch))}
+        return {"accuracy": 100.0 * float(right.double().mean()), "loss": self.loss(output, batch).item()}
 
     @property
     def labels_per_step(self) -> int:

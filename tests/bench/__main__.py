@@ -1,0 +1,40 @@
+"""`make bench`: what the harness costs, as Markdown tables. A part by name: `make bench ARGS=store`.
+
+start     qbench --help against click alone; qbench show
+harness   the quick board end to end, and the harness's own share of it
+steps     a quantized training step against full precision, and other libraries' fake quantization
+store     a hundred thousand runs
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+PARTS = ("start", "harness", "steps", "store")
+
+
+def main(words: list[str]) -> int:
+    if wrong := [word for word in words if word not in PARTS]:
+        print(f"unknown part {wrong[0]!r}; known: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    from qbench.environment import environment
+
+    env = environment()
+    code = env["commit"] and f"commit {env['commit'][:12]}{' with changes' if env['dirty'] else ''}"
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {env['cpu']}, {env['cores']} cores, Python {env['python']}, torch {env['torch']}, {code or 'no commit'}\n"
+    )
+    for part in words or PARTS:
+        lines: Callable[..., Iterator[str]] = import_module(f"tests.bench.{part}").table
+        print(f"### {part}\n")
+        for line in lines():
+            print(line, flush=True)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
