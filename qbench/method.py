@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from qbench.errors import UsageError as UsageError  # what a method refuses with
 from qbench.formats import Site
 from qbench.quantizer import Quantizer
 

@@ -187,6 +187,13 @@ def test_one_run_whole(qbench: Qbench, swept: Path) -> None:
     assert json.loads(qbench("show", key, "--json", "--results", swept)[1])["spec"]["task"] == "toy"
 
 
+def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
+    key = next(d.name for d in swept.glob("runs/*/*"))
+    code, out, _ = qbench("reproduce", key[:10], "--results", swept)
+    assert code == 0 and out.startswith(f"{key}: ")
+    assert json.loads(qbench("reproduce", key, "--json", "--results", swept)[1])["verdict"] in ("same", "within tolerance")
+
+
 def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     make(results, config())

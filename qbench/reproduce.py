@@ -1,0 +1,92 @@
+"""Making a run again from its record, and whether it comes to the same.
+
+`same` is the same artefact, byte for byte, or the same failure. `within tolerance` is a score that differs by less than the
+task's minimum effect, the least difference that a board would call one. Anything else is `different`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qbench.config import RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.errors import QbenchError
+from qbench.record import Attempt, latest
+from qbench.train import metric_of, run_one
+
+Verdict = Literal["same", "within tolerance", "different"]
+MATTERS = ("qbench", "commit", "dirty", "torch", "numpy", "python", "platform", "cpu", "device", "device_name", "threads")
+"""What of an environment can move a score."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    key: str
+    verdict: Verdict
+    recorded: str
+    found: str
+    tolerance: float
+    differences: list[str]
+    """What differs in the environment."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.key}: {self.verdict}", f"recorded  {self.recorded}", f"found     {self.found}"]
+        if self.verdict != "same":
+            lines.append(f"tolerance {self.tolerance:g}, the task's minimum effect")
+        return "\n".join([*lines, *(f"differs   {line}" for line in self.differences or ["nothing in the environment"])])
+
+
+def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproduction:
+    """Train a run again, and whatever it goes on from if that is gone; nothing is written to the results folder."""
+    record = latest(results, beginning)
+    if record["result"] is None or record["spec"] is None:
+        raise QbenchError(f"run {record['key']} has no result to compare with; qbench sweep finishes it")
+    config = RunConfig.from_json(record["spec"])
+    execution, before = Execution(device=device), torch.get_num_threads()
+    torch.set_num_threads((record["env"] or {}).get("threads") or before)
+    try:
+        with tempfile.TemporaryDirectory(prefix="qbench-reproduce-") as scratch:
+            result = make(results, config, Path(scratch), execution)
+            environment = Attempt(Path(scratch) / config.key / "1").read("env")
+    finally:
+        torch.set_num_threads(before)
+    tolerance = metric_of(config).effect or 0.0
+    verdict = compare(record["result"], result, tolerance)
+    differences = differing(record["env"] or {}, environment or {})
+    return Reproduction(config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences)
+
+
+def make(results: Path, config: RunConfig, scratch: Path, execution: Execution) -> dict[str, Any]:
+    """The run's result, made in a scratch folder."""
+    base = None
+    if config.base is not None:
+        record = latest(results, config.base)
+        base = Path(record["folder"])
+        if not (base / "export").is_dir():
+            make(results, RunConfig.from_json(record["spec"]), scratch, execution)
+            base = scratch / config.base / "1"
+    return run_one(Assignment(config, scratch / config.key / "1", base=base), execution)
+
+
+def compare(recorded: dict[str, Any], found: dict[str, Any], tolerance: float) -> Verdict:
+    if recorded["state"] != "ok" or found["state"] != "ok":
+        return "same" if recorded["reason"] == found["reason"] else "different"
+    if recorded["artefact_sha256"] == found["artefact_sha256"]:
+        return "same"
+    a, b = recorded["scores"]["packed"], found["scores"]["packed"]
+    return "within tolerance" if a is not None and b is not None and abs(a - b) <= tolerance else "different"
+
+
+def outcome(result: dict[str, Any]) -> str:
+    if result["state"] != "ok":
+        return f"failed: {result['reason']}: {result['message']}"
+    return f"{result['metric']['name']} {result['scores']['packed']!r}, artefact {result['artefact_sha256'][:16]}"
+
+
+def differing(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [f"{name}: {recorded.get(name)} then, {found.get(name)} now" for name in MATTERS if recorded.get(name) != found.get(name)]
