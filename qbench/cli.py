@@ -274,6 +274,25 @@ def doctor(results: Path, as_json: bool) -> int:
 
 
 @cli.group()
+def new() -> None:
+    """The beginning of a plugin package, to be rewritten."""
+
+
+@new.command("method")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to write it; ./qbench-NAME by default.")
+@json_option
+def new_method(name: str, folder: Path | None, as_json: bool) -> int:
+    """Write a package with the method NAME: one file, its test, and what installs and registers it."""
+    from qbench.scaffold import distribution_name, new_method
+
+    written = new_method(name, folder := folder or Path(distribution_name(name)))
+    emit([str(path) for path in written]) if as_json else click.echo("\n".join(map(str, written)))
+    click.echo(f"next: pip install -e {folder} && qbench check {name}", err=True)
+    return 0
+
+
+@cli.group()
 def db() -> None:
     """The store: an index of the run folders, which can always be made again from them."""
 

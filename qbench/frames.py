@@ -82,10 +82,10 @@ class Results:
 
         name = self.board_name(name)
         with view(self.folder) as connection:
-            title, defaults = connection.execute("SELECT title, defaults FROM boards WHERE board = ?", [name]).fetchall()[0]
+            title, defaults, track = connection.execute("SELECT title, defaults, track FROM boards WHERE board = ?", [name]).fetchall()[0]
             runs = connection.execute(_compact(connection, name), [name]).df()
             planned = connection.execute(MISSING, [name]).df()
-        return build(runs, planned=planned, defaults=json.loads(defaults), title=title or name)
+        return build(runs, planned=planned, defaults=json.loads(defaults), title=title or name, track=track)
 
     def board_name(self, name: str | None) -> str:
         known = list(self.boards["board"])

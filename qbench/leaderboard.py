@@ -21,6 +21,8 @@ from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.stats import Estimate
 from qbench.tidy import NOT_RUN, Array, Defaults, Tidy, parameters, spell, tidy, unusual
 
+OWN_RECIPE = ("recipe", "start")
+"""What entrants of the as-published track need not share."""
 RANKED_FROM = 10
 """Seeds that a ranking needs: Holm over 15 pairs at 3 seeds would need t ≈ 17."""
 REFERENCE, CONTROL = "fp", "rtn"
@@ -40,14 +42,15 @@ def build(
     control: str = CONTROL,
     minimum_effect: Mapping[str, float] | None = None,
     title: str = "",
+    track: str = "fair",
 ) -> Board:
     """The board of a frame of runs (`qbench.results`), and of `planned` runs and skipped cells that it lacks.
 
     `defaults` are the default parameters of methods and tasks by name: labels spell what differs from them, and the control is the
     entrant of its method that has them all. `minimum_effect` is by task; without one it is the metric's own, or a unit of the last digit
-    that the metric prints.
+    that the metric prints. In the track `as-published` entrants of different recipes and starts share a section.
     """
-    data = tidy(runs, planned, defaults)
+    data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
     parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]
     builders = [
@@ -177,7 +180,7 @@ class _Section:
         for n in fit:
             columns = [self.scores[n, c] for c in self.columns]
             seeds = sorted(set.intersection(*map(set, columns)))
-            scores.append({seed: float(np.mean([scores[seed] for scores in columns])) for seed in seeds})
+            scores.append({seed: sum(scores[seed] for scores in columns) / len(columns) for seed in seeds})
         if len(fit) < 2 or len(set.intersection(*map(set, scores))) < RANKED_FROM:
             return {}
         return dict(zip(fit, stats.rank_ranges(scores, self.better, self.effect), strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 Provenance = Literal["paper", "reconstructed"]
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A method's own published recipe, by name: for boards of the as-published track, never in a fair one."""
+
+    source: str
+    """Where it is published."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Over the board's: optimizer, rate, schedule, decay. Steps and batch stay the board's."""
+    start: str | None = None
+
+
 @dataclass
 class Method:
     """A way to train a quantized network. Subclasses are final dataclasses; share by functions, not by inheritance."""
@@ -37,6 +49,7 @@ class Method:
     """False: full precision, so formats and granularities do not multiply its runs."""
     after: ClassVar[str | None] = None
     """A post-training method names the method whose finished run it takes; it is not trained again."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
     bundles: ClassVar[bool] = True
     """False: one quantizer a site, for a method that treats sites of one shape differently."""
 

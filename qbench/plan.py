@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from qbench import registry
 from qbench.config import Quantization, Recipe, RunConfig, canonical
 from qbench.errors import UsageError, unknown
-from qbench.sweepfile import NONE, OURS, Entry, Formats, SweepConfig, unknown_key
+from qbench.sweepfile import NONE, OURS, RECIPE, Entry, Formats, SweepConfig, unknown_key
 
 if TYPE_CHECKING:
-    from qbench.method import Method
+    from qbench.method import Method, Preset
     from qbench.task import Task
 
 __all__ = ["Cell", "Plan", "PlannedRun", "make_plan"]
@@ -117,7 +117,11 @@ class _Entrant:
     label: str
     lr: tuple[float, ...] = ()
     """One rate, or none: then the recipe's."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Of its preset, over the board's."""
+    start: str | None = None
     axes: Mapping[str, Any] = field(default_factory=dict)
+    """The values that tell it from its sisters."""
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
@@ -159,14 +163,14 @@ class _Maker:
     def cell(
         self, bed: _Bed, entrant: _Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
     ) -> Cell:
-        own: dict[str, Any] = dict(zip(("lr",), entrant.lr, strict=False))
+        own = {**entrant.recipe, **dict(zip(("lr",), entrant.lr, strict=False))}
         method, task = entrant.method, bed.task
         config = RunConfig(
             board_version=self.sweep.version,
             method=method.name, method_version=method.version, method_params=method.params,
             task=task.name, task_version=task.version, task_params=task.params, data=bed.data, size=bed.size,
             weights=weights, activations=activations,
-            recipe=dataclasses.replace(bed.recipe, **own), start=start or self.sweep.start, seed=0,
+            recipe=dataclasses.replace(bed.recipe, **own), start=start or entrant.start or self.sweep.start, seed=0,
         )  # fmt: skip
         variant = _spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
         base = self.base(bed, method, config)
@@ -243,12 +247,32 @@ def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) ->
 def _entrants(sweep: SweepConfig) -> Iterator[_Entrant]:
     for entry in sweep.methods:
         rates: list[tuple[float, ...]] = [(lr,) for lr in entry.recipe.get("lr", ())]
+        preset = _preset(entry)
+        entry = dataclasses.replace(entry, params={**preset.params, **entry.params})
+        usual = entry.label or (f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name)
         for params, chosen in _variants("methods", entry):
             method: Method = registry.build("methods", entry.name, params, entry.where)
-            spelled = _spell(chosen if entry.label else params)
-            label = f"{entry.label or entry.name} ({spelled})" if spelled else entry.label or entry.name
+            spelled = _spell(chosen if entry.label or entry.preset else params)
+            label = f"{usual} ({spelled})" if spelled else usual
             for lr in rates or [()]:
-                yield _Entrant(method, label, lr, {"lr": lr[0]} if len(rates) > 1 else {})
+                yield _Entrant(method, label, lr, preset.recipe, preset.start, {"lr": lr[0]} if len(rates) > 1 else {})
+
+
+def _preset(entry: Entry) -> Preset:
+    """The published recipe that an entry asks for; an empty one where it asks for none."""
+    from qbench.method import Preset
+
+    presets: Mapping[str, Preset] = registry.load("methods", entry.name, entry.where).presets
+    if entry.preset and entry.preset not in presets:
+        raise unknown("preset", entry.preset, presets, f"{entry.where} ({entry.name})")
+    preset = presets[entry.preset] if entry.preset else Preset("")
+    where = f"{entry.where} ({entry.name}, preset {entry.preset})"
+    for name in preset.recipe:
+        if name not in RECIPE:
+            raise unknown("word of a recipe", name, RECIPE, where)
+    if problem := dataclasses.replace(Recipe(), **preset.recipe).problem():
+        raise UsageError(f"{where}: {problem}")
+    return preset
 
 
 def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -33,6 +33,7 @@ def roster_of(plan: Plan) -> dict[str, Any]:
         "board": plan.sweep.board,
         "version": plan.sweep.version,
         "title": plan.sweep.title,
+        "track": plan.sweep.track,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "sweep": plan.sweep.text,
         "seeds": list(plan.sweep.seeds),

@@ -44,6 +44,7 @@ MIGRATIONS = (
     );
     CREATE TABLE entries (board VARCHAR NOT NULL, cell INTEGER NOT NULL, seed BIGINT NOT NULL, key VARCHAR);
     """,
+    "ALTER TABLE boards ADD COLUMN track VARCHAR DEFAULT 'fair'",
 )
 
 

@@ -122,12 +122,13 @@ class Paired:
 def paired_test(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Paired:
     """a − b over the seeds that both have, by the paired t test."""
     shared = sorted(a.keys() & b.keys())
-    d = np.array([a[s] - b[s] for s in shared], dtype=np.float64)
+    x, y = (np.array([scores[s] for s in shared], dtype=np.float64) for scores in (a, b))
+    d = x - y
     if len(d) < 2:
         return Paired(Estimate(float(d.mean()) if len(d) else math.nan), None, len(d))
     difference = mean_interval(d, confidence)
     error = math.sqrt(_variance_of_mean(d))
-    if error <= 1e-12 * max(abs(a[s]) + abs(b[s]) for s in shared):
+    if error <= 1e-12 * float((np.abs(x) + np.abs(y)).max()):
         return Paired(difference, None, len(d))
     return Paired(difference, float(2 * stdtr(len(d) - 1, -abs(difference.value) / error)), len(d))
 

@@ -165,8 +165,8 @@ class Store:
         board, run = members["board"], self.connection.execute
         for table in ("boards", "cells", "entries"):
             run(f"DELETE FROM {table} WHERE board = ?", [board])
-        title = (members["version"], members["title"], members["made"], members["sweep"], json.dumps(members["defaults"]))
-        run("INSERT INTO boards VALUES (?, ?, ?, ?, ?, ?)", [board, *title])
+        title = (members["version"], members["title"], members["made"], members["sweep"], json.dumps(members["defaults"]), members["track"])
+        run("INSERT INTO boards VALUES (?, ?, ?, ?, ?, ?, ?)", [board, *title])
         cells: list[dict[str, Any]] = []
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}
         for number, cell in enumerate(members["cells"]):

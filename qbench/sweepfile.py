@@ -5,6 +5,7 @@
     title = "Scale rules at two bits"
     seeds = 3                           # 0, 1, 2; or a list
     start = "scratch"                   # or "fp:0.5": everybody goes on from a network trained for half the budget
+    track = "fair"                      # or "as-published": [[method]] tables may name a preset, the recipe of its paper
     methods = ["fp", "rtn"]             # methods and tasks with nothing to say about them; the tables below add to the lists
     tasks = ["digits"]
     formats = ["int2", "int4"]          # of weights; or the table [formats]
@@ -29,6 +30,7 @@
     scale = ["absmax", "mse"]           # any other word is a hyper-parameter; a list is an axis
     lr = [1e-3, 3e-3]                   # its learning rate, instead of the recipe's
     label = "STE"                       # what tables call it
+    preset = "cifar"                    # a recipe of the method's own; only in the as-published track
 
 One value may stand for a list of one. An option that is called like one of ours goes into `params = { lr = 1 }`.
 """
@@ -52,8 +54,9 @@ __all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_
 
 NONE = "none"
 MOST_SEEDS, MOST_SEED = 100_000, 2**31 - 1
-TOP = ("board", "version", "title", "seeds", "start", "methods", "tasks", "formats", "recipe", "task", "method")
-OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params"), "method": ("name", "label", "lr", "params")}
+TOP = ("board", "version", "title", "seeds", "start", "track", "methods", "tasks", "formats", "recipe", "task", "method")
+OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params"), "method": ("name", "label", "lr", "params", "preset")}
+TRACKS = ("fair", "as-published")
 RECIPE = get_type_hints(Recipe)
 
 
@@ -77,6 +80,7 @@ class Entry:
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     sizes: tuple[str, ...] = ()
     formats: Formats | None = None
+    preset: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class SweepConfig:
     title: str = ""
     seeds: tuple[int, ...] = (0,)
     start: str = "scratch"
+    track: str = "fair"
     formats: Formats = Formats()
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     file: str = ""
@@ -151,6 +156,7 @@ def read_text(text: str, file: str) -> SweepConfig:
         title=_line(data.get("title", ""), f"{file}: title"),
         seeds=_seeds(data.get("seeds", 1), f"{file}: seeds"),
         start=_start(data.get("start", "scratch"), f"{file}: start"),
+        track=_track(data.get("track", TRACKS[0]), f"{file}: track"),
         formats=_formats(data["formats"], f"{file}: {'[formats]' if isinstance(data['formats'], dict) else 'formats'}")
         if "formats" in data
         else Formats(),
@@ -196,6 +202,8 @@ def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
             raise UsageError(
                 f"{where}: {kind} {entry.name!r} is already there, word for word ({twin.removeprefix(file + ': ')}); remove one"
             )
+        if entry.preset and data.get("track") != "as-published":
+            raise UsageError(f'{where}: preset {entry.preset!r} is a recipe of its own: it needs track = "as-published" at the top')
         yield entry
 
 
@@ -219,6 +227,7 @@ def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
         recipe=_recipe(recipe, f"{where}: recipe" if kind == "task" else where),
         sizes=_strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
         formats=_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
+        preset=_line(table["preset"], f"{where}: preset") if kind == "method" and "preset" in table else "",
     )
 
 
@@ -296,6 +305,12 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"{where}: {next(s for s in seeds if seeds.count(s) > 1)} is there twice")
     return seeds
+
+
+def _track(value: Any, where: str) -> str:
+    if _line(value, where) not in TRACKS:
+        raise unknown("track", value, TRACKS, where)
+    return str(value)
 
 
 def _start(value: Any, where: str) -> str:

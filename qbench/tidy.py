@@ -78,13 +78,18 @@ class _Table:
         return self.words[name].index(word) if word in self.words[name] else -1
 
 
-def tidy(runs: pd.DataFrame, planned: pd.DataFrame | None = None, defaults: Defaults | None = None) -> Tidy:
-    """`planned` has the same identity columns, with state planned or skipped; its rows count where `runs` has none of the key."""
+def tidy(runs: pd.DataFrame, planned: pd.DataFrame | None = None, defaults: Defaults | None = None, own: Sequence[str] = ()) -> Tidy:
+    """`own` are words of a section that are left to each entrant. `planned` has the same identity columns, with state planned or skipped; its rows count where `runs` has none of the key."""
     table, notes = _read(runs), list[str]()
     if planned is not None and len(planned):
         extra, done = _read(planned), set(table.columns["key"])
         table = _join(table, extra.take(np.array([not key or key not in done for key in extra.columns["key"]], dtype=bool)))
     table = _current(_one_attempt(table), notes)
+    if own:
+        table = _Table({**table.columns, **{name: np.zeros(len(table), dtype=np.int64) for name in own}}, table.words)
+        notes.append(
+            "as published: every entrant keeps the recipe of its own paper, so the differences are of recipes as much as of methods"
+        )
     section, sections = _number(table, SECTION)
     entrant, pairs = _number(table, ("method", "params"))
     column, formats = _number(table, FORMAT)

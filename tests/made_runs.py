@@ -55,5 +55,5 @@ def roster(board: str, cells: list[tuple[RunConfig, str | None]], seeds: int, ti
     ]  # fmt: skip
     return {
         "roster_version": ROSTER_VERSION, "board": board, "version": 1, "title": title, "made": "2026-01-01T00:00:00+00:00",
-        "sweep": f'board = "{board}"', "seeds": list(range(seeds)), "defaults": {"ste": {"scale": "absmax"}}, "cells": rows,
+        "sweep": f'board = "{board}"', "seeds": list(range(seeds)), "track": "fair", "defaults": {"ste": {"scale": "absmax"}}, "cells": rows,
     }  # fmt: skip

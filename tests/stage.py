@@ -25,7 +25,7 @@ from qbench.config import Metric, Recipe, RunConfig
 from qbench.conformance import ToyProblem
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
-from qbench.method import Method
+from qbench.method import Method, Preset
 from qbench.record import Attempt
 from qbench.rounding import straight_through
 from qbench.run import Batch, Run
@@ -102,6 +102,11 @@ class Actor(Method):
     """Rounds, and at one step does what its role says."""
 
     name = "actor"
+    presets = {
+        "debut": Preset("A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"),
+        "flop": Preset("A Review", recipe={"optimiser": "sgd"}),
+        "farce": Preset("A Review", recipe={"lr": -1.0}),
+    }
 
     role: str = "good"
     at: int = 5

@@ -18,7 +18,7 @@ from qbench.export import export
 
 
 @given(st.integers(1, 8), st.integers(0, 300), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_packing_round_trips_and_wastes_nothing(bits: int, count: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, count, dtype=np.uint8)
     packed = pack(codes, bits)

@@ -28,7 +28,7 @@ def test_the_same_text_everywhere() -> None:
     assert text.fingerprint() == FINGERPRINT
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**40), st.integers(1, 40), st.sampled_from([3, 64, 127]), st.sampled_from(text.SPLITS))
 def test_a_window_depends_on_its_address_alone(first: int, count: int, context: int, split: str) -> None:
     tokens, logp = text.windows(5, first, count, context, split)

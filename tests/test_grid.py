@@ -37,7 +37,7 @@ def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
 
 
 @given(grids())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     codes = grid.codes(x)
@@ -48,7 +48,7 @@ def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
 
 
 @given(grids())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     encode_only = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)
@@ -62,7 +62,7 @@ def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor])
 
 
 @given(grids(), st.integers(0, 1000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_neighbours_enclose_and_random_rounding_picks_one(case: tuple[Grid, Tensor], seed: int) -> None:
     grid, x = case
     grid = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)

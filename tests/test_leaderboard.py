@@ -48,6 +48,18 @@ def said(section: Section, cell: Cell) -> str:
     return "; ".join(section.notes[n - 1] for n in cell.notes)
 
 
+# ---- tracks ----
+
+
+def test_recipes_of_their_own_share_a_section_only_as_published() -> None:
+    own = runs("ste", "int4", [0.130, 0.136, 0.133], start="fp:0.5", recipe='{"optimizer": "sgd"}')
+    assert len(build(FP, RTN, own).sections) == 2
+    board = build(FP, RTN, own, track="as-published")
+    (found,) = board.sections
+    assert [r.entrant for r in found.rows] == ["fp", "rtn", "ste"] and "start" not in found.setting
+    assert any("as published" in note for note in board.notes)
+
+
 # ---- numbers ----
 
 

@@ -32,7 +32,7 @@ def draw(seed: int, double: bool = False) -> Tensor:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(["absmax", "mse"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> None:
     q, x = quantizer("ste", fmt, scale=scale), draw(seed)
     grid = q.grid(x)
@@ -47,7 +47,7 @@ def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> 
 
 
 @given(st.integers(0, 10_000), st.sampled_from([f"int{b}" for b in range(1, 9)]), st.sampled_from(["absmax", "mse"]), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_gradient_mask_is_that_of_the_rounded_code(seed: int, fmt: str, scale: str, clip_gradient: bool) -> None:
     q, x, g = (
         quantizer("ste", fmt, scale=scale, clip_gradient=clip_gradient),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -136,6 +137,20 @@ def test_what_cannot_is_not(change: str) -> None:
     assert set(plan_of(SMALL).runs) == set(plan_of(text + change).runs)
 
 
+PUBLISHED = SMALL + 'track = "as-published"\n[[method]]\nname = "actor"\npreset = "debut"\nrole = "quiet"\n'
+
+
+def test_a_preset_brings_its_own_recipe_start_and_parameters() -> None:
+    (cell,) = (c for c in plan_of(PUBLISHED).cells if c.example.method == "actor" and c.example.weights.format == "int2")
+    usual = next(c for c in plan_of(PUBLISHED).cells if c.label == "plain" and not c.extra).example.recipe
+    assert cell.label == "actor as published (debut)" and cell.example.start == "plain:0.5"
+    assert cell.example.recipe == dataclasses.replace(usual, optimizer="sgd", lr=0.5)
+    assert (cell.example.method_params["at"], cell.example.method_params["role"]) == (7, "quiet")
+    assert cell.base and cell.base.example.recipe == dataclasses.replace(cell.example.recipe, steps=6)
+    other = plan_of(PUBLISHED + "lr = 0.25\nat = 3\n").cells
+    assert {(c.example.recipe.lr, c.example.method_params["at"]) for c in other if c.example.method == "actor"} == {(0.25, 3)}
+
+
 def test_activations_are_an_axis_and_a_task_without_them_skips_the_cell() -> None:
     text = SMALL.replace('formats = ["int2", "int4"]', "") + '[formats]\nweights = ["int4", "none"]\nactivations = ["none", "int8"]\n'
     plan = plan_of(text)
@@ -172,6 +187,17 @@ BAD = {
         SMALL.replace('tasks = ["stage"]', "") + '[[task]]\nname = "stage"\nsizes = ["xxs"]',
         "[[task]] 1 (stage): unknown size 'xxs'; did you mean xs",
     ),
+    "preset in a fair track": (
+        PUBLISHED.replace('track = "as-published"', ""),
+        """[[method]] 1: preset 'debut' is a recipe of its own: it needs track = "as-published" at the top""",
+    ),
+    "unknown track": (SMALL + 'track = "published"', "s.toml: track: unknown track 'published'; did you mean as-published"),
+    "unknown preset": (PUBLISHED.replace("debut", "debu"), "[[method]] 1 (actor): unknown preset 'debu'; did you mean debut"),
+    "preset with an unknown word": (
+        PUBLISHED.replace("debut", "flop"),
+        "preset flop): unknown word of a recipe 'optimiser'; did you mean optimizer",
+    ),
+    "preset out of its domain": (PUBLISHED.replace("debut", "farce"), "preset farce): lr must be positive"),
     "unknown key of a task": (
         SMALL + '[[task]]\nname = "stage"\nsize = "xs"',
         "s.toml: [[task]] 1: unknown key 'size'; did you mean sizes",

@@ -94,7 +94,7 @@ def make(results: Path, runs: int, points: int) -> None:
         results,
         {
             "roster_version": ROSTER_VERSION, "board": "large", "version": 1, "title": "", "made": "2026-11-21T04:00:00+00:00", "sweep": "",
-            "seeds": list(seeds), "defaults": {m: {"scale": "absmax"} for m in METHODS}, "cells": rows,
+            "seeds": list(seeds), "track": "fair", "defaults": {m: {"scale": "absmax"} for m in METHODS}, "cells": rows,
         },
     )  # fmt: skip
 
