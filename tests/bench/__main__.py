@@ -3,6 +3,7 @@
 start     qbench --help against click alone; qbench show
 harness   the quick board end to end, and the harness's own share of it
 steps     a quantized training step against full precision, and other libraries' fake quantization
+methods   each method's training against full precision
 store     a hundred thousand runs
 """
 
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-PARTS = ("start", "harness", "steps", "store")
+PARTS = ("start", "harness", "steps", "methods", "store")
 
 
 def main(words: list[str]) -> int:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from qbench import registry
 from qbench.config import Quantization, Recipe, RunConfig
 from qbench.optim import make_optimizer, parameter_groups
-from qbench.run import attach
+from qbench.run import Run, attach
 from qbench.task import Batch, Problem, QuantLayer, Split
 from qbench.train import compile_parts, one_step
 
-SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=352, context=128)
+SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=384, context=128)
 RECIPE = Recipe(steps=10_000, lr=1e-4)
 
 
@@ -53,15 +53,24 @@ class RandomTokens(Problem):
         return {name: m for name, m in self.model.named_modules() if isinstance(m, QuantLayer) and name != "head"}
 
 
-def ours(method: str, tokens: int, compiled: bool = False, **params: object) -> Callable[[], None]:
-    """Our loop's step with a method on int4 by channel."""
-    problem, instance = RandomTokens(tokens), registry.build("methods", method, params)
+def run_of(method: str, problem: Problem, recipe: Recipe, reference: nn.Module | None = None, **params: object) -> Run:
+    """A method on a problem, int4 by channel, ready for its first step."""
+    instance = registry.build("methods", method, params)
     weights = Quantization("int4", "channel") if instance.quantizes else None
-    config = RunConfig(0, method, instance.version, instance.params, "bench", 1, {}, "", "m", weights, None, RECIPE, "scratch", 0)
+    config = RunConfig(0, method, instance.version, instance.params, "bench", 1, {}, "", "m", weights, None, recipe, "scratch", 0)
     run = attach(problem, instance, config)
-    run.optimizer = make_optimizer(parameter_groups(run, RECIPE), RECIPE)
+    run.reference = reference
+    for bundle in run.bundles:
+        bundle.quantizer.reset(bundle.stack().detach())
+    instance.prepare(run, run.probe_batches(1))
+    run.optimizer = make_optimizer(parameter_groups(run, recipe), recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    instance.prepare(run, [])
+    return run
+
+
+def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]:
+    """Our loop's step with a method."""
+    run = run_of(method, RandomTokens(tokens), RECIPE)
     if compiled:
         compile_parts(run)
     counter = iter(range(RECIPE.steps))

@@ -1,0 +1,123 @@
+"""What each method's training costs over full precision: step time and memory, on GPTs of 0.9M and 4.1M parameters at 4096 tokens a step.
+
+Steps of all methods are taken in turn in one process, as in `steps`. Work that is not done at every step (EWGS's Hessian, PEGE's first
+measurement, ranges looked at anew) is timed alone and spread over the 1000 steps of a run. Memory is what the process grows by at
+most while it builds the run and takes two steps, each method in a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qbench.config import Recipe
+from qbench.run import Run, frozen_copy
+from qbench.train import one_step
+from tests.bench.steps import SHAPE, RandomTokens, run_of
+
+STEPS = 1000
+TOKENS = 4096
+SIZES = {"0.9M": SHAPE, "4.1M": replace(SHAPE, width=256, mlp=704, depth=5, heads=8)}
+METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
+    "fp": ("fp", {}, None),
+    "ste": ("ste", {}, 1.05),
+    "lsq": ("lsq", {}, None),
+    "rr": ("rr", {}, None),
+    "lotion": ("lotion", {}, 1.08),
+    "pege": ("pege", {}, 1.05),
+    "ewgs, fixed": ("ewgs", {"delta": 1e-3}, 1.05),
+    "ewgs, adaptive": ("ewgs", {"delta": "adaptive"}, None),
+    "ewgs, Hessian": ("ewgs", {"delta": "hessian"}, None),
+    "gdnsq": ("gdnsq", {}, 1.10),
+    "gdnsq, with its teacher": ("gdnsq", {"distill": True}, 1.5),
+}
+"""The method, its parameters, and the most that it may cost."""
+
+
+@dataclass
+class Entrant:
+    run: Run
+    recipe: Recipe
+    taken: int = 0
+
+    def step(self, at: int | None = None) -> float:
+        """The time of a step, which stands at the middle of the run unless told."""
+        step = STEPS // 2 + 1 + self.taken % 40 if at is None else at
+        self.taken += at is None
+        began = time.perf_counter()
+        one_step(self.run, self.recipe, step)
+        return time.perf_counter() - began
+
+
+def entrant(name: str, size: str) -> Entrant:
+    method, params, _ = METHODS[name]
+    recipe = Recipe(steps=STEPS, lr=1e-4)
+    problem = RandomTokens(TOKENS, SIZES[size])
+    reference = frozen_copy(problem.model) if params.get("distill") else None
+    return Entrant(run_of(method, problem, recipe, reference, **params), recipe)
+
+
+def rare(make: Callable[[], Entrant]) -> float:
+    """Seconds a step that the whole run spends on what most of its steps leave out: each step of a run, by its hook alone."""
+    one = make()
+    run, spent = one.run, 0.0
+    for step in range(STEPS):
+        run.begin(step)
+        began = time.perf_counter()
+        run.method.before_step(run, run.problem.batch(step))
+        spent += time.perf_counter() - began
+    return spent / STEPS
+
+
+def most_memory(make: Callable[[], Entrant]) -> int:
+    """Bytes that building the run and training two steps take at most, in a process of its own."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_grown, (make,))
+
+
+def _grown(make: Callable[[], Entrant]) -> int:
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    one = make()
+    for _ in range(2):
+        one.step()
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def table(rounds: int = 24) -> Iterator[str]:
+    """The lines of the report."""
+    torch.set_num_threads(1)
+    yield "| method | parameters | median ms | step / fp | quartiles | beside the steps | whole run / fp | target | memory / fp |"
+    yield "|---|---:|---:|---:|---|---:|---:|---:|---:|"
+    for size in SIZES:
+        entrants = {name: entrant(name, size) for name in METHODS}
+        times: dict[str, list[float]] = {name: [] for name in METHODS}
+        for turn in range(rounds + 3):
+            for name, one in entrants.items():
+                spent = one.step()
+                if turn >= 3:
+                    times[name].append(spent)
+        usual = statistics.median(times["fp"])
+        base = most_memory(partial(entrant, "fp", size))
+        for name in METHODS:
+            low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], times["fp"], strict=True)], n=4)
+            beside = rare(partial(entrant, name, size)) / usual
+            memory = most_memory(partial(entrant, name, size)) / base
+            target = METHODS[name][2]
+            yield (
+                f"| {name} | {size} | {1e3 * statistics.median(times[name]):.0f} | {middle:.3f} | {low:.3f}–{high:.3f} "
+                f"| {beside:.3f} | {middle + beside:.3f} | {target or ''} | {memory:.2f} |"
+            )
