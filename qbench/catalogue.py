@@ -26,6 +26,7 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
         entry |= {"version": cls.version, "title": cls.title, "summary": (cls.__doc__ or "").strip().splitlines()[0], "options": options}
         if kind == "methods":
             entry |= {"paper": cls.paper, "provenance": cls.provenance, "after": cls.after}
+            entry["presets"] = {name: dataclasses.asdict(preset) for name, preset in cls.presets.items()}
         else:
             entry |= {
                 "metric": dataclasses.asdict(cls.metric),

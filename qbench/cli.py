@@ -273,7 +273,7 @@ def doctor(results: Path, as_json: bool) -> int:
     return int(not all(f.fine for f in findings))
 
 
-@cli.group()
+@cli.group(cls=Commands)
 def new() -> None:
     """The beginning of a plugin package, to be rewritten."""
 
@@ -292,7 +292,7 @@ def new_method(name: str, folder: Path | None, as_json: bool) -> int:
     return 0
 
 
-@cli.group()
+@cli.group(cls=Commands)
 def db() -> None:
     """The store: an index of the run folders, which can always be made again from them."""
 

@@ -239,6 +239,9 @@ def _about_method(entry: Mapping[str, Any]) -> Iterator[Line]:
     yield "paper", ", ".join(filter(None, (entry.get("paper"), source)))
     yield "after", f"a finished run of {entry['after']}" if entry.get("after") else ""
     yield "options", spell(entry.get("options") or {})
+    for name, preset in (entry.get("presets") or {}).items():
+        words = {**preset["params"], **preset["recipe"], **({"start": preset["start"]} if preset["start"] else {})}
+        yield "preset", f"{name}: {spell(words)} ({preset['source']})"
 
 
 def _about_task(entry: Mapping[str, Any]) -> Iterator[Line]:

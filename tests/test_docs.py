@@ -46,7 +46,10 @@ def qbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "qbench", *words], cwd=folder, capture_output=True, text=True, env=where, timeout=240)
 
 
-@pytest.mark.parametrize("command", [c for d in DOCS for c in commands(d) if c.startswith("qbench ")])
+PLUGIN = "qbench new method", "pip install -e", "qbench check mine", "python -m pytest"
+
+
+@pytest.mark.parametrize("command", [c for d in DOCS for c in commands(d) if c.startswith("qbench ") and not c.startswith(PLUGIN)])
 def test_every_command_runs(desk: Path, command: str) -> None:
     words = shlex.split(command)[1:]
     done = qbench(desk, *words, *(SHORT if words[0] == "sweep" else ()))
@@ -54,11 +57,25 @@ def test_every_command_runs(desk: Path, command: str) -> None:
     assert done.stdout
 
 
+def test_a_method_is_added_as_told(tmp_path: Path) -> None:
+    """The four commands in their order, as written, but that pip installs into a folder of its own and not into this environment."""
+    told = [c for c in commands("README.md") if c.startswith(PLUGIN)]
+    assert [c.startswith(p) for c, p in zip(told, PLUGIN, strict=True)] == [True] * 4
+    site = tmp_path / "site"
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    for command in told:
+        words = [sys.executable, "-m", *command.removeprefix("python -m ").split()]
+        if words[2] == "pip":
+            words = [w for w in words if w != "-e"] + ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(site)]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=240)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
 @pytest.mark.parametrize("document", DOCS)
 def test_every_target_of_make_exists(document: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {c.split()[1] for c in commands(document) if c.startswith("make ")} <= targets
-    assert all(c.split()[0] in ("make", "qbench") for c in commands(document))
+    assert all(c.startswith(("make ", "qbench ", *PLUGIN)) for c in commands(document))
 
 
 def test_the_table_of_commands_is_complete() -> None:
