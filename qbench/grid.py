@@ -28,11 +28,17 @@ from qbench.formats import Granularity, Levels
 SCALE_BITS = 32
 
 
-@cache
 def _codebook(levels: Levels, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The unit levels and the midpoints between them."""
+    """The unit levels and the midpoints between them; a compiler makes them constants of its own."""
+    return (_made_codebook if torch.compiler.is_compiling() else _kept_codebook)(levels, dtype, device)
+
+
+def _made_codebook(levels: Levels, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     units = torch.tensor(levels.codebook, dtype=dtype, device=device)
     return units, (units[1:] + units[:-1]) / 2
+
+
+_kept_codebook = cache(_made_codebook)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,8 @@ def uniform(key: Tensor, step: Tensor, shape: tuple[int, ...]) -> Tensor:
     rows, columns = shape[-2:]
     position = torch.arange(rows * columns, device=key.device).view(rows, columns)
     stream = mix(key + step * _GOLDEN)
+    # The detour by `stream` changes no bit: without it a compiler folds position times constant, and trips over the product's size.
+    position = (position ^ stream) ^ stream
     return (_shift(mix(stream + position * _GOLDEN), 40)).to(torch.float32) * 2.0**-24
 
 

@@ -262,4 +262,7 @@ def attach(problem: Problem, method: Method, config: RunConfig) -> Run:
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy that never changes: the reference of a run that starts from a trained network."""
     reference = copy.deepcopy(model).eval()
+    for module in reference.modules():
+        if isinstance(module, QuantLayer):
+            module.see_input_through(None)
     return reference.requires_grad_(False)

@@ -4,6 +4,9 @@ The rule matters more than most methods do, so it is an axis of its own and ever
 `scale`. `absmax` puts the largest element on the last level. `mse` searches a hundred fractions of that for the least
 squared rounding error; `hessian` does the same with each element's error weighted by the diagonal of the Hessian.
 (`learned` is a parameter, not a rule: see the method `lsq`.) A group whose elements are all zero keeps the scale 1.
+
+A search costs a hundred roundings, so training does not search at every step: it looks again at every tenth of a run and at the end
+(`settle`). In between the scale stays the same fraction of the live absmax.
 """
 
 from __future__ import annotations
@@ -36,16 +39,21 @@ def absmax_scale(x: Tensor, site: Site, levels: Levels) -> Tensor:
 
 def searched_scale(x: Tensor, site: Site, levels: Levels, weight: Tensor | None = None) -> Tensor:
     """The fraction of the absmax scale with the least (weighted) squared rounding error."""
+    return absmax_scale(x, site, levels) * best_fraction(x, site, levels, weight)
+
+
+@torch.no_grad()
+def best_fraction(x: Tensor, site: Site, levels: Levels, weight: Tensor | None = None) -> Tensor:
     top = absmax_scale(x, site, levels)
     grouped = site.grouping.group(widen(x))
     importance = None if weight is None else site.grouping.group(widen(weight))
-    best, least = top, torch.full_like(top, torch.inf)
+    best, least = torch.ones_like(top), torch.full_like(top, torch.inf)
     for step in range(FRACTIONS, 0, -1):
-        scale = top * (step / FRACTIONS)
-        wrong = (Grid(levels, site.grouping, scale).snap(x).reshape(grouped.shape) - grouped).square_()
+        fraction = step / FRACTIONS
+        wrong = (Grid(levels, site.grouping, top * fraction).snap(x).reshape(grouped.shape) - grouped).square_()
         error = (wrong if importance is None else wrong * importance).sum(-1, keepdim=True)
         better = error < least
-        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+        best, least = torch.where(better, fraction, best), torch.where(better, error, least)
     return best
 
 
@@ -62,27 +70,32 @@ class ScaledQuantizer(Quantizer):
     """A weight whose scale follows from its live elements by a rule. What remains to be said is how it is trained."""
 
     curvature: Tensor
+    fraction: Tensor
 
     def __init__(self, site: Site, rule: ScaleRule, kind: LevelKind = "symmetric") -> None:
         super().__init__(site)
-        self.rule, self.levels = rule, site.levels(kind)
+        self.rule, self.levels, self.settled = rule, site.levels(kind), rule == "absmax"
+        if rule != "absmax":
+            self.register_buffer("fraction", torch.ones(site.scale_shape))
         if rule == "hessian":
             self.register_buffer("curvature", torch.ones(site.shape))
 
     @torch.no_grad()
+    def reset(self, x: Tensor) -> None:
+        """Search the fraction of absmax anew, which then stays until the next call. A quantizer that never was reset searches whenever it is asked."""
+        if self.rule != "absmax":
+            self.fraction.copy_(self.search(x))
+            self.settled = True
+
+    def search(self, x: Tensor) -> Tensor:
+        return best_fraction(x, self.site, self.levels, self.curvature if self.rule == "hessian" else None)
+
+    @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        if self.rule == "absmax":
-            scale = absmax_scale(x, self.site, self.levels)
-        else:
-            scale = searched_scale(x, self.site, self.levels, self.curvature if self.rule == "hessian" else None)
+        scale = absmax_scale(x, self.site, self.levels)
+        if self.rule != "absmax":
+            scale = scale * (self.fraction if self.settled else self.search(x))
         return Grid(self.levels, self.site.grouping, scale)
-
-
-def measure_curvature(run: Run, batches: list[Batch]) -> None:
-    """Give every quantizer under the rule `hessian` the curvature of the loss where the weights are now."""
-    for bundle in run.bundles:
-        if isinstance(bundle.quantizer, ScaledQuantizer) and bundle.quantizer.rule == "hessian":
-            bundle.quantizer.curvature.copy_(run.curvature(bundle, batches))
 
 
 class InputRange(Quantizer):
@@ -114,10 +127,27 @@ class InputRange(Quantizer):
         return straight_through(x, value, inside)
 
 
-CALIBRATIONS = 10
+# ---- while a run goes on ----
+
+TIMES = 10
+"""How often in a run what no gradient moves is looked at again."""
+BATCHES = 4
 
 
-def calibrate_now_and_then(run: Run) -> None:
-    """Ranges that no gradient moves would stay those of the first step: look again at every tenth of the run."""
-    if run.inputs and run.step % max(1, run.steps // CALIBRATIONS) == 0 and run.step:
-        run.calibrate(run.probe_batches(4))
+def settle(run: Run, batches: list[Batch]) -> None:
+    """What no gradient moves, for the network as it is now: the curvature where a rule wants it, searched scales, ranges of inputs."""
+    for bundle in run.bundles:
+        quantizer = bundle.quantizer
+        if isinstance(quantizer, ScaledQuantizer):
+            if quantizer.rule == "hessian":
+                quantizer.curvature.copy_(run.curvature(bundle, batches))
+            quantizer.reset(bundle.stack().detach())
+    run.calibrate(batches)
+
+
+def settle_now_and_then(run: Run) -> None:
+    """Again at every tenth of the run, if there is anything to settle."""
+    if run.step and run.step % max(1, run.steps // TIMES) == 0:
+        searches = any(isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.rule != "absmax" for b in run.bundles)
+        if searches or run.inputs:
+            settle(run, run.probe_batches(BATCHES))

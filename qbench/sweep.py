@@ -344,7 +344,9 @@ class _Coordinator:
         self.store.snapshot()
 
     def summary(self) -> Summary:
-        summary = Summary(skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0, seconds=time.monotonic() - self.began)
+        summary = Summary(
+            skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0, seconds=time.monotonic() - self.began
+        )
         for key, was in self.found.items():
             if was.state == "cached" and not was.diverged:
                 summary.ok += 1

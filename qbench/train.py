@@ -38,6 +38,7 @@ from qbench.task import Problem, Task
 CURVE_POINTS = 100
 EVALUATIONS = 4
 CALIBRATION_BATCHES = 4
+GRAPHS = 256
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -243,10 +244,14 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
 
 
 def compile_parts(run: Run) -> None:
-    """The model and each quantizer as graphs of their own: what the loop calls stays what it is."""
-    run.network = torch.compile(run.model)  # type: ignore[assignment]
+    """The model and each quantizer as graphs of their own: what the loop calls stays what it is.
+
+    A graph is made for each shape of weights, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
+    """
+    torch._dynamo.config.recompile_limit = GRAPHS
+    run.network = torch.compile(run.model, dynamic=False)  # type: ignore[assignment]
     for bundle in run.bundles:
-        bundle.call = torch.compile(bundle.quantizer)
+        bundle.call = torch.compile(bundle.quantizer, dynamic=False)
 
 
 def resume(run: Run, assignment: Assignment, attempt: Attempt) -> int:

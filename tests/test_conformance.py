@@ -25,7 +25,8 @@ def test_every_registered_method_conforms(name: str) -> None:
 
 def test_compiled_training_still_quantizes() -> None:
     findings = [f for f in check_method("ste") if f.check == "compiles"]
-    assert findings and findings[0].passed and "audit passed" in findings[0].detail
+    assert {f.where for f in findings} == {"int4", "fp4", "int2/block-32", "int4 a:int4"}
+    assert all(f.passed and "audit passed" in f.detail for f in findings), findings
 
 
 @contextlib.contextmanager

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qbench import Quantizer, Site, load_method
+from qbench import Quantizer, Site, load_method, train
+from qbench.conformance import Kit
+from qbench.engines import Assignment, Execution
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
 from qbench.registry import build
-from qbench.scales import absmax_scale
+from qbench.scales import ScaledQuantizer, absmax_scale
 
 SHAPE = (4, 16)
 
@@ -62,8 +67,12 @@ def test_the_gradient_mask_is_that_of_the_rounded_code(seed: int, fmt: str, scal
         fits = torch.round(x / s).abs() <= 2 ** (int(fmt[3:]) - 1) - 1
     assert x.grad is not None
     assert torch.equal(x.grad, g if clip_gradient else g * fits)
-    if scale == "mse" and fmt == "int2":
-        assert not fits.all()  # the searched scale clips, so the test can fail
+
+
+def test_a_searched_scale_clips() -> None:
+    """So that the test above can fail."""
+    q, x = quantizer("ste", "int2", scale="mse"), draw(0)
+    assert not q.grid(x).inside(x).all()
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
@@ -135,6 +144,37 @@ def test_a_searched_scale_beats_absmax() -> None:
     for fmt in ("int2", "int3", "int4"):
         error = {s: float((quantizer("rtn", fmt, scale=s).grid(x).snap(x) - x).square().sum()) for s in ("absmax", "mse")}
         assert error["mse"] < error["absmax"]
+
+
+def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_it_is_settled_again() -> None:
+    x, other = draw(4), draw(5)
+    q = quantizer("ste", "int3", scale="mse")
+    live = q.grid(x).scale
+    q.reset(x)
+    assert torch.equal(q.grid(x).scale, live) and torch.equal(q.grid(4 * x).scale, 4 * live)
+    kept = q.grid(other).scale
+    q.reset(other)
+    best = q.grid(other).scale
+    assert not torch.equal(kept, best) and torch.equal(best, quantizer("ste", "int3", scale="mse").grid(other).scale)
+
+
+def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(tmp_path: Path) -> None:
+    config = Kit("ste", tmp_path).config("int2", activations="int4", steps=20)
+    config = dataclasses.replace(config, method_params={**config.method_params, "scale": "hessian"})
+    run = train.prepare(Assignment(config, tmp_path), Execution(), train.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    quantizer = run.bundles[0].quantizer
+    assert isinstance(quantizer, ScaledQuantizer)
+    seen = []
+    for step in range(20):
+        before = [t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)]
+        train.one_step(run, config.recipe, step)
+        now = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
+        if any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)):
+            seen.append(step)
+    assert seen == list(range(2, 20, 2))
+    curvature = quantizer.curvature.clone()
+    run.method.finalize(run, run.probe_batches(4))
+    assert not torch.equal(curvature, quantizer.curvature)
 
 
 @pytest.mark.parametrize(("params", "message"), [({"scle": "mse"}, "unknown parameter of method ste 'scle'; did you mean scale"),

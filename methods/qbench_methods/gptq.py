@@ -30,7 +30,7 @@ from qbench.grid import Grid, widen
 from qbench.method import Method
 from qbench.quantizer import QuantConv2d, Quantizer, QuantLayer
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, measure_curvature
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, settle
 
 CHANNEL = Granularity.named("channel")
 
@@ -76,7 +76,7 @@ class GPTQ(Method):
         return InputRange(site) if site.role == "activation" else Compensated(site, self)
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
-        measure_curvature(run, batches)
+        settle(run, batches)
         data = run.probe_batches(self.batches)
         layers = [layer for bundle in run.bundles for layer in bundle.layers]
         known = {} if self.sequential else dict(zip(layers, moments(run, layers, data), strict=True))

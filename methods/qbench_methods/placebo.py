@@ -19,7 +19,7 @@ from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.rounding import straight_through
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, calibrate_now_and_then, measure_curvature
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, settle, settle_now_and_then
 
 
 @dataclass
@@ -39,11 +39,10 @@ class Placebo(Method):
         return InputRange(site) if site.role == "activation" else PlainRounding(site, self.scale)
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
-        measure_curvature(run, batches)
-        run.calibrate(batches)
+        settle(run, batches)
 
     def before_step(self, run: Run, batch: Batch) -> None:
-        calibrate_now_and_then(run)
+        settle_now_and_then(run)
 
     @torch.no_grad()
     def after_backward(self, run: Run) -> None:

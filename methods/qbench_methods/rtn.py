@@ -16,7 +16,7 @@ from qbench.grid import Grid
 from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, measure_curvature
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, settle
 
 
 @dataclass
@@ -46,8 +46,7 @@ class RTN(Method):
         return AffineRounding(site) if self.grid == "affine" else Rounding(site, self.scale, self.grid)
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
-        measure_curvature(run, batches)
-        run.calibrate(batches)
+        settle(run, batches)
 
 
 class Rounding(ScaledQuantizer):

@@ -1,0 +1,59 @@
+"""Randomised rounding (RR, also RAT) in the forward pass: the control for LOTION, arXiv 2510.08757. Reconstructed.
+
+    forward     ŵ = RR(w):  the level above with probability (w − lo)/(hi − lo), else the level below; fresh draws each step
+    backward    the identity where the code nearest to w needs no clipping, 0 elsewhere
+
+Where nothing is clipped E[ŵ] = w, so on a quadratic loss the expected gradient is H(w − w*), that of full precision: the
+noise costs accuracy and moves nothing. LOTION differs by the dependence of the noise's law on w, which the identity
+drops. Under absmax no code of more than two levels is ever clipped, so no mask is made. Scored on the nearest levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qbench.formats import Site
+from qbench.method import Method
+from qbench.quantizer import Quantizer
+from qbench.rounding import straight_through
+from qbench.run import Batch, Run
+from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, settle, settle_now_and_then
+
+
+@dataclass
+class RR(Method):
+    """Round at random in the forward pass; in the backward pass pretend that nothing happened."""
+
+    name = "rr"
+    title = "Randomised rounding"
+    provenance = "reconstructed"
+
+    scale: ScaleRule = "absmax"
+
+    def quantizer(self, site: Site) -> Quantizer:
+        return InputRange(site) if site.role == "activation" else RandomRounding(site, self.scale)
+
+    def prepare(self, run: Run, batches: list[Batch]) -> None:
+        settle(run, batches)
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        settle_now_and_then(run)
+
+    def finalize(self, run: Run, batches: list[Batch]) -> None:
+        self.prepare(run, batches)
+
+
+class RandomRounding(ScaledQuantizer):
+    def __init__(self, site: Site, rule: ScaleRule) -> None:
+        super().__init__(site, rule)
+        self.masks = rule != "absmax" or self.levels.count == 2
+
+    def relax(self, x: Tensor) -> Tensor:
+        grid = self.grid(x)
+        with torch.no_grad():
+            value = grid.snap_randomly(x, self.draw(x))
+            mask = grid.inside(x) if self.masks else None
+        return straight_through(x, value, mask)
