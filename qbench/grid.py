@@ -107,9 +107,8 @@ class Grid:
         return count * self.levels.bits + sum(t.numel() for t in self.decoding() if t is not None) * SCALE_BITS
 
     def decoding(self) -> tuple[Tensor, Tensor | None]:
-        """The scale and offset that values are made with."""
-        scale = self.scale if self.decode_scale is None else self.decode_scale
-        return scale, self.offset if self.decode_offset is None else self.decode_offset
+        """The scale and offset that values are made with: those that encode, unless there is a scale of their own."""
+        return (self.scale, self.offset) if self.decode_scale is None else (self.decode_scale, self.decode_offset)
 
     def __getitem__(self, index: int) -> Grid:
         """The grid of one tensor out of several quantized side by side (the first axis)."""

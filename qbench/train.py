@@ -193,6 +193,7 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
             yield "train", {"steps": recipe.steps, "final_loss": finite({"x": sum(terms.values())})[0]["x"], "terms": finite(terms)[0]}
         run.begin(recipe.steps)
         run.method.finalize(run, run.probe_batches(CALIBRATION_BATCHES))
+        yield "method", finite(run.method.metrics(run))[0]
     trained = time.perf_counter()
     with blame("eval"):
         yield from score(run, config, task.metric, attempt.export).items()

@@ -576,7 +576,6 @@ def test_inputs_are_quantized_by_the_common_rule() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # the codebook of fp4, in grid.py
 @pytest.mark.parametrize("fmt", ["int4", "fp4"])
 def test_compiled_equals_eager(fmt: str) -> None:
     q, w, g = weight(fmt), draw(1).float(), draw(2).float()

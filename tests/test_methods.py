@@ -16,8 +16,10 @@ from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
-from qbench.registry import build
+from qbench.plan import make_plan
+from qbench.registry import build, plugins
 from qbench.scales import ScaledQuantizer, absmax_scale
+from qbench.sweepfile import read_text
 
 SHAPE = (4, 16)
 
@@ -184,3 +186,21 @@ def test_wrong_parameters_are_one_line(params: dict[str, object], message: str) 
     with pytest.raises(UsageError) as error:
         build("methods", "ste", params)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+PRESETS = [(name, preset) for name in sorted(plugins("methods")) for preset in load_method(name).presets]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
+    text = 'board = "p"\ntrack = "as-published"\nmethods = ["fp"]\ntasks = ["digits"]\nformats = ["int4"]\n'
+    plan = make_plan(read_text(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml"))
+    published = load_method(name).presets[preset]
+    (cell,) = (c for c in plan.cells if c.label == f"{name} as published ({preset})")
+    assert published.source and published.recipe.items() <= dataclasses.asdict(cell.example.recipe).items()
+    assert published.params.items() <= cell.example.method_params.items()
+    assert cell.example.start == (published.start or "scratch") and plan.sweep.track == "as-published"
+
+
+def test_methods_with_a_paper_that_tells_its_recipe_have_a_preset() -> None:
+    assert {name for name, _ in PRESETS} == {"ewgs", "gdnsq", "lotion", "lsq"}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qbench.formats import Site
 from qbench.grid import widen
-from qbench.method import Method, UsageError
+from qbench.method import Method, Preset, UsageError
 from qbench.quantizer import Bundle, Quantizer, QuantLayer
 from qbench.run import Batch, Run
 from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, absmax_scale, settle, settle_now_and_then
@@ -43,6 +43,23 @@ class LOTION(Method):
     name = "lotion"
     title = "LOTION"
     paper = "arXiv 2510.08757"
+
+    presets = {
+        "language": Preset(
+            "arXiv 2510.08757, language models; the recipe is that of the laboratory's public configuration",
+            {},
+            {
+                "optimizer": "adamw",
+                "beta1": 0.9,
+                "beta2": 0.95,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+                "schedule": "cosine",
+                "warmup": 0.1,
+                "floor": 0.1,
+            },
+        ),
+    }
 
     lam: float = 1.0
     """λ over the labels in a step (over 1 with fisher = exact)."""
