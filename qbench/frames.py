@@ -11,27 +11,29 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
 from qbench.errors import QbenchError, UsageError, unknown
 from qbench.schema import IDENTITY
 from qbench.store import view
-from qbench.tidy import NUMBERS, TEXT
+from qbench.table import NUMBERS, TEXT, Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from duckdb import DuckDBPyConnection
 
     from qbench.board import Board
 
 ASKED = "entries e JOIN cells c USING (board, cell)"
-STATE = "CASE WHEN c.refusal IS NULL THEN 'planned' ELSE 'skipped' END AS state, c.refusal AS message"
-MISSING = f"SELECT c.*, e.key, e.seed, {STATE} FROM {ASKED} ANTI JOIN runs r USING (key) WHERE e.board = ?"
-"""What a board asks for and nobody has finished, and what was skipped."""
+LATEST = "ORDER BY made DESC, board"
+OF_CELLS = {"label", "provenance", *(column.name for column in IDENTITY)}
+"""What a cell says of its runs."""
 
 
 def results(folder: str | Path = "results") -> Results:
@@ -48,7 +50,8 @@ class Results:
     def query(self, sql: str, values: list[Any] | None = None) -> pd.DataFrame:
         """Any question to the store, in DuckDB's SQL; the tables are in `qbench/schema.py`."""
         with view(self.folder) as connection:
-            return pd.DataFrame(connection.execute(sql, values or []).df())
+            frame: pd.DataFrame = connection.execute(sql, values or []).df()
+            return frame
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -69,9 +72,12 @@ class Results:
     @cached_property
     def boards(self) -> pd.DataFrame:
         """The boards that were swept here, the latest first."""
-        return self.query("SELECT board, version, title, made FROM boards ORDER BY made DESC, board")
+        return self.query(f"SELECT board, version, title, made FROM boards {LATEST}")
 
     def cells(self, board: str | None = None) -> pd.DataFrame:
+        """A row for each cell of a board: mean, interval, gap recovered, bits, cost."""
+        import pandas as pd
+
         from qbench.plaintext import to_csv
 
         return pd.read_csv(io.StringIO(to_csv(self.board(board))), keep_default_na=False, na_values=[""])
@@ -80,15 +86,19 @@ class Results:
         """A board by name, or the latest."""
         from qbench.leaderboard import build
 
-        name = self.board_name(name)
         with view(self.folder) as connection:
+            name = self._known(connection, name)
             title, defaults, track = connection.execute("SELECT title, defaults, track FROM boards WHERE board = ?", [name]).fetchall()[0]
-            runs = connection.execute(_compact(connection, name), [name]).df()
-            planned = connection.execute(MISSING, [name]).df()
+            runs, planned = finished(connection, name), missing(connection, name)
         return build(runs, planned=planned, defaults=json.loads(defaults), title=title or name, track=track)
 
     def board_name(self, name: str | None) -> str:
-        known = list(self.boards["board"])
+        """The name of a board that is known, or of the latest."""
+        with view(self.folder) as connection:
+            return self._known(connection, name)
+
+    def _known(self, connection: DuckDBPyConnection, name: str | None) -> str:
+        known = [row[0] for row in connection.execute(f"SELECT board FROM boards {LATEST}").fetchall()]
         if not known:
             raise QbenchError(f"{self.folder}: no board was swept here; `qbench sweep FILE` makes one")
         if name is None:
@@ -102,20 +112,49 @@ class Results:
         return self.query(f"SELECT r.*, c.label, c.provenance FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?", [name])
 
 
-def _compact(connection: DuckDBPyConnection, board: str) -> str:
-    """A query for a board's runs with the columns that a board uses, text as categories: a hundred thousand rows take a tenth of a second."""
-    of_cells = {"label", "provenance", *(column.name for column in IDENTITY)}
-    chosen = ["r.key", *(f"r.{name}" for name in NUMBERS)]
-    for table, alias, names in (
-        (f"cells WHERE board = {_quoted(board)}", "c", [name for name in TEXT if name in of_cells]),
-        ("runs", "r", [name for name in TEXT if name not in of_cells]),
-    ):
-        lists = ", ".join(f"list(DISTINCT {name} ORDER BY {name}) FILTER ({name} IS NOT NULL)" for name in names)
-        found = connection.execute(f"SELECT {lists} FROM {table}").fetchall()[0]
-        for name, words in zip(names, found, strict=True):
-            if words:
-                chosen.append(f"CAST({alias}.{name} AS ENUM({', '.join(map(_quoted, words))})) AS {name}")
-    return f"SELECT {', '.join(chosen)} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?"
+# ---- a board's runs ----
+
+
+def finished(connection: DuckDBPyConnection, board: str) -> Table:
+    """The finished attempts at a board's runs."""
+    text = {name: f"{'c' if name in OF_CELLS else 'r'}.{name}" for name in TEXT}
+    return _fetch(connection, board, f"{ASKED} JOIN runs r USING (key)", "r.key", text, {name: f"r.{name}" for name in NUMBERS})
+
+
+def missing(connection: DuckDBPyConnection, board: str) -> Table:
+    """What a board asks for and nobody has finished, and what was skipped and why."""
+    text = {name: f"c.{name}" for name in TEXT if name in OF_CELLS} | {"message": "c.refusal"}
+    numbers = {name: f"c.{name}" for name in NUMBERS if name in OF_CELLS} | {"seed": "e.seed"}
+    found = _fetch(connection, board, f"{ASKED} ANTI JOIN runs r USING (key)", "e.key", text, numbers)
+    words = {**found.words, "state": ["", "planned", "skipped"]}
+    return Table({**found.columns, "state": np.where(found.columns["message"] > 0, 2, 1)}, words)
+
+
+def _fetch(connection: DuckDBPyConnection, board: str, source: str, key: str, text: Mapping[str, str], numbers: Mapping[str, str]) -> Table:
+    """Columns by their expressions. Text comes as numbers of an ENUM's words, and not at all where there is only one word."""
+    words = _words(connection, board, text)
+    asked = [f"coalesce({key}, '') AS key", *(f"CAST({expression} AS DOUBLE) AS {name}" for name, expression in numbers.items())]
+    for name, expression in text.items():
+        if len(words[name]) > 1:
+            enum = f"ENUM({', '.join(map(_quoted, words[name]))})"
+            asked.append(f"coalesce(enum_code(CAST(nullif({expression}, '') AS {enum})) + 1, 0) AS {name}")
+        elif words[name]:
+            asked.append(f"(coalesce({expression}, '') <> '') AS {name}")
+    found: dict[str, Any] = connection.execute(f"SELECT {', '.join(asked)} FROM {source} WHERE e.board = ?", [board]).fetchnumpy()
+    coded = {name: (found[name].astype(np.int64), ["", *words[name]]) for name in text if words[name]}
+    return Table.of(found["key"], coded, {name: np.ma.filled(found[name].astype(np.float64), np.nan) for name in numbers})
+
+
+def _words(connection: DuckDBPyConnection, board: str, text: Mapping[str, str]) -> dict[str, list[str]]:
+    """The different words of each expression, from the smallest table that has them all."""
+    found: dict[str, list[str]] = {}
+    for table, alias in ((f"cells WHERE board = {_quoted(board)}", "c."), ("runs", "r.")):
+        names = {name: expression.removeprefix(alias) for name, expression in text.items() if expression.startswith(alias)}
+        if names:
+            lists = ", ".join(f"list(DISTINCT {column} ORDER BY {column}) FILTER ({column} <> '')" for column in names.values())
+            values = connection.execute(f"SELECT {lists} FROM {table}").fetchall()[0]
+            found |= {name: words or [] for name, words in zip(names, values, strict=True)}
+    return found
 
 
 def _quoted(word: str) -> str:

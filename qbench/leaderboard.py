@@ -11,15 +11,18 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from qbench import stats
 from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.stats import Estimate
-from qbench.tidy import NOT_RUN, Array, Defaults, Tidy, parameters, spell, tidy, unusual
+from qbench.table import Array, Table
+from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, spell, tidy, unusual
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OWN_RECIPE = ("recipe", "start")
 """What entrants of the as-published track need not share."""
@@ -34,9 +37,9 @@ Place = tuple[int, int]
 
 
 def build(
-    runs: pd.DataFrame,
+    runs: pd.DataFrame | Table,
     *,
-    planned: pd.DataFrame | None = None,
+    planned: pd.DataFrame | Table | None = None,
     defaults: Defaults | None = None,
     reference: str = REFERENCE,
     control: str = CONTROL,
@@ -149,7 +152,7 @@ class _Section:
             message=message,
             audits_failed=audits_failed,
             notes=notes,
-            keys=tuple(str(key) for key in part["key"] if key),
+            keys=tuple(filter(None, part["key"].tolist())),
         )
 
     def _gap(self, finite: Mapping[int, float], column: int) -> Estimate | None:
@@ -180,7 +183,8 @@ class _Section:
         for n in fit:
             columns = [self.scores[n, c] for c in self.columns]
             seeds = sorted(set.intersection(*map(set, columns)))
-            scores.append({seed: sum(scores[seed] for scores in columns) / len(columns) for seed in seeds})
+            means = np.array([[column[seed] for seed in seeds] for column in columns]).mean(0)
+            scores.append(dict(zip(seeds, means.tolist(), strict=True)))
         if len(fit) < 2 or len(set.intersection(*map(set, scores))) < RANKED_FROM:
             return {}
         return dict(zip(fit, stats.rank_ranges(scores, self.better, self.effect), strict=True))
@@ -320,10 +324,9 @@ def _best_rate(part: Part, better: str) -> tuple[Part, int]:
 def _scores(part: Part) -> dict[int, float]:
     """Finite scores by seed, in their order; of two runs with one seed, the first by key."""
     good = part["good"] & np.isfinite(part["seed"])
-    found: dict[int, float] = {}
-    for seed, score in zip(part["seed"][good].tolist(), part["packed"][good].tolist(), strict=True):
-        found.setdefault(int(seed), score)
-    return found
+    # The first is put in last.
+    pairs = zip(part["seed"][good].astype(np.int64).tolist()[::-1], part["packed"][good].tolist()[::-1], strict=True)
+    return dict(sorted(dict(pairs).items()))
 
 
 def _why(failures: Mapping[str, int], asked: int, message: str) -> str:

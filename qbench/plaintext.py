@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from qbench import text
 from qbench.board import Board, Cell, Column, Cost, Row, Section
 from qbench.leaderboard import RANKED_FROM
 from qbench.stats import CONFIDENCE
-from qbench.tidy import TEXT
+from qbench.table import TEXT
 
-# Before version 3.1 pandas reads a number to the last bit only if told to; from then on it warns when told.
-EXACT: dict[str, Any] = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+if TYPE_CHECKING:
+    import pandas as pd
+
 DITTO = '"'
 NONE = "–"
 
@@ -206,14 +206,21 @@ def runs_csv(frame: pd.DataFrame) -> str:
 
 def read_runs_csv(source: Any) -> pd.DataFrame:
     """What `runs_csv` wrote, from a path or an open file."""
+    import pandas as pd
+
+    # Before version 3.1 pandas reads a number to the last bit only if told to; from then on it warns when told.
+    old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
     # Text stays text: a label may look like a number.
     words = dict.fromkeys(("key", *TEXT), str)
-    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], low_memory=False, dtype=words, **EXACT)
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], low_memory=False, dtype=words, **exact)
     return _mapped(frame, text.uncell)
 
 
 def _mapped(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
     """The frame with its text changed, each different text once."""
+    import pandas as pd
+
     new: dict[str, Any] = {}
     for name in map(str, frame):
         column = frame[name]

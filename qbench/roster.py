@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qbench.plan import Cell, Plan
 
 ROSTER_VERSION = 1
+NEEDED = ("board", "version", "title", "made", "sweep", "seeds", "defaults", "cells")
 
 
 def roster_of(plan: Plan) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def read_all(results: Path) -> Iterator[dict[str, Any]]:
             roster = json.loads(file.read_bytes())
             if roster["roster_version"] != ROSTER_VERSION:
                 raise QbenchError(f"{file}: roster version {roster['roster_version']}; this qbench reads {ROSTER_VERSION}")
+            [roster[word] for word in NEEDED]
         except (ValueError, KeyError, TypeError):
             raise QbenchError(f"{file}: damaged; sweep the board's file again, or delete it") from None
         yield roster

@@ -165,7 +165,14 @@ class Store:
         board, run = members["board"], self.connection.execute
         for table in ("boards", "cells", "entries"):
             run(f"DELETE FROM {table} WHERE board = ?", [board])
-        title = (members["version"], members["title"], members["made"], members["sweep"], json.dumps(members["defaults"]), members["track"])
+        title = (
+            members["version"],
+            members["title"],
+            members["made"],
+            members["sweep"],
+            json.dumps(members["defaults"]),
+            members.get("track", "fair"),
+        )
         run("INSERT INTO boards VALUES (?, ?, ?, ?, ?, ?, ?)", [board, *title])
         cells: list[dict[str, Any]] = []
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}

@@ -1,6 +1,5 @@
 """Rows of runs as a board needs them: one attempt a run, current versions only, and every row told which section, entrant and column it
 belongs to. Text is turned into small integers at once and the rest is arrays, so a hundred thousand rows take a fraction of a second.
-Text columns may be categorical, which is faster still.
 """
 
 from __future__ import annotations
@@ -9,23 +8,17 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
-Array = npt.NDArray[Any]
+from qbench.table import Array, Table, read_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 Defaults = Mapping[str, Mapping[str, Any]]
 
-TEXT = (
-    *("state", "reason", "message", "method", "label", "params", "provenance", "task", "task_params", "size", "data", "start", "recipe"),
-    *("weights_format", "weights_granularity", "act_format", "act_granularity", "metric", "better", "unit", "device_name"),
-)
-NUMBERS = (
-    *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation"),
-    *("rr_mean", "digits", "effect", "bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
-)
 SECTION = ("task", "task_params", "size", "data", "start", "steps", "batch", "recipe")
 """What is trained alike. The learning rate is not of it: the best on validation is shown, for everyone."""
 FORMAT = ("weights_format", "weights_granularity", "act_format", "act_granularity")
@@ -61,24 +54,9 @@ class Tidy:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Columns of equal length; those of text as numbers of words, of which the first is ''."""
-
-    columns: dict[str, Array]
-    words: dict[str, list[str]]
-
-    def take(self, which: Array) -> _Table:
-        return _Table({name: column[which] for name, column in self.columns.items()}, self.words)
-
-    def __len__(self) -> int:
-        return len(self.columns["key"])
-
-    def code(self, name: str, word: str) -> int:
-        return self.words[name].index(word) if word in self.words[name] else -1
-
-
-def tidy(runs: pd.DataFrame, planned: pd.DataFrame | None = None, defaults: Defaults | None = None, own: Sequence[str] = ()) -> Tidy:
+def tidy(
+    runs: pd.DataFrame | Table, planned: pd.DataFrame | Table | None = None, defaults: Defaults | None = None, own: Sequence[str] = ()
+) -> Tidy:
     """`own` are words of a section that are left to each entrant. `planned` has the same identity columns, with state planned or skipped; its rows count where `runs` has none of the key."""
     table, notes = _read(runs), list[str]()
     if planned is not None and len(planned):
@@ -86,7 +64,7 @@ def tidy(runs: pd.DataFrame, planned: pd.DataFrame | None = None, defaults: Defa
         table = _join(table, extra.take(np.array([not key or key not in done for key in extra.columns["key"]], dtype=bool)))
     table = _current(_one_attempt(table), notes)
     if own:
-        table = _Table({**table.columns, **{name: np.zeros(len(table), dtype=np.int64) for name in own}}, table.words)
+        table = Table({**table.columns, **{name: np.zeros(len(table), dtype=np.int64) for name in own}}, table.words)
         notes.append(
             "as published: every entrant keeps the recipe of its own paper, so the differences are of recipes as much as of methods"
         )
@@ -131,14 +109,10 @@ def spell(params: Mapping[str, Any]) -> str:
 # ---- reading ----
 
 
-def _read(frame: pd.DataFrame) -> _Table:
-    """Only the columns that are used, each there, with '' for no text and NaN for no number or an infinite one."""
-    columns: dict[str, Array] = {"key": _objects(frame["key"]) if "key" in frame else np.full(len(frame), "", dtype=object)}
-    words: dict[str, list[str]] = {}
-    for name in TEXT:
-        columns[name], words[name] = _coded(frame[name]) if name in frame else (np.zeros(len(frame), dtype=np.int64), [""])
-    for name in NUMBERS:
-        columns[name] = _floats(frame[name]) if name in frame else np.full(len(frame), np.nan)
+def _read(runs: pd.DataFrame | Table) -> Table:
+    """The columns that are used, and how each run ended."""
+    table = runs if isinstance(runs, Table) else read_frame(runs)
+    columns, words = dict(table.columns), dict(table.words)
     rates = np.array([parameters(text).get("lr", np.nan) for text in words["recipe"]], dtype=np.float64)[columns["recipe"]]
     columns["lr"] = np.where(np.isnan(columns["lr"]), rates, columns["lr"])
     _rewrite(columns, words, "recipe", _without_rate)
@@ -148,31 +122,7 @@ def _read(frame: pd.DataFrame) -> _Table:
     ended = [s if s != "failed" else r or "failed" for s, r in zip(state[first], reason[first], strict=True)]
     columns["end"], words["end"] = pair, ended
     columns["good"] = (columns["state"] == (words["state"].index("ok") if "ok" in words["state"] else -1)) & np.isfinite(columns["packed"])
-    return _Table(columns, words)
-
-
-def _objects(column: pd.Series[Any]) -> Array:
-    values = column.astype(object).to_numpy()
-    return np.where(pd.isna(values), "", values) if column.hasnans else values
-
-
-def _coded(column: pd.Series[Any]) -> tuple[Array, list[str]]:
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        codes, values = column.cat.codes.to_numpy(dtype=np.int64), column.cat.categories
-    else:
-        codes, values = pd.factorize(column)
-    words = ["", *map(str, values)]
-    codes = codes.astype(np.int64) + 1
-    if "" in words[1:]:
-        codes[codes == words.index("", 1)] = 0
-    return codes, words
-
-
-def _floats(column: pd.Series[Any]) -> Array:
-    if column.dtype == object or isinstance(column.dtype, (pd.CategoricalDtype, pd.StringDtype)):
-        column = pd.to_numeric(column.astype(object), errors="coerce")
-    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
+    return Table(columns, words)
 
 
 def _rewrite(columns: dict[str, Array], words: dict[str, list[str]], name: str, change: Callable[[str], str]) -> None:
@@ -190,7 +140,7 @@ def _strings(columns: Mapping[str, Array], words: Mapping[str, Sequence[str]], n
     return np.array(words[name], dtype=object)[columns[name]]
 
 
-def _join(a: _Table, b: _Table) -> _Table:
+def _join(a: Table, b: Table) -> Table:
     columns, words = {}, {}
     for name, column in a.columns.items():
         other = b.columns[name]
@@ -200,13 +150,13 @@ def _join(a: _Table, b: _Table) -> _Table:
             other = np.array([place[word] for word in b.words[name]], dtype=np.int64)[other]
             column = np.array([place[word] for word in a.words[name]], dtype=np.int64)[column]
         columns[name] = np.concatenate([column, other])
-    return _Table(columns, words)
+    return Table(columns, words)
 
 
 # ---- which rows count ----
 
 
-def _one_attempt(table: _Table) -> _Table:
+def _one_attempt(table: Table) -> Table:
     """Of several attempts at a key, one that succeeded, or the last."""
     key = table.columns["key"]
     if len(set(key)) == len(key):
@@ -219,7 +169,7 @@ def _one_attempt(table: _Table) -> _Table:
     return table.take(np.array([not k or best[k] == i for i, k in enumerate(key)], dtype=bool))
 
 
-def _current(table: _Table, notes: list[str]) -> _Table:
+def _current(table: Table, notes: list[str]) -> Table:
     """The newest version of the board and of each task and method; older ones are left out, and that is said."""
     for version, of in (("board_version", ""), ("task_version", "task"), ("method_version", "method")):
         number = np.nan_to_num(table.columns[version])
@@ -245,7 +195,7 @@ def _pairs(a: Array, b: Array, count: int) -> tuple[Array, Array]:
     return codes.astype(np.int64), first
 
 
-def _number(table: _Table, names: Sequence[str]) -> tuple[Array, list[dict[str, Any]]]:
+def _number(table: Table, names: Sequence[str]) -> tuple[Array, list[dict[str, Any]]]:
     """A number for each distinct combination of some columns, and the combinations."""
     code, first = np.zeros(len(table), dtype=np.int64), np.zeros(min(len(table), 1), dtype=np.int64)
     for name in names:
@@ -265,16 +215,18 @@ def _places(order: Sequence[int], count: int) -> Array:
 
 
 def _sorted(rows: dict[str, Array]) -> dict[str, Array]:
-    by = [np.nan_to_num(rows[name], nan=-1.0) for name in ("seed", "lr", "column", "entrant", "section")]
-    order = np.lexsort(by)
-    twins = np.logical_and.reduce([a[order][1:] == a[order][:-1] for a in by])
-    if twins.any():
-        keys = np.unique(rows["key"].astype(str), return_inverse=True)[1]
-        order = np.lexsort([keys, *by])
+    place = np.zeros(len(rows["key"]), dtype=np.int64)
+    for name in ("section", "entrant", "column", "lr", "seed"):
+        values = np.nan_to_num(rows[name], nan=-1.0)
+        part = np.unique(values, return_inverse=True)[1] if values.dtype.kind == "f" else values - values.min(initial=0)
+        place = place * (int(part.max(initial=0)) + 1) + part
+    order = np.argsort(place, kind="stable")
+    if (place[order][1:] == place[order][:-1]).any():  # twins: by key
+        order = np.lexsort([np.unique(rows["key"].astype(str), return_inverse=True)[1], place])
     return {name: column[order] for name, column in rows.items()}
 
 
-def _entrants(pairs: Sequence[Mapping[str, str]], table: _Table, code: Array, full: Array, defaults: Defaults) -> list[Entrant]:
+def _entrants(pairs: Sequence[Mapping[str, str]], table: Table, code: Array, full: Array, defaults: Defaults) -> list[Entrant]:
     count = len(pairs)
     reference = np.bincount(code[full], minlength=count) > 0
     version = np.zeros(count)
@@ -300,7 +252,7 @@ def unusual(own: Mapping[str, Any], usual: Mapping[str, Any] | None, peers: Sequ
     return {k: v for k, v in own.items() if any(k not in peer or peer[k] != v for peer in peers)}
 
 
-def _given_labels(table: _Table, code: Array, count: int) -> list[str]:
+def _given_labels(table: Table, code: Array, count: int) -> list[str]:
     """The label that a sweep file gave to each entrant, the first by the alphabet where there are several; '' for none."""
     words, found = table.words["label"], [""] * count
     _, first = _pairs(code, table.columns["label"], len(words))

@@ -406,7 +406,9 @@ def test_a_plan_with_nothing_to_do() -> None:
 def test_methods_and_tasks() -> None:
     from qbench.catalogue import list_methods, list_tasks
 
-    methods, tasks = printed(show_methods, list_methods()), printed(show_tasks, list_tasks())
+    methods, tasks = (
+        re.sub(r"\s*\n {10,}(?=\S)", " ", out) for out in (printed(show_methods, list_methods()), printed(show_tasks, list_tasks()))
+    )
     for entry in list_methods():
         assert f"{entry['name']}  {entry['title']}" in methods and entry["summary"] in methods
     assert "grid=symmetric, scale=absmax" in methods
