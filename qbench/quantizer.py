@@ -100,7 +100,7 @@ class QuantLayer(nn.Module):
         return self.weight
 
     def as_weight(self, matrix: Tensor) -> Tensor:
-        return matrix.view(self.weight.shape)
+        return matrix
 
     def quantized(self, x: Tensor) -> Tensor:
         """The input as the layer computes with it: seen by the quantizer as samples × features."""
@@ -144,6 +144,9 @@ class QuantConv2d(QuantLayer):
     def matrix(self) -> Tensor:
         return self.weight.flatten(-3)
 
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self.weight.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.quantized(x), self.effective
         if weight.dim() == 4:
@@ -171,22 +174,26 @@ class Bundle:
 
     def refresh(self, quantize: Callable[[Tensor], Tensor] | None = None) -> None:
         """Quantize the weights as they are now and hand each layer its part."""
-        self.latent = self.stack().detach().requires_grad_(torch.is_grad_enabled())
+        trains = torch.is_grad_enabled()
+        with torch.no_grad():
+            stack = self.stack()
+        self.latent = stack.requires_grad_(trains)
         self.source = (self.call if quantize is None else quantize)(self.latent)
+        trains = self.source.requires_grad
         for layer, part in zip(self.layers, self.source.detach().unbind(), strict=True):
-            layer.used = layer.as_weight(part).requires_grad_(self.source.requires_grad)
+            layer.used = layer.as_weight(part).requires_grad_(trains)
 
     def pull_back(self) -> None:
         """Send the gradients that the leaves have gathered through the quantizer to the weights."""
         assert self.source is not None and self.latent is not None
-        leaves = [layer.used for layer in self.layers if layer.used is not None]
-        if any(leaf.grad is not None for leaf in leaves):
-            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-            self.source.backward(torch.stack(grads).view(self.source.shape))
+        grads = [None if layer.used is None else layer.used.grad for layer in self.layers]
+        if any(grad is not None for grad in grads):
+            parts = [torch.zeros_like(layer.weight) if g is None else g for g, layer in zip(grads, self.layers, strict=True)]
+            self.source.backward(torch.stack(parts).view(self.source.shape))
         if self.latent.grad is not None:
             for layer, part in zip(self.layers, self.latent.grad.unbind(), strict=True):
-                grad = layer.as_weight(part)
-                layer.weight.grad = grad if layer.weight.grad is None else layer.weight.grad + grad
+                grad, before = layer.as_weight(part), layer.weight.grad
+                layer.weight.grad = grad if before is None else before + grad
         self.release()
 
     def release(self) -> None:

@@ -25,6 +25,7 @@ from tests.bench.steps import SHAPE, RandomTokens, run_of
 
 STEPS = 1000
 TOKENS = 4096
+ROUNDS = {"0.9M": 24, "4.1M": 8}
 SIZES = {"0.9M": SHAPE, "4.1M": replace(SHAPE, width=256, mlp=704, depth=5, heads=8)}
 METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "fp": ("fp", {}, None),
@@ -97,7 +98,7 @@ def status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def table(rounds: int = 24) -> Iterator[str]:
+def table() -> Iterator[str]:
     """The lines of the report."""
     torch.set_num_threads(1)
     yield "| method | parameters | median ms | step / fp | quartiles | beside the steps | whole run / fp | target | memory / fp |"
@@ -105,7 +106,7 @@ def table(rounds: int = 24) -> Iterator[str]:
     for size in SIZES:
         entrants = {name: entrant(name, size) for name in METHODS}
         times: dict[str, list[float]] = {name: [] for name in METHODS}
-        for turn in range(rounds + 3):
+        for turn in range(ROUNDS[size] + 3):
             for name, one in entrants.items():
                 spent = one.step()
                 if turn >= 3:
