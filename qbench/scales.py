@@ -3,7 +3,8 @@
 The rule matters more than most methods do, so it is an axis of its own and every method that leaves it open has a field
 `scale`. `absmax` puts the largest element on the last level. `mse` searches a hundred fractions of that for the least
 squared rounding error; `hessian` does the same with each element's error weighted by the diagonal of the Hessian.
-(`learned` is a parameter, not a rule: see the method `lsq`.) A group whose elements are all zero keeps the scale 1.
+A trained method may also take `learned`: a parameter a group, which begins at the `mse` scale and is moved by its own gradient, as in LSQ
+(arXiv 1902.08153). A group whose elements are all zero keeps the scale 1.
 
 A search costs a hundred roundings, so training does not search at every step: it looks again at every tenth of a run and at the end
 (`settle`). In between the scale stays the same fraction of the live absmax.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qbench.formats import LevelKind, Levels, Site
 from qbench.grid import Grid, widen
@@ -23,8 +24,9 @@ from qbench.rounding import straight_through
 from qbench.run import Batch, Run
 
 ScaleRule = Literal["absmax", "mse", "hessian"]
-SCALE_RULES: tuple[ScaleRule, ...] = ("absmax", "mse", "hessian")
+TrainedScaleRule = Literal["absmax", "mse", "hessian", "learned"]
 FRACTIONS = 100
+SMALLEST = 1e-12
 
 
 def absmax_scale(x: Tensor, site: Site, levels: Levels) -> Tensor:
@@ -71,31 +73,57 @@ class ScaledQuantizer(Quantizer):
 
     curvature: Tensor
     fraction: Tensor
+    size: nn.Parameter
+    """The scale where it is learned."""
 
-    def __init__(self, site: Site, rule: ScaleRule, kind: LevelKind = "symmetric") -> None:
+    def __init__(self, site: Site, rule: TrainedScaleRule, kind: LevelKind = "symmetric") -> None:
         super().__init__(site)
-        self.rule, self.levels, self.settled = rule, site.levels(kind), rule == "absmax"
-        if rule != "absmax":
+        self.rule, self.levels, self.settled = rule, site.levels(kind), False
+        if rule == "learned":
+            self.size = nn.Parameter(torch.ones(site.scale_shape))
+        if rule in ("mse", "hessian"):
             self.register_buffer("fraction", torch.ones(site.scale_shape))
         if rule == "hessian":
             self.register_buffer("curvature", torch.ones(site.shape))
 
     @torch.no_grad()
     def reset(self, x: Tensor) -> None:
-        """Search the fraction of absmax anew, which then stays until the next call. A quantizer that never was reset searches whenever it is asked."""
-        if self.rule != "absmax":
+        """Search the fraction of absmax anew, which then stays until the next call; a learned scale starts, once. A quantizer that
+        never was reset searches whenever it is asked."""
+        if self.rule == "learned" and not self.settled:
+            self.size.copy_(searched_scale(x, self.site, self.levels))
+        elif self.searches:
             self.fraction.copy_(self.search(x))
-            self.settled = True
+        self.settled = True
+
+    @property
+    def searches(self) -> bool:
+        return self.rule in ("mse", "hessian")
 
     def search(self, x: Tensor) -> Tensor:
         return best_fraction(x, self.site, self.levels, self.curvature if self.rule == "hessian" else None)
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        scale = absmax_scale(x, self.site, self.levels)
-        if self.rule != "absmax":
-            scale = scale * (self.fraction if self.settled else self.search(x))
+        if self.rule == "learned":
+            scale = self.size.abs().clamp(min=SMALLEST) if self.settled else searched_scale(x, self.site, self.levels)
+        else:
+            scale = absmax_scale(x, self.site, self.levels)
+            if self.searches:
+                scale = scale * (self.fraction if self.settled else self.search(x))
         return Grid(self.levels, self.site.grouping, scale)
+
+    def straight(self, x: Tensor, grid: Grid, value: Tensor, mask: Tensor | None) -> Tensor:
+        """`value` with the gradient of `x` where the mask holds, and with LSQ's gradient of a scale that is learned."""
+        if self.rule != "learned":
+            return straight_through(x, value, mask)
+        group = self.site.grouping.group
+        with torch.no_grad():
+            v = grid.encode(x)
+            inside = (v > self.levels.low) & (v < self.levels.high)
+            slope = (group(value) / grid.scale - torch.where(inside, v, 0.0)) * (v.shape[-1] * self.levels.high) ** -0.5
+        source = x if mask is None else torch.where(mask, x, x.detach())
+        return straight_through((group(source) + slope * self.size.abs()).reshape(x.shape), value)
 
 
 class InputRange(Quantizer):
@@ -148,6 +176,6 @@ def settle(run: Run, batches: list[Batch]) -> None:
 def settle_now_and_then(run: Run) -> None:
     """Again at every tenth of the run, if there is anything to settle."""
     if run.step and run.step % max(1, run.steps // TIMES) == 0:
-        searches = any(isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.rule != "absmax" for b in run.bundles)
+        searches = any(isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.searches for b in run.bundles)
         if searches or run.inputs:
             settle(run, run.probe_batches(BATCHES))

@@ -18,7 +18,7 @@ from qbench.errors import UsageError
 from qbench.formats import FORMATS
 from qbench.plan import make_plan
 from qbench.registry import build, plugins
-from qbench.scales import ScaledQuantizer, absmax_scale
+from qbench.scales import ScaledQuantizer, absmax_scale, searched_scale
 from qbench.sweepfile import read_text
 
 SHAPE = (4, 16)
@@ -158,6 +158,46 @@ def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_it_is_settle
     q.reset(other)
     best = q.grid(other).scale
     assert not torch.equal(kept, best) and torch.equal(best, quantizer("ste", "int3", scale="mse").grid(other).scale)
+
+
+@pytest.mark.parametrize(("method", "field"), [("ste", "scale"), ("rr", "scale"), ("pege", "base")])
+@pytest.mark.parametrize("fmt", ["int2", "int4", "fp4"])
+def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(method: str, field: str, fmt: str) -> None:
+    """Against LSQ as its paper writes it, with rounding made invisible to autograd by a detached difference."""
+    q, x, g = quantizer(method, fmt, **{field: "learned"}).double(), draw(7, double=True), draw(8, double=True)
+    assert isinstance(q, ScaledQuantizer)
+    q.reset(x)
+    assert torch.equal(q.size, searched_scale(x, q.site, q.levels).to(q.size.dtype))
+    with torch.no_grad():
+        q.size.mul_(0.8)
+        if method == "pege":
+            q.rate.fill_(1.0)  # type: ignore[operator, union-attr]
+    leaf = x.clone().requires_grad_()
+    value = q.relax(leaf)
+    value.backward(g)
+    s = q.size.detach().clone().requires_grad_()
+    low, high = q.levels.low, q.levels.high
+    clipped = torch.clamp(x / s, low, high)
+    y = (clipped + (value.detach() / s.detach() - clipped).detach()) * s
+    wanted = torch.autograd.grad((y * g).sum(), s)[0] / (SHAPE[-1] * high) ** 0.5
+    assert q.size.grad is not None and leaf.grad is not None
+    torch.testing.assert_close(q.size.grad, wanted)
+    assert torch.equal(leaf.grad != 0, q.grid(x).inside(x))
+
+
+def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Path) -> None:
+    config = Kit("ste", tmp_path).config("int2", steps=20)
+    config = dataclasses.replace(config, method_params={**config.method_params, "scale": "learned"})
+    run = train.prepare(Assignment(config, tmp_path), Execution(), train.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    start = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
+    for step in range(20):
+        train.one_step(run, config.recipe, step)
+    moved = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
+    run.method.finalize(run, run.probe_batches(2))
+    for bundle, before, after in zip(run.bundles, start, moved, strict=True):
+        assert not torch.equal(before, after) and torch.equal(bundle.quantizer.size, after)  # type: ignore[arg-type]
+    assert run.optimizer is not None
+    assert {g["name"]: g["weight_decay"] for g in run.optimizer.param_groups}["quantizer"] == 0
 
 
 def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qbench_methods.ewgs import EWGS
-from qbench_methods.pege import PEGE, replacement_rate
+from qbench_methods.pege import PEGE, replacement_rate, set_rate
 from torch import Tensor
 
 from qbench import Quantizer, Site, load_method, registry
@@ -373,3 +373,12 @@ def test_every_ablation_can_be_asked_for_in_a_sweep_file(given: dict[str, object
     assert method == PEGE(**given, raw_unreplaced=True, base="mse", log_base=2.0)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="did you mean"):
         registry.build("methods", "pege", {"kapa": 0.1})
+
+
+def test_once_everything_is_replaced_nothing_is_drawn_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, g = draw(3), draw(4)
+    q = weight(rate=1.0)
+    before = q.relax(x), gradient(q, x, g)
+    set_rate(q, 1.0)
+    monkeypatch.setattr(type(q), "draw", lambda *_: pytest.fail("a draw that nobody needs"))
+    assert torch.equal(q.relax(x), before[0]) and torch.equal(gradient(q, x, g), before[1])

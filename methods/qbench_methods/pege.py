@@ -29,7 +29,7 @@ from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.rounding import straight_through
 from qbench.run import INPUT, Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, settle, settle_now_and_then
+from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, affine_grid, settle, settle_now_and_then
 
 Schedule = Literal["log", "linear", "full"]
 MEASUREMENTS = 10
@@ -44,7 +44,7 @@ class PEGE(Method):
     paper = "arXiv 2509.00097"
     provenance = "reconstructed"
 
-    base: Literal["absmax", "mse", "hessian", "affine"] = "absmax"
+    base: Literal["absmax", "mse", "hessian", "learned", "affine"] = "absmax"
     """The grid: a scale rule of the symmetric one, or the affine one."""
     schedule: Schedule = "log"
     log_base: float = math.e
@@ -64,6 +64,8 @@ class PEGE(Method):
             return f"ramp must be in (0, 1], not {self.ramp}"
         if not 1 < self.log_base < math.inf:
             return f"log_base must be above 1, not {self.log_base}"
+        if self.raw_unreplaced and self.base == "learned":
+            return "raw_unreplaced uses elements that no scale has touched, so base = learned has no gradient there: choose one"
         return None
 
     def unsupported(self, site: Site) -> str | None:
@@ -83,7 +85,7 @@ class PEGE(Method):
             self.measure(run, batch)
         rate = replacement_rate(run.progress, self.schedule, self.log_base, self.ramp)
         for quantizer in run.quantizers():
-            own(quantizer).rate.fill_(rate)
+            set_rate(own(quantizer), rate)
 
     def measure(self, run: Run, batch: Batch) -> None:
         """Set u with nothing replaced: at the first step, but where a site has no rounding error yet (all-zero weights) at a later tenth."""
@@ -91,7 +93,7 @@ class PEGE(Method):
         if all(bool(quantizer.error_weight.all()) for quantizer in quantizers):
             return
         for quantizer in quantizers:
-            quantizer.rate.zero_()
+            set_rate(quantizer, 0.0)
         loss, made = run.probe_loss(batch)
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
@@ -131,9 +133,10 @@ def replacement_rate(progress: float, schedule: Schedule, base: float, ramp: flo
 class PEGEWeight(ScaledQuantizer):
     rate: Tensor
     error_weight: Tensor
+    complete: bool
 
     def __init__(self, site: Site, method: PEGE) -> None:
-        rule: ScaleRule = "absmax" if method.base == "affine" else method.base
+        rule: TrainedScaleRule = "absmax" if method.base == "affine" else method.base
         super().__init__(site, rule, "affine" if method.base == "affine" else "symmetric")
         self.method = method
         add_numbers(self, site.shape[:-2])
@@ -149,6 +152,7 @@ class PEGEWeight(ScaledQuantizer):
 class PEGEInput(InputRange):
     rate: Tensor
     error_weight: Tensor
+    complete: bool
 
     def __init__(self, site: Site, method: PEGE) -> None:
         super().__init__(site)
@@ -171,12 +175,20 @@ def own(quantizer: Quantizer) -> Either:
 
 def add_numbers(quantizer: Either, lead: tuple[int, ...]) -> None:
     """The rate p, and the weight u of the error, one a site."""
+    quantizer.complete = False
     quantizer.register_buffer("rate", torch.zeros(()))
     quantizer.register_buffer("error_weight", torch.zeros(*lead, 1, 1))
 
 
+def set_rate(quantizer: Either, rate: float) -> None:
+    quantizer.rate.fill_(rate)
+    quantizer.complete = rate >= 1
+
+
 def replaced(quantizer: Either, x: Tensor) -> Tensor:
-    """The step's mask M: the same whenever it is asked for."""
+    """The step's mask M: the same whenever it is asked for. Nothing needs to be drawn once all are replaced."""
+    if quantizer.complete:
+        return torch.ones_like(x, dtype=torch.bool)
     return quantizer.draw(x) < quantizer.rate
 
 
@@ -189,24 +201,24 @@ def mixture(quantizer: Either, x: Tensor) -> Tensor:
         value = torch.where(mask, level, x if method.raw_unreplaced else clipped)
         if method.raw_unreplaced:
             inside = inside | ~mask
-    if not method.kappa or method.decoupled:
-        return straight_through(x, value, inside)
-    with torch.no_grad():
-        pull = torch.where(mask, quantizer.error_weight * in_steps(grid, in_steps(grid, clipped - level)), 0.0)
-    return _Pulled.apply(torch.where(inside, x, x.detach()), value, pull)  # type: ignore[no-any-return, no-untyped-call]
+    if method.kappa and not method.decoupled:
+        with torch.no_grad():
+            pull = torch.where(mask, quantizer.error_weight * in_steps(grid, in_steps(grid, clipped - level)), 0.0)
+        x = _Pulled.apply(x, pull)  # type: ignore[no-untyped-call]
+    return quantizer.straight(x, grid, value, inside) if isinstance(quantizer, PEGEWeight) else straight_through(x, value, inside)
 
 
 class _Pulled(torch.autograd.Function):
-    """`value`, with the gradient of `x` and the pull beside it. The pull is no part of any loss, so no expression has this gradient."""
+    """x, with the pull beside its gradient. The pull is no part of any loss, so no expression has this gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, pull: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, pull: Tensor) -> Tensor:
         ctx.save_for_backward(pull)
-        return value.view_as(value)
+        return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad + ctx.saved_tensors[0], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad + ctx.saved_tensors[0], None
 
 
 def clip(grid: Grid, x: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from torch import Tensor
 from qbench.formats import Site
 from qbench.method import Method
 from qbench.quantizer import Quantizer
-from qbench.rounding import straight_through
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, settle, settle_now_and_then
+from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, settle, settle_now_and_then
 
 
 @dataclass
@@ -31,7 +30,7 @@ class RR(Method):
     title = "Randomised rounding"
     provenance = "reconstructed"
 
-    scale: ScaleRule = "absmax"
+    scale: TrainedScaleRule = "absmax"
 
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else RandomRounding(site, self.scale)
@@ -47,7 +46,7 @@ class RR(Method):
 
 
 class RandomRounding(ScaledQuantizer):
-    def __init__(self, site: Site, rule: ScaleRule) -> None:
+    def __init__(self, site: Site, rule: TrainedScaleRule) -> None:
         super().__init__(site, rule)
         self.masks = rule != "absmax" or self.levels.count == 2
 
@@ -56,4 +55,4 @@ class RandomRounding(ScaledQuantizer):
         with torch.no_grad():
             value = grid.snap_randomly(x, self.draw(x))
             mask = grid.inside(x) if self.masks else None
-        return straight_through(x, value, mask)
+        return self.straight(x, grid, value, mask)

@@ -19,7 +19,7 @@ from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.rounding import straight_through
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, absmax_scale, settle, settle_now_and_then
+from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, absmax_scale, settle, settle_now_and_then
 
 
 @dataclass
@@ -30,7 +30,7 @@ class STE(Method):
     title = "Straight-through estimator"
     paper = "arXiv 1308.3432"
 
-    scale: ScaleRule = "absmax"
+    scale: TrainedScaleRule = "absmax"
     clip_gradient: bool = False
     """The identity everywhere, also where a code was clipped."""
     scale_gradient: bool = False
@@ -38,7 +38,7 @@ class STE(Method):
 
     def check(self) -> str | None:
         if self.scale_gradient and self.scale != "absmax":
-            return f"scale_gradient needs the scale rule absmax: a searched scale ({self.scale}) has no gradient"
+            return f"scale_gradient needs the scale rule absmax: a searched one has no gradient, a learned one its own; not {self.scale}"
         return None
 
     def quantizer(self, site: Site) -> Quantizer:
@@ -66,7 +66,7 @@ class STEWeight(ScaledQuantizer):
             value = grid.snap(x)
             mask = grid.inside(x) if self.masks else None
         if not self.scale_gradient:
-            return straight_through(x, value, mask)
+            return self.straight(x, grid, value, mask)
         scale = absmax_scale(x, self.site, self.levels)
         z = self.site.grouping.group(x) / scale
         inside = None if mask is None else self.site.grouping.group(mask)

@@ -49,10 +49,11 @@ class Entrant:
     recipe: Recipe
     taken: int = 0
 
-    def step(self, at: int | None = None) -> float:
-        """The time of a step, which stands at the middle of the run unless told."""
-        step = STEPS // 2 + 1 + self.taken % 40 if at is None else at
-        self.taken += at is None
+    def step(self) -> float:
+        """The time of a step; steps stand all over the run, but not where something rare is done."""
+        step = (37 + 91 * self.taken) % STEPS
+        step += step % 20 == 0
+        self.taken += 1
         began = time.perf_counter()
         one_step(self.run, self.recipe, step)
         return time.perf_counter() - began
