@@ -3,10 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: sweep test check bench gpu soak clean
+.PHONY: sweep board test check bench gpu soak clean
 
 sweep: .venv/installed
 	$(BIN)/qbench sweep $(ARGS)
+
+# A tracked board: train what is missing and write its tables, `make board BOARD=linreg`.
+BOARD ?= quick
+board: .venv/installed
+	$(BIN)/qbench sweep results/$(BOARD) $(ARGS)
+	$(BIN)/qbench show $(BOARD) --markdown > results/$(BOARD)/leaderboard.md
+	$(BIN)/qbench show $(BOARD) --csv > results/$(BOARD)/leaderboard.csv
+	$(BIN)/qbench show $(BOARD) --runs > results/$(BOARD)/runs.csv
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal --junitxml=.venv/tests.xml $(ARGS)

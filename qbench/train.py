@@ -302,7 +302,7 @@ def refusal(config: RunConfig) -> str | None:
     for site in sites(config):
         sentence = site.grouping.misfit(site.shape) if site.role == "weight" else None
         if sentence := sentence or method.unsupported(site):
-            return f"{site.name}: {sentence}"
+            return sentence
     return None
 
 
