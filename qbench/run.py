@@ -203,7 +203,8 @@ class Run:
 
 def _look(quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
     def look(x: Tensor) -> Tensor:
-        quantizer.reset(widen(x))
+        if x.numel():
+            quantizer.reset(widen(x))
         return x
 
     return look

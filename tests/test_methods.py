@@ -18,6 +18,7 @@ from qbench.errors import UsageError
 from qbench.formats import FORMATS
 from qbench.plan import make_plan
 from qbench.registry import build, plugins
+from qbench.run import Batch
 from qbench.scales import ScaledQuantizer, absmax_scale, searched_scale
 from qbench.sweepfile import read_text
 
@@ -244,3 +245,42 @@ def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
 
 def test_methods_with_a_paper_that_tells_its_recipe_have_a_preset() -> None:
     assert {name for name, _ in PRESETS} == {"ewgs", "gdnsq", "lotion", "lsq"}
+
+
+ODD = {
+    "nothing": torch.zeros(0, 8),
+    "zeros": torch.zeros(4, 8),
+    "a constant": torch.full((4, 8), 3.0),
+    "an outlier": torch.tensor([[1e6, *[1.0] * 7]]),
+    "float16": torch.linspace(0, 2, 32).view(4, 8).half(),
+    "bfloat16": torch.linspace(0, 2, 32).view(4, 8).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", sorted(n for n in plugins("methods") if load_method(n).quantizes))
+def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
+    """In training and shipped, by the method's own rule for inputs; an empty batch can be computed with, and calibration passes it by."""
+    x = ODD[kind]
+    for fmt, unsigned in ((f, u) for f in ("int1", "int2", "int4", "fp4") for u in (True, False)):
+        site = Site("x.input", "activation", fmt, "tensor", (1, 8), unsigned)
+        if load_method(name)().unsupported(site):
+            continue
+        q = load_method(name)().quantizer(site)
+        assert q is not None
+        q.reset(x.float() if x.numel() else torch.rand(4, 8))
+        leaf = x.clone().requires_grad_()
+        y = q(leaf)
+        y.sum().backward()
+        shipped = q.eval()(x)
+        assert y.shape == x.shape and all(bool(torch.isfinite(t).all()) for t in (y, shipped, leaf.grad))  # type: ignore[arg-type]
+
+
+def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
+    config = Kit("ste", tmp_path).config("int2", activations="int4")
+    run = train.prepare(Assignment(config, tmp_path), Execution(), train.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    full, empty = run.problem.batch(-1), Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0)
+    run.calibrate([full])
+    alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
+    run.calibrate([empty, full, empty])
+    assert torch.equal(run.inputs["hidden"].size, alone)  # type: ignore[arg-type]
