@@ -104,6 +104,11 @@ class Method:
         assert not state, f"{self.name} saved {sorted(state)} and does not load it"
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether it learns from the network that the run started from, which a run from scratch does not have."""
+        return False
+
+    @property
     def params(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -203,7 +203,9 @@ class _Maker:
             return f"{task.name} has no activations to quantize"
         from qbench import train
 
-        question = canonical([config.method, config.method_params, config.task, config.task_params, config.size, *_names(config)])
+        question = canonical(
+            [config.method, config.method_params, config.start, config.task, config.task_params, config.size, *_names(config)]
+        )
         if question not in self.refusals:
             self.refusals[question] = train.refusal(config)
         return self.refusals[question]

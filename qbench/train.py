@@ -299,6 +299,8 @@ def sites(config: RunConfig) -> list[Site]:
 def refusal(config: RunConfig) -> str | None:
     """Why a method cannot run in this format, in a sentence; None if it can."""
     method: Method = registry.build("methods", config.method, config.method_params)
+    if method.needs_reference and config.start == "scratch":
+        return f"{method.name} is to imitate the network that a run starts from, and here every run starts from scratch"
     for site in sites(config):
         sentence = site.grouping.misfit(site.shape) if site.role == "weight" else None
         if sentence := sentence or method.unsupported(site):

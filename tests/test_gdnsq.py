@@ -22,7 +22,7 @@ from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import Run, attach, frozen_copy
 from qbench.task import Batch
-from qbench.train import one_step
+from qbench.train import one_step, refusal
 
 SHAPE = (4, 64)
 INTS = [f"int{bits}" for bits in range(1, 9)]
@@ -507,11 +507,11 @@ def test_the_distance_is_jeffreys_for_classes_and_squared_error_for_numbers() ->
     assert float(distance(student, student, classes)) == 0.0
 
 
-def test_distillation_from_scratch_is_refused_before_the_first_step() -> None:
-    config = Kit("ste", Path()).config("int4")
-    run = attach(ToyProblem(0, 64, torch.device("cpu")), GDNSQ(distill=True), config)
-    with pytest.raises(ValueError, match="distill = true imitates the network that a run started from"):
-        run.method.prepare(run, run.probe_batches(1))
+def test_distillation_from_scratch_is_skipped_with_a_sentence() -> None:
+    config = Kit("gdnsq", Path()).config("int4")
+    distilled = dataclasses.replace(config, method_params={**config.method_params, "distill": True})
+    assert refusal(config) is None and "starts from scratch" in str(refusal(distilled))
+    assert refusal(dataclasses.replace(distilled, start="fp:0.5")) is None
 
 
 def test_its_state_goes_on_where_it_was_saved() -> None:

@@ -89,6 +89,10 @@ class GDNSQ(Method):
             return f"gdnsq learns one range for a layer's input, not one by {site.granularity}"
         return None
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.distill
+
     def quantizer(self, site: Site) -> Quantizer:
         return InputNoise(site, self) if site.role == "activation" else WeightNoise(site, self)
 
@@ -96,10 +100,6 @@ class GDNSQ(Method):
         return {"bits": [p for q in noisy(run) for p in q.logarithms()]}
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
-        if self.distill and run.reference is None:
-            raise ValueError(
-                "distill = true imitates the network that a run started from, and this run starts from scratch: use start = fp"
-            )
         self.t, self.cooling, self.count = 0.0, 1.0, 1
         self.seen, self.now = torch.zeros(2, device=run.clock.device)  # D summed over the earlier steps, and in this one
         run.lr_scale["bits"] = 0.0
