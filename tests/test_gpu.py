@@ -1,0 +1,42 @@
+"""What only a GPU can show: `make gpu`. The same runs as on the CPU, compiled and in bf16, and the tables of `make bench` for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from qbench import registry
+from qbench.conformance import Kit
+from qbench.engines import Assignment, Execution
+from qbench.noise import key_of, uniform
+from qbench.train import run_one
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_on_the_gpu_passes_its_audit_and_scores_as_on_the_cpu(name: str, compiled: bool, tmp_path: Path) -> None:
+    config = Kit(name, tmp_path).config("int4")
+    here = run_one(Assignment(config, tmp_path / "cpu" / "1"))
+    there = run_one(Assignment(config, tmp_path / "gpu" / "1"), Execution(device="cuda", compile=compiled))
+    assert there["state"] == "ok" and there["audit"]["passed"], there["message"]
+    assert there["scores"]["packed"] == pytest.approx(here["scores"]["packed"], rel=0.25), (
+        "training magnifies rounding, but not to another result"
+    )
+
+
+def test_bf16_trains_with_float32_masters(tmp_path: Path) -> None:
+    config = Kit("ste", tmp_path).config("int4")
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, precision="bf16"))
+    result = run_one(Assignment(config, tmp_path / "1"), Execution(device="cuda"))
+    assert result["state"] == "ok" and result["audit"]["passed"] and result["scores"]["packed"] < 1.0, result["message"]
+
+
+def test_draws_are_the_same_on_every_device() -> None:
+    key, step = torch.tensor([[[key_of("a")]], [[key_of("b")]]]), torch.tensor(7)
+    assert torch.equal(uniform(key, step, (2, 33, 65)), uniform(key.cuda(), step.cuda(), (2, 33, 65)).cpu())
