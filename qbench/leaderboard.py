@@ -84,8 +84,9 @@ class _Section:
         self.notes: list[str] = []
         self.parts: dict[Place, Part] = {}
         self.rates: dict[Place, int] = {}
+        self.edges: dict[Place, str] = {}
         for place, part in _slices(rows):
-            self.parts[place], self.rates[place] = _best_rate(part, self.better)
+            self.parts[place], self.rates[place], self.edges[place] = _best_rate(part, self.better)
         self.scores = {place: _scores(part) for place, part in self.parts.items()}
         self.columns = sorted({column for _, column in self.parts if column >= 0})
         self.entrants = {n: data.entrants[n] for n in sorted({n for n, _ in self.parts})}
@@ -265,6 +266,12 @@ class _Section:
         each = "; ".join(f"{'–'.join(map(str, dict.fromkeys((c[0], c[-1]))))} for {', '.join(tried[c])}" for c in counts)
         unequal = f"unequal numbers of trials: {each}" if len(tried) > 1 or len(counts[0]) > 1 else f"{counts[0][0]} for everyone"
         self._note(f"learning rates: the best on validation, of {unequal}")
+        edges: dict[str, set[str]] = {}
+        for (n, _), edge in self.edges.items():
+            if edge:
+                edges.setdefault(edge, set()).add(self.entrants[n].label)
+        for edge, labels in sorted(edges.items()):
+            self._note(f"best at the {edge} rate tried, so another might be better: {', '.join(sorted(labels))}")
 
     def _title(self) -> str:
         task = self.identity["task"]
@@ -305,11 +312,11 @@ def _slices(rows: Part) -> list[tuple[Place, Part]]:
     return [((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()}) for i, j in zip(starts, ends, strict=True)]
 
 
-def _best_rate(part: Part, better: str) -> tuple[Part, int]:
-    """The runs at the learning rate with the fewest failures and the best validation; and how many rates there were."""
+def _best_rate(part: Part, better: str) -> tuple[Part, int, str]:
+    """The runs at the learning rate with the fewest failures and the best validation; how many rates there were; and which end of them it is."""
     rates = np.unique(_finite(part["lr"]))
     if len(rates) < 2:
-        return part, 1
+        return part, 1, ""
 
     def merit(rate: float) -> tuple[float, float, float]:
         here = part["lr"] == rate
@@ -317,8 +324,10 @@ def _best_rate(part: Part, better: str) -> tuple[Part, int]:
         worst = np.inf if validation is None else -validation if better == "higher" else validation
         return (float(np.mean(~part["good"][here])), worst, rate)
 
-    chosen = part["lr"] == min(rates, key=merit)
-    return {name: column[chosen] for name, column in part.items()}, len(rates)
+    best = min(rates, key=merit)
+    chosen = part["lr"] == best
+    edge = "smallest" if best == rates[0] else "largest" if best == rates[-1] else ""
+    return {name: column[chosen] for name, column in part.items()}, len(rates), edge
 
 
 def _scores(part: Part) -> dict[int, float]:
