@@ -328,6 +328,8 @@ def test_equal_trials_and_rates_in_recipes() -> None:
             for part in (FP, RTN, STE) for lr in (0.1, 0.01)]  # fmt: skip
     got = section(*both)
     assert "learning rates: the best on validation, of 2 for everyone" in got.notes
+    assert {c.lr for r in got.rows for c in r.cells} == {0.01}
+    assert not any("learning rates" in note for note in section(FP, RTN, STE).notes)
 
 
 @pytest.mark.parametrize(("best", "says"), [(0.001, "smallest"), (0.003, None), (0.01, "largest")])
@@ -335,8 +337,6 @@ def test_a_best_rate_at_the_end_of_those_tried_is_told(best: float, says: str | 
     tried = [runs("ste", "int4", [0.13 + (lr != best) * 0.01] * 3, lr=lr) for lr in (0.001, 0.003, 0.01)]
     notes = [n for n in section(FP, RTN, *tried).notes if n.startswith("best at the")]
     assert notes == ([] if says is None else [f"best at the {says} rate tried, so another might be better: ste"])
-    assert {c.lr for r in got.rows for c in r.cells} == {0.01}
-    assert not any("learning rates" in note for note in section(FP, RTN, STE).notes)
 
 
 # ---- sections and labels ----
