@@ -187,6 +187,25 @@ def print_run(key: str, results: Path, form: str | None) -> None:
 
 
 @cli.command()
+@click.argument("one")
+@click.argument("other")
+@click.option("--board", help="The board to look at; the latest by default.")
+@results_option
+@json_option
+def compare(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
+    """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
+    from qbench.frames import Results
+    from qbench.plaintext import comparison
+
+    found = Results(results).compare(one, other, board)
+    if as_json:
+        emit([c.to_json() for c in found])
+    else:
+        click.echo("\n".join([f"{one} − {other}", *map(comparison, found)] if found else [f"{one} and {other} have no format in common"]))
+    return 0
+
+
+@cli.command()
 @json_option
 def methods(as_json: bool) -> int:
     """The registered methods with version, paper, provenance and hyper-parameters."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from qbench.board import Board
+    from qbench.compare import Comparison
 
 ASKED = "entries e JOIN cells c USING (board, cell)"
 LATEST = "ORDER BY made DESC, board"
@@ -86,11 +87,23 @@ class Results:
         """A board by name, or the latest."""
         from qbench.leaderboard import build
 
+        title, runs, planned, defaults, track = self._parts(name)
+        return build(runs, planned=planned, defaults=defaults, title=title, track=track)
+
+    def compare(self, one: str, other: str, board: str | None = None) -> list[Comparison]:
+        """Two entrants of a board by their labels, section by section, paired by seed."""
+        from qbench.compare import compare
+        from qbench.leaderboard import section_makers
+
+        _, runs, planned, defaults, track = self._parts(board)
+        return compare(section_makers(runs, planned, defaults, track=track)[1], one, other)
+
+    def _parts(self, name: str | None) -> tuple[str, Table, Table, dict[str, Any], str]:
+        """What a board is made of: its title, its runs, what it lacks, the default parameters and its track."""
         with view(self.folder) as connection:
             name = self._known(connection, name)
             title, defaults, track = connection.execute("SELECT title, defaults, track FROM boards WHERE board = ?", [name]).fetchall()[0]
-            runs, planned = finished(connection, name), missing(connection, name)
-        return build(runs, planned=planned, defaults=json.loads(defaults), title=title or name, track=track)
+            return title or name, finished(connection, name), missing(connection, name), json.loads(defaults), track
 
     def board_name(self, name: str | None) -> str:
         """The name of a board that is known, or of the latest."""

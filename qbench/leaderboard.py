@@ -53,17 +53,29 @@ def build(
     entrant of its method that has them all. `minimum_effect` is by task; without one it is the metric's own, or a unit of the last digit
     that the metric prints. In the track `as-published` entrants of different recipes and starts share a section.
     """
+    data, makers = section_makers(runs, planned, defaults, (reference, control), minimum_effect, track)
+    return Board(title, tuple(maker.build() for maker in makers), tuple(data.notes), len(data.rows["key"]))
+
+
+def section_makers(
+    runs: pd.DataFrame | Table,
+    planned: pd.DataFrame | Table | None,
+    defaults: Defaults | None,
+    controls: tuple[str, str] = (REFERENCE, CONTROL),
+    minimum_effect: Mapping[str, float] | None = None,
+    track: str = "fair",
+) -> tuple[Tidy, list[SectionMaker]]:
+    """The sections of a board, each with the scores of its cells at their best learning rates."""
     data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
     parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]
-    builders = [
-        _Section(data, identity, part, (reference, control), minimum_effect or {}, defaults or {})
+    return data, [
+        SectionMaker(data, identity, part, controls, minimum_effect or {}, defaults or {})
         for identity, part in zip(data.sections, parts, strict=True)
     ]
-    return Board(title, tuple(builder.build() for builder in builders), tuple(data.notes), len(data.rows["key"]))
 
 
-class _Section:
+class SectionMaker:
     """One section, while it is put together."""
 
     def __init__(
@@ -107,7 +119,7 @@ class _Section:
         return Section(
             task=self.identity["task"],
             size=self.identity["size"],
-            title=self._title(),
+            title=self.title(),
             setting=self._setting(),
             metric=self.metric,
             unit=self.unit,
@@ -273,7 +285,7 @@ class _Section:
         for edge, labels in sorted(edges.items()):
             self._note(f"best at the {edge} rate tried, so another might be better: {', '.join(sorted(labels))}")
 
-    def _title(self) -> str:
+    def title(self) -> str:
         task = self.identity["task"]
         peers = [parameters(s["task_params"]) for s in self.data.sections if s["task"] == task]
         other = unusual(parameters(self.identity["task_params"]), self.defaults.get(task), peers)

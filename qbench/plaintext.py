@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,23 @@ from qbench.table import TEXT
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qbench.compare import Comparison
+
 DITTO = '"'
 NONE = "–"
 
 
 # ---- words ----
+
+
+def comparison(c: Comparison) -> str:
+    """Two lines: where, and the difference with its verdict."""
+    d, digits = c.difference, max(0, 1 - math.floor(math.log10(c.minimum_effect)))
+    interval = "" if d.low is None or d.high is None else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+    p = "" if c.p is None else f", p = {c.p:.2g}"
+    left_out = f", {c.dropped} left out" if c.dropped else ""
+    where = f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; {c.seeds} seeds{left_out}"
+    return text.plain(where) + f"\n  {d.value:+.{digits}f}{interval}{p}: {text.plain(c.verdict)}"
 
 
 def score(cell: Cell, digits: int) -> str:

@@ -187,6 +187,14 @@ def test_one_run_whole(qbench: Qbench, swept: Path) -> None:
     assert json.loads(qbench("show", key, "--json", "--results", swept)[1])["spec"]["task"] == "toy"
 
 
+def test_two_entrants_are_compared(qbench: Qbench, swept: Path) -> None:
+    code, out, _ = qbench("compare", "ste", "rtn", "--results", swept)
+    assert code == 0 and out.startswith("ste − rtn\ntoy/xs: loss, lower is better; int2; 2 seeds\n")
+    (found,) = json.loads(qbench("compare", "ste", "rtn", "--board", "small", "--json", "--results", swept)[1])
+    assert found["seeds"] == 2 and found["verdict"]
+    assert qbench("compare", "ste", "rtm", "--results", swept)[::2] == (2, "qbench: unknown entrant 'rtm'; did you mean rtn?\n")
+
+
 def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
     code, out, _ = qbench("reproduce", key[:10], "--results", swept)

@@ -1,0 +1,114 @@
+"""Two entrants beside each other: paired by seed, section by section, with a verdict in words.
+
+The unit is the seed: the mean of a seed's scores over the formats that both entrants have, so formats that share their seeds are not counted
+as if they were independent. Sections are corrected for one another by Holm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qbench import stats
+from qbench.errors import UsageError, unknown
+from qbench.leaderboard import SectionMaker
+from qbench.stats import CONFIDENCE, Estimate
+
+ALPHA = 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A − B in one section."""
+
+    section: str
+    metric: str
+    better: str
+    formats: tuple[str, ...]
+    seeds: int
+    dropped: int
+    """Seeds that only one of the two has whole."""
+    difference: Estimate
+    p: float | None
+    """Two-sided, corrected for the other sections."""
+    minimum_effect: float
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
+    """Every section that has both entrants, by their labels."""
+    labels = {e.label for maker in makers for e in maker.entrants.values()}
+    for label in (a, b):
+        if label not in labels:
+            raise unknown("entrant", label, labels)
+    if a == b:
+        raise UsageError(f"{a!r} is compared with itself: name two entrants")
+    pairs = [(maker, *found) for maker in makers if (found := paired(maker, a, b)) is not None]
+    tests = [stats.paired_test(one, other) for _, _, one, other, _ in pairs]
+    known = [test.p for test in tests if test.p is not None]
+    corrected = iter(stats.holm(known))
+    return [
+        judged(maker, (a, b), formats, test, None if test.p is None else next(corrected), dropped)
+        for (maker, formats, _, _, dropped), test in zip(pairs, tests, strict=True)
+    ]
+
+
+def paired(maker: SectionMaker, a: str, b: str) -> tuple[tuple[str, ...], dict[int, float], dict[int, float], int] | None:
+    """The formats that both have, the mean over them by seed for each, and how many seeds are left out; None where there is nothing in common."""
+    one, other = columns(maker, a), columns(maker, b)
+    shared = sorted(one.keys() & other.keys())
+    if not shared:
+        return None
+    means = [mean_by_seed([scores[column] for column in shared]) for scores in (one, other)]
+    seeds = means[0].keys() & means[1].keys()
+    asked = {seed for scores in (one, other) for column in shared for seed in scores[column]}
+    formats = tuple(maker.data.columns[column] if column >= 0 else "fp32" for column in shared)
+    return formats, *({s: mean[s] for s in sorted(seeds)} for mean in means), len(asked - seeds)  # type: ignore[return-value]
+
+
+def columns(maker: SectionMaker, label: str) -> Mapping[int, Mapping[int, float]]:
+    """An entrant's scores by column and seed; full precision has the same in every column."""
+    found: dict[int, Mapping[int, float]] = {}
+    for (n, column), scores in maker.scores.items():
+        if maker.entrants[n].label == label:
+            found |= dict.fromkeys(maker.columns, scores) if column < 0 else {column: scores}
+    return found
+
+
+def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
+    seeds = set.intersection(*map(set, cells))
+    return {seed: float(np.mean([cell[seed] for cell in cells])) for seed in seeds}
+
+
+def judged(
+    maker: SectionMaker, names: tuple[str, str], formats: tuple[str, ...], test: stats.Paired, p: float | None, dropped: int
+) -> Comparison:
+    verdict = " ".join(words(maker, names, test, p))
+    d = test.difference
+    return Comparison(
+        maker.title(), maker.metric, maker.better, formats, test.seeds, dropped, d, p, maker.effect, verdict,
+    )  # fmt: skip
+
+
+def words(maker: SectionMaker, names: tuple[str, str], test: stats.Paired, p: float | None) -> Iterator[str]:
+    """What may be said, and no more."""
+    a, b = names
+    d = test.difference.value
+    if test.seeds < 2:
+        yield f"nothing can be said: {test.seeds} shared seed{'s' * (test.seeds != 1)}, and it takes two"
+    elif p is None:
+        yield "the same in every seed" if d == 0 else "they differ by the same amount in every seed, so nothing is known of its spread"
+    elif p >= ALPHA:
+        yield f"they cannot be told apart over {test.seeds} seeds"
+    else:
+        first = (d > 0) == (maker.better == "higher")
+        yield f"{a if first else b} is better than {b if first else a}"
+        if abs(d) < maker.effect:
+            yield f"but by less than anybody should care about ({maker.effect:g})"
