@@ -311,6 +311,17 @@ def new_method(name: str, folder: Path | None, as_json: bool) -> int:
     return 0
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes qbench's words in SHELL: eval "$(qbench completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(cli, {}, "qbench", "_QBENCH_COMPLETE").source())
+
+
 @cli.group(cls=Commands)
 def db() -> None:
     """The store: an index of the run folders, which can always be made again from them."""

@@ -230,6 +230,19 @@ def test_doctor_looks_at_the_machine(qbench: Qbench) -> None:
     }
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script(qbench: Qbench, shell: str) -> None:
+    code, out, _ = qbench("completion", shell)
+    assert code == 0 and f"_QBENCH_COMPLETE={shell}_complete" in out.replace(" ", "")
+
+
+def test_completion_completes() -> None:
+    env = {**os.environ, "_QBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "qbench comp", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'qbench'; from qbench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert {line.split(",")[1] for line in done.stdout.split()} == {"compare", "completion"}, done.stderr
+
+
 def test_check_prints_a_line_a_check(qbench: Qbench) -> None:
     code, out, _ = qbench("check", "RTN", "--quick")
     assert code == 0 and re.search(r"RTN: \d+ passed, 0 failed", out) and "FAILED" not in out
