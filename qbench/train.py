@@ -247,6 +247,7 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
 def compile_parts(run: Run) -> None:
     """The model and each quantizer as graphs of their own: what the loop calls stays what it is.
 
+    Never with dynamic sizes: the compiler would take levels for sizes too, and was seen to round wrongly then.
     A graph is made for each shape of weights, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS

@@ -139,12 +139,12 @@ def test_an_interrupt_does_not_reach_the_work(engine: LocalEngine, tmp_path: Pat
 @pytest.mark.parametrize("role", ["stall", "frozen"])
 def test_silence_is_the_end(engine: LocalEngine, tmp_path: Path, role: str) -> None:
     """Even where the worker holds the interpreter's lock, so that none of its threads can run."""
-    ended = how_it_ends(engine, tmp_path, role, silence_s=0.5)
+    ended = how_it_ends(engine, tmp_path, role, silence_s=2)
     assert ended == {"exitcode": -signal.SIGTERM, "hung": True}
 
 
 def test_who_is_deaf_to_a_polite_request_is_killed(engine: LocalEngine, tmp_path: Path) -> None:
-    assert how_it_ends(engine, tmp_path, "deaf", silence_s=0.5) == {"exitcode": -signal.SIGKILL, "hung": True}
+    assert how_it_ends(engine, tmp_path, "deaf", silence_s=4) == {"exitcode": -signal.SIGKILL, "hung": True}
 
 
 def test_late_is_late_however_lively(engine: LocalEngine, tmp_path: Path) -> None:

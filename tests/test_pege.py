@@ -355,7 +355,7 @@ def test_compiled_it_keeps_its_gradient() -> None:
     leaf = x.clone().requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
-        compiled = torch.compile(q)
+        compiled = torch.compile(q, dynamic=False)
         for step in range(2):
             q.step.fill_(step)
             leaf.grad = None
