@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on bit for bit.
 
 Batches and draws are functions of indices, so the data position is the step and there is no generator of ours to save;
-torch's own is kept for the sake of a method that draws from it.
+torch's own (that of the CPU) is kept for the sake of a method that draws from it. Only the code, the torch and the kind of device that made
+a checkpoint go on from it: a run of two minds would have one name.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from typing import Any
 
 import torch
 
+from qbench.environment import commit
 from qbench.record import write_atomically
 from qbench.run import Run
 
 
-def save(run: Run, step: int, path: Path) -> None:
-    """`step` is the next one to be taken."""
+def made_by(device: torch.device) -> list[str]:
+    return [str(commit()["commit"]), str(torch.__version__), device.type]
+
+
+def save(run: Run, step: int, seconds: float, path: Path) -> None:
+    """`step` is the next one to be taken, `seconds` what the steps before it took."""
     assert run.optimizer is not None
     buffer = io.BytesIO()
     state = {
+        "made_by": made_by(run.clock.device),
         "step": step,
+        "seconds": seconds,
         "model": run.model.state_dict(),
         "quantizers": [q.state_dict() for q in run.quantizers()],
         "optimizer": run.optimizer.state_dict(),
@@ -34,11 +42,12 @@ def save(run: Run, step: int, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(run: Run, path: Path) -> int:
-    """Put a run where the checkpoint left it; returns the step to take next."""
+def load(run: Run, path: Path) -> tuple[int, float]:
+    """Put a run where the checkpoint left it; returns the step to take next and the seconds that went before. (0, 0) where it is another code's."""
     assert run.optimizer is not None
-    device = next(run.model.parameters()).device
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location=run.clock.device, weights_only=True)
+    if state["made_by"] != made_by(run.clock.device):
+        return 0, 0.0
     run.model.load_state_dict(state["model"])
     for quantizer, saved in zip(run.quantizers(), state["quantizers"], strict=True):
         quantizer.load_state_dict(saved)
@@ -48,4 +57,4 @@ def load(run: Run, path: Path) -> int:
     torch.set_rng_state(state["generator"].cpu())
     if run.reference is not None:
         run.reference.load_state_dict(state["reference"])
-    return int(state["step"])
+    return int(state["step"]), float(state["seconds"])

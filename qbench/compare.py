@@ -39,7 +39,8 @@ class Comparison:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        return found if self.seeds else {**found, "difference": None}
 
 
 def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:

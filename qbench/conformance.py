@@ -156,7 +156,8 @@ class Kit:
         base = None
         if config.base is not None:
             after = registry.build("methods", config.method, config.method_params).after
-            base = self.run(self.config("int4", method=after, steps=config.recipe.steps))[1]
+            assert config.weights is not None
+            base = self.run(self.config(config.weights.format, config.weights.granularity, method=after, steps=config.recipe.steps))[1]
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / "1"
         found = train.run_one(Assignment(config, folder, resume, base), execution), folder
         self.done.setdefault(config.key, found)

@@ -20,7 +20,21 @@ from qbench.record import Attempt, latest
 from qbench.train import metric_of, run_one
 
 Verdict = Literal["same", "within tolerance", "different"]
-MATTERS = ("qbench", "commit", "dirty", "torch", "numpy", "python", "platform", "cpu", "device", "device_name", "threads")
+MATTERS = (
+    "qbench",
+    "commit",
+    "dirty",
+    "torch",
+    "numpy",
+    "python",
+    "platform",
+    "cpu",
+    "device",
+    "device_name",
+    "threads",
+    "accumulate",
+    "compiled",
+)
 """What of an environment can move a score."""
 
 
@@ -47,17 +61,19 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
     if record["result"] is None or record["spec"] is None:
         raise QbenchError(f"run {record['key']} has no result to compare with; qbench sweep finishes it")
     config = RunConfig.from_json(record["spec"])
-    execution, before = Execution(device=device), torch.get_num_threads()
-    torch.set_num_threads((record["env"] or {}).get("threads") or before)
+    was, before = record["env"] or {}, torch.get_num_threads()
+    execution = Execution(device=device, compile=was.get("compiled"), accumulate=was.get("accumulate") or 1)
+    torch.set_num_threads(was.get("threads") or before)
     try:
         with tempfile.TemporaryDirectory(prefix="qbench-reproduce-") as scratch:
             result = make(results, config, Path(scratch), execution)
             environment = Attempt(Path(scratch) / config.key / "1").read("env")
     finally:
         torch.set_num_threads(before)
-    tolerance = metric_of(config).effect or 0.0
+    metric = metric_of(config)
+    tolerance = 10.0**-metric.digits if metric.effect is None else metric.effect
     verdict = compare(record["result"], result, tolerance)
-    differences = differing(record["env"] or {}, environment or {})
+    differences = differing(was, environment or {})
     return Reproduction(config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences)
 
 

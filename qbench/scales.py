@@ -143,7 +143,8 @@ class InputRange(Quantizer):
         self.size.zero_()
 
     def reset(self, x: Tensor) -> None:
-        self.size.copy_(torch.maximum(self.size, absmax_scale(x.detach(), self.site, self.levels)))
+        scale = torch.where(x.detach().any(), absmax_scale(x.detach(), self.site, self.levels), 0.0)  # a batch of zeros has no say
+        self.size.copy_(torch.maximum(self.size, scale))
 
     def grid(self, x: Tensor) -> Grid:
         return Grid(self.levels, self.site.grouping, torch.where(self.size > 0, self.size, 1.0))

@@ -6,7 +6,6 @@ in full precision, and the mean and deviation over randomised roundings.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,8 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
 
     scores = {"packed": packed, "validation": validation, "simulated": simulated, "latent": latent}
     if roundings:
-        scores |= {"rr_mean": statistics.fmean(roundings), "rr_std": statistics.stdev(roundings)}
+        drawn = torch.tensor(roundings, dtype=torch.float64)  # may hold what is not finite, which the module statistics does not bear
+        scores |= {"rr_mean": float(drawn.mean()), "rr_std": float(drawn.std())}
     values, kinds = finite(scores)
     return {
         "scores": {**values, "rr_count": len(roundings)},

@@ -69,7 +69,8 @@ def tidy(
             "as published: every entrant keeps the recipe of its own paper, so the differences are of recipes as much as of methods"
         )
     section, sections = _number(table, SECTION)
-    entrant, pairs = _number(table, ("method", "params"))
+    # In a track of their own recipes two entrants may share method and parameters: what the sweep calls them tells them apart.
+    entrant, pairs = _number(table, ("method", "params", "label") if own else ("method", "params"))
     column, formats = _number(table, FORMAT)
     full = np.array([not f["weights_format"] and not f["act_format"] for f in formats], dtype=bool)
     entrants = _entrants(pairs, table, entrant, full[column], defaults or {})

@@ -39,6 +39,7 @@ CURVE_POINTS = 100
 EVALUATIONS = 4
 CALIBRATION_BATCHES = 4
 GRAPHS = 256
+SIGN_OF_LIFE_S = 30.0
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -61,12 +62,13 @@ def one_step(run: Run, recipe: Recipe, step: int) -> tuple[dict[str, Tensor], Te
 
 
 def train(
-    run: Run, recipe: Recipe, attempt: Attempt, execution: Execution, report: Report, first: int = 0
+    run: Run, recipe: Recipe, attempt: Attempt, execution: Execution, report: Report, first: int = 0, before_s: float = 0.0
 ) -> tuple[Stopwatch, dict[str, float]]:
-    """Train from step `first` to the end of the budget. Returns the step times and the last loss by terms."""
-    watch, began = Stopwatch(next(run.model.parameters()).device), time.monotonic()
+    """Train from step `first`, before which `before_s` seconds went, to the end of the budget. Returns step times and the last loss by terms."""
+    watch, began = Stopwatch(next(run.model.parameters()).device), time.monotonic() - before_s
     every, validate_every = max(1, recipe.steps // CURVE_POINTS), max(1, recipe.steps // EVALUATIONS)
-    saved, values = began, {}
+    saved = reported = time.monotonic()
+    values, loss = {}, None
     run.model.train()
     watch.mark()
     with open(attempt.curve, "a", encoding="utf-8") as curve:
@@ -89,12 +91,16 @@ def train(
                     **line,
                 )
                 report({"step": done, "steps": recipe.steps, "loss": loss})
+                reported = time.monotonic()
                 if not torch.isfinite(torch.tensor(loss)):
                     raise Diverged(f"the loss is {loss} at step {done} of {recipe.steps}")
                 watch.skip()
                 watch.mark()
+            if time.monotonic() - reported > SIGN_OF_LIFE_S:
+                report({"step": done, "steps": recipe.steps, "loss": loss})
+                reported = time.monotonic()
             if time.monotonic() - saved > execution.checkpoint_s and done < recipe.steps:
-                checkpoint.save(run, done, attempt.checkpoint)
+                checkpoint.save(run, done, time.monotonic() - began, attempt.checkpoint)
                 saved = time.monotonic()
                 watch.skip()
                 watch.mark()
@@ -178,18 +184,28 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
     config, recipe = assignment.config, assignment.config.recipe
     start = time.perf_counter()
     device = device_named(execution.device)
-    attempt.write("env", {**environment(), "device": device.type, "device_name": device_name(device), "threads": torch.get_num_threads()})
+    attempt.write(
+        "env",
+        {
+            **environment(),
+            "device": device.type,
+            "device_name": device_name(device),
+            "threads": torch.get_num_threads(),
+            "accumulate": execution.accumulate,
+            "compiled": compiles(execution, device),
+        },
+    )
     with blame("data"):
         task, problem = open_problem(config, device)
         yield "metric", vars(task.metric)
     with blame("plugin"):
         run = prepare(assignment, execution, problem, device)
-    first = resume(run, assignment, attempt)
+    first, before_s = resume(run, assignment, attempt)
     built = time.perf_counter()
     watch = Stopwatch(device)
     with blame("plugin"):
         if run.optimizer is not None:
-            watch, terms = train(run, recipe, attempt, execution, report, first)
+            watch, terms = train(run, recipe, attempt, execution, report, first, before_s)
             yield "train", {"steps": recipe.steps, "final_loss": finite({"x": sum(terms.values())})[0]["x"], "terms": finite(terms)[0]}
         run.begin(recipe.steps)
         run.method.finalize(run, run.probe_batches(CALIBRATION_BATCHES))
@@ -198,7 +214,7 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
     with blame("eval"):
         yield from score(run, config, task.metric, attempt.export).items()
     scored = time.perf_counter()
-    yield "cost", cost(watch, problem, recipe, device, built - start, trained - built, scored - trained)
+    yield "cost", cost(watch, problem, recipe, device, built - start, trained - built + before_s, scored - trained)
 
 
 def now() -> str:
@@ -239,9 +255,14 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
     groups = parameter_groups(run, recipe)
     run.optimizer = make_optimizer(groups, recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    if execution.compile if execution.compile is not None else device.type == "cuda":
+    torch.backends.cudnn.allow_tf32 = recipe.precision != "float32"
+    if compiles(execution, device):
         compile_parts(run)
     return run
+
+
+def compiles(execution: Execution, device: torch.device) -> bool:
+    return device.type == "cuda" if execution.compile is None else execution.compile
 
 
 def compile_parts(run: Run) -> None:
@@ -256,15 +277,15 @@ def compile_parts(run: Run) -> None:
         bundle.call = torch.compile(bundle.quantizer, dynamic=False)
 
 
-def resume(run: Run, assignment: Assignment, attempt: Attempt) -> int:
-    """Go on from an earlier attempt's checkpoint, if there is one that can be read. Returns the first step to take."""
+def resume(run: Run, assignment: Assignment, attempt: Attempt) -> tuple[int, float]:
+    """Go on from an earlier attempt's checkpoint, if there is one. Returns the first step to take, and the seconds that those before it took."""
     earlier = Attempt(assignment.resume) if assignment.resume else None
     if run.optimizer is None or earlier is None or not earlier.checkpoint.exists():
-        return 0
-    first = checkpoint.load(run, earlier.checkpoint)
+        return 0, 0.0
+    first, seconds = checkpoint.load(run, earlier.checkpoint)
     lines = [line for line in earlier.curve.read_text().splitlines(keepends=True) if line.endswith("\n")]
     attempt.curve.write_text("".join(line for line in lines if json.loads(line)["step"] <= first))
-    return first
+    return first, seconds
 
 
 def cost(

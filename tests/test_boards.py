@@ -10,8 +10,8 @@ import pytest
 
 from qbench.catalogue import defaults
 from qbench.leaderboard import build
-from qbench.plan import Plan, make_plan
 from qbench.plaintext import read_runs_csv, to_csv
+from qbench.plan import Plan, make_plan
 from qbench.registry import load
 from qbench.sweepfile import read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -73,6 +74,11 @@ def test_nothing_in_common_is_nothing_and_wrong_names_are_one_line() -> None:
     for a, b, says in (("ste", "lotoin", "did you mean lotion"), ("ste", "ste", "compared with itself")):
         with pytest.raises(UsageError, match=says):
             compared(a, b, FP, STE, runs("lotion", "int2", [0.2]))
+
+
+def test_no_seed_in_common_is_json_too() -> None:
+    (c,) = compared("ste", "lotion", FP, STE, [{**r, "seed": 9} for r in runs("lotion", "int2", [0.2])])
+    assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None and "0 shared seeds" in c.verdict
 
 
 def test_numbers_are_printed_to_a_tenth_of_the_minimum_effect() -> None:

@@ -33,7 +33,23 @@ LIGHT = (
     "schema",
 )
 """Modules that must not bring in torch; with those below, nor anything that they import."""
-LIGHT += ("stats", "store", "table", "compare", "sweep", "sweepfile", "standing", "text", "tidy", "upkeep", "plan", "board", "listing", "catalogue", "scaffold")
+LIGHT += (
+    "stats",
+    "store",
+    "table",
+    "compare",
+    "sweep",
+    "sweepfile",
+    "standing",
+    "text",
+    "tidy",
+    "upkeep",
+    "plan",
+    "board",
+    "listing",
+    "catalogue",
+    "scaffold",
+)
 
 
 def name_of(file: Path) -> str:

@@ -60,6 +60,12 @@ def test_recipes_of_their_own_share_a_section_only_as_published() -> None:
     assert any("as published" in note for note in board.notes)
 
 
+def test_a_published_recipe_and_the_plain_entry_of_one_method_are_two_rows() -> None:
+    own = runs("ste", "int4", [0.6, 0.61, 0.62], recipe='{"optimizer": "sgd"}', label="ste as published (x)")
+    (found,) = build(FP, RTN, [{**r, "label": "ste"} for r in STE], own, track="as-published").sections
+    assert {r.entrant: r.cells[0].seeds for r in found.rows if r.method == "ste"} == {"ste": 3, "ste as published (x)": 3}
+
+
 # ---- numbers ----
 
 

@@ -516,9 +516,9 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     for step in range(6):
         one_step(whole, cfg.recipe, step)
         if step == 2:
-            checkpoint.save(whole, 3, tmp_path / "state")
+            checkpoint.save(whole, 3, 1.5, tmp_path / "state")
     again = start(cfg, tmp_path)
-    for step in range(checkpoint.load(again, tmp_path / "state"), 6):
+    for step in range(checkpoint.load(again, tmp_path / "state")[0], 6):
         one_step(again, cfg.recipe, step)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     averages = [run.method.state_dict()["average"] for run in (whole, again)]

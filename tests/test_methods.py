@@ -284,3 +284,12 @@ def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
     alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
     run.calibrate([empty, full, empty])
     assert torch.equal(run.inputs["hidden"].size, alone)  # type: ignore[arg-type]
+
+
+def test_a_batch_of_zeros_has_no_say_in_a_range() -> None:
+    q = quantizer("ste", "int4", role="activation", unsigned=True)
+    small = torch.rand(4, 16) / 100
+    q.reset(small)
+    alone = q.grid(small).scale.clone()
+    q.reset(torch.zeros(4, 16))
+    assert torch.equal(q.grid(small).scale, alone) and float(alone) < 0.01

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from qbench import registry, schedule
+from qbench import checkpoint, registry, schedule
 from qbench.config import RunConfig
 from qbench.conformance import Kit, Toy, ToyProblem
 from qbench.engines import Assignment, Execution
@@ -49,6 +49,36 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
     assert [line["step"] for line in curve if line["val"] is not None] == [15, 30, 45, 60]
     assert result["size"]["bits_per_weight"] == 2 + 32 * 128 / 5120 and result["audit"]["passed"]
     assert result["cost"]["step_s_median"] > 0 and attempts(kit.folder, config.key) == [attempt]
+
+
+def test_a_score_that_is_not_finite_is_recorded_as_such(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after randomised rounding, where a mean and a deviation are taken."""
+    scored = ToyProblem.score
+    monkeypatch.setattr(ToyProblem, "score", lambda self, model, split: dict.fromkeys(scored(self, model, split), math.inf))
+    result, _ = train(kit.config("int4", steps=4), kit.folder)
+    assert result["state"] == "ok" and result["scores"]["packed"] is None and result["scores"]["rr_mean"] is None
+    assert result["kinds"]["packed"] == "inf" and set(result["kinds"]) >= {"rr_mean", "rr_std"}
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(BaseException):
+        pass
+
+    def cut(progress: dict[str, Any]) -> None:
+        if progress["step"] > 30:
+            raise Cut
+
+    config, attempt = kit.config("int4"), new_attempt(kit.folder, kit.config("int4").key)
+    with contextlib.suppress(Cut):
+        run_one(Assignment(config, attempt.folder), Execution(checkpoint_s=0), cut)
+    assert attempt.checkpoint.exists()
+    resumed, folder = train(config, kit.folder, resume=attempt.folder)
+    first = [json.loads(line)["seconds"] for line in folder.curve.read_text().splitlines()]
+    assert first == sorted(first) and resumed["cost"]["train_s"] >= first[29], "what went before is counted"
+    steps: list[int] = []
+    monkeypatch.setattr(checkpoint, "made_by", lambda device: ["other code"])
+    run_one(Assignment(config, new_attempt(kit.folder, config.key).folder, resume=attempt.folder), report=lambda p: steps.append(p["step"]))
+    assert steps[0] == 1
 
 
 def test_micro_batches_give_the_same_gradient(kit: Kit) -> None:

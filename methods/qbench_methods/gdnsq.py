@@ -144,8 +144,9 @@ class GDNSQ(Method):
 
     def metrics(self, run: Run) -> dict[str, float]:
         with torch.no_grad():
-            worst = {q.site.role: q.bits(x).amax() for q, x in tensors(run)}
-        return {"t": self.t, "forced": self.unmet(run)} | {f"bits_{role}": float(bits) for role, bits in worst.items()}
+            bits = [(q.site.role, float(q.bits(x).amax())) for q, x in tensors(run)]
+        worst = {f"bits_{role}": max(b for r, b in bits if r == role) for role, _ in bits}
+        return {"t": self.t, "forced": self.unmet(run), **worst}
 
     def state_dict(self) -> dict[str, Any]:
         return {"t": self.t, "cooling": self.cooling, "seen": self.seen}
