@@ -268,6 +268,29 @@ def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
     assert len(seen) == 3 and all(float(q.rate) == (schedule == "full") for q in run.quantizers())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fmt", ["int1", "int2", "int4"])
+@pytest.mark.parametrize("base", ["absmax", "mse", "hessian"])
+def test_kappa_is_measured_on_the_weights_as_they_are(base: Any, fmt: str) -> None:
+    """Not on clipped ones, from which another grid would follow."""
+    run = attached(PEGE(kappa=0.3, base=base), weights=fmt)
+    batch = run.problem.batch(0)
+    run.begin(0)
+    run.method.before_step(run, batch)
+    used: list[tuple[Any, Tensor, Tensor]] = []
+    for bundle in run.bundles:
+        weights = bundle.stack().detach()
+        grid = bundle.quantizer.grid(weights)
+        for index, layer in enumerate(bundle.layers):
+            scale, x = grid[index].scale, weights[index]
+            layer.used = x.clamp(grid.levels.low * scale, grid.levels.high * scale).requires_grad_()
+            error = (layer.used.detach() - grid[index].snap(x)) / scale
+            used.append((layer, error * bundle.quantizer.error_weight[index], scale))  # type: ignore[index, operator]
+    run.problem.loss(run.model(batch.inputs), batch).backward()
+    for layer, pull, scale in used:
+        realised = pull.square().mean().sqrt() / (scale * layer.used.grad).square().mean().sqrt()
+        assert float(realised) == pytest.approx(0.3, rel=1e-3)
+
+
 @pytest.mark.parametrize("schedule", ["log", "full"])
 def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
     run = attached(PEGE(schedule=schedule), task="linreg", steps=100)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from qbench.formats import Site
-from qbench.grid import Grid
+from qbench.grid import Grid, widen
 from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.rounding import straight_through
@@ -40,6 +40,7 @@ class PEGE(Method):
     """Replace ever more elements by their levels, and pull the replaced ones towards them."""
 
     name = "pege"
+    version = 2
     title = "Progressive element-wise gradient estimation"
     paper = "arXiv 2509.00097"
     provenance = "reconstructed"
@@ -97,9 +98,9 @@ class PEGE(Method):
         loss, made = run.probe_loss(batch)
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
-            shape = bundle.stack().shape
-            x, g = (torch.stack([of[name] for name in bundle.names]).view(shape) for of in (made, grads))
-            learn_error_weight(own(bundle.quantizer), x, g, self.kappa)
+            weights = widen(bundle.stack().detach())  # as they are, not as they were clipped: the grid follows from them
+            g = torch.stack([grads[name] for name in bundle.names]).view(weights.shape)
+            learn_error_weight(own(bundle.quantizer), weights, g, self.kappa)
         for name, seen in run.inputs.items():
             learn_error_weight(own(seen), made[name + INPUT], grads[name + INPUT], self.kappa)
 
