@@ -31,7 +31,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path[:] = [{str(installed)!r}] + [p for p in sys.path if p and not p.startswith({str(ROOT)!r})]\n"
+    code = f"import sys; sys.path[:] = [{str(installed)!r}] + [p for p in sys.path if p and ('site-packages' in p or not p.startswith({str(ROOT)!r}))]\n"
     code += "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
     code += "import qbench; assert qbench.__file__.startswith(sys.path[0]), qbench.__file__\n"
     code += f"sys.argv = ['qbench', *{list(words)!r}]\nfrom qbench.cli import main\nmain()"
