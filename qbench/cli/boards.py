@@ -1,0 +1,88 @@
+"""Looking at boards and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qbench.cli.common import cli, emit, json_option, results_option
+from qbench.errors import UsageError
+
+
+@cli.command()
+@click.argument("what", required=False)
+@results_option
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line a cell.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
+@click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
+def show(what: str | None, results: Path, form: str | None, randomised: bool) -> int:
+    """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
+    if what and is_run(what, results):
+        print_run(what, results, form)
+    else:
+        print_board(what, results, form or "table", randomised)
+    return 0
+
+
+def print_board(name: str | None, results: Path, form: str, randomised: bool = False) -> None:
+    from qbench import plaintext
+    from qbench.frames import Results
+
+    found = Results(results)
+    if form == "runs":
+        click.echo(plaintext.runs_csv(found.board_runs(found.board_name(name))), nl=False)
+        return
+    board = found.board(name)
+    if form == "json":
+        emit(board.to_json())
+    elif form in ("csv", "markdown"):
+        click.echo(plaintext.to_csv(board) if form == "csv" else plaintext.to_markdown(board), nl=False)
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_board
+
+        show_board(board, Console(), randomised=randomised)
+
+
+def print_run(key: str, results: Path, form: str | None) -> None:
+    from qbench.record import latest
+
+    run = latest(results, key)
+    if form == "json":
+        emit(run)
+    elif form:
+        raise UsageError(f"a run is printed whole or as JSON, not as {form}")
+    else:
+        from rich.console import Console
+
+        from qbench.render import show_run
+
+        show_run(run, Console())
+
+
+def is_run(what: str, results: Path) -> bool:
+    """Whether a word is the beginning of a run's key rather than a board's name."""
+    return len(what) >= 6 and set(what) <= set("0123456789abcdef") and any((results / "runs" / what[:2]).glob(f"{what}*"))
+
+
+@cli.command()
+@click.argument("one")
+@click.argument("other")
+@click.option("--board", help="The board to look at; the latest by default.")
+@results_option
+@json_option
+def compare(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
+    """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
+    from qbench.frames import Results
+    from qbench.plaintext import comparison
+
+    found = Results(results).compare(one, other, board)
+    if as_json:
+        emit([c.to_json() for c in found])
+    else:
+        click.echo("\n".join([f"{one} − {other}", *map(comparison, found)] if found else [f"{one} and {other} have no format in common"]))
+    return 0
