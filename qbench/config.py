@@ -23,6 +23,7 @@ T = TypeVar("T")
 OPTIMIZERS = ("adamw", "sgd", "radam")
 SCHEDULES = ("cosine", "wsd", "constant")
 PRECISIONS = ("float32", "bf16")
+OBJECTIVES = ("task", "distill")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,17 @@ class Recipe:
     decay: float = 0.2
     floor: float = 0.0
     precision: str = "float32"
+    objective: str = "task"
+    """`task`, or `distill`: everybody, full precision included, imitates the frozen network that the run started from."""
 
     def problem(self) -> str | None:
         """A sentence if a number is out of its domain."""
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("objective", OBJECTIVES),
+        ):
             if getattr(self, name) not in known:
                 return str(unknown(name, getattr(self, name), known))
         for name, low in (("steps", 1), ("batch", 1)):
@@ -112,7 +120,10 @@ class RunConfig:
     """The key of the finished run that a post-training method takes."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"key_version": KEY_VERSION, **dataclasses.asdict(self)}
+        data = {"key_version": KEY_VERSION, **dataclasses.asdict(self)}
+        if self.recipe.objective == OBJECTIVES[0]:
+            del data["recipe"]["objective"]  # the word is younger than the keys
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> RunConfig:

@@ -297,7 +297,7 @@ class SectionMaker:
         peers = [s for s in self.data.sections if (s["task"], s["size"]) == (own["task"], own["size"])]
         steps, batch = ("" if np.isnan(own[name]) else f"{own[name]:.0f}" for name in ("steps", "batch"))
         told = unusual(parameters(own["recipe"]), None, [parameters(s["recipe"]) for s in peers])
-        rest = {k: v for k, v in told.items() if k not in ("steps", "batch")}
+        rest = {k: v for k, v in parameters(own["recipe"]).items() if k == "objective" or (k in told and k not in ("steps", "batch"))}
         data = f"data {own['data'][:12] or 'unknown'}" if any(s["data"] != own["data"] for s in peers) else ""
         words = (own["start"] and f"start {own['start']}", steps and f"{steps} steps", batch and f"batch {batch}", spell(rest), data)
         return ", ".join(filter(None, words))

@@ -77,7 +77,7 @@ class Method:
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
         """The whole objective in named terms; they are summed, and logged by name."""
-        return {"task": run.problem.loss(output, batch)}
+        return {run.objective: run.loss(output, batch)}
 
     def step(self, run: Run, batch: Batch) -> dict[str, Tensor]:
         """The escape hatch for methods of several passes: leaves gradients in `.grad` and returns the terms."""

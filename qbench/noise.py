@@ -35,10 +35,12 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 33)
 
 
-def uniform(key: Tensor, step: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """float32 draws in [0, 1) of `shape = (*key.shape[:-2], rows, columns)`; `key` and `step` are int64 and end in two axes of 1."""
+def uniform(key: Tensor, step: Tensor, shape: tuple[int, ...], first: Tensor | int = 0) -> Tensor:
+    """float32 draws in [0, 1) of `shape = (*key.shape[:-2], rows, columns)`; `key` and `step` are int64 and end in two axes of 1.
+
+    `first` is the row of a taller tensor that the shape begins at."""
     rows, columns = shape[-2:]
-    position = torch.arange(rows * columns, device=key.device).view(rows, columns)
+    position = torch.arange(rows * columns, device=key.device).view(rows, columns) + first * columns
     stream = mix(key + step * _GOLDEN)
     # The detour by `stream` changes no bit: without it a compiler folds position times constant, and trips over the product's size.
     position = (position ^ stream) ^ stream

@@ -172,6 +172,8 @@ class _Maker:
             weights=weights, activations=activations,
             recipe=dataclasses.replace(bed.recipe, **own), start=start or entrant.start or self.sweep.start, seed=0,
         )  # fmt: skip
+        if config.recipe.objective == "distill" and config.start == "scratch":
+            raise UsageError(f'{self.sweep.file}: objective = "distill" needs a network to imitate: write start = "fp:0.5"')
         variant = _spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
         base = self.base(bed, method, config)
         refusal = f"{base.label}: {base.refusal}" if base and base.refusal else self.refusal(config, task)
@@ -185,7 +187,7 @@ class _Maker:
         if config.start == "scratch":
             return None
         name, share = config.start.split(":")
-        recipe = dataclasses.replace(config.recipe, steps=max(1, round(float(share) * config.recipe.steps)))
+        recipe = dataclasses.replace(config.recipe, steps=max(1, round(float(share) * config.recipe.steps)), objective="task")
         return self.other(name, dataclasses.replace(bed, recipe=recipe), config, "scratch")
 
     def other(self, name: str, bed: _Bed, config: RunConfig, start: str) -> Cell:
@@ -198,14 +200,14 @@ class _Maker:
         return self.bases[same]
 
     def refusal(self, config: RunConfig, task: Task) -> str | None:
-        """Why the cell cannot run. Neither the recipe nor the seed has a say."""
+        """Why the cell cannot run. Of the recipe the objective alone has a say, and the seed has none."""
         if config.activations and not task.activations:
             return f"{task.name} has no activations to quantize"
         from qbench import train
 
-        question = canonical(
-            [config.method, config.method_params, config.start, config.task, config.task_params, config.size, *_names(config)]
-        )
+        c = config
+        asked = (c.method, c.method_params, c.start, c.recipe.objective, c.task, c.task_params, c.size, *_names(c))
+        question = canonical(asked)
         if question not in self.refusals:
             self.refusals[question] = train.refusal(config)
         return self.refusals[question]

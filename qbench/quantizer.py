@@ -29,6 +29,8 @@ class Quantizer(nn.Module):
 
     key: Tensor
     step: Tensor
+    part: Tensor
+    """Of the batch that an input belongs to: its first sample and how many there are."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -36,6 +38,7 @@ class Quantizer(nn.Module):
         lead = site.shape[:-2] if site.role == "weight" else ()
         self.register_buffer("key", torch.zeros(*lead, 1, 1, dtype=torch.int64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("part", torch.tensor([0, 1]), persistent=False)
 
     def reset(self, x: Tensor) -> None:
         """First look at the tensor: initialise learned ranges. An input is shown several batches, one call each."""
@@ -61,8 +64,11 @@ class Quantizer(nn.Module):
 
     @final
     def draw(self, x: Tensor, stream: int = 0) -> Tensor:
-        """Uniform numbers in [0, 1) of the shape of `x`: a function of the run's seed, the site, the step and the stream."""
-        return uniform(self.key + stream, self.step, tuple(x.shape))
+        """Uniform numbers in [0, 1) of the shape of `x`: a function of the run's seed, the site, the step and the stream.
+
+        Those of an input belong to its samples, whatever parts a batch is computed in."""
+        first = self.part[0] * (x.shape[-2] // self.part[1])
+        return uniform(self.key + stream, self.step, tuple(x.shape), first)
 
     @final
     def seed(self, seed: int, names: list[str]) -> None:

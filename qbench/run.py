@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class Run:
     """Those that the method leaves in full precision."""
     reference: nn.Module | None = None
     """The frozen full-precision network that the run started from; None from scratch."""
+    distills: bool = False
+    """Whether the board has everybody imitate it."""
     step: int = 0
     lr_scale: dict[str, float] = field(default_factory=dict)
     """Multipliers of the learning rate by parameter group; read again each step."""
@@ -57,10 +60,16 @@ class Run:
         """The model as it is called: itself, or compiled."""
         self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
         """The step as a tensor, which every quantizer's draws are keyed by."""
+        self.part = torch.tensor([0, 1], device=self.clock.device)
+        """Of the batch in the network: its first sample and how many it has. Quantizers of inputs draw by it."""
 
     def begin(self, step: int) -> None:
         self.step = step
         self.clock.fill_(step)
+
+    def see_part(self, first: int, count: int) -> None:
+        self.part[0].fill_(first)
+        self.part[1].fill_(count)
 
     @property
     def progress(self) -> float:
@@ -85,6 +94,21 @@ class Run:
         moment = self.optimizer.state.get(parameter, {}).get("exp_avg_sq") if self.optimizer else None
         return moment if isinstance(moment, Tensor) else None
 
+    @property
+    def objective(self) -> str:
+        return "distance" if self.distills else "task"
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """What the board has everybody minimise: the task's loss, or the distance from the reference."""
+        return self.distance(output, batch) if self.distills else self.problem.loss(output, batch)
+
+    def distance(self, output: Any, batch: Batch) -> Tensor:
+        """From the outputs of the reference, which a run from scratch does not have; labels are not used."""
+        assert self.reference is not None
+        with torch.no_grad():
+            wanted = self.reference(batch.inputs)
+        return self.problem.distance(output, wanted, batch)
+
     def probe_batches(self, count: int) -> list[Batch]:
         """Training data outside the data order."""
         return [self.problem.batch(-1 - index) for index in range(count)]
@@ -94,8 +118,9 @@ class Run:
         totals: dict[str, Tensor] = {}
         for bundle in self.bundles:
             bundle.refresh()
-        for part in batch.split(self.accumulate):
+        for first, part in _numbered(batch.split(self.accumulate)):
             share = part.count / batch.count
+            self.see_part(first, part.count)
             with torch.autocast(part.device.type, self.autocast, enabled=self.autocast is not None):
                 output = self.network(part.inputs)
                 terms = self.method.losses(self, output, part)
@@ -103,12 +128,13 @@ class Run:
             for name, term in terms.items():
                 value = term.detach() * share
                 totals[name] = totals[name] + value if name in totals else value
+        self.see_part(0, batch.count)
         for bundle in self.bundles:
             bundle.pull_back()
         return totals
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss as it is trained, in float32, eager and twice differentiable; by site, the quantized tensors it was computed with.
+        """The loss as it is trained, in float32, eager and twice differentiable; by site, the quantized tensors it was computed with.
 
         `torch.autograd.grad(loss, made[name], create_graph=True)` is the gradient in a site's quantized tensor.
         """
@@ -120,7 +146,7 @@ class Run:
             bundle.refresh(bundle.quantizer)
             made |= {name: layer.effective for name, layer in zip(bundle.names, bundle.layers, strict=True)}
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(self.clock.device.type, enabled=False):
-            loss = self.problem.loss(self.model(batch.inputs), batch)
+            loss = self.loss(self.model(batch.inputs), batch)
         for bundle in self.bundles:
             bundle.release()
         for name, quantizer in self.inputs.items():
@@ -201,6 +227,12 @@ class Run:
             yield from bundle.grids()
 
 
+def _numbered(parts: list[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Parts of a batch, each with the number of its first sample."""
+    counts = [part.count for part in parts]
+    return zip(itertools.accumulate(counts, initial=0), parts, strict=False)
+
+
 def _look(quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
     def look(x: Tensor) -> Tensor:
         if x.numel():
@@ -257,6 +289,8 @@ def attach(problem: Problem, method: Method, config: RunConfig) -> Run:
     for quantizer in run.quantizers():
         quantizer.to(run.clock.device)
         quantizer.step = run.clock
+    for quantizer in run.inputs.values():
+        quantizer.part = run.part
     return run
 
 

@@ -17,6 +17,7 @@
 
     [recipe]                            # for all tasks, over what each recommends; a list is an axis
     steps = 200
+    objective = "task"                  # or "distill": everybody imitates the network that the runs start from, labels unseen
 
     [[task]]
     name = "linreg"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,18 @@ from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
 
 __all__ = [
     "Batch",
+    "Layout",
     "Metric",
     "Problem",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",
+    "Question",
+    "Quiz",
     "Recipe",
     "Split",
     "Task",
+    "Tokenizer",
     "UsageError",
     "generator",
     "key_of",
@@ -61,6 +65,57 @@ class Batch:
         return [Batch(inputs, targets, len(inputs)) for inputs, targets in pairs]
 
 
+class Tokenizer(Protocol):
+    """What a language model reads. It takes int64 tokens (batch, time) and gives logits (batch, time, vocab), the past alone seen."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can see at once."""
+
+    @property
+    def start(self) -> int:
+        """The token that every text begins with, and that stands in front of a question without a context. It may end a generated text, too."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without `start`; ValueError, in one line, for a text that the model has no words for."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The inverse of `encode`; `start` in the midst of a text is rendered, too."""
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The same as a `tokenizer.json` of Hugging Face's tokenizers, where one can say it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model is written for Hugging Face's transformers: its `config.json`, and for each of their tensors the name of ours."""
+
+    config: Mapping[str, Any]
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A beginning and the ways in which it may go on, of which one is right. Between the two stands a blank unless a choice begins with one."""
+
+    context: str
+    choices: tuple[str, ...]
+    right: int = 0
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """What a task asks its language models after training: questions (scored by accuracy), or texts (by bits per byte)."""
+
+    title: str
+    make: Callable[[], Sequence[Question] | Sequence[str]]
+    """The same items at every call, on every machine. Every problem of the task gets the same."""
+    version: int = 1
+    chance: float | None = None
+    """The accuracy of guessing, and that of a perfect model, where they are known."""
+    ceiling: float | None = None
+
+
 class Problem(ABC):
     """One model, one data order and one loss, on one device."""
 
@@ -77,6 +132,14 @@ class Problem(ABC):
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The mean loss over a batch."""
+
+    def distance(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """What is minimised where a board has everybody imitate the network that the run started from: Jeffreys' divergence between the
+        classes' (or the next tokens') distributions, squared error where targets are numbers."""
+        if batch.targets is None or batch.targets.is_floating_point():
+            return (output - wanted).square().mean()
+        log_p, log_q = output.float().log_softmax(-1), wanted.float().log_softmax(-1)
+        return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1).mean()
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         """The metrics on a split by name, the task's metric first. The default is the mean loss."""
@@ -97,6 +160,15 @@ class Problem(ABC):
 
     def input_moment(self, layer: QuantLayer) -> Tensor | None:
         """The exact second moment E[x xᵀ] of a layer's inputs, (columns, columns), where it is known: what GPTQ rounds by."""
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """How text becomes what the model reads; None where it is no language model, and then nothing downstream can be asked of it."""
+        return None
+
+    def layout(self) -> Layout | None:
+        """The model as Hugging Face's transformers know it, where they do."""
         return None
 
     @property
@@ -142,6 +214,10 @@ class Task:
     @abstractmethod
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
         """The model, the data order in batches of `batch`, and the loss."""
+
+    def quizzes(self) -> Mapping[str, Quiz]:
+        """Downstream tasks of its own by name, which begins with the task's: `grammar_recall`. They fit the smallest size's context."""
+        return {}
 
     def check(self) -> str | None:
         """A sentence if an option is out of its domain."""

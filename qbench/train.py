@@ -247,6 +247,7 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
     run.autocast = torch.bfloat16 if recipe.precision == "bf16" else None
     if assignment.base is not None and method.after is None:
         run.reference = frozen_copy(problem.model)
+        run.distills = recipe.objective == "distill"
     for bundle in run.bundles:
         bundle.quantizer.reset(bundle.stack().detach())
     if method.after is not None:
@@ -315,7 +316,11 @@ def _layers(task: str, params: str, size: str) -> Problem:
 
 def sites(config: RunConfig) -> list[Site]:
     """The tensors that a run would quantize."""
-    return run_sites(_layers(config.task, json.dumps(dict(config.task_params)), config.size), config)
+    return run_sites(_layers(*_network(config)), config)
+
+
+def _network(config: RunConfig) -> tuple[str, str, str]:
+    return config.task, json.dumps(dict(config.task_params)), config.size
 
 
 def refusal(config: RunConfig) -> str | None:
@@ -323,6 +328,8 @@ def refusal(config: RunConfig) -> str | None:
     method: Method = registry.build("methods", config.method, config.method_params)
     if method.needs_reference and config.start == "scratch":
         return f"{method.name} is to imitate the network that a run starts from, and here every run starts from scratch"
+    if config.recipe.objective == "distill" and _layers(*_network(config)).batch(0).inputs is None:
+        return f"{config.task} has its loss in closed form, and no outputs to imitate"
     for site in sites(config):
         sentence = site.grouping.misfit(site.shape) if site.role == "weight" else None
         if sentence := sentence or method.unsupported(site):

@@ -48,3 +48,9 @@ def test_draws_and_generators_leave_the_global_one_alone() -> None:
 def test_keys_are_the_same_everywhere() -> None:
     assert key_of("grammar", 0) == 4829320852094478814
     assert key_of("a", "bc") != key_of("ab", "c")
+
+
+def test_rows_further_down_draw_what_they_draw_in_the_whole() -> None:
+    whole = uniform(keys(5), step(2), (1, 12, 7))
+    for first, count in ((0, 5), (5, 4), (9, 3)):
+        assert torch.equal(uniform(keys(5), step(2), (1, count, 7), torch.tensor(first)), whole[:, first : first + count])

@@ -68,3 +68,28 @@ def test_attention_can_be_probed_twice() -> None:
     gradients = torch.autograd.grad(loss, list(made.values()), create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(made.values()))  # type: ignore[arg-type]
     assert isinstance(problem, Problem) and all(bool(torch.isfinite(s).all()) for s in second)
+
+
+@pytest.mark.parametrize("task", ["toy", "digits", "grammar"])
+def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) -> None:
+    """Three uneven parts; in `grammar` a sample is a row for each of its tokens, in the `cnn` of digits an image."""
+    seen: dict[int, dict[str, Tensor]] = {}
+    config = dataclasses.replace(Kit("ste", Path()).config("int4", activations="int4"), task=task)
+    if task == "digits":
+        config = dataclasses.replace(config, task_params={"model": "cnn"})
+    for parts in (1, 3):
+        _, problem = train.open_problem(
+            dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)), torch.device("cpu")
+        )
+        run = attach(problem, registry.build("methods", "ste", {}), config)
+        run.method.prepare(run, run.probe_batches(1))
+        run.accumulate = parts
+        drawn: dict[str, list[Tensor]] = {name: [] for name in run.inputs}
+        for name, quantizer in run.inputs.items():
+            quantizer.relax = lambda x, q=quantizer, to=drawn[name]: to.append(q.draw(x)) or x  # type: ignore[assignment, misc]
+        run.begin(4)
+        run.backward(run.problem.batch(4))
+        assert all(len(of) == parts for of in drawn.values())
+        seen[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
+        assert run.part[0] == 0
+    assert seen[1] and all(torch.equal(whole, seen[3][name]) for name, whole in seen[1].items())

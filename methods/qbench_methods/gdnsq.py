@@ -60,7 +60,7 @@ class GDNSQ(Method):
     scale_gradient: Rule = "released"
     """∂y/∂s in range: e + s·r/√3, r/√3 (the paper's argument read literally), or e."""
     distill: bool = False
-    """Imitate the frozen network that the run started from; labels are not used."""
+    """Imitate the frozen network that the run started from; labels are not used. For all methods alike it is the recipe's `objective`."""
     start_bits: float = 0.0
     """Bits at the start; 0 for three more than the target."""
     bits_rate: float = 6.0
@@ -122,13 +122,7 @@ class GDNSQ(Method):
             run.lr_scale["bits"] *= self.bits_rate * max(1.0, travel) / (run.steps * run.optimizer.defaults["lr"])
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
-        if self.distill:
-            assert run.reference is not None
-            with torch.no_grad():
-                wanted = run.reference(batch.inputs)
-            name, loss = "distance", distance(output, wanted, batch)
-        else:
-            name, loss = "task", run.problem.loss(output, batch)
+        name, loss = ("distance", run.distance(output, batch)) if self.distill else (run.objective, run.loss(output, batch))
         self.now = self.now + loss.detach().mean() * (batch.count / self.count)
         return {name: loss, "penalty": self.t * self.seen / (run.step + 1) * excess(run)}
 
@@ -335,11 +329,3 @@ def excess(run: Run) -> Tensor:
     violated = [(role > 0).sum() for role in roles]
     total = torch.stack(violated).sum()
     return torch.stack([(n + EPSILON) / (total + EPSILON) * role.mean() for n, role in zip(violated, roles, strict=True)]).sum()
-
-
-def distance(output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
-    """Jeffreys divergence between the classes' (or the next tokens') distributions; squared error where targets are numbers."""
-    if batch.targets is None or batch.targets.is_floating_point():
-        return (output - wanted).square().mean()
-    log_p, log_q = output.float().log_softmax(-1), wanted.float().log_softmax(-1)
-    return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1).mean()
