@@ -32,7 +32,7 @@ gpu: .venv/installed-test
 
 # The tests that kill and starve, over and over.
 soak: .venv/installed-test
-	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+	QBENCH_SOAK=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

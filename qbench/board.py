@@ -41,6 +41,15 @@ class Cell:
     """Numbers, from 1, of the section's notes."""
     keys: tuple[str, ...] = ()
     """The runs it comes from."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """In a tuned board, the values that were best on validation."""
+    at_edge: tuple[str, ...] = ()
+    """Those of them at an end of what was tried."""
+    trials: int = 0
+    best_of: tuple[float | None, ...] = ()
+    """For n = 1 … the expected test score, at the tuning seeds, of the best of n trials on validation; None where that could be a failed one."""
+    best_of_share: float = 1.0
+    """Of the steps, in the runs that `best_of` is of: under halving only the first rung has every trial."""
 
     @property
     def whole(self) -> bool:
@@ -121,17 +130,17 @@ class Board:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""
-        return {"board_schema": 1, **_plain(self)}
+        return {"board_schema": 1, **plain(self)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses and tuples as JSON has them, without the deep copies of `asdict`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         # Twelve digits are the same whatever order numpy sums in.
         return float(f"{value:.12g}") if math.isfinite(value) else None

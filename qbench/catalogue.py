@@ -25,7 +25,7 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
         options = defaults(cls)
         entry |= {"version": cls.version, "title": cls.title, "summary": (cls.__doc__ or "").strip().splitlines()[0], "options": options}
         if kind == "methods":
-            entry |= {"paper": cls.paper, "provenance": cls.provenance, "after": cls.after}
+            entry |= {"paper": cls.paper, "provenance": cls.provenance, "after": cls.after, "knobs": list(cls.knobs)}
             entry["presets"] = {name: dataclasses.asdict(preset) for name, preset in cls.presets.items()}
         else:
             entry |= {

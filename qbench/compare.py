@@ -1,12 +1,14 @@
 """Two entrants beside each other: paired by seed, section by section, with a verdict in words.
 
 The unit is the seed: the mean of a seed's scores over the formats that both entrants have, so formats that share their seeds are not counted
-as if they were independent. Sections are corrected for one another by Holm.
+as if they were independent. Entrants that share no seed are held against each other as independent samples, and that is said. Sections are
+corrected for one another by Holm.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +33,9 @@ class Comparison:
     formats: tuple[str, ...]
     seeds: int
     dropped: int
-    """Seeds that only one of the two has whole."""
+    """Seeds that only one of the two has whole, where the others are paired."""
     difference: Estimate
+    """Of pairs; where no seed is shared, of independent samples."""
     p: float | None
     """Two-sided, corrected for the other sections."""
     minimum_effect: float
@@ -40,7 +43,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         found = dataclasses.asdict(self)
-        return found if self.seeds else {**found, "difference": None}
+        return {**found, "difference": None} if math.isnan(self.difference.value) else found
 
 
 def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
@@ -52,7 +55,7 @@ def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
     if a == b:
         raise UsageError(f"{a!r} is compared with itself: name two entrants")
     pairs = [(maker, *found) for maker in makers if (found := paired(maker, a, b)) is not None]
-    tests = [stats.paired_test(one, other) for _, _, one, other, _ in pairs]
+    tests = [tested(one, other) for _, _, one, other, _ in pairs]
     known = [test.p for test in tests if test.p is not None]
     corrected = iter(stats.holm(known))
     return [
@@ -71,7 +74,13 @@ def paired(maker: SectionMaker, a: str, b: str) -> tuple[tuple[str, ...], dict[i
     seeds = means[0].keys() & means[1].keys()
     asked = {seed for scores in (one, other) for column in shared for seed in scores[column]}
     formats = tuple(maker.data.columns[column] if column >= 0 else "fp32" for column in shared)
-    return formats, *({s: mean[s] for s in sorted(seeds)} for mean in means), len(asked - seeds)  # type: ignore[return-value]
+    return formats, means[0], means[1], len(asked - seeds)
+
+
+def tested(one: Mapping[int, float], other: Mapping[int, float]) -> stats.Paired:
+    """By pairs, or without them where none are shared and each has a spread of its own."""
+    lonely = not one.keys() & other.keys() and min(len(one), len(other)) > 1
+    return stats.unpaired_test(one, other) if lonely else stats.paired_test(one, other)
 
 
 def columns(maker: SectionMaker, label: str) -> Mapping[int, Mapping[int, float]]:
@@ -92,9 +101,9 @@ def judged(
     maker: SectionMaker, names: tuple[str, str], formats: tuple[str, ...], test: stats.Paired, p: float | None, dropped: int
 ) -> Comparison:
     verdict = " ".join(words(maker, names, test, p))
-    d = test.difference
+    d, left_out = test.difference, dropped if test.seeds or p is None else 0
     return Comparison(
-        maker.title(), maker.metric, maker.better, formats, test.seeds, dropped, d, p, maker.effect, verdict,
+        maker.title(), maker.metric, maker.better, formats, test.seeds, left_out, d, p, maker.effect, verdict,
     )  # fmt: skip
 
 
@@ -102,12 +111,14 @@ def words(maker: SectionMaker, names: tuple[str, str], test: stats.Paired, p: fl
     """What may be said, and no more."""
     a, b = names
     d = test.difference.value
-    if test.seeds < 2:
+    if test.seeds == 0 and p is not None:
+        yield "no seed in common, compared as independent samples:"
+    if test.seeds < 2 and p is None:
         yield f"nothing can be said: {test.seeds} shared seed{'s' * (test.seeds != 1)}, and it takes two"
     elif p is None:
         yield "the same in every seed" if d == 0 else "they differ by the same amount in every seed, so nothing is known of its spread"
     elif p >= ALPHA:
-        yield f"they cannot be told apart over {test.seeds} seeds"
+        yield f"they cannot be told apart{f' over {test.seeds} seeds' * bool(test.seeds)}"
     else:
         first = (d > 0) == (maker.better == "higher")
         yield f"{a if first else b} is better than {b if first else a}"

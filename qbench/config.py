@@ -152,6 +152,12 @@ class RunConfig:
         return " ".join(parts)
 
 
+def cell_title(label: str, config: RunConfig, variant: str) -> str:
+    """What a cell is called wherever it is named: `ste int4 grammar/xs lr=0.003`."""
+    formats = config.format_label if config.weights or config.activations else ""
+    return " ".join(filter(None, (label, formats, f"{config.task}/{config.size}", variant)))
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys, no spaces and one spelling for every number."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

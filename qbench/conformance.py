@@ -29,6 +29,7 @@ from qbench.optim import parameter_groups
 from qbench.record import Attempt
 from qbench.run import Run, attach
 from qbench.task import Batch, Problem, QuantLinear, Split, Task, generator
+from qbench.tuning import MOST_KNOBS, RECIPE
 
 FORMATS = ("int1", "int2", "int3", "int4", "int8", "fp4")
 QUICK_FORMATS = ("int2", "int4", "fp4")
@@ -181,7 +182,7 @@ Check = Callable[[Kit], Iterator[Finding]]
 
 
 def check_fields(kit: Kit) -> Iterator[Finding]:
-    """Hyper-parameters survive JSON, and one that does not exist is refused."""
+    """Hyper-parameters survive JSON, one that does not exist is refused, and those that a board may tune are there."""
     instance: Method = registry.build("methods", kit.method, {})
     again = registry.build("methods", kit.method, json.loads(json.dumps(instance.params)))
     yield Finding("fields", "JSON", again == instance, "" if again == instance else f"{again} is not {instance}")
@@ -190,6 +191,10 @@ def check_fields(kit: Kit) -> Iterator[Finding]:
         yield Finding("fields", "unknown", False, "an unknown field was accepted")
     except UsageError:
         yield Finding("fields", "unknown", True)
+    strange = [name for name in instance.knobs if name not in instance.params or name in RECIPE]
+    fine = not strange and len(instance.knobs) <= MOST_KNOBS
+    what = f"{', '.join(strange)}: no fields, or words of the recipe" if strange else f"{len(instance.knobs)}, of {MOST_KNOBS} at most"
+    yield Finding("fields", "knobs", fine, "" if fine else what)
 
 
 def check_runs(kit: Kit) -> Iterator[Finding]:

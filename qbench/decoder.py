@@ -1,4 +1,6 @@
-"""The decoder of a packed artefact. It needs NumPy and safetensors and knows nothing else of qbench: copy it where you ship.
+"""The decoder of a packed artefact. It needs NumPy and nothing else, qbench least of all: copy it where you ship.
+
+    python decode.py weights.safetensors tensors.npz
 
 An artefact is one safetensors file. Its metadata holds `qbench`, a JSON header:
 
@@ -19,30 +21,43 @@ in float32, a product and then a sum, so that any other decoder that does these 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 CHUNK = 1 << 20  # codes unpacked at a time; a multiple of 8, so that every chunk begins on a byte
 
 
 def decode(path: Path | str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The tensors of the model by name, and the header."""
-    with safe_open(str(path), framework="numpy") as file:
-        header: dict[str, Any] = json.loads(file.metadata()["qbench"])
-        if header["artefact_version"] != 1:
-            raise ValueError(f"{path}: artefact version {header['artefact_version']}; this decoder reads version 1")
-        names = set(file.keys())
-        tensors = {}
-        for name, entry in header["weights"].items():
-            offset = file.get_tensor(f"{name}.offset") if f"{name}.offset" in names else None
-            tensors[name] = decode_weight(file.get_tensor(f"{name}.codes"), file.get_tensor(f"{name}.scale"), offset, entry)
-            names -= {f"{name}.codes", f"{name}.scale", f"{name}.offset"}
-        tensors |= {name: file.get_tensor(name) for name in sorted(names)}
-    return tensors, header
+    tensors, metadata = read(path)
+    header: dict[str, Any] = json.loads(metadata["qbench"])
+    if header["artefact_version"] != 1:
+        raise ValueError(f"{path}: artefact version {header['artefact_version']}; this decoder reads version 1")
+    weights = {}
+    for name, entry in header["weights"].items():
+        codes, scale, offset = (tensors.pop(f"{name}.{kind}", None) for kind in ("codes", "scale", "offset"))
+        weights[name] = decode_weight(codes, scale, offset, entry)  # type: ignore[arg-type]
+    return weights | tensors, header
+
+
+def read(path: Path | str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata. It begins with the length of a JSON header, which says where each tensor's bytes lie."""
+    tensors = {}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        for name, entry in sorted(header.items()):
+            first, last = entry["data_offsets"]
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            file.seek(8 + length + first)
+            tensors[name] = np.frombuffer(bytearray(file.read(last - first)), dtype).reshape(entry["shape"])
+    return tensors, metadata
 
 
 def decode_weight(
@@ -77,3 +92,9 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
         lanes = np.unpackbits(packed[start * bits // 8 :], count=size * bits, bitorder="little").reshape(size, bits)
         parts.append(np.packbits(lanes, axis=1, bitorder="little")[:, 0])
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python decode.py weights.safetensors tensors.npz")
+    np.savez(sys.argv[2], **decode(sys.argv[1])[0])  # type: ignore[arg-type]

@@ -5,11 +5,13 @@ found.runs                      # a row for each finished attempt
 found.curves                    # a row for each point of every curve; found.curve("3fa9c1") of one run
 found.cells("quick")            # a row for each cell of a board: mean, interval, gap recovered
 found.board("quick")            # the board itself, as `qbench show` prints it
+found.summary("quick")          # the board in a few numbers, as `qbench show --summary` prints it
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from qbench.errors import QbenchError, UsageError, unknown
 from qbench.schema import IDENTITY
 from qbench.store import view
 from qbench.table import NUMBERS, TEXT, Table
+from qbench.tuning import Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +33,23 @@ if TYPE_CHECKING:
 
     from qbench.board import Board
     from qbench.compare import Comparison
+    from qbench.equaltime import Evaluations
+    from qbench.summary import Summary
 
 ASKED = "entries e JOIN cells c USING (board, cell)"
 LATEST = "ORDER BY made DESC, board"
-OF_CELLS = {"label", "provenance", *(column.name for column in IDENTITY)}
+EVALUATED = """
+    SELECT key, attempt, seconds, progress, val AS value FROM curves
+    WHERE val IS NOT NULL AND seconds IS NOT NULL AND progress IS NOT NULL AND key IN (SELECT key FROM entries WHERE board = ?)
+    ORDER BY key, attempt, step
+"""
+OF_CELLS = {"label", "provenance", "stage", "chosen", "rung", "trial", *(column.name for column in IDENTITY)}
 """What a cell says of its runs."""
+BUDGET = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}
+"""Numbers of cells beside their runs' own: under halving a trial's run has a share of the steps."""
+TUNED = "c.stage, c.chosen, " + ", ".join(f"{source} AS {name}" for name, source in BUDGET.items())
+UNTUNED = "untuned"
+"""Why a run was not attempted of whose cell every trial failed."""
 
 
 def results(folder: str | Path = "results") -> Results:
@@ -48,7 +63,7 @@ class Results:
 
     folder: Path
 
-    def query(self, sql: str, values: list[Any] | None = None) -> pd.DataFrame:
+    def query(self, sql: str, values: list[Any] | dict[str, Any] | None = None) -> pd.DataFrame:
         """Any question to the store, in DuckDB's SQL; the tables are in `qbench/schema.py`."""
         with view(self.folder) as connection:
             frame: pd.DataFrame = connection.execute(sql, values or []).df()
@@ -87,23 +102,45 @@ class Results:
         """A board by name, or the latest."""
         from qbench.leaderboard import build
 
-        title, runs, planned, defaults, track = self._parts(name)
-        return build(runs, planned=planned, defaults=defaults, title=title, track=track)
+        title, runs, planned, defaults, track, tuning = self._parts(name)
+        return build(runs, planned=planned, defaults=defaults, title=title, track=track, tuning=tuning)
+
+    def summary(self, name: str | None = None) -> Summary:
+        """A board in a few numbers: gaps recovered over all its cells, what is on the front, and the view at equal training time."""
+        from qbench.leaderboard import section_makers
+        from qbench.summary import summarise
+
+        title, runs, planned, defaults, track, tuning = self._parts(name)
+        makers = section_makers(runs, planned, defaults, track=track, tuning=tuning)[1]
+        return summarise(makers, self.evaluations(self.board_name(name)), title)
+
+    def evaluations(self, board: str) -> dict[tuple[str, int], Evaluations]:
+        """The validation of each attempt at a board's runs, by key and attempt, in the order of its steps."""
+        from qbench.equaltime import Evaluations
+
+        with view(self.folder) as connection:
+            found = connection.execute(EVALUATED, [board]).fetchnumpy()
+        key, attempt = found["key"], found["attempt"]
+        ends = [0, *(np.flatnonzero((key[1:] != key[:-1]) | (attempt[1:] != attempt[:-1])) + 1), len(key)]
+        values = [np.asarray(found[name], dtype=np.float64) for name in Evaluations._fields]
+        return {(key[i], int(attempt[i])): Evaluations(*(v[i:j] for v in values)) for i, j in itertools.pairwise(ends) if i < j}
 
     def compare(self, one: str, other: str, board: str | None = None) -> list[Comparison]:
         """Two entrants of a board by their labels, section by section, paired by seed."""
         from qbench.compare import compare
         from qbench.leaderboard import section_makers
 
-        _, runs, planned, defaults, track = self._parts(board)
+        _, runs, planned, defaults, track, _ = self._parts(board)
         return compare(section_makers(runs, planned, defaults, track=track)[1], one, other)
 
-    def _parts(self, name: str | None) -> tuple[str, Table, Table, dict[str, Any], str]:
-        """What a board is made of: its title, its runs, what it lacks, the default parameters and its track."""
+    def _parts(self, name: str | None) -> tuple[str, Table, Table, dict[str, Any], str, Tuning | None]:
+        """What a board is made of: its title, its runs, what it lacks, the default parameters, its track and how it was tuned."""
         with view(self.folder) as connection:
             name = self._known(connection, name)
-            title, defaults, track = connection.execute("SELECT title, defaults, track FROM boards WHERE board = ?", [name]).fetchall()[0]
-            return title or name, finished(connection, name), missing(connection, name), json.loads(defaults), track
+            asked = "SELECT title, defaults, track, tuning FROM boards WHERE board = ?"
+            title, defaults, track, tuning = connection.execute(asked, [name]).fetchall()[0]
+            space = Tuning.from_json(json.loads(tuning)) if tuning else None
+            return title or name, finished(connection, name), missing(connection, name), json.loads(defaults), track, space
 
     def board_name(self, name: str | None) -> str:
         """The name of a board that is known, or of the latest."""
@@ -122,7 +159,23 @@ class Results:
 
     def board_runs(self, name: str) -> pd.DataFrame:
         """The finished attempts at a board's runs, and what the board calls them."""
+        if len(self.query("SELECT board FROM boards WHERE board = ? AND tuning IS NOT NULL", [name])):
+            return self._tuned_runs(name)
         return self.query(f"SELECT r.*, c.label, c.provenance FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?", [name])
+
+    def _tuned_runs(self, name: str) -> pd.DataFrame:
+        """Trials with what they tried, runs with what was chosen, and a row without a key for each that was not attempted as every trial failed."""
+        own = ", ".join(f"c.{column.name}" for column in IDENTITY)
+        return self.query(
+            f"""
+            SELECT r.*, c.label, c.provenance, {TUNED} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = $board
+            UNION ALL BY NAME
+            SELECT 'failed' AS state, '{UNTUNED}' AS reason, c.failure AS message, e.seed, {own}, c.label, c.provenance, {TUNED}
+            FROM {ASKED} WHERE e.board = $board AND c.failure IS NOT NULL
+            ORDER BY ALL
+            """,
+            {"board": name},
+        )
 
 
 # ---- a board's runs ----
@@ -131,16 +184,23 @@ class Results:
 def finished(connection: DuckDBPyConnection, board: str) -> Table:
     """The finished attempts at a board's runs."""
     text = {name: f"{'c' if name in OF_CELLS else 'r'}.{name}" for name in TEXT}
-    return _fetch(connection, board, f"{ASKED} JOIN runs r USING (key)", "r.key", text, {name: f"r.{name}" for name in NUMBERS})
+    return _fetch(connection, board, f"{ASKED} JOIN runs r USING (key)", "r.key", text, {name: f"r.{name}" for name in NUMBERS} | BUDGET)
 
 
 def missing(connection: DuckDBPyConnection, board: str) -> Table:
-    """What a board asks for and nobody has finished, and what was skipped and why."""
-    text = {name: f"c.{name}" for name in TEXT if name in OF_CELLS} | {"message": "c.refusal"}
-    numbers = {name: f"c.{name}" for name in NUMBERS if name in OF_CELLS} | {"seed": "e.seed"}
+    """What a board asks for and nobody has finished, what was skipped and why, and what is not attempted as every trial failed."""
+    text = {name: f"c.{name}" for name in TEXT if name in OF_CELLS} | {"message": "c.refusal", "reason": "c.failure"}
+    numbers = {name: f"c.{name}" for name in NUMBERS if name in OF_CELLS} | {"seed": "e.seed"} | BUDGET
     found = _fetch(connection, board, f"{ASKED} ANTI JOIN runs r USING (key)", "e.key", text, numbers)
-    words = {**found.words, "state": ["", "planned", "skipped"]}
-    return Table({**found.columns, "state": np.where(found.columns["message"] > 0, 2, 1)}, words)
+    refusal, failure = found.columns["message"], found.columns["reason"]
+    refusals, failures = found.words["message"], found.words["reason"]
+    columns = {
+        "state": np.where(failure > 0, 3, np.where(refusal > 0, 2, 1)),
+        "reason": np.where(failure > 0, 1, 0),
+        "message": np.where(failure > 0, len(refusals) + failure - 1, refusal),
+    }
+    words = {"state": ["", "planned", "skipped", "failed"], "reason": ["", UNTUNED], "message": [*refusals, *failures[1:]]}
+    return Table({**found.columns, **columns}, {**found.words, **words})
 
 
 def _fetch(connection: DuckDBPyConnection, board: str, source: str, key: str, text: Mapping[str, str], numbers: Mapping[str, str]) -> Table:

@@ -59,7 +59,7 @@ def row_of(attempt: Attempt) -> dict[str, Any] | None:
         raise NotARun(f"{attempt.folder}: result.json belongs to attempt {result.get('attempt')} of {result.get('key')}")
     if result.get("state") not in ("ok", "failed"):
         raise NotARun(f"{attempt.folder}: result.json has the state {result.get('state')!r}")
-    files = {"spec": spec, "result": result, "env": attempt.read("env") or {}}
+    files = {"spec": spec, "result": result, "env": attempt.read("env") or {}, "trust": attempt.read("trust") or {}}
     row = {"key": attempt.key, "attempt": attempt.number} | {column.name: find(column, files) for column in RUN}
     checks = (result.get("audit") or {}).get("checks") or ()
     row["audit_failures"] = ", ".join(str(check.get("name")) for check in checks if not check.get("passed")) or None

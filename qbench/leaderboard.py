@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qbench import stats
+from qbench import stats, tuned
 from qbench.board import Board, Cell, Column, Cost, Row, Section, State
+from qbench.parts import Part, Place, best_rate, first, known, mean, only_finite, rows_at, scores_of, slices, why
 from qbench.stats import Estimate
-from qbench.table import Array, Table
+from qbench.table import Table
 from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, spell, tidy, unusual
+from qbench.tuned import Tried
+from qbench.tuning import Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +34,12 @@ RANKED_FROM = 10
 REFERENCE, CONTROL = "fp", "rtn"
 MOST_DIGITS = 12
 """Beyond it a metric's wish is not heard: a double has no more to show."""
-Part = Mapping[str, Array]
-Place = tuple[int, int]
-"""Of a cell: entrant and column."""
+TRUST = {
+    "claimed": "claimed, not verified here",
+    "verified": "merged: their artefacts were evaluated here, nobody trained them here",
+    "reproduced": "merged, and reproduced here",
+}
+"""What a board says of somebody else's runs, by what is believed of them, the least first."""
 
 
 def build(
@@ -46,14 +52,16 @@ def build(
     minimum_effect: Mapping[str, float] | None = None,
     title: str = "",
     track: str = "fair",
+    tuning: Tuning | None = None,
 ) -> Board:
     """The board of a frame of runs (`qbench.results`), and of `planned` runs and skipped cells that it lacks.
 
     `defaults` are the default parameters of methods and tasks by name: labels spell what differs from them, and the control is the
     entrant of its method that has them all. `minimum_effect` is by task; without one it is the metric's own, or a unit of the last digit
-    that the metric prints. In the track `as-published` entrants of different recipes and starts share a section.
+    that the metric prints. In the track `as-published` entrants of different recipes and starts share a section. `tuning` is what a tuned
+    board's notes tell of its space; what its trials came to is in the rows.
     """
-    data, makers = section_makers(runs, planned, defaults, (reference, control), minimum_effect, track)
+    data, makers = section_makers(runs, planned, defaults, (reference, control), minimum_effect, track, tuning)
     return Board(title, tuple(maker.build() for maker in makers), tuple(data.notes), len(data.rows["key"]))
 
 
@@ -64,13 +72,14 @@ def section_makers(
     controls: tuple[str, str] = (REFERENCE, CONTROL),
     minimum_effect: Mapping[str, float] | None = None,
     track: str = "fair",
+    tuning: Tuning | None = None,
 ) -> tuple[Tidy, list[SectionMaker]]:
     """The sections of a board, each with the scores of its cells at their best learning rates."""
     data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
     parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]
     return data, [
-        SectionMaker(data, identity, part, controls, minimum_effect or {}, defaults or {})
+        SectionMaker(data, identity, part, controls, minimum_effect or {}, defaults or {}, tuning)
         for identity, part in zip(data.sections, parts, strict=True)
     ]
 
@@ -86,20 +95,23 @@ class SectionMaker:
         controls: tuple[str, str],
         minimum_effect: Mapping[str, float],
         defaults: Defaults,
+        tuning: Tuning | None = None,
     ) -> None:
-        self.data, self.identity, self.defaults = data, identity, defaults
+        self.data, self.identity, self.defaults, self.tuning = data, identity, defaults, tuning
         self.reference, self.control = controls
         self.metric, self.unit, better = (self._word(name, rows) for name in ("metric", "unit", "better"))
         self.better = better or "lower"
-        self.digits = min(max(int(_known(_first(rows["digits"]), 3)), 0), MOST_DIGITS)
-        self.effect = _known(minimum_effect.get(identity["task"]), _first(rows["effect"]), 10.0**-self.digits)
+        self.digits = min(max(int(known(first(rows["digits"]), 3)), 0), MOST_DIGITS)
+        self.effect = known(minimum_effect.get(identity["task"]), first(rows["effect"]), 10.0**-self.digits)
         self.notes: list[str] = []
         self.parts: dict[Place, Part] = {}
         self.rates: dict[Place, int] = {}
         self.edges: dict[Place, str] = {}
-        for place, part in _slices(rows):
-            self.parts[place], self.rates[place], self.edges[place] = _best_rate(part, self.better)
-        self.scores = {place: _scores(part) for place, part in self.parts.items()}
+        trial = tuned.is_trial(rows, data.words)
+        self.trials = {place: tuned.tried(part, data, self.better, tuning) for place, part in slices(rows_at(rows, trial))} if trial.any() else {}
+        for place, part in slices(rows_at(rows, ~trial) if trial.any() else rows):
+            self.parts[place], self.rates[place], self.edges[place] = best_rate(part, self.better)
+        self.scores = {place: scores_of(part) for place, part in self.parts.items()}
         self.columns = sorted({column for _, column in self.parts if column >= 0})
         self.entrants = {n: data.entrants[n] for n in sorted({n for n, _ in self.parts})}
         self.rivals = [n for n, e in self.entrants.items() if not e.reference]
@@ -108,14 +120,14 @@ class SectionMaker:
 
     def build(self) -> Section:
         cells = {n: [self._cell(n, c) for c in ([-1] if e.reference else self.columns)] for n, e in self.entrants.items()}
-        for i, column in enumerate(self.columns):
-            self._mark_best(cells, i, column)
+        self._mark_best(cells)
         ranks = self._ranks(cells)
         rows = [*self._missing(), *(self._row(n, cells[n], ranks.get(n)) for n in self.entrants)]
         rows.sort(key=self._order)
         columns = tuple(self._column(i, column, rows) for i, column in enumerate(self.columns))
         self._say_levels(columns, rows)
         self._say_rates()
+        self._say_trials()
         return Section(
             task=self.identity["task"],
             size=self.identity["size"],
@@ -149,23 +161,33 @@ class SectionMaker:
         # The audit's note is first, beside its dagger.
         notes = self._note(f"the audit of {audits_failed} of {asked} runs failed: see qbench show RUN") if audits_failed else ()
         if state != "ok":
-            notes += self._note(_why(failures, asked, message))
+            notes += self._note(why(failures, asked, message))
+        if merged := self._merged(part):
+            notes += self._note(merged)
+        chosen, trials = tuned.chosen(part, self.data), self.trials.get((entrant, column), Tried(0, 0))
+        if edge := tuple(tuned.at_edge(chosen, self.entrants[entrant].method, self.tuning)):
+            notes += self._note(f"at the edge of its range, so another value might be better: {', '.join(edge)}")
         return Cell(
             state=state,
             seeds=len(finite),
             asked=asked,
             score=stats.mean_interval(list(finite.values())) if finite else None,
             gap=self._gap(finite, column),
-            rr=_mean(part["rr_mean"]),
-            bits_per_weight=_mean(part["bits_per_weight"]),
-            levels=None if (levels := _first(part["levels"])) is None else int(levels),
-            lr=_first(part["lr"]),
+            rr=mean(part["rr_mean"]),
+            bits_per_weight=mean(part["bits_per_weight"]),
+            levels=None if (levels := first(part["levels"])) is None else int(levels),
+            lr=first(part["lr"]),
             rates=self.rates[entrant, column],
             failures=failures,
             message=message,
             audits_failed=audits_failed,
             notes=notes,
             keys=tuple(filter(None, part["key"].tolist())),
+            chosen=chosen,
+            at_edge=edge,
+            trials=trials.count,
+            best_of=trials.curve,
+            best_of_share=trials.share,
         )
 
     def _gap(self, finite: Mapping[int, float], column: int) -> Estimate | None:
@@ -183,11 +205,18 @@ class SectionMaker:
         counts["diverged"] += counts.pop("ok", 0)
         return {word: n for word, n in sorted(counts.items()) if n}
 
-    def _mark_best(self, cells: Mapping[int, list[Cell]], i: int, column: int) -> None:
-        fit = [n for n in self.rivals if cells[n][i].whole]
-        best = stats.clear_best([self.scores[n, column] for n in fit], self.better, self.effect)
-        if best is not None:
-            cells[fit[best]][i] = dataclasses.replace(cells[fit[best]][i], best=True)
+    def _merged(self, part: Part) -> str:
+        """How many runs are somebody else's, and the least that is believed of them; '' where all are our own."""
+        counts = Counter(self.data.words["trust"][code] for code in part["trust"] if code)
+        level = next((word for word in TRUST if counts[word]), "")
+        return f"{counts[level]} of {len(part['key'])} runs {TRUST[level]}" if level else ""
+
+    def _mark_best(self, cells: Mapping[int, list[Cell]]) -> None:
+        fit = [[n for n in self.rivals if cells[n][i].whole] for i in range(len(self.columns))]
+        scores = [[self.scores[n, column] for n in names] for names, column in zip(fit, self.columns, strict=True)]
+        for i, best in enumerate(stats.clear_bests(scores, self.better, self.effect)):
+            if best is not None:
+                cells[fit[i][best]][i] = dataclasses.replace(cells[fit[i][best]][i], best=True)
 
     def _ranks(self, cells: Mapping[int, Sequence[Cell]]) -> dict[int, tuple[int, int]]:
         """Of the entrants whose every cell is whole, by the mean over columns within each seed."""
@@ -238,11 +267,11 @@ class SectionMaker:
         if self.fp is not None:
             fp = self.parts[self.fp, -1]
             for device in np.unique(own["device_name"]):
-                base = _finite(fp["step_s_median"][fp["good"] & (fp["device_name"] == device)])
+                base = only_finite(fp["step_s_median"][fp["good"] & (fp["device_name"] == device)])
                 here = own["device_name"] == device
                 if len(base) and np.median(base) > 0:
                     ratios[here] = own["step_s_median"][here] / np.median(base)
-        ratios, train, peak, audits = (_finite(x) for x in (ratios, own["train_s"], own["peak_memory_bytes"], own["audit_passed"]))
+        ratios, train, peak, audits = (only_finite(x) for x in (ratios, own["train_s"], own["peak_memory_bytes"], own["audit_passed"]))
         return Cost(
             step_ratio=float(np.median(ratios)) if len(ratios) else None,
             step_runs=len(ratios),
@@ -285,6 +314,17 @@ class SectionMaker:
         for edge, labels in sorted(edges.items()):
             self._note(f"best at the {edge} rate tried, so another might be better: {', '.join(sorted(labels))}")
 
+    def _say_trials(self) -> None:
+        """How the section was tuned. Controls are rivals here, too: who leads at n trials is told of everyone who quantizes."""
+        if self.trials:
+            by_column = {
+                self.data.columns[c]: {self.entrants[n].label: t for (n, d), t in self.trials.items() if d == c and n in self.rivals}
+                for c in self.columns
+            }
+            reference = {self.entrants[n].label: t for (n, _), t in self.trials.items() if n in self.entrants and n not in self.rivals}
+            for note in tuned.notes({"fp32": reference, **by_column}, self.better, self.effect, self.tuning):
+                self._note(note)
+
     def title(self) -> str:
         task = self.identity["task"]
         peers = [parameters(s["task_params"]) for s in self.data.sections if s["task"] == task]
@@ -314,63 +354,3 @@ class SectionMaker:
 
 
 _COST = ("step_s_median", "device_name", "train_s", "peak_memory_bytes", "audit_passed")
-
-
-def _slices(rows: Part) -> list[tuple[Place, Part]]:
-    """The rows of each entrant and column, which lie together."""
-    entrant, column = rows["entrant"], rows["column"]
-    starts = np.flatnonzero(np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])])
-    ends = [*starts[1:], len(entrant)]
-    return [((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()}) for i, j in zip(starts, ends, strict=True)]
-
-
-def _best_rate(part: Part, better: str) -> tuple[Part, int, str]:
-    """The runs at the learning rate with the fewest failures and the best validation; how many rates there were; and which end of them it is."""
-    rates = np.unique(_finite(part["lr"]))
-    if len(rates) < 2:
-        return part, 1, ""
-
-    def merit(rate: float) -> tuple[float, float, float]:
-        here = part["lr"] == rate
-        validation = _mean(part["validation"][here])
-        worst = np.inf if validation is None else -validation if better == "higher" else validation
-        return (float(np.mean(~part["good"][here])), worst, rate)
-
-    best = min(rates, key=merit)
-    chosen = part["lr"] == best
-    edge = "smallest" if best == rates[0] else "largest" if best == rates[-1] else ""
-    return {name: column[chosen] for name, column in part.items()}, len(rates), edge
-
-
-def _scores(part: Part) -> dict[int, float]:
-    """Finite scores by seed, in their order; of two runs with one seed, the first by key."""
-    good = part["good"] & np.isfinite(part["seed"])
-    # The first is put in last.
-    pairs = zip(part["seed"][good].astype(np.int64).tolist()[::-1], part["packed"][good].tolist()[::-1], strict=True)
-    return dict(sorted(dict(pairs).items()))
-
-
-def _why(failures: Mapping[str, int], asked: int, message: str) -> str:
-    if set(failures) == {"skipped"} and message:
-        return f"skipped: {message}"
-    counts = ", ".join(f"{n} of {asked} {word}" for word, n in failures.items())
-    return f"{counts}: {message}" if message else counts
-
-
-def _finite(values: Array) -> Array:
-    return values[np.isfinite(values)]
-
-
-def _known(*values: float | None) -> float:
-    """The first number that is one."""
-    return float(next(value for value in values if value is not None))
-
-
-def _mean(values: Array) -> float | None:
-    good = _finite(values)
-    return float(good.mean()) if len(good) else None
-
-
-def _first(values: Array) -> float | None:
-    good = _finite(values)
-    return float(good[0]) if len(good) else None

@@ -15,7 +15,7 @@ from qbench import text
 from qbench.tidy import format_label, spell
 
 if TYPE_CHECKING:
-    from qbench.sweep import Planned
+    from qbench.outlook import Planned
 
 BARS = "▁▂▃▄▅▆▇█"
 Line = tuple[str, str | Text]
@@ -115,6 +115,13 @@ def _origin(run: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str,
         yield "when", " to ".join(str(result[k]) for k in ("started", "finished") if result.get(k))
     if result.get("artefact_sha256"):
         yield "artefact", f"sha256 {result['artefact_sha256']}"
+    if trust := run.get("trust"):
+        who = f" from {trust['by']}" if trust.get("by") else ""
+        yield "trust", f"{trust.get('level')}: merged {trust.get('merged')}{who}"
+    tried = run.get("attempts") or ()
+    for one in tried if len(tried) > 1 else ():
+        score = "" if one["packed"] is None else f", score {one['packed']!r}"
+        yield "", f"attempt {one['attempt']}, {one['trust'] or 'our own'}: {one['state'] or 'not finished'}{score}"
     if run.get("folder"):
         yield "files", str(run["folder"])
     if run.get("key"):
@@ -169,8 +176,10 @@ MEANINGS = {
     "stale": "finished, by other code than this: kept as it is",
     "cached": "finished",
     "skipped": "cells that their method or task has no rule for",
+    "waiting": "chosen when their trials are done",
+    "untuned": "cells of which every trial failed, so there is nothing to choose",
 }
-STYLES = {"failed": "red", "lost": "yellow", "stale": "yellow", "skipped": "dim"}
+STYLES = {"failed": "red", "lost": "yellow", "stale": "yellow", "skipped": "dim", "waiting": "dim", "untuned": "red"}
 
 
 def show_plan(lines: Sequence[Planned], console: Console | None = None) -> None:
@@ -184,7 +193,9 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None) -> None:
             table.add_row(Text(state, style=STYLES.get(state, "")), Text(text.plain(line.title)), Text(_why(state, line), style="dim"))
         console.print(table)
         console.print()
-    counts = Counter(state for state, _ in told)
+    counts = Counter[str]()
+    for state, line in told:
+        counts[state] += line.runs
     diverged = sum(line.standing.diverged for state, line in told if state == "cached")
     table = _columns("state", "runs", "")
     for state in filter(counts.get, MEANINGS):
@@ -239,6 +250,7 @@ def _about_method(entry: Mapping[str, Any]) -> Iterator[Line]:
     yield "paper", ", ".join(filter(None, (entry.get("paper"), source)))
     yield "after", f"a finished run of {entry['after']}" if entry.get("after") else ""
     yield "options", spell(entry.get("options") or {})
+    yield "tuned", ", ".join(entry.get("knobs") or ())
     for name, preset in (entry.get("presets") or {}).items():
         words = {**preset["params"], **preset["recipe"], **({"start": preset["start"]} if preset["start"] else {})}
         yield "preset", f"{name}: {spell(words)} ({preset['source']})"

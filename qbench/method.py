@@ -50,6 +50,8 @@ class Method:
     after: ClassVar[str | None] = None
     """A post-training method names the method whose finished run it takes; it is not trained again."""
     presets: ClassVar[Mapping[str, Preset]] = {}
+    knobs: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters, at most two, that a board may tune for this method beside the recipe's that it tunes for all."""
     bundles: ClassVar[bool] = True
     """False: one quantizer a site, for a method that treats sites of one shape differently."""
 

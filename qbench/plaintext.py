@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,36 @@ def rank(row: Row) -> str:
     return text.span(tuple(map(float, row.rank))) if row.rank else ""
 
 
+def chosen(cell: Cell) -> str:
+    """`lr 0.003, scale mse`: what was best on validation."""
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {text.plain(value, 40)}" for name, value in cell.chosen.items())
+
+
+def best_of(section: Section) -> list[str]:
+    """For each column and entrant what the best of 1, 2, 4 … trials would have scored; nothing where no cell was tuned."""
+    lines = []
+    for i, column in enumerate(["fp32", *(c.format for c in section.columns)]):
+        cells = [(row, row.cells[i - 1 if i else 0]) for row in section.rows if row.spans == (i == 0)]
+        curves = [(name(row), cell.best_of) for row, cell in cells if cell.best_of]
+        if not curves:
+            continue
+        most = max(len(curve) for _, curve in curves)
+        shown = sorted({most, *(1 << k for k in range(most.bit_length()))})
+        each = [f"{who} {', '.join(_expected(curve, n, section.digits) for n in shown)}" for who, curve in curves]
+        share = min(cell.best_of_share for _, cell in cells)
+        shorter = f" with {100 * share:g} % of the steps" if share < 1 else ""
+        lines.append(f"{column}, {', '.join(map(str, shown))} trials{shorter}: {'; '.join(each)}")
+    return lines
+
+
+def _expected(curve: Sequence[float | None], n: int, digits: int) -> str:
+    value = curve[n - 1] if n <= len(curve) else None
+    return NONE if value is None else text.number(value, digits)
+
+
+BEST_OF = "Expected test score of the best of n trials on validation, at the tuning seeds"
+
+
 def rr(cell: Cell, digits: int) -> str:
     return NONE if cell.rr is None else text.number(cell.rr, digits)
 
@@ -114,7 +145,7 @@ def legend(board: Board, best: str = "bold") -> list[str]:
     return [
         f"Score: mean over seeds ± its {percent} t interval, of the packed artefact. Below it the gap recovered, (m − rtn)/(fp − rtn), with its"
         f" Fieller interval; {NONE} where fp is not clearly above rtn, or by less than the minimum effect.",
-        f"Best ({best}): beats every other whole cell of its column, paired by seed, Holm at {percent}, by the minimum effect. A cell with a failed"
+        f"Best ({best}): beats every other whole cell of its column, paired by seed, Holm over rivals and columns at {percent}, by the minimum effect. A cell with a failed"
         " seed or audit never is.",
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
         "Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory."
@@ -153,14 +184,18 @@ def _markdown_section(section: Section) -> Iterator[str]:
         yield _line([text.markdown(name(row)), *([rank(row)] if ranked else []), *cells, *costs(row.cost)])
     yield ""
     if section.notes:
-        yield from (f"{text.superscript(n)} {text.markdown(note)}  " for n, note in enumerate(section.notes, 1))
+        yield from (f"{text.superscript(n)} {text.markdown(note, 1000)}  " for n, note in enumerate(section.notes, 1))
         yield ""
+    if lines := best_of(section):
+        yield from (f"{BEST_OF}:", "", *(f"- {text.markdown(line, 1000)}" for line in lines), "")
 
 
 def _markdown_cell(cell: Cell, digits: int, with_gap: bool) -> str:
     value = text.markdown(score(cell, digits))
     value = f"**{value}**" if cell.best else value
-    return value + marks(cell) + (f"<br>{gap(cell)}" if with_gap and cell.score else "")
+    below = [gap(cell)] if with_gap and cell.score else []
+    below += [text.markdown(chosen(cell))] if cell.chosen else []
+    return value + marks(cell) + "".join(f"<br>{line}" for line in below)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -175,18 +210,22 @@ CELLS = (
     *("lr", "rates", "best", "rank_first", "rank_last", "step_ratio", "train_s", "peak_memory_bytes", "audits_failed"),
     *("failures", "notes", "runs"),
 )
+TUNED = ("chosen", "at_edge", "trials", "best_of", "best_of_share")
+"""Of tuned boards, after the others."""
 
 
 def to_csv(board: Board) -> str:
     """A line for each cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CELLS)
+    tuned = any(cell.trials for section in board.sections for row in section.rows for cell in row.cells)
+    writer.writerow([*CELLS, *(TUNED if tuned else ())])
     for section in board.sections:
         for row in section.rows:
             formats = ["fp32"] if row.spans else [c.format for c in section.columns]
             for fmt, cell in zip(formats, row.cells, strict=True):
-                writer.writerow([_csv_value(x) for x in _csv_line(section, row, fmt, cell)])
+                line = _csv_line(section, row, fmt, cell) + (_csv_tuned(cell) if tuned else [])
+                writer.writerow([_csv_value(x) for x in line])
     return out.getvalue()
 
 
@@ -204,6 +243,12 @@ def _csv_line(section: Section, row: Row, fmt: str, c: Cell) -> list[Any]:
         *(c.rr, c.lr, c.rates, int(c.best), *(rank or (None, None))),
         *(cost.step_ratio, cost.train_s, cost.peak_memory_bytes, c.audits_failed, failures, notes, " ".join(c.keys)),
     ]
+
+
+def _csv_tuned(c: Cell) -> list[Any]:
+    curve = json.dumps([None if value is None else float(f"{value:.12g}") for value in c.best_of]) if c.best_of else None
+    values = json.dumps(dict(c.chosen), sort_keys=True) if c.chosen else None
+    return [values, ", ".join(c.at_edge), c.trials, curve, c.best_of_share if c.best_of else None]
 
 
 def _csv_value(x: object) -> str:

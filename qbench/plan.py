@@ -10,23 +10,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from qbench import registry
-from qbench.config import Quantization, Recipe, RunConfig, canonical
-from qbench.errors import UsageError, unknown
-from qbench.sweepfile import NONE, OURS, RECIPE, Entry, Formats, SweepConfig, unknown_key
+from qbench.axes import Bed, Entrant, beds, check_names, entrants, formats_of
+from qbench.config import Quantization, RunConfig, canonical, cell_title
+from qbench.errors import UsageError
+from qbench.search import Search, Waiting, spell
+from qbench.sweepfile import RECIPE, SweepConfig
+from qbench.trials import Known
+from qbench.tuning import Tuning
 
 if TYPE_CHECKING:
-    from qbench.method import Method, Preset
+    from qbench.method import Method
     from qbench.task import Task
 
-__all__ = ["Cell", "Plan", "PlannedRun", "make_plan"]
+__all__ = ["Cell", "Plan", "PlannedRun", "Planner", "make_plan"]
 
-ACTIVATION_GRANULARITY = "tensor"
 SEED, BASE = "@@seed@@", "@@base@@"
 
 
@@ -46,6 +49,16 @@ class Cell:
     """Not asked for by the file: another cell goes on from it."""
     refusal: str | None = None
     """Why it is skipped, in a sentence."""
+    stage: Literal["", "trial", "final"] = ""
+    """In a tuned board: whether its runs choose or are reported."""
+    rung: int | None = None
+    trial: int | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What is tuned, by name: the values that a trial tries, and those that were chosen."""
+    whole: RunConfig | None = None
+    """Of a trial: the run with the whole budget, where halving makes this one shorter."""
+    failure: str | None = None
+    """Why none of its runs is attempted although its method has a rule for it."""
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -62,10 +75,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        c = self.example
-        return " ".join(
-            filter(None, (self.label, c.format_label if c.weights or c.activations else "", f"{c.task}/{c.size}", self.variant))
-        )
+        return cell_title(self.label, self.example, self.variant)
 
 
 @dataclass(frozen=True)
@@ -96,60 +106,116 @@ class Plan:
     skipped: tuple[Cell, ...]
     runs: Mapping[str, PlannedRun]
     """By key, in the order of the file within a seed, and seed by seed, so that a board fills evenly."""
+    waiting: tuple[Waiting, ...] = ()
+    """Cells whose values are chosen when their trials are done."""
+    failed: tuple[Cell, ...] = ()
+    """Cells of which no trial came through."""
+
+    def seeds(self, cell: Cell) -> tuple[int, ...]:
+        """Those that tune, or those that are reported."""
+        return self.sweep.tuning.seeds if cell.stage == "trial" and self.sweep.tuning else self.sweep.seeds
 
 
-@dataclass(frozen=True)
-class _Bed:
-    """A task with its options at one size and with one recipe: what every method meets alike."""
+def make_plan(sweep: SweepConfig, known: Known | None = None) -> Plan:
+    """Expand a sweep file. Whatever in it a plugin objects to is one line; a cell that a method has no rule for is skipped.
 
-    task: Task
-    size: str
-    recipe: Recipe
-    formats: Formats
-    data: str
-    axes: Mapping[str, Any]
-    """The values that tell it from its sisters."""
+    What a tuned sweep comes to hangs on how its trials ended, as far as that is `known`.
+    """
+    return Planner(sweep).plan(known)
 
 
-@dataclass(frozen=True)
-class _Entrant:
-    method: Method
-    label: str
-    lr: tuple[float, ...] = ()
-    """One rate, or none: then the recipe's."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Of its preset, over the board's."""
-    start: str | None = None
-    axes: Mapping[str, Any] = field(default_factory=dict)
-    """The values that tell it from its sisters."""
+class Planner:
+    """A sweep file that is expanded once, and planned again as its trials come in."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        for formats in (sweep.formats, *(entry.formats for entry in sweep.tasks if entry.formats)):
+            check_names(formats, sweep)
+        if sweep.tuning:
+            _check_knobs(sweep.tuning, sweep.file)
+        self.sweep, self.maker = sweep, _Maker(sweep)
+        self.cells: dict[tuple[str, ...], Cell] = {}
+        """By what they train; of a tuned sweep only the skipped ones."""
+        self.searches: dict[tuple[tuple[str, ...], ...], Search] = {}
+        for bed, entrant in itertools.product(list(beds(sweep)), list(entrants(sweep))):
+            for quantizations in formats_of(bed.formats, entrant.method, sweep):
+                self.add(bed, entrant, *quantizations)
+
+    def add(self, bed: Bed, entrant: Entrant, weights: Quantization | None, activations: Quantization | None) -> None:
+        cell, tuning = self.maker.cell(bed, entrant, weights, activations), self.sweep.tuning
+        if tuning is None or cell.refusal is not None:
+            self.cells.setdefault(cell.parts, cell)
+            return
+
+        def make(values: Mapping[str, Any], share: float) -> Cell:
+            return self.maker.cell(*_tuned(bed, entrant, values, share, f"{self.sweep.file}: [tuning]"), weights, activations)
+
+        points = tuning.draw(entrant.method.name)
+        search = Search(cell, points, tuning, self.sweep.seeds, bed.task.metric.better, make)
+        self.searches.setdefault(search.signature, search)
+
+    def plan(self, known: Known | None = None) -> Plan:
+        found = [search.advance(known or {}) for search in self.searches.values()]
+        trials = sorted((cell for f in found for cell in f.trials), key=lambda cell: (cell.rung, cell.trial))
+        finals = [*self.cells.values(), *(f.final for f in found if f.final and not f.final.failure)]
+        cells, runs = list[Cell](), dict[str, PlannedRun]()
+        for stage, seeds in ((trials, self.sweep.tuning.seeds if self.sweep.tuning else ()), (finals, self.sweep.seeds)):
+            ordered = _ordered(stage)
+            cells += ordered
+            for run in _runs(ordered, seeds):
+                runs.setdefault(run.key, run)
+        return Plan(
+            self.sweep,
+            tuple(cells),
+            tuple(cell for cell in (*finals, *trials) if cell.refusal is not None),
+            runs,
+            tuple(f.waiting for f in found if f.waiting),
+            tuple(f.final for f in found if f.final and f.final.failure),
+        )
 
 
-def make_plan(sweep: SweepConfig) -> Plan:
-    """Expand a sweep file. Whatever in it a plugin objects to is one line; a cell that a method has no rule for is skipped."""
-    for formats in (sweep.formats, *(entry.formats for entry in sweep.tasks if entry.formats)):
-        _check_names(formats, sweep)
-    maker = _Maker(sweep)
-    beds, entrants = list(_beds(sweep)), list(_entrants(sweep))
-    cells: dict[tuple[str, ...], Cell] = {}
-    for bed, entrant in itertools.product(beds, entrants):
-        for weights, activations in _formats(bed.formats, entrant.method, sweep):
-            cell = maker.cell(bed, entrant, weights, activations)
-            cells.setdefault(cell.parts, cell)
-    runnable = [cell for cell in cells.values() if cell.refusal is None]
-    ordered = {cell.parts: cell for cell in _with_bases(runnable, cells)}
-    runs = {}
-    for seed in sweep.seeds:
-        for cell in ordered.values():
-            key = cell.key(seed)
-            runs[key] = PlannedRun(cell, seed, key, cell.base.key(seed) if cell.base else None)
-    return Plan(sweep, tuple(ordered.values()), tuple(c for c in cells.values() if c.refusal is not None), runs)
+def _ordered(cells: list[Cell]) -> list[Cell]:
+    """Those that can run, each behind what it goes on from. Trials at one point are one run and two cells."""
+    asked: dict[tuple[str, ...], Cell] = {}
+    for cell in cells:
+        asked.setdefault(cell.parts, cell)
+    found: dict[tuple[Any, ...], Cell] = {}
+    for cell in _with_bases([cell for cell in cells if cell.refusal is None], asked):
+        found.setdefault((cell.parts, cell.trial), cell)
+    return list(found.values())
 
 
 def _with_bases(cells: list[Cell], asked: Mapping[tuple[str, ...], Cell]) -> Iterator[Cell]:
     for cell in cells:
         if cell.base:
-            yield from _with_bases([cell.base], asked)
-        yield asked.get(cell.parts) or dataclasses.replace(cell, extra=True)
+            base = asked.get(cell.base.parts) or dataclasses.replace(cell.base, extra=True)
+            yield from _with_bases([base], asked)
+        yield cell
+
+
+def _runs(cells: Iterable[Cell], seeds: Iterable[int]) -> Iterator[PlannedRun]:
+    for seed in seeds:
+        for cell in cells:
+            yield PlannedRun(cell, seed, cell.key(seed), cell.base.key(seed) if cell.base else None)
+
+
+def _tuned(bed: Bed, entrant: Entrant, values: Mapping[str, Any], share: float, where: str) -> tuple[Bed, Entrant]:
+    """What a trial meets and who meets it: shared words go into the recipe, the others are the method's."""
+    shared = {name: value for name, value in values.items() if name in RECIPE}
+    knobs = {name: value for name, value in values.items() if name not in RECIPE}
+    recipe = dataclasses.replace(bed.recipe, **shared, steps=max(1, round(share * bed.recipe.steps)))
+    method = registry.build("methods", entrant.method.name, {**entrant.method.params, **knobs}, where) if knobs else entrant.method
+    return dataclasses.replace(bed, recipe=recipe), dataclasses.replace(entrant, method=method)
+
+
+def _check_knobs(tuning: Tuning, file: str) -> None:
+    """A board tunes what a method names for it, within its domain."""
+    for name, knobs in tuning.own.items():
+        where, named = f"{file}: [tuning.own.{name}]", registry.load("methods", name).knobs
+        for knob, axis in knobs.items():
+            if knob not in named or knob in RECIPE:
+                raise UsageError(f"{where}: {knob} is no knob that {name} has tuned: {', '.join(named) or 'it names none'}")
+            for end in axis.ends:
+                registry.build("methods", name, {knob: end}, where)
 
 
 @dataclass
@@ -161,7 +227,7 @@ class _Maker:
     bases: dict[str, Cell] = field(default_factory=dict)
 
     def cell(
-        self, bed: _Bed, entrant: _Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
+        self, bed: Bed, entrant: Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
     ) -> Cell:
         own = {**entrant.recipe, **dict(zip(("lr",), entrant.lr, strict=False))}
         method, task = entrant.method, bed.task
@@ -174,12 +240,12 @@ class _Maker:
         )  # fmt: skip
         if config.recipe.objective == "distill" and config.start == "scratch":
             raise UsageError(f'{self.sweep.file}: objective = "distill" needs a network to imitate: write start = "fp:0.5"')
-        variant = _spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
+        variant = spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
         base = self.base(bed, method, config)
         refusal = f"{base.label}: {base.refusal}" if base and base.refusal else self.refusal(config, task)
         return Cell(config, entrant.label, variant, base, refusal=refusal)
 
-    def base(self, bed: _Bed, method: Method, config: RunConfig) -> Cell | None:
+    def base(self, bed: Bed, method: Method, config: RunConfig) -> Cell | None:
         """What a run goes on from: the finished run that a post-training method takes, or the network that everybody starts from."""
         bed = dataclasses.replace(bed, recipe=config.recipe)
         if method.after is not None:
@@ -190,13 +256,13 @@ class _Maker:
         recipe = dataclasses.replace(config.recipe, steps=max(1, round(float(share) * config.recipe.steps)), objective="task")
         return self.other(name, dataclasses.replace(bed, recipe=recipe), config, "scratch")
 
-    def other(self, name: str, bed: _Bed, config: RunConfig, start: str) -> Cell:
+    def other(self, name: str, bed: Bed, config: RunConfig, start: str) -> Cell:
         method = registry.build("methods", name, {}, self.sweep.file)
         same = canonical([name, start, bed.size, dataclasses.asdict(bed.recipe), bed.task.name, bed.task.params])
         formats = (config.weights, config.activations) if method.quantizes else (None, None)
         same += canonical([q and dataclasses.asdict(q) for q in formats])
         if same not in self.bases:
-            self.bases[same] = self.cell(bed, _Entrant(method, name), *formats, start=start)
+            self.bases[same] = self.cell(bed, Entrant(method, name), *formats, start=start)
         return self.bases[same]
 
     def refusal(self, config: RunConfig, task: Task) -> str | None:
@@ -215,122 +281,3 @@ class _Maker:
 
 def _names(config: RunConfig) -> list[str | None]:
     return [name for q in (config.weights, config.activations) for name in ((q.format, q.granularity) if q else (None, None))]
-
-
-# ---- axes ----
-
-
-def _beds(sweep: SweepConfig) -> Iterator[_Bed]:
-    for entry in sweep.tasks:
-        for params, chosen in _variants("tasks", entry):
-            task: Task = registry.build("tasks", entry.name, params, entry.where)
-            data = task.fingerprint()
-            for size in _sizes(task, entry):
-                for recipe, changes in _recipes(task.recipe(size), {**sweep.recipe, **entry.recipe}, entry.where):
-                    formats = entry.formats or sweep.formats
-                    yield _Bed(task, size, recipe, formats, data, {**chosen, **changes})
-
-
-def _sizes(task: Task, entry: Entry) -> tuple[str, ...]:
-    known = tuple(task.sizes)
-    for size in entry.sizes:
-        if size not in known and size != "all":
-            raise unknown("size", size, known, f"{entry.where} ({task.name})")
-    return known if "all" in entry.sizes else entry.sizes or known[:1]
-
-
-def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) -> Iterator[tuple[Recipe, dict[str, Any]]]:
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        made = dataclasses.replace(recipe, **chosen)
-        if problem := made.problem():
-            raise UsageError(f"{where}: {problem}")
-        yield made, {name: value for name, value in chosen.items() if len(axes[name]) > 1}
-
-
-def _entrants(sweep: SweepConfig) -> Iterator[_Entrant]:
-    for entry in sweep.methods:
-        rates: list[tuple[float, ...]] = [(lr,) for lr in entry.recipe.get("lr", ())]
-        preset = _preset(entry)
-        entry = dataclasses.replace(entry, params={**preset.params, **entry.params})
-        usual = entry.label or (f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name)
-        for params, chosen in _variants("methods", entry):
-            method: Method = registry.build("methods", entry.name, params, entry.where)
-            spelled = _spell(chosen if entry.label or entry.preset else params)
-            label = f"{usual} ({spelled})" if spelled else usual
-            for lr in rates or [()]:
-                yield _Entrant(method, label, lr, preset.recipe, preset.start, {"lr": lr[0]} if len(rates) > 1 else {})
-
-
-def _preset(entry: Entry) -> Preset:
-    """The published recipe that an entry asks for; an empty one where it asks for none."""
-    from qbench.method import Preset
-
-    presets: Mapping[str, Preset] = registry.load("methods", entry.name, entry.where).presets
-    if entry.preset and entry.preset not in presets:
-        raise unknown("preset", entry.preset, presets, f"{entry.where} ({entry.name})")
-    preset = presets[entry.preset] if entry.preset else Preset("")
-    where = f"{entry.where} ({entry.name}, preset {entry.preset})"
-    for name in preset.recipe:
-        if name not in RECIPE:
-            raise unknown("word of a recipe", name, RECIPE, where)
-    if problem := dataclasses.replace(Recipe(), **preset.recipe).problem():
-        raise UsageError(f"{where}: {problem}")
-    return preset
-
-
-def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every combination of an entry's parameters, and those of them that are axes."""
-    hints = _hints(kind, entry)
-    for name in entry.params:
-        if name not in hints:
-            raise unknown_key(name, (*OURS[kind[:-1]], *hints), entry.where)
-    axes = {name: value for name, value in entry.params.items() if _is_axis(value, hints[name])}
-    for name, values in axes.items():
-        if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-            raise UsageError(f"{entry.where}: {name}: {twice[0]!r} is there twice")
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        yield {**entry.params, **chosen}, chosen
-
-
-def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:
-    cls = registry.load(kind, entry.name, entry.where)
-    hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-
-def _is_axis(value: Any, hint: Any) -> bool:
-    """A list is an axis, unless the parameter itself is a list: then a list of lists is."""
-    takes_list = any(get_origin(h) is tuple for h in (hint, *get_args(hint)))
-    return isinstance(value, list) and (not takes_list or all(isinstance(item, list) for item in value))
-
-
-def _spell(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
-
-
-def _formats(formats: Formats, method: Method, sweep: SweepConfig) -> Iterator[tuple[Quantization | None, Quantization | None]]:
-    if not method.quantizes:
-        yield None, None
-        return
-    combinations = [c for c in itertools.product(formats.weights, formats.activations, formats.granularity) if c[:2] != (NONE, NONE)]
-    if not combinations:
-        raise UsageError(f'{sweep.file}: {method.name} quantizes, and no format is named: write formats = ["int4"]')
-    for weights, activations, granularity in combinations:
-        yield (
-            None if weights == NONE else Quantization(weights, granularity),
-            None if activations == NONE else Quantization(activations, ACTIVATION_GRANULARITY),
-        )
-
-
-def _check_names(formats: Formats, sweep: SweepConfig) -> None:
-    from qbench.formats import Format, Granularity
-
-    try:
-        for name in {*formats.weights, *formats.activations} - {NONE}:
-            Format.named(name)
-        for name in formats.granularity:
-            Granularity.named(name)
-    except UsageError as error:
-        raise UsageError(f"{sweep.file}: formats: {error}") from None

@@ -139,6 +139,8 @@ class Tally:
             self.running[title] = Going(title, now)
         elif kind == "draining":
             self.draining = True
+        elif kind == "planned":
+            self.total, self.cached = details["total"], details["cached"]
         else:
             self.over(kind, self.running.pop(title, None))
 

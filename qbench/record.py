@@ -7,6 +7,7 @@
         checkpoint      where to go on from, while there is no result
         export/         the packed artefact: weights.safetensors with a JSON header
         result.json     written last, in one rename: its presence means that the attempt is over
+        trust.json      where somebody else's run came from, and what is believed of it; an own run has none
 
 An attempt is a number from 1. `state` in result.json is `ok` or `failed` with a `reason`; an attempt without result.json is
 running or lost. A number that is not finite is written as null, with its kind (`nan`, `inf`, `-inf`) under `kinds`.
@@ -44,6 +45,11 @@ class Attempt:
         return int(self.folder.name)
 
     @property
+    def merged(self) -> bool:
+        """Whether it was taken from a submission."""
+        return (self.folder / "trust.json").exists()
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
 
@@ -56,7 +62,7 @@ class Attempt:
         return self.folder / "curve.jsonl"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """`spec`, `env` or `result`; None where the file is missing or cut short."""
+        """`spec`, `env`, `result` or `trust`; None where the file is missing or cut short."""
         try:
             data = json.loads((self.folder / f"{name}.json").read_bytes())
         except (OSError, ValueError):
@@ -92,23 +98,37 @@ def all_attempts(results: Path) -> Iterator[Attempt]:
                 yield from attempts(results, home.name)
 
 
-def latest(results: Path, beginning: str) -> dict[str, Any]:
-    """The files of the latest attempt at a run, which is named by its key or the beginning of it."""
+def only(results: Path, beginning: str) -> str:
+    """The key of the one run whose key begins so."""
     found = sorted((results / "runs" / beginning[:2]).glob(f"{beginning}*"))
     if len(found) != 1:
         raise UsageError(
             f"{beginning!r} is the beginning of {len(found)} runs: {', '.join(f.name[:12] for f in found[:4]) or 'none is here'}"
         )
-    attempt = attempts(results, found[0].name)[-1]
+    return found[0].name
+
+
+def latest(results: Path, beginning: str) -> dict[str, Any]:
+    """The files of the latest attempt at a run, which is named by its key or the beginning of it; of merged ones, the first that came."""
+    tried = attempts(results, only(results, beginning))
+    own = [attempt for attempt in tried if not attempt.merged]
+    attempt = own[-1] if own else tried[0]
     lines = attempt.curve.read_text(encoding="utf-8").splitlines() if attempt.curve.exists() else []
-    files = {name: attempt.read(name) for name in ("spec", "env", "result")}
+    files = {name: attempt.read(name) for name in ("spec", "env", "result", "trust")}
     return {
         "key": attempt.key,
         "attempt": attempt.number,
+        "attempts": [_in_short(one) for one in tried],
         "folder": str(attempt.folder),
         **files,
         "curve": [json.loads(line) for line in lines],
     }
+
+
+def _in_short(attempt: Attempt) -> dict[str, Any]:
+    result, trust = attempt.read("result") or {}, attempt.read("trust") or {}
+    score = (result.get("scores") or {}).get("packed")
+    return {"attempt": attempt.number, "state": result.get("state"), "packed": score, "trust": trust.get("level")}
 
 
 def finite(numbers: Mapping[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:

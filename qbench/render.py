@@ -15,9 +15,12 @@ from qbench import text
 from qbench.board import Board, Cell, Section
 from qbench.listing import show_methods, show_plan, show_run, show_tasks, sparkline
 from qbench.plaintext import (
+    BEST_OF,
     COSTS,
     DITTO,
     NONE,
+    best_of,
+    chosen,
     costs,
     details,
     gap,
@@ -63,8 +66,13 @@ def show_board(board: Board, console: Console, *, randomised: bool = False) -> N
                 console.print()
             console.print(table)
         for n, note in enumerate(section.notes, 1):
-            console.print(_hanging(text.superscript(n), text.plain(note)))
+            console.print(_hanging(text.superscript(n), text.plain(note, 1000)))
         console.print()
+        if lines := best_of(section):
+            console.print(Text(f"{BEST_OF}:"))
+            for line in lines:
+                console.print(_hanging(" ", text.plain(line, 1000)))
+            console.print()
     for line in legend(board, "bold" if console.is_terminal else "*"):
         console.print(Text(text.plain(line, 1000), style="dim"))
 
@@ -125,6 +133,8 @@ def _cell(cell: Cell, section: Section, with_gap: bool, star: str, randomised: b
     found.append((star if cell.best else "") + marks(cell), style="not dim")
     if cell.score and with_gap:
         found.append(f"\n{gap(cell)}", style="not bold dim")
+    if cell.chosen:
+        found.append(f"\n{chosen(cell).replace(', ', chr(10))}", style="not bold dim")
     if randomised and cell.rr is not None:
         found.append(f"\nrr {rr(cell, section.digits)}", style="not bold dim")
     return found

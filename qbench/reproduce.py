@@ -1,4 +1,4 @@
-"""Making a run again from its record, and whether it comes to the same.
+"""Making runs again from their records, and whether they come to the same.
 
 `same` is the same artefact, byte for byte, or the same failure. `within tolerance` is a score that differs by less than the
 task's minimum effect, the least difference that a board would call one. Anything else is `different`.
@@ -6,7 +6,9 @@ task's minimum effect, the least difference that a board would call one. Anythin
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from qbench.config import RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError
 from qbench.record import Attempt, latest
+from qbench.roster import keys_of_cell
 from qbench.train import metric_of, run_one
 
 Verdict = Literal["same", "within tolerance", "different"]
@@ -53,6 +56,15 @@ class Reproduction:
         if self.verdict != "same":
             lines.append(f"tolerance {self.tolerance:g}, the task's minimum effect")
         return "\n".join([*lines, *(f"differs   {line}" for line in self.differences or ["nothing in the environment"])])
+
+
+def reproduce_all(
+    results: Path, what: str, device: str = "auto", board: str | None = None, most: int | None = None
+) -> Iterator[Reproduction]:
+    """A run by its key or the beginning of it, or the runs of a cell by its name, at most so many of them."""
+    keys = [what] if re.fullmatch("[0-9a-f]{6,32}", what) else keys_of_cell(results, what, board)[:most]
+    for key in keys:
+        yield reproduce(results, key, device)
 
 
 def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproduction:

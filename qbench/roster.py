@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.errors import QbenchError
+from qbench.config import RunConfig, cell_title
+from qbench.errors import QbenchError, UsageError, unknown
 from qbench.record import write_atomically
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ NEEDED = ("board", "version", "title", "made", "sweep", "seeds", "defaults", "ce
 
 
 def roster_of(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data. Cells that only others go on from are not the board's."""
+    """A plan as plain data. Cells that only others go on from are not the board's; one that waits for its choice has no keys yet."""
     from qbench import registry
     from qbench.catalogue import defaults
 
-    cells = [cell for cell in (*plan.cells, *plan.skipped) if not cell.extra]
-    names = {("methods", c.example.method) for c in cells} | {("tasks", c.example.task) for c in cells}
+    runnable = [cell for cell in plan.cells if not cell.extra]
+    others = [*plan.skipped, *(w.cell for w in plan.waiting), *plan.failed]
+    examples = [cell.example for cell in (*runnable, *others)]
+    names = {("methods", c.method) for c in examples} | {("tasks", c.task) for c in examples}
     return {
         "roster_version": ROSTER_VERSION,
         "board": plan.sweep.board,
@@ -37,22 +40,26 @@ def roster_of(plan: Plan) -> dict[str, Any]:
         "track": plan.sweep.track,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "sweep": plan.sweep.text,
+        "tuning": plan.sweep.tuning.to_json() if plan.sweep.tuning else None,
         "seeds": list(plan.sweep.seeds),
         "defaults": {name: defaults(registry.load("methods" if kind == "methods" else "tasks", name)) for kind, name in sorted(names)},
-        "cells": [_cell(cell, plan) for cell in cells],
+        "cells": [_cell(cell, plan, True) for cell in runnable] + [_cell(cell, plan, False) for cell in others],
     }
 
 
-def _cell(cell: Cell, plan: Plan) -> dict[str, Any]:
+def _cell(cell: Cell, plan: Plan, runs: bool) -> dict[str, Any]:
     from qbench import registry
 
+    seeds = list(plan.seeds(cell))
+    tuned = {"stage": cell.stage, "rung": cell.rung, "trial": cell.trial, "chosen": dict(cell.chosen), "failure": cell.failure, "seeds": seeds}
     return {
         "label": cell.label,
         "variant": cell.variant,
         "provenance": registry.load_method(cell.example.method).provenance,
         "refusal": cell.refusal,
-        "spec": cell.example.to_json(),
-        "keys": [] if cell.refusal else [cell.key(seed) for seed in plan.sweep.seeds],
+        "spec": (cell.whole or cell.example).to_json(),
+        "keys": [cell.key(seed) for seed in seeds] if runs else [],
+        **(tuned if cell.stage else {}),
     }
 
 
@@ -60,6 +67,26 @@ def write(results: Path, roster: Mapping[str, Any]) -> None:
     folder = results / "boards"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{roster['board']}.json", json.dumps(roster, allow_nan=False) + "\n")
+
+
+def keys_of_cell(results: Path, title: str, board: str | None = None) -> list[str]:
+    """The keys of a cell's runs, the cell named as sweeps name it: `ste int4 grammar/xs`. Several boards may share it."""
+    rosters = [roster for roster in read_all(results) if board in (None, roster["board"])]
+    if board and not rosters:
+        raise unknown("board", board, [roster["board"] for roster in read_all(results)])
+    cells = [cell for roster in rosters for cell in _titles(roster)]
+    chosen = {tuple(keys) for name, keys in cells if name == " ".join(title.split())}
+    if not chosen:
+        raise unknown("run or cell", title, {name for name, _ in cells})
+    if len(chosen) > 1:
+        raise UsageError(f"{title!r} stands for {len(chosen)} cells with other runs in each: name a board (--board), or a run by its key")
+    return list(next(iter(chosen)))
+
+
+def _titles(roster: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for cell in roster["cells"]:
+        if cell["keys"]:
+            yield cell_title(cell["label"], RunConfig.from_json(cell["spec"]), cell["variant"]), cell["keys"]
 
 
 def read_all(results: Path) -> Iterator[dict[str, Any]]:

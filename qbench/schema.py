@@ -45,6 +45,15 @@ MIGRATIONS = (
     CREATE TABLE entries (board VARCHAR NOT NULL, cell INTEGER NOT NULL, seed BIGINT NOT NULL, key VARCHAR);
     """,
     "ALTER TABLE boards ADD COLUMN track VARCHAR DEFAULT 'fair'",
+    """
+    ALTER TABLE boards ADD COLUMN tuning VARCHAR;
+    ALTER TABLE cells ADD COLUMN stage VARCHAR;
+    ALTER TABLE cells ADD COLUMN rung INTEGER;
+    ALTER TABLE cells ADD COLUMN trial INTEGER;
+    ALTER TABLE cells ADD COLUMN chosen VARCHAR;
+    ALTER TABLE cells ADD COLUMN failure VARCHAR;
+    """,
+    "ALTER TABLE runs ADD COLUMN trust VARCHAR",
 )
 
 
@@ -107,5 +116,6 @@ RUN = (
     *_columns(bool, "env", "", "dirty"),
     *_columns(str, "env", "", "python", "platform", "cpu", "device", "device_name"),
     *_columns(int, "env", "", "threads"),
+    Column("trust", str, ("trust", "level")),
 )
 CURVE = ("step", "progress", "loss", "lr", "grad_norm", "val", "seconds")

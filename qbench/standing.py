@@ -5,19 +5,25 @@ failed    the latest attempt ended with another reason; it is tried again
 lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
 new       never tried
 skipped   its method has no rule for it
+waiting   its values are chosen when its trials are done
+untuned   none of its trials came through, so there is nothing to choose
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qbench.record import Attempt, attempts
 
-State = Literal["new", "cached", "failed", "lost", "skipped"]
+if TYPE_CHECKING:
+    from qbench.engines import Execution
+
+State = Literal["new", "cached", "failed", "lost", "skipped", "waiting", "untuned"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Standing:
     reason: str | None = None
     """Of a failure, divergence included."""
     message: str | None = None
+    validation: float | None = None
 
     @property
     def diverged(self) -> bool:
@@ -45,9 +52,19 @@ def standing(results: Path, key: str) -> Standing:
         return NEW
     found = [standing_of(attempt, attempt.read("result")) for attempt in tried]
     cached = [s for s in found if s.state == "cached"]
+    if len(cached) > 1:
+        return min(cached, key=_precedence)
     if cached:
-        return next((s for s in cached if not s.diverged), cached[0])
+        return cached[0]
     return found[0]
+
+
+def _precedence(found: Standing) -> tuple[bool, bool, int]:
+    """Own runs before merged ones: a submission never takes a place. Of our own the latest that did not diverge, of merged ones the first."""
+    assert found.attempt
+    if found.attempt.merged:
+        return True, False, found.attempt.number
+    return False, found.diverged, -found.attempt.number
 
 
 def resumable(results: Path, key: str) -> Path | None:
@@ -61,9 +78,22 @@ def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
     if result is None or state not in ("ok", "failed") or attempt.read("spec") is None or not belongs(result, attempt):
         return Standing("lost", attempt)
     if state == "ok":
-        return Standing("cached", attempt)
+        return Standing("cached", attempt, validation=(result.get("scores") or {}).get("validation"))
     reason, message = str(result.get("reason")), str(result.get("message") or "")
     return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
+
+
+def how_it_ended(details: Mapping[str, Any], execution: Execution) -> tuple[str, str]:
+    """Reason and message for a worker that left no result."""
+    code = int(details.get("exitcode") or 0)
+    if details.get("late"):
+        return "timeout", f"not finished after {execution.timeout_s:g} s"
+    if details.get("hung"):
+        return "timeout", f"no sign of life for {execution.silence_s:g} s"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
+        return "signal", f"the worker was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+    return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
 
 
 def belongs(result: Mapping[str, Any], attempt: Attempt) -> bool:

@@ -137,6 +137,11 @@ class Store:
             self.known |= {(row["key"], row["attempt"]) for row in batch.runs}
         return batch.refused
 
+    def set_trust(self, key: str, attempt: int, level: str) -> None:
+        """What is believed of a merged run from now on."""
+        with self._transaction():
+            self.connection.execute("UPDATE runs SET trust = ? WHERE key = ? AND attempt = ?", [level, key, attempt])
+
     def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Every run as it is stored, and the number of its curve's points."""
         names = list(_types(self.connection, "runs"))
@@ -172,17 +177,22 @@ class Store:
             members["sweep"],
             json.dumps(members["defaults"]),
             members.get("track", "fair"),
+            json.dumps(members["tuning"]) if members.get("tuning") else None,
         )
-        run("INSERT INTO boards VALUES (?, ?, ?, ?, ?, ?, ?)", [board, *title])
+        names = "board, version, title, made, sweep, defaults, track, tuning"
+        run(f"INSERT INTO boards ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [board, *title])
         cells: list[dict[str, Any]] = []
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}
         for number, cell in enumerate(members["cells"]):
             words = {name: cell[name] for name in ("label", "variant", "provenance", "refusal")}
-            cells.append({"board": board, "cell": number, **words, **cell_row(cell["spec"])})
-            keys = cell["keys"] or [None] * len(members["seeds"])
+            tuned = {name: cell.get(name) for name in ("stage", "rung", "trial", "failure")}
+            tuned["chosen"] = json.dumps(cell["chosen"], sort_keys=True) if cell.get("chosen") else None
+            cells.append({"board": board, "cell": number, **words, **tuned, **cell_row(cell["spec"])})
+            seeds = cell.get("seeds", members["seeds"])
+            keys = cell["keys"] or [None] * len(seeds)
             entries["board"] += [board] * len(keys)
             entries["cell"] += [number] * len(keys)
-            entries["seed"] += members["seeds"]
+            entries["seed"] += seeds
             entries["key"] += keys
         self._insert("cells", cells)
         self._insert("entries", entries)

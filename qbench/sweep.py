@@ -30,16 +30,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qbench.engines import Assignment, Engine, Event, Execution
 from qbench.errors import QbenchError
-from qbench.plan import Plan, PlannedRun, make_plan
+from qbench.outlook import must_run, settled
+from qbench.plan import Plan, PlannedRun, Planner
 from qbench.record import Attempt, attempts, new_attempt
 from qbench.roster import roster_of
-from qbench.standing import NEW, Standing, resumable, standing_of, standings
+from qbench.standing import NEW, Standing, how_it_ended, resumable, standing_of, standings
 from qbench.sweepfile import SweepConfig
 
 if TYPE_CHECKING:
     from qbench.store import Store
 
-__all__ = ["Listener", "Planned", "Summary", "status", "sweep"]
+__all__ = ["Listener", "Summary", "sweep"]
 
 ATTEMPTS_IN_A_SWEEP = 2
 SNAPSHOT_S = 30.0
@@ -63,17 +64,6 @@ class Silence:
     def stop(self, summary: Any) -> None: ...
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A line of a dry run: a run and why it would be trained or not. A skipped cell has no run."""
-
-    title: str
-    standing: Standing
-    key: str | None = None
-    stale: str | None = None
-    """What the code that made it was, where that is not the code of now."""
-
-
 @dataclass
 class Summary:
     """How a sweep ended, counted in runs; `skipped` counts cells."""
@@ -94,25 +84,6 @@ class Summary:
         return 130 if self.interrupted else 4 if self.left else 3 if self.failed else 0
 
 
-def status(config: SweepConfig, results: Path) -> list[Planned]:
-    """Every run of a sweep and every cell that is skipped, with its standing. Writes nothing."""
-    plan = make_plan(config)
-    found = standings(results, list(plan.runs))
-    lines = [Planned(run.title, found[key], key, stale(found[key])) for key, run in plan.runs.items()]
-    return lines + [Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped]
-
-
-def stale(was: Standing) -> str | None:
-    """The commit or version that a finished run was made by, if it is not ours. A version of the method or task is in the key."""
-    from qbench.environment import environment
-
-    if was.state != "cached" or was.attempt is None or (env := was.attempt.read("env")) is None:
-        return None
-    now = environment()
-    theirs, ours = ((e.get("commit") or e.get("qbench")) for e in (env, now))
-    return f"{str(theirs)[:12]}" if theirs and ours and theirs != ours else None
-
-
 def sweep(
     config: SweepConfig,
     results: Path,
@@ -125,9 +96,9 @@ def sweep(
     """Train whatever a sweep file asks for and the results folder lacks. The same call again trains nothing."""
     from qbench.store import Store
 
-    plan = make_plan(config)
+    planner = Planner(config)
     with _plain_errors(results), Store(results) as store:
-        coordinator = _Coordinator(plan, results, store, engine, execution, progress or Silence(), retry)
+        coordinator = _Coordinator(planner, results, store, engine, execution, progress or Silence(), retry)
         with coordinator.listening():
             return coordinator.run()
 
@@ -144,13 +115,19 @@ class _Going:
 
 @dataclass
 class _Coordinator:
-    plan: Plan
+    planner: Planner
     results: Path
     store: Store
     engine: Engine
     execution: Execution
     progress: Listener
     retry: bool
+    found: dict[str, Standing] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
+    """Runs that are not made any more in this sweep."""
+    known: dict[str, float | None] = field(default_factory=dict)
+    """How they ended, as trials are judged. What was known once stays: a choice is not taken back while its runs are made."""
+    cached: int = 0
     ready: list[tuple[int, str]] = field(default_factory=list)
     """A heap of places in the plan and keys."""
     waiting: dict[str, list[str]] = field(default_factory=dict)
@@ -168,6 +145,7 @@ class _Coordinator:
     stopping: bool = False
     began: float = field(default_factory=time.monotonic)
     snapshot_at: float = 0.0
+    members_due: bool = False
 
     def run(self) -> Summary:
         self.open()
@@ -176,6 +154,7 @@ class _Coordinator:
                 self.hand_out()
                 self.listen()
                 self.take_in()
+                self.plan_on()
                 self.heed_interrupts()
         finally:
             try:
@@ -187,35 +166,55 @@ class _Coordinator:
 
     def open(self) -> None:
         """Find out what there is, take it into the store, and queue what is missing."""
-        self.found = standings(self.results, list(self.plan.runs))
-        self.miss_artefacts()
-        self.order = {key: place for place, key in enumerate(self.plan.runs)}
-        self.cached = sum(1 for s in self.found.values() if not self.must_run(s))
-        self.store.set_board(roster_of(self.plan))
-        for key, was in self.found.items():
+        self.adopt(*settled(self.planner, self.results, self.retry))
+        self.progress.start(self.total, self.cached)
+
+    def plan_on(self) -> None:
+        """Plan again where a search has all that it waited for: its next rung, or its runs at the values that it has chosen."""
+        while not self.interrupts and any(self.known.keys() >= set(waiting.keys) for waiting in self.plan.waiting):
+            plan = self.planner.plan(self.known)
+            self.adopt(plan, standings(self.results, [key for key in plan.runs if key not in self.found]))
+            self.progress.event("planned", "", total=self.total, cached=self.cached)
+
+    def adopt(self, plan: Plan, new: dict[str, Standing]) -> None:
+        """Take up a plan and what became so far of the runs that are new in it."""
+        self.plan, self.order = plan, {key: place for place, key in enumerate(plan.runs)}
+        self.found |= new
+        done = {key: was.validation for key, was in new.items() if not must_run(was, self.retry)}
+        self.over |= done.keys()
+        self.known = done | self.known
+        again = self.miss_artefacts()
+        self.cached += len(done) - len(again)
+        self.members_due = True
+        for key, was in new.items():
             if was.attempt:
                 self.fresh += attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
         self.take_in()
-        for key in self.plan.runs:
-            self.enqueue(key)
-        self.progress.start(len(self.plan.runs), self.cached)
+        for key in plan.runs:
+            if key in new or key in again:
+                self.enqueue(key)
 
-    def miss_artefacts(self) -> None:
+    def miss_artefacts(self) -> set[str]:
         """A finished run that others must go on from, and whose artefact is gone, is made again. Bases come before their followers."""
+        again = set[str]()
         for run in reversed(list(self.plan.runs.values())):
-            was = self.found[run.base] if run.base and self.must_run(self.found[run.key]) else NEW
+            was = self.found[run.base] if run.base and run.key not in self.over else NEW
             if run.base and was.attempt and was.state == "cached" and not was.diverged and not was.attempt.export.is_dir():
                 self.found[run.base] = Standing("lost", was.attempt)
+                again.add(run.base)
+                self.over.remove(run.base)
+        return again
 
-    def must_run(self, was: Standing) -> bool:
-        return was.state in ("new", "lost") or (was.state == "failed" and self.retry)
+    @property
+    def total(self) -> int:
+        return len(self.plan.runs) + sum(waiting.runs for waiting in self.plan.waiting)
 
     def enqueue(self, key: str) -> None:
         """Queue a run that must be made, behind the one it goes on from."""
-        if not self.must_run(self.found[key]):
+        if key in self.over:
             return
         base = self.plan.runs[key].base
-        if base is None or not self.must_run(self.found[base]):
+        if base is None or base in self.over:
             heapq.heappush(self.ready, (self.order[key], key))
         else:
             self.waiting.setdefault(base, []).append(key)
@@ -306,6 +305,8 @@ class _Coordinator:
     def finish(self, going: _Going, was: Standing) -> None:
         key = going.run.key
         self.found[key] = was
+        self.over.add(key)
+        self.known.setdefault(key, was.validation)
         self.fresh.append(going.attempt)
         kind = "finished" if was.reason is None else "failed"
         self.progress.event(kind, going.run.title, reason=was.reason, message=was.message)
@@ -317,6 +318,7 @@ class _Coordinator:
             self.store.ingest(self.fresh)
             self.fresh = []
         if time.monotonic() > self.snapshot_at:
+            self.tell_members()
             self.store.snapshot()
             self.snapshot_at = time.monotonic() + SNAPSHOT_S
 
@@ -341,7 +343,14 @@ class _Coordinator:
             self.cancel()
             self.listen()
         self.take_in()
+        self.tell_members()
         self.store.snapshot()
+
+    def tell_members(self) -> None:
+        """Who belongs to the board by the latest plan; for a large one that takes a second."""
+        if self.members_due:
+            self.store.set_board(roster_of(self.plan))
+            self.members_due = False
 
     def summary(self) -> Summary:
         summary = Summary(
@@ -355,6 +364,7 @@ class _Coordinator:
                 summary.failures.append((self.plan.runs[key].title, was.reason, was.message or ""))
             else:
                 summary.left += 1
+        summary.left += sum(waiting.runs for waiting in self.plan.waiting)
         return summary
 
     @contextmanager
@@ -373,19 +383,6 @@ class _Coordinator:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-def how_it_ended(details: dict[str, Any], execution: Execution) -> tuple[str, str]:
-    """Reason and message for a worker that left no result."""
-    code = int(details.get("exitcode") or 0)
-    if details.get("late"):
-        return "timeout", f"not finished after {execution.timeout_s:g} s"
-    if details.get("hung"):
-        return "timeout", f"no sign of life for {execution.silence_s:g} s"
-    if code < 0:
-        name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
-        return "signal", f"the worker was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
-    return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
 
 
 @contextmanager

@@ -33,7 +33,22 @@
     label = "STE"                       # what tables call it
     preset = "cifar"                    # a recipe of the method's own; only in the as-published track
 
-One value may stand for a list of one. An option that is called like one of ours goes into `params = { lr = 1 }`.
+    [tuning]                            # left out: nothing is tuned
+    trials = 16                         # for every method, controls included; each on validation, at seeds that are not reported
+    sampler = "sobol"                   # or "halton", or "grid", which is of lists and has as many trials as points
+    seed = 0                            # of the sampler
+    seeds = 1                           # for each trial, numbered from 1000 on
+    lr = { low = 1e-4, high = 1e-1, log = true }    # words of the recipe, shared by all
+    weight_decay = { values = [0.0, 0.1] }
+    halving = { rungs = [0.25, 0.5], keep = 0.5 }   # shorter runs first: the better half goes on
+
+    [tuning.own.lotion]                 # at most two of the knobs that a method names
+    lam = { low = 10, high = 1e5, log = true }
+
+    [downstream]
+    tasks = ["grammar_recall"]          # asked of every finished run that is a language model: names, or files of lm-eval's
+
+What is tuned has no other value in the file: the best trial's is the cell's. One value may stand for a list of one. An option that is called like one of ours goes into `params = { lr = 1 }`.
 """
 
 from __future__ import annotations
@@ -50,13 +65,14 @@ from typing import Any, get_type_hints
 from qbench import registry
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
+from qbench.tuning import Tuning, read_tuning
 
 __all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_boards", "plugin_modules", "read", "read_text"]
 
 NONE = "none"
 MOST_SEEDS, MOST_SEED = 100_000, 2**31 - 1
-TOP = ("board", "version", "title", "seeds", "start", "track", "methods", "tasks", "formats", "recipe", "task", "method")
-OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params"), "method": ("name", "label", "lr", "params", "preset")}
+TOP = ("board", "version", "title", "seeds", "start", "track", "methods", "tasks", "formats", "recipe", "task", "method", "tuning", "downstream")
+OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params", "downstream"), "method": ("name", "label", "lr", "params", "preset")}
 TRACKS = ("fair", "as-published")
 RECIPE = get_type_hints(Recipe)
 
@@ -82,6 +98,7 @@ class Entry:
     sizes: tuple[str, ...] = ()
     formats: Formats | None = None
     preset: str = ""
+    downstream: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,9 @@ class SweepConfig:
     track: str = "fair"
     formats: Formats = Formats()
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    downstream: tuple[str, ...] = ()
+    """What is asked of finished runs. It cannot move a score, so it is in no key."""
     file: str = ""
     text: str = ""
 
@@ -149,7 +169,7 @@ def read_text(text: str, file: str) -> SweepConfig:
     for key in data:
         if key not in TOP:
             raise unknown("key", key, TOP, file)
-    return SweepConfig(
+    sweep = SweepConfig(
         board=_board(data, file),
         tasks=tuple(_entries(data, "task", file)),
         methods=tuple(_entries(data, "method", file)),
@@ -162,15 +182,18 @@ def read_text(text: str, file: str) -> SweepConfig:
         if "formats" in data
         else Formats(),
         recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
+        downstream=_downstream(data.get("downstream", {"tasks": []}), f"{file}: [downstream]"),
         file=file,
         text=text,
     )
+    return dataclasses.replace(sweep, tuning=_tuning(data["tuning"], sweep)) if "tuning" in data else sweep
 
 
 def plugin_modules(config: SweepConfig) -> list[str]:
     """The modules that the sweep's methods and tasks live in, for workers to import once."""
     chosen = [("methods", e.name) for e in config.methods] + [("tasks", e.name) for e in config.tasks]
-    return list(dict.fromkeys(registry.plugins(kind)[name].entry.module for kind, name in chosen))
+    asks = ["qbench.downstream"] if config.downstream or any(entry.downstream for entry in config.tasks) else []
+    return list(dict.fromkeys([*(registry.plugins(kind)[name].entry.module for kind, name in chosen), *asks]))
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
@@ -229,7 +252,14 @@ def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
         sizes=_strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
         formats=_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
         preset=_line(table["preset"], f"{where}: preset") if kind == "method" and "preset" in table else "",
+        downstream=_strings(table["downstream"], f"{where}: downstream", empty=True) if kind == "task" and "downstream" in table else None,
     )
+
+
+def _downstream(table: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(table, dict) or set(table) != {"tasks"}:
+        raise UsageError(f'{where}: write tasks = ["name"] in it, and nothing else')
+    return _strings(table["tasks"], f"{where}: tasks", empty=True)
 
 
 def _formats(value: Any, where: str) -> Formats:
@@ -255,6 +285,28 @@ def _recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
             if problem := dataclasses.replace(Recipe(), **{key: item}).problem():
                 raise UsageError(f"{where}: {problem}")
     return axes
+
+
+def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
+    """The table [tuning], and nothing beside it that would give what it tunes another value."""
+    where = f"{sweep.file}: [tuning]"
+    tuning = read_tuning(table, [entry.name for entry in sweep.methods], sweep.seeds, where)
+    if sweep.track != TRACKS[0]:
+        raise UsageError(f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned")
+    for recipe, place in (
+        (sweep.recipe, f"{sweep.file}: [recipe]"),
+        *((entry.recipe, entry.where) for entry in (*sweep.tasks, *sweep.methods)),
+    ):
+        for word, values in recipe.items():
+            if word in tuning.axes:
+                raise UsageError(f"{place}: {word} is tuned: take it out here or in [tuning]")
+            if word == "lr" and len(values) > 1:
+                raise UsageError(f"{place}: several rates are trials of their own: write lr = {{ values = [...] }} in [tuning]")
+    for entry in sweep.methods:
+        for knob in tuning.own.get(entry.name, ()):
+            if knob in entry.params:
+                raise UsageError(f"{entry.where}: {knob} is tuned: take it out here or in [tuning.own.{entry.name}]")
+    return tuning
 
 
 # ---- values ----

@@ -96,7 +96,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Question:
-    """A beginning and the ways in which it may go on, of which one is right. Between the two stands a blank unless a choice begins with one."""
+    """A beginning and the ways in which it may go on, of which one is right. Between the two stands a blank."""
 
     context: str
     choices: tuple[str, ...]
@@ -213,7 +213,8 @@ class Task:
 
     @abstractmethod
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
-        """The model, the data order in batches of `batch`, and the loss."""
+        """The model, the data order in batches of `batch`, and the loss. Planning, which asks for shapes alone, gives the device `meta`:
+        `.to(device)` is then all that a task needs, and one with large networks may leave their weights unmade."""
 
     def quizzes(self) -> Mapping[str, Quiz]:
         """Downstream tasks of its own by name, which begins with the task's: `grammar_recall`. They fit the smallest size's context."""

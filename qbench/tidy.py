@@ -62,15 +62,18 @@ def tidy(
     if planned is not None and len(planned):
         extra, done = _read(planned), set(table.columns["key"])
         table = _join(table, extra.take(np.array([not key or key not in done for key in extra.columns["key"]], dtype=bool)))
-    table = _current(_one_attempt(table), notes)
+    table = _current(_one_attempt(table, notes), notes)
+    tuned = any(table.words["stage"])
+    if tuned:
+        table = _alike(table)
     if own:
         table = Table({**table.columns, **{name: np.zeros(len(table), dtype=np.int64) for name in own}}, table.words)
         notes.append(
             "as published: every entrant keeps the recipe of its own paper, so the differences are of recipes as much as of methods"
         )
     section, sections = _number(table, SECTION)
-    # In a track of their own recipes two entrants may share method and parameters: what the sweep calls them tells them apart.
-    entrant, pairs = _number(table, ("method", "params", "label") if own else ("method", "params"))
+    # In a track of their own recipes, or where parameters are tuned, two entrants may share them: what the sweep calls them tells them apart.
+    entrant, pairs = _number(table, ("method", "params", "label") if own or tuned else ("method", "params"))
     column, formats = _number(table, FORMAT)
     full = np.array([not f["weights_format"] and not f["act_format"] for f in formats], dtype=bool)
     entrants = _entrants(pairs, table, entrant, full[column], defaults or {})
@@ -123,6 +126,7 @@ def _read(runs: pd.DataFrame | Table) -> Table:
     ended = [s if s != "failed" else r or "failed" for s, r in zip(state[first], reason[first], strict=True)]
     columns["end"], words["end"] = pair, ended
     columns["good"] = (columns["state"] == (words["state"].index("ok") if "ok" in words["state"] else -1)) & np.isfinite(columns["packed"])
+    columns["own_steps"] = columns["steps"]
     return Table(columns, words)
 
 
@@ -133,7 +137,12 @@ def _rewrite(columns: dict[str, Array], words: dict[str, list[str]], name: str, 
 
 
 def _without_rate(recipe: str) -> str:
-    rest = {name: value for name, value in parameters(recipe).items() if name != "lr"}
+    return _without(recipe, {"lr"})
+
+
+def _without(text: str, names: set[str]) -> str:
+    """A JSON column's object without some names."""
+    rest = {name: value for name, value in parameters(text).items() if name not in names}
     return json.dumps(rest, sort_keys=True) if rest else ""
 
 
@@ -157,17 +166,36 @@ def _join(a: Table, b: Table) -> Table:
 # ---- which rows count ----
 
 
-def _one_attempt(table: Table) -> Table:
-    """Of several attempts at a key, one that succeeded, or the last."""
-    key = table.columns["key"]
+def _one_attempt(table: Table, notes: list[str]) -> Table:
+    """Of several attempts at a key the one that counts: an outcome before a mishap, then our own before merged ones; of our own one that
+    succeeded, or the last; of merged ones the one that was there first. Other numbers under one key are said."""
+    key = _identity(table)
     if len(set(key)) == len(key):
         return table
+    state, attempt, own = table.columns["state"], np.nan_to_num(table.columns["attempt"]), table.columns["trust"] == 0
+    ok, diverged = state == table.code("state", "ok"), table.columns["reason"] == table.code("reason", "diverged")
+    outcome = ok | diverged
     best: dict[str, int] = {}
-    merit = list(zip(table.columns["state"] == table.code("state", "ok"), np.nan_to_num(table.columns["attempt"]), strict=True))
+    merit = list(zip(outcome, own, ok & own, np.where(own, attempt, -attempt), strict=True))
     for i, k in enumerate(key):
         if k and (k not in best or merit[i] > merit[best[k]]):
             best[k] = i
-    return table.take(np.array([not k or best[k] == i for i, k in enumerate(key)], dtype=bool))
+    chosen = np.array([best.get(k, i) for i, k in enumerate(key)], dtype=np.int64)
+    score, effect = table.columns["packed"], table.columns["effect"]
+    tolerance = np.where(np.isfinite(effect), effect, 10.0 ** -np.nan_to_num(table.columns["digits"], nan=3.0))
+    same = (np.abs(score - score[chosen]) <= tolerance) | (np.isnan(score) & np.isnan(score[chosen]))
+    if other := sorted(set(key[outcome & outcome[chosen] & ~same])):
+        notes.append(f"conflict: {len(other)} runs have another attempt with other numbers: qbench show {other[0][:12]}")
+    return table.take(chosen == np.arange(len(key)))
+
+
+def _identity(table: Table) -> Array:
+    """The key; of trials at one point, which are one run and count each, the trial's number too."""
+    key = table.columns["key"]
+    if not any(table.words["stage"]):
+        return key
+    places = zip(key, table.columns["stage"], table.columns["rung"], table.columns["trial"], strict=True)
+    return np.array([f"{k} {stage} {rung:g} {trial:g}" if k else "" for k, stage, rung, trial in places], dtype=object)
 
 
 def _current(table: Table, notes: list[str]) -> Table:
@@ -185,6 +213,28 @@ def _current(table: Table, notes: list[str]) -> Table:
             notes.append(f"{int(old.sum())} runs of older versions are left out: {listed}")
             table = table.take(~old)
     return table
+
+
+# ---- tuned boards ----
+
+
+def _alike(table: Table) -> Table:
+    """Rows of a tuned board without what its cells chose, so that they meet in one section and trials stand with the entrant that they are of."""
+    columns, words = dict(table.columns), dict(table.words)
+    chosen = [set(parameters(text)) for text in words["chosen"]]
+    everyone = set().union(*chosen)
+    of = [set[str]() for _ in words["method"]]
+    for method, values in {*zip(columns["method"].tolist(), columns["chosen"].tolist(), strict=True)}:
+        of[method] |= chosen[values]
+    # A rung's run has a share of the steps; its cell has the budget of the section.
+    columns["steps"] = np.where(np.isnan(columns["budget"]), columns["steps"], columns["budget"])
+    _rewrite(columns, words, "recipe", lambda text: _without(text, {*everyone, "steps"}))
+    pair, first = _pairs(columns["method"], columns["params"], len(words["params"]))
+    method, params = columns["method"][first], _strings({"params": columns["params"][first]}, words, "params")
+    stripped = [_without(text, of[m]) for m, text in zip(method, params, strict=True)]
+    words["params"] = list(dict.fromkeys(["", *stripped]))
+    columns["params"] = np.array([words["params"].index(text) for text in stripped], dtype=np.int64)[pair]
+    return Table(columns, words)
 
 
 # ---- who is who ----

@@ -154,6 +154,10 @@ def first_line(error: BaseException) -> str:
 
 def run_one(assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None) -> dict[str, Any]:
     """Train, export, audit and score one run in this process. Writes the attempt's files, result.json last, and returns the result."""
+    if assignment.downstream:
+        from qbench.evaluate import ask_one
+
+        return ask_one(assignment, execution, report)
     attempt, config = Attempt(assignment.folder), assignment.config
     attempt.folder.mkdir(parents=True, exist_ok=True)
     attempt.write("spec", config.to_json())
@@ -197,6 +201,8 @@ def stages(assignment: Assignment, execution: Execution, report: Report, attempt
     )
     with blame("data"):
         task, problem = open_problem(config, device)
+        if task.fingerprint() != config.data:
+            raise QbenchError(f"task {config.task} has other data here than the run asks for")
         yield "metric", vars(task.metric)
     with blame("plugin"):
         run = prepare(assignment, execution, problem, device)
@@ -310,13 +316,19 @@ def cost(
 
 @cache
 def _layers(task: str, params: str, size: str) -> Problem:
+    """A problem to be asked for its layers' shapes: on a device without memory, so that a large network costs nothing."""
     instance: Task = registry.build("tasks", task, json.loads(params))
-    return instance.problem(size, 0, 1, torch.device("cpu"))
+    return instance.problem(size, 0, 1, torch.device("meta"))
 
 
 def sites(config: RunConfig) -> list[Site]:
     """The tensors that a run would quantize."""
     return run_sites(_layers(*_network(config)), config)
+
+
+def reads_text(config: RunConfig) -> bool:
+    """Whether it trains a language model, of which something can be asked downstream."""
+    return _layers(*_network(config)).tokenizer is not None
 
 
 def _network(config: RunConfig) -> tuple[str, str, str]:

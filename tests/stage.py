@@ -102,6 +102,7 @@ class Actor(Method):
     """Rounds, and at one step does what its role says."""
 
     name = "actor"
+    knobs = ("at", "seconds")
     presets = {
         "debut": Preset("A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"),
         "flop": Preset("A Review", recipe={"optimiser": "sgd"}),

@@ -81,6 +81,17 @@ def test_no_seed_in_common_is_json_too() -> None:
     assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None and "0 shared seeds" in c.verdict
 
 
+def test_entrants_without_a_common_seed_are_independent_samples() -> None:
+    far, near = ([{**r, "seed": r["seed"] + 9} for r in runs("lotion", "int2", x)] for x in ([0.20, 0.21, 0.22], [0.30, 0.36, 0.32]))
+    (c,) = compared("ste", "lotion", FP, STE, far)
+    test = reference.ttest_ind([0.30, 0.36, 0.32, 0.33], [0.20, 0.21, 0.22], equal_var=False)
+    assert (c.p, c.difference.low) == pytest.approx((test.pvalue, test.confidence_interval().low))
+    assert (c.seeds, c.dropped, c.verdict) == (0, 0, "no seed in common, compared as independent samples: lotion is better than ste")
+    assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"]["value"] == pytest.approx(0.1175)
+    (c,) = compared("ste", "lotion", FP, STE, near)
+    assert c.verdict.endswith("independent samples: they cannot be told apart")
+
+
 def test_numbers_are_printed_to_a_tenth_of_the_minimum_effect() -> None:
     (c,) = compared("ste", "rtn", FP, RTN, STE)
     line = comparison(c).splitlines()[1]

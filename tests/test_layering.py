@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "qbench").rglob("*.py"))
 METHODS, TASKS = (sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind in ("methods", "tasks"))
 
-ONLY = {"duckdb": {"store"}, "lm_eval": {"downstream"}, "rich": {"render", "listing", "progress", "cli.boards", "cli.plugins", "cli.sweeps"}, "ray": {"engines.ray"}}
+ONLY = {"duckdb": {"store"}, "lm_eval": {"downstream"}, "rich": {"render", "overview", "listing", "progress", "cli.boards", "cli.plugins", "cli.sweeps"}, "ray": {"engines.ray"}, "fastjsonschema": {"submissions.strict"}, "pyarrow": {"publish.archive"}}
 """Who alone may import a library."""
 METHOD_MAY = {"formats", "grid", "method", "noise", "quantizer", "rounding", "run", "scales", "schedule"}
 LIGHT = (
@@ -34,6 +34,9 @@ LIGHT = (
 )
 """Modules that must not bring in torch; with those below, nor anything that they import."""
 LIGHT += (
+    "equaltime",
+    "summary",
+    "overview",
     "stats",
     "store",
     "table",
@@ -47,9 +50,19 @@ LIGHT += (
     "plan",
     "board",
     "listing",
+    "axes",
+    "outlook",
+    "search",
+    "trials",
+    "tuning",
     "catalogue",
     "scaffold",
+    "publish",
+    "answers",
+    "asking",
+    "marks",
 )
+LIGHT += tuple(f"submissions.{name}" for name in ("artefact", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped"))
 
 
 def name_of(file: Path) -> str:

@@ -24,9 +24,9 @@ from rich.console import Console
 
 from qbench import leaderboard, text
 from qbench.board import Board
+from qbench.outlook import Planned
 from qbench.render import read_runs_csv, runs_csv, show_board, show_methods, show_plan, show_run, show_tasks, sparkline, to_csv, to_markdown
 from qbench.standing import NEW, Standing
-from qbench.sweep import Planned
 from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, small, unborn
 
 GOLDEN = Path(__file__).parent / "golden"

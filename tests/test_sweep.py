@@ -22,10 +22,11 @@ from qbench import catalogue
 from qbench.engines import Execution
 from qbench.engines.local import local_engine
 from qbench.errors import QbenchError
+from qbench.outlook import status
 from qbench.plan import make_plan
 from qbench.record import Attempt, all_attempts
 from qbench.store import Store, view
-from qbench.sweep import Summary, status, sweep
+from qbench.sweep import Summary, sweep
 from qbench.sweepfile import read_text
 from qbench.upkeep import check
 from tests.stage import ROOT, stage

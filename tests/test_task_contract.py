@@ -10,6 +10,7 @@ import torch
 from qbench_tasks.digits import Digits
 from qbench_tasks.grammar import Grammar
 from qbench_tasks.linreg import LinReg
+from qbench_tasks.text import Text
 from qbench_tasks.twolayer import TwoLayer
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ TASKS: dict[str, Task] = {
     "digits mlp": Digits(),
     "digits cnn": Digits(model="cnn"),
     "grammar": Grammar(),
+    "text": Text(),
 }
 
 
@@ -111,6 +113,14 @@ def test_layers_are_modules_of_the_model_by_name(task: Task) -> None:
     assert layers and all(problem.model.get_submodule(name) is layer for name, layer in layers.items())
     assert {f"{name}.weight" for name in layers} <= problem.model.state_dict().keys()
     assert problem.model.state_dict().keys() == dict(problem.model.named_parameters()).keys(), "no data travels in the state"
+
+
+def test_planning_asks_for_layers_without_memory(task: Task) -> None:
+    problem = task.problem("xs", 0, 1, torch.device("meta"))
+    assert all(tensor.is_meta for tensor in problem.model.parameters())
+    assert (problem.batch(0).inputs is None) == (small(task).batch(0).inputs is None)
+    shapes = {name: layer.matrix().shape for name, layer in problem.layers().items()}
+    assert shapes == {name: layer.matrix().shape for name, layer in small(task).layers().items()}
 
 
 def test_a_plain_loop_learns(task: Task) -> None:

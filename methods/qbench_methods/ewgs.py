@@ -46,6 +46,7 @@ class EWGS(Method):
     name = "ewgs"
     title = "Element-wise gradient scaling"
     paper = "arXiv 2104.00903"
+    knobs = ("delta", "rate")
 
     presets = {
         "cifar": Preset("arXiv 2104.00903, CIFAR", {"rate": 0.01}, {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}, "fp:0.5"),

@@ -47,6 +47,7 @@ class GDNSQ(Method):
     name = "gdnsq"
     title = "Gradual differentiable noise scale quantization"
     paper = "arXiv 2508.14004"
+    knobs = ("pressure", "bits_rate")
 
     presets = {
         "cifar": Preset(

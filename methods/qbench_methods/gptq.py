@@ -43,6 +43,7 @@ class GPTQ(Method):
     title = "GPTQ"
     paper = "arXiv 2210.17323"
     after = "fp"
+    knobs = ("scale", "damping")
     bundles = False  # the layers are rounded one after the other
 
     scale: ScaleRule = "absmax"

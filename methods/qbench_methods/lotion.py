@@ -43,6 +43,7 @@ class LOTION(Method):
     name = "lotion"
     title = "LOTION"
     paper = "arXiv 2510.08757"
+    knobs = ("lam",)
 
     presets = {
         "language": Preset(

@@ -37,6 +37,7 @@ class LSQ(Method):
     name = "lsq"
     title = "Learned step size"
     paper = "arXiv 1902.08153"
+    knobs = ("rate",)
 
     presets = {
         "imagenet": Preset(

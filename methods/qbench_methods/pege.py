@@ -44,6 +44,7 @@ class PEGE(Method):
     title = "Progressive element-wise gradient estimation"
     paper = "arXiv 2509.00097"
     provenance = "reconstructed"
+    knobs = ("kappa", "ramp")
 
     base: Literal["absmax", "mse", "hessian", "learned", "affine"] = "absmax"
     """The grid: a scale rule of the symmetric one, or the affine one."""

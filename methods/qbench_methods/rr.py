@@ -29,6 +29,7 @@ class RR(Method):
     name = "rr"
     title = "Randomised rounding"
     provenance = "reconstructed"
+    knobs = ("scale",)
 
     scale: TrainedScaleRule = "absmax"
 

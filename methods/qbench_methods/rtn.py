@@ -26,6 +26,7 @@ class RTN(Method):
     name = "rtn"
     title = "Round to nearest"
     after = "fp"
+    knobs = ("scale",)
 
     scale: ScaleRule = "absmax"
     grid: Literal["symmetric", "affine", "midrise"] = "symmetric"

@@ -29,6 +29,7 @@ class STE(Method):
     name = "ste"
     title = "Straight-through estimator"
     paper = "arXiv 1308.3432"
+    knobs = ("scale",)
 
     scale: TrainedScaleRule = "absmax"
     clip_gradient: bool = False

@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from qbench.cli import boards, plugins, runs, sweeps, upkeep
+from qbench.cli import boards, bundles, plugins, runs, sweeps, upkeep
 from qbench.cli.common import cli
 from qbench.errors import QbenchError
 
-__all__ = ["boards", "cli", "main", "plugins", "runs", "sweeps", "upkeep"]
+__all__ = ["boards", "bundles", "cli", "main", "plugins", "runs", "sweeps", "upkeep"]
 
 
 def main() -> None:

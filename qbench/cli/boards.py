@@ -18,9 +18,15 @@ from qbench.errors import UsageError
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
 @click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
-def show(what: str | None, results: Path, form: str | None, randomised: bool) -> int:
+@click.option("--summary", is_flag=True, help="Print the board in a few numbers: overall, front, equal training time.")
+@click.option("--downstream", is_flag=True, help="Print how a board's runs did downstream, each in the mean over its seeds.")
+def show(what: str | None, results: Path, form: str | None, randomised: bool, summary: bool, downstream: bool) -> int:
     """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
-    if what and is_run(what, results):
+    if downstream:
+        print_downstream(what, results, form)
+    elif summary:
+        print_summary(what, results, form)
+    elif what and is_run(what, results):
         print_run(what, results, form)
     else:
         print_board(what, results, form or "table", randomised)
@@ -48,6 +54,36 @@ def print_board(name: str | None, results: Path, form: str, randomised: bool = F
         show_board(board, Console(), randomised=randomised)
 
 
+def print_downstream(name: str | None, results: Path, form: str | None) -> None:
+    from qbench import marks
+    from qbench.frames import Results
+
+    if form not in (None, "json"):
+        raise UsageError(f"what runs did downstream is printed as tables or as JSON, not as {form}")
+    board = Results(results).board_name(name)
+    tables = marks.tables(marks.papers(results, board))
+    if form:
+        emit([table.to_json() for table in tables])
+    else:
+        click.echo("\n\n".join(map(marks.in_words, tables)) or f"no run of {board} was asked anything: qbench eval asks one, [downstream] all")
+
+
+def print_summary(name: str | None, results: Path, form: str | None) -> None:
+    from qbench.frames import Results
+
+    if form not in (None, "json"):
+        raise UsageError(f"a summary is printed as tables or as JSON, not as {form}")
+    found = Results(results).summary(name)
+    if form:
+        emit(found.to_json())
+    else:
+        from rich.console import Console
+
+        from qbench.overview import show_summary
+
+        show_summary(found, Console())
+
+
 def print_run(key: str, results: Path, form: str | None) -> None:
     from qbench.record import latest
 
@@ -73,10 +109,13 @@ def is_run(what: str, results: Path) -> bool:
 @click.argument("one")
 @click.argument("other")
 @click.option("--board", help="The board to look at; the latest by default.")
+@click.option("--downstream", is_flag=True, help="Compare what they answered downstream: by seed, and item by item.")
 @results_option
 @json_option
-def compare(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
+def compare(one: str, other: str, board: str | None, downstream: bool, results: Path, as_json: bool) -> int:
     """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
+    if downstream:
+        return compare_downstream(one, other, board, results, as_json)
     from qbench.frames import Results
     from qbench.plaintext import comparison
 
@@ -85,4 +124,37 @@ def compare(one: str, other: str, board: str | None, results: Path, as_json: boo
         emit([c.to_json() for c in found])
     else:
         click.echo("\n".join([f"{one} − {other}", *map(comparison, found)] if found else [f"{one} and {other} have no format in common"]))
+    return 0
+
+
+def compare_downstream(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
+    from qbench import marks
+    from qbench.frames import Results
+
+    found = marks.compare(marks.papers(results, Results(results).board_name(board)), one, other)
+    if as_json:
+        emit([d.to_json() for d in found])
+    else:
+        lines = [f"{one} − {other}", *(marks.difference_in_words(d, one, other) for d in found)]
+        click.echo("\n".join(lines) if found else f"{one} and {other} have answered no downstream task in common")
+    return 0
+
+
+@cli.command()
+@click.argument("board", required=False)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; a site that is there is replaced.")
+@results_option
+@json_option
+def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
+    """Write a board (default: the latest) as a static site: a page, the data behind it, and their checksums."""
+    from dataclasses import asdict
+
+    from qbench.frames import Results
+    from qbench.publish import publish as write
+
+    site = write(Results(results), board, out)
+    if as_json:
+        emit(asdict(site))
+    else:
+        click.echo(f"{out / 'index.html'}: {site.board}, {site.runs:,} runs in {site.sections} tables, {site.sizes['index.html'] / 1000:.0f} kB")
     return 0

@@ -34,7 +34,10 @@ def sweep(
     steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
+    from qbench.asking import ask, check, complain
+
     config = sweep_config(file).shortened(steps, seeds)
+    check(config)
     if dry_run:
         return show_status(config, results, as_json)
     from qbench.engines import Execution
@@ -50,13 +53,16 @@ def sweep(
         if device != "auto":
             engine.devices  # noqa: B018 - one that is not there is an error before anything is written
         summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry)
+        answered = None if summary.interrupted else ask(config, results, engine, execution)
     if as_json:
         from qbench.frames import Results
 
         emit({**vars(summary), "board": Results(results).board(config.board).to_json()})
     elif not summary.interrupted:
         print_board(config.board, results, "table")
-    return summary.code
+    if answered and answered.failures:
+        click.echo(f"qbench: {complain(answered.failures)}", err=True)
+    return summary.code or (3 if answered and answered.failures else 0)
 
 
 def sweep_config(file: Path | None) -> SweepConfig:
@@ -69,7 +75,7 @@ def sweep_config(file: Path | None) -> SweepConfig:
 
 
 def show_status(config: SweepConfig, results: Path, as_json: bool) -> int:
-    from qbench.sweep import status as sweep_status
+    from qbench.outlook import status as sweep_status
 
     lines = sweep_status(config, results)
     if as_json:

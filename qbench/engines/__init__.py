@@ -41,6 +41,8 @@ class Assignment:
     """The folder of an earlier attempt whose checkpoint to go on from."""
     base: Path | None = None
     """The folder of the finished run that a post-training method takes."""
+    downstream: tuple[str, ...] = ()
+    """What to ask the finished run in `folder`; with it nothing is trained."""
 
 
 @dataclass(frozen=True)

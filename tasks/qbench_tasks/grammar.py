@@ -6,13 +6,15 @@ The text is `grammar_text`'s: agreement over distance, nesting, and keys to be r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, Recipe, Split, Task, generator
+from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, generator
+from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
 from qbench_tasks.transformer import Shape, Transformer, token_losses
 
@@ -57,6 +59,37 @@ class Grammar(Task):
         model = Transformer(SHAPES[size], generator(self.name, seed, "start"))
         return GrammarProblem(model.to(device), seed, batch, device)
 
+    def quizzes(self) -> Mapping[str, Quiz]:
+        return grammar_items.quizzes()
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokenizer: a word between blanks is a token."""
+
+    context: int
+    start: int = text.BOS
+
+    def encode(self, written: str) -> list[int]:
+        try:
+            return text.encode(written)
+        except KeyError as error:
+            raise ValueError(f"the grammar has {VOCAB} words, and {str(error.args[0])[:40]!r} is none of them") from None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return text.render(tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        beginning = {"id": self.start, "content": text.VOCAB[self.start], "special": True}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        words = {word: token for token, word in enumerate(text.VOCAB)}
+        return {
+            "version": "1.0",
+            "added_tokens": [beginning | flags],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unknown>"},
+        }
+
 
 class GrammarProblem(Problem):
     model: Transformer
@@ -97,6 +130,13 @@ class GrammarProblem(Problem):
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
+
+    @property
+    def tokenizer(self) -> Words:
+        return Words(self.context)
+
+    def layout(self) -> Layout:
+        return self.model.layout()
 
     @property
     def labels_per_step(self) -> int:

@@ -1,7 +1,7 @@
 """The decoder-only transformer of every language model here: RMSNorm before each part, RoPE, causal attention, SwiGLU, no biases.
 
 It is Llama's network to the letter (with `qk_norm`, Qwen3's), rotary halves included, so an exported model maps to a configuration that
-others load. Every matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
+others load; not so without the gate. Every matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
 
 Axes of runs may stand in front of all: weights (K, outputs, inputs), norms (K, width), tokens (K, batch, time) or one (batch, time) for all.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import QuantLinear
+from qbench.task import Layout, QuantLinear
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -23,7 +23,7 @@ ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a network. `mlp` is the width between the two matmuls of a SwiGLU."""
+    """The size of a network. `mlp` is the width between the matmuls of a SwiGLU, or of an MLP with GELU, which has one matmul less."""
 
     vocab: int
     width: int
@@ -32,11 +32,12 @@ class Shape:
     mlp: int
     context: int
     qk_norm: bool = False
+    gated: bool = True
 
     @property
     def body(self) -> int:
         """Weights of the body's matmuls: what a method quantizes."""
-        return self.depth * self.width * (4 * self.width + 3 * self.mlp)
+        return self.depth * self.width * (4 * self.width + (2 + self.gated) * self.mlp)
 
     @property
     def parameters(self) -> int:
@@ -69,6 +70,30 @@ class Transformer(nn.Module):
             x = block(x, cos, sin)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
+    def layout(self) -> Layout:
+        """Llama's names and numbers, or with `qk_norm` Qwen3's."""
+        shape = self.shape
+        config = {
+            "model_type": "qwen3" if shape.qk_norm else "llama",
+            "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+            "vocab_size": shape.vocab,
+            "hidden_size": shape.width,
+            "num_hidden_layers": shape.depth,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.heads,
+            "head_dim": shape.width // shape.heads,
+            "intermediate_size": shape.mlp,
+            "max_position_embeddings": shape.context,
+            "hidden_act": "silu",
+            "rms_norm_eps": EPS,
+            "rope_theta": ROPE_BASE,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float32",
+        }
+        return Layout(config, {theirs(name): name for name in self.state_dict()})
+
     def body(self) -> Iterator[tuple[str, QuantLinear]]:
         """The matmuls of the blocks by name."""
         for name, module in self.blocks.named_modules(prefix="blocks"):
@@ -78,6 +103,8 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Normal with deviation inputs^−½; what a block adds to the stream is scaled down by depth."""
+        if self.head.weight.is_meta:
+            return  # nothing is there to be filled
         for name, layer in self.body():
             residual = name.endswith((".o", ".down"))
             parts = 2 * self.shape.depth if residual else 1
@@ -121,11 +148,13 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gate, self.up = (QuantLinear(shape.width, shape.mlp, bias=False) for _ in range(2))
+        self.gate = QuantLinear(shape.width, shape.mlp, bias=False) if shape.gated else None
+        self.up = QuantLinear(shape.width, shape.mlp, bias=False)
         self.down = QuantLinear(shape.mlp, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        inner = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        return self.down(inner)  # type: ignore[no-any-return]
 
 
 class RMSNorm(nn.Module):
@@ -162,13 +191,33 @@ class Rope(nn.Module):
 
     def __init__(self, context: int, features: int) -> None:
         super().__init__()
-        rates = ROPE_BASE ** -(torch.arange(0, features, 2, dtype=torch.float64) / features)
-        angles = torch.arange(context, dtype=torch.float64).view(-1, 1, 1) * rates
+        # Numbers on the CPU, wherever the weights are: on the device `meta` torch would load its compiler for this.
+        rates = ROPE_BASE ** -(torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features)
+        angles = torch.arange(context, dtype=torch.float64, device="cpu").view(-1, 1, 1) * rates
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1).float(), persistent=False)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), -1).float(), persistent=False)
 
     def forward(self, time: int) -> tuple[Tensor, Tensor]:
         return self.cos[:time], self.sin[:time]
+
+
+THEIRS = {
+    "embedding.": "model.embed_tokens.",
+    "head.": "lm_head.",
+    "norm.": "model.norm.",
+    "blocks.": "model.layers.",
+    ".before_attention.": ".input_layernorm.",
+    ".before_mlp.": ".post_attention_layernorm.",
+    ".attention.": ".self_attn.",
+    **{f".{part}.": f".{part}_proj." for part in ("q", "k", "v", "o", "gate", "up", "down")},
+}
+"""What a part of a tensor's name is called in Hugging Face's transformers; with a point in front it stands inside a block."""
+
+
+def theirs(name: str) -> str:
+    for ours, other in THEIRS.items():
+        name = name.replace(ours, other) if ours.startswith(".") or name.startswith(ours) else name
+    return name
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ harness   the quick board end to end, and the harness's own share of it
 steps     a quantized training step against full precision, and other libraries' fake quantization
 methods   each method's training against full precision
 store     a hundred thousand runs
+publish   the site of ten thousand runs, and a page of a thousand cells in a browser
+text      the task `text`: a step against plain PyTorch, loading, tokenising
+statistics  intervals, tests, ranks and bootstraps of a large board
+downstream  an evaluation against the bare forward passes of its tokens
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-PARTS = ("start", "harness", "steps", "methods", "store")
+PARTS = ("start", "harness", "steps", "methods", "store", "publish", "text", "statistics", "downstream")
 
 
 def main(words: list[str]) -> int:

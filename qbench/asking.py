@@ -1,0 +1,129 @@
+"""What a sweep file wants asked of its runs once they are finished: which runs lack which answers, and the workers that get them.
+
+Answers cannot move a score, so they are in no key, and a run that was finished long ago is asked without being trained again. All of it is
+read from the board's roster and the run folders: whatever is missing there is asked, by this sweep or the next. What cannot be answered
+fails nothing but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qbench import registry, roster
+from qbench.answers import missing
+from qbench.config import RunConfig, cell_title
+from qbench.engines import Assignment, Engine, Event, Execution
+from qbench.errors import QbenchError, UsageError
+from qbench.record import Attempt
+from qbench.standing import standing
+from qbench.sweepfile import SweepConfig
+
+TICK_S = 0.25
+
+
+@dataclass
+class Asking:
+    """How it ended."""
+
+    asked: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Title and message of every run that gave no answer."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    title: str
+    attempt: Attempt
+    config: RunConfig
+    names: tuple[str, ...]
+
+
+def check(config: SweepConfig) -> None:
+    """Every name that a sweep file asks for is known to somebody, and somebody can answer: said before anything is trained."""
+    asked = {name: entry.where for entry in config.tasks for name in entry.downstream or ()}
+    asked |= dict.fromkeys(config.downstream, f"{config.file}: [downstream]")
+    if not asked:
+        return
+    from qbench.evaluate import check_names
+
+    known = {name: quiz for entry in config.tasks for name, quiz in quizzes(entry.name, entry.params).items()}
+    for name, where in asked.items():
+        try:
+            check_names([name], known)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+
+
+def quizzes(task: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the task as it is with its own options: those that are axes here say nothing of the names."""
+    cls: Any = registry.load("tasks", task)
+    try:
+        return dict(cls(**params).quizzes())
+    except (TypeError, ValueError):
+        return dict(cls().quizzes())
+
+
+def wanted(sweep: SweepConfig, config: RunConfig) -> tuple[str, ...]:
+    """The names that a run is asked: those of its [[task]], or else those of the sweep that are not another task's own."""
+    from qbench.train import reads_text
+
+    entry = next((e for e in sweep.tasks if e.name == config.task and e.downstream is not None), None)
+    names = sweep.downstream if entry is None or entry.downstream is None else entry.downstream
+    if not names or not reads_text(config):
+        return ()
+    own = quizzes(config.task, config.task_params)
+    others = {name for e in sweep.tasks for name in quizzes(e.name, {})} - own.keys()
+    return tuple(name for name in names if name not in others)
+
+
+def lacking(sweep: SweepConfig, results: Path) -> Iterator[Todo]:
+    """Finished runs of the sweep's board whose artefact is there and has not answered everything."""
+    if not sweep.downstream and not any(entry.downstream for entry in sweep.tasks):
+        return
+    members = next((r for r in roster.read_all(results) if r["board"] == sweep.board), None)
+    for cell in members["cells"] if members else ():
+        config = RunConfig.from_json(cell["spec"])
+        names = () if cell.get("stage") == "trial" else wanted(sweep, config)
+        for key in cell["keys"] if names else ():
+            attempt = standing(results, key).attempt
+            result = attempt.read("result") if attempt and not attempt.merged and attempt.export.is_dir() else None
+            if attempt and result and result.get("state") == "ok" and (left := missing(attempt, names)):
+                spec = RunConfig.from_json(attempt.read("spec") or {})
+                yield Todo(f"{cell_title(cell['label'], config, cell['variant'])} seed {spec.seed}", attempt, spec, tuple(left))
+
+
+def ask(sweep: SweepConfig, results: Path, engine: Engine, execution: Execution, report: Callable[[str], None] = lambda _: None) -> Asking:
+    """Ask whatever is lacking, as many runs at once as the engine holds."""
+    todo, going, found = list(lacking(sweep, results))[::-1], dict[int, Todo](), Asking()
+    group = GROUPS
+    while todo or going:
+        while todo and len(going) < engine.capacity:
+            one, group = todo.pop(), group + 1
+            going[group] = one
+            engine.submit(group, [Assignment(one.config, one.attempt.folder, downstream=one.names)], execution)
+        for event in engine.poll(TICK_S):
+            if event.kind == "ended" and event.group in going:
+                ended(going.pop(event.group), event, found)
+                report(f"asked {found.asked} of {found.asked + len(todo) + len(going)}")
+    return found
+
+
+GROUPS = 1 << 30
+"""Groups of the engine from here on are ours; a sweep numbers its own from one."""
+
+
+def ended(one: Todo, event: Event, found: Asking) -> None:
+    found.asked += 1
+    if left := missing(one.attempt, one.names):
+        message = event.details.get("error") or f"the worker ended with exit code {event.details.get('exitcode')}"
+        found.failures.append((one.title, f"{', '.join(left)}: {message}"))
+
+
+def complain(failures: Sequence[tuple[str, str]]) -> QbenchError:
+    """The first failure in a line, and how many there are."""
+    title, message = failures[0]
+    more = f" (and {len(failures) - 1} more runs)" if len(failures) > 1 else ""
+    return QbenchError(f"downstream: {title}: {message}{more}; the scores stand, and the next sweep asks again")

@@ -1,0 +1,221 @@
+"""A finished run's artefact, loaded again and asked downstream tasks; what it answered is kept in the attempt's folder.
+
+    <attempt>/downstream.json            by task: the hash of what was asked, the number of items, each metric with its standard error
+    <attempt>/downstream/<task>.jsonl    a line for each item: its document's hash, the log-likelihoods, the choice, right or not
+
+A task whose hash and artefact are the same is not asked again. The same twice writes the same bytes: what a clock says is not in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import nn
+
+from qbench import hf, registry
+from qbench.config import RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.errors import QbenchError, UsageError
+from qbench.export import ARTEFACT, restore
+from qbench.hardware import device_named
+from qbench.record import Attempt, latest, write_atomically
+from qbench.task import Problem, Quiz, Task, Tokenizer
+from qbench.train import SIGN_OF_LIFE_S, open_problem
+
+if TYPE_CHECKING:
+    from qbench.downstream import Asked
+
+__all__ = ["ask_one", "evaluate_folder", "evaluate_run"]
+
+Report = Callable[[str], None]
+HUB_TIMEOUT_S = 3.0
+
+
+def evaluate_run(
+    results: Path, beginning: str, names: Sequence[str], device: str = "auto", force: bool = False, report: Report = lambda _: None
+) -> dict[str, Any]:
+    """Ask a finished run's artefact and keep the answers. Returns all that is known of the run downstream."""
+    attempt, config = finished(latest(results, beginning))
+    return evaluate_attempt(attempt, config, names, device, force, report)
+
+
+def ask_one(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The same in a worker: of a run that is finished, whatever it has not answered yet."""
+    told = time.monotonic()
+
+    def beat() -> None:
+        nonlocal told
+        if time.monotonic() - told > SIGN_OF_LIFE_S:
+            report({"step": 0, "steps": 0, "loss": None})
+            told = time.monotonic()
+
+    return evaluate_attempt(Attempt(assignment.folder), assignment.config, assignment.downstream, execution.device, beat=beat)
+
+
+def evaluate_attempt(
+    attempt: Attempt,
+    config: RunConfig,
+    names: Sequence[str],
+    device: str,
+    force: bool = False,
+    report: Report = lambda _: None,
+    beat: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    env, result = attempt.read("env") or {}, attempt.read("result")
+    assert result is not None
+    with threads(env.get("threads")):
+        task, problem = language_model(config, device)
+        found = asked(names, task)
+        restore(the_artefact(attempt, result), problem.model)
+        assert problem.tokenizer is not None
+        subject = Subject(attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"])
+        return answers(subject, found, force, report, beat)
+
+
+def evaluate_folder(
+    folder: Path, names: Sequence[str], device: str = "auto", force: bool = False, report: Report = lambda _: None
+) -> dict[str, Any]:
+    """The same of a folder of Hugging Face's transformers, and the answers are kept in it. One that `qbench export` wrote knows its task."""
+    spec = (Attempt(folder).read("qbench") or {}).get("spec")
+    found = asked(names, registry.build("tasks", spec["task"], spec["task_params"]) if spec else None)
+    model, words = hf.open_folder(folder, device_named(device))
+    with threads(1):
+        return answers(Subject(folder, model, words, hf.sha256(folder)), found, force, report)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whom to ask, and where the answers are kept."""
+
+    folder: Path
+    model: nn.Module
+    tokenizer: Tokenizer
+    artefact_sha256: str
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many threads for torch: their number moves the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def finished(record: Mapping[str, Any]) -> tuple[Attempt, RunConfig]:
+    result = record["result"]
+    if result is None or record["spec"] is None:
+        raise QbenchError(f"run {record['key']} has no result yet; qbench sweep finishes it")
+    if result["state"] != "ok":
+        raise QbenchError(f"run {record['key']} failed ({result['reason']}), so there is no model to ask")
+    return Attempt(Path(record["folder"])), RunConfig.from_json(record["spec"])
+
+
+def language_model(config: RunConfig, device: str) -> tuple[Task, Problem]:
+    with hf.unchanged_generator():
+        task, problem = open_problem(config, device_named(device))
+    if problem.tokenizer is None:
+        raise UsageError(f"task {config.task} trains no language model, so no downstream task can be asked of its runs")
+    return task, problem
+
+
+def the_artefact(attempt: Attempt, result: Mapping[str, Any]) -> Path:
+    """The file that was scored, and no other."""
+    path = attempt.export / ARTEFACT
+    if not path.exists():
+        raise QbenchError(
+            f"run {attempt.key}: its artefact is gone from {attempt.export}; qbench sweep makes a run again once its folder is removed"
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != result["artefact_sha256"]:
+        raise QbenchError(f"{path} is not the artefact that was scored: its bytes have changed")
+    return path
+
+
+def asked(names: Sequence[str], task: Task | None) -> list[Asked]:
+    """The downstream tasks; lm-eval is imported here and not before."""
+    quizzes = task.quizzes() if task else {}
+    check_names(names, quizzes)
+    from qbench import downstream
+
+    return downstream.find(names, quizzes)
+
+
+def check_names(names: Sequence[str], quizzes: Mapping[str, Quiz]) -> None:
+    """An error for a name that nobody knows. Afterwards the libraries under lm-eval ask the network for nothing that need not come from it."""
+    own = bool(names) and all(name in quizzes for name in names)
+    if own or not hub_answers():
+        stay_offline()
+    if not own:
+        from qbench import downstream
+
+        downstream.check(names, quizzes)
+
+
+def hub_answers() -> bool:
+    """Whether there is a hub to fetch from. Behind a proxy nobody can tell, so it is tried."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def stay_offline() -> None:
+    """What the libraries under lm-eval read when they are imported: without a network each question to it takes them many seconds."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+
+
+def answers(
+    subject: Subject, found: Sequence[Asked], force: bool, report: Report, beat: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Ask what is not answered yet and write it all down."""
+    from qbench import downstream
+
+    place = Attempt(subject.folder)
+    known = place.read("downstream") or {}
+    if known.get("artefact_sha256") != subject.artefact_sha256:
+        known = {"downstream_version": 1, "artefact_sha256": subject.artefact_sha256, "tasks": {}}
+    for one in found:
+        was = known["tasks"].get(one.name)
+        asked_as = sorted({one.asked_as, *((was or {}).get("asked_as") or ())})
+        if was is not None and was["sha256"] == one.sha256 and not force:
+            summary = {**was, "asked_as": asked_as}
+            report(f"{one.name}: answered before")
+        else:
+            summary, lines = downstream.ask(one, subject.model, subject.tokenizer, beat)
+            summary |= keep_lines(subject.folder, one.name, lines) | {"asked_as": asked_as}
+            summary |= {"device": next(subject.model.parameters()).device.type, "threads": torch.get_num_threads()}
+            report(f"{one.name}: {summary['items']} items")
+        known["tasks"] = dict(sorted({**known["tasks"], one.name: summary}.items()))
+        place.write("downstream", known)
+    return known
+
+
+def keep_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+    path = folder / "downstream" / f"{file_name(name)}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, text)
+    return {"file": f"downstream/{path.name}", "answers_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def file_name(task: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", task)

@@ -1,0 +1,62 @@
+"""What a sweep would do, and what of it is done: the plan held against the files. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.plan import Plan, Planner
+from qbench.standing import Standing, standings
+from qbench.sweepfile import SweepConfig
+
+__all__ = ["Planned", "must_run", "settled", "status"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A line of a dry run: a run and why it would be trained or not. A cell without runs, or without any yet, has a line of its own."""
+
+    title: str
+    standing: Standing
+    key: str | None = None
+    stale: str | None = None
+    """What the code that made it was, where that is not the code of now."""
+    runs: int = 1
+
+
+def status(config: SweepConfig, results: Path) -> list[Planned]:
+    """Every run of a sweep and every cell that is skipped, with its standing. Writes nothing."""
+    plan, found = settled(Planner(config), results)
+    lines = [Planned(run.title, found[key], key, stale(found[key])) for key, run in plan.runs.items()]
+    for waiting in plan.waiting:
+        message = f"{waiting.runs} runs, chosen when its trials are done: {len(waiting.keys)} to go"
+        lines.append(Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs))
+    lines += [Planned(cell.title, Standing("untuned", message=cell.failure)) for cell in plan.failed]
+    return lines + [Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped]
+
+
+def settled(planner: Planner, results: Path, retry: bool = True) -> tuple[Plan, dict[str, Standing]]:
+    """The plan as far as the files can tell, with the standing of each run. A trial that is tried again is not over."""
+    plan, found = planner.plan(), dict[str, Standing]()
+    while new := [key for key in plan.runs if key not in found]:
+        found |= standings(results, new)
+        if not plan.waiting:
+            break
+        plan = planner.plan({key: was.validation for key, was in found.items() if not must_run(was, retry)})
+    return plan, found
+
+
+def must_run(was: Standing, retry: bool = True) -> bool:
+    """Whether a sweep trains it."""
+    return was.state in ("new", "lost") or (was.state == "failed" and retry)
+
+
+def stale(was: Standing) -> str | None:
+    """The commit or version that a finished run was made by, if it is not ours. A version of the method or task is in the key."""
+    from qbench.environment import environment
+
+    if was.state != "cached" or was.attempt is None or (env := was.attempt.read("env")) is None:
+        return None
+    now = environment()
+    theirs, ours = ((e.get("commit") or e.get("qbench")) for e in (env, now))
+    return f"{str(theirs)[:12]}" if theirs and ours and theirs != ours else None

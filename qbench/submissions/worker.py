@@ -1,0 +1,79 @@
+"""The process that puts submitted artefacts into networks: a line of JSON in, a line of JSON out, nothing else shared with whoever started it.
+
+A specification may ask for a network of any size, so this process limits its own memory, and its parent its time. If it dies, only the run that it
+was at goes without a score.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOM = 4 << 30
+"""Bytes of address space beyond what the libraries take."""
+
+
+def main() -> None:
+    import torch
+
+    # Whatever a task prints goes to stderr; the answers have stdout for themselves.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    limit_memory()
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        most = pages * resource.getpagesize() + ROOM
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """The score of an artefact in its network, the network's parameters and the sites that the board quantizes; or what went wrong."""
+    try:
+        return evaluate(question["spec"], Path(question["artefact"]))
+    except MemoryError as error:
+        return {"error": f"out of memory: {error}", "misfit": False}
+    except Exception as error:  # noqa: BLE001 - a task's, whatever it is
+        first = str(error).strip().partition("\n")[0]
+        return {"error": f"{type(error).__name__}: {first}"[:300], "misfit": "state_dict" in first}
+
+
+def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
+    import torch
+
+    from qbench.config import RunConfig
+    from qbench.export import restore
+    from qbench.record import finite
+    from qbench.run import sites
+    from qbench.train import open_problem
+
+    config = RunConfig.from_json(spec)
+    task, problem = open_problem(config, torch.device("cpu"))
+    if task.fingerprint() != config.data:
+        return {"error": f"task {config.task} has other data here", "misfit": False}
+    parameters = sum(p.numel() for p in problem.model.parameters())
+    listed = [
+        {"name": s.name, "role": s.role, "format": s.format, "granularity": s.granularity, "shape": list(s.shape)}
+        for s in sites(problem, config)
+    ]
+    with torch.no_grad():
+        restore(artefact, problem.model)
+        problem.model.eval()
+        score = problem.score(problem.model, "test")[task.metric.name]
+    values, kinds = finite({"packed": score})
+    return {**values, "kind": kinds.get("packed"), "parameters": parameters, "sites": listed}
+
+
+if __name__ == "__main__":
+    main()

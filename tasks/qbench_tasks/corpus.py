@@ -1,0 +1,176 @@
+"""Where text comes from: the running Python's own library, files and folders, or the Hugging Face hub.
+
+A source gives documents in UTF-8: a file of the library; a record of a .jsonl or .parquet file or of a data set; and of a plain file, which
+has no records, pieces that end where a line ends. Its signature tells without reading whether the documents are those of last time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qbench.task import UsageError
+from qbench_tasks.files import documents_of
+from qbench_tasks.vocabulary import MISSING
+
+SCHEMES = 'write "stdlib", "path:FILE-OR-FOLDER" or "hf:OWNER/NAME[/CONFIG][@REVISION]"'
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+HUB_TIMEOUT_S = 5.0
+
+LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+"""Folders: what is not Python's, its tests, and generated tables."""
+LEFT_OUT |= {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "distutils"}
+"""Parts that distributions leave out or alter; others should be the same wherever the same Python is."""
+MACHINE_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "config-")
+"""What is written where Python is built or installed, and names its paths."""
+
+
+class Source(ABC):
+    """Documents, in any order, empty ones included."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[bytes]:
+        """Every one of them. Whatever is wrong with the text is one line."""
+
+    @abstractmethod
+    def signature(self) -> list[Any]:
+        """What JSON can hold, and what differs if the documents may differ."""
+
+
+def source_of(corpus: str, field: str = "text") -> Source:
+    """The source that a task's option names."""
+    scheme, _, rest = corpus.partition(":")
+    if corpus == "stdlib":
+        return Library()
+    if scheme == "path" and rest:
+        return Files(Path(rest).expanduser().absolute(), field)
+    if scheme == "hf" and (match := HUB_NAME.fullmatch(rest)):
+        return Hub(match["name"], match["config"], match["revision"], field)
+    raise UsageError(f"unknown corpus {corpus!r}; {SCHEMES}")
+
+
+@dataclass(frozen=True)
+class Library(Source):
+    """The modules of the running Python's standard library, a file a document; those that are not UTF-8 are left out."""
+
+    root: Path = Path(sysconfig.get_path("stdlib"))
+
+    def documents(self) -> Iterator[bytes]:
+        for path in self.paths():
+            text = path.read_bytes()
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                continue
+            yield text
+
+    def signature(self) -> list[Any]:
+        return [sys.version, *stamps(self.paths())]
+
+    def paths(self) -> Iterator[Path]:
+        for folder, folders, names in os.walk(self.root):
+            folders[:] = sorted(name for name in folders if name not in LEFT_OUT and not name.startswith(MACHINE_FILES))
+            yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py") and not name.startswith(MACHINE_FILES))
+
+
+@dataclass(frozen=True)
+class Files(Source):
+    """A file, or all files of a folder and the folders in it; hidden ones are left out."""
+
+    path: Path
+    field: str
+
+    def documents(self) -> Iterator[bytes]:
+        for path in self.paths():
+            yield from documents_of(path, self.field)
+
+    def signature(self) -> list[Any]:
+        return [self.field, *stamps(self.paths())]
+
+    def paths(self) -> list[Path]:
+        if self.path.is_dir():
+            found = sorted(p for p in self.path.rglob("*") if p.is_file() and not hidden(p.relative_to(self.path)))
+        else:
+            found = [self.path] if self.path.exists() else []
+        if not found:
+            raise UsageError(f"{self.path}: {'no file in this folder' if self.path.is_dir() else 'no such file or folder'}")
+        return found
+
+
+@dataclass(frozen=True)
+class Hub(Source):
+    """A data set's split `train`, read as a stream."""
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    field: str = "text"
+    files: tuple[str, ...] = ()
+    """Files here, for a `name` that is one of datasets' own builders (json, text, parquet): read by the same code as the hub's."""
+
+    def documents(self) -> Iterator[bytes]:
+        try:
+            import datasets
+        except ImportError:
+            raise UsageError(MISSING.format("datasets, which reads the hub,")) from None
+        revision = None if self.files else self.commit()
+        try:
+            rows = datasets.load_dataset(
+                self.name, self.config, revision=revision, split="train", streaming=True, data_files=list(self.files) or None
+            )
+            yield from self.texts(rows)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"hf:{self.name}: {first_line(error)}") from error
+
+    def texts(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(text := row.get(self.field), str):
+                raise UsageError(
+                    f"hf:{self.name}: record {number} has no text {self.field!r} (it has {', '.join(row)}): name it by field ="
+                )
+            yield text.encode()
+
+    def commit(self) -> str:
+        """The hub's commit that `revision` stands for now. Without a network it is known at once that there is none."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        try:
+            return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT_S).sha)
+        except RepositoryNotFoundError:
+            raise UsageError(f"hf:{self.name}: the hub has no such data set, or it is not open to you") from None
+        except RevisionNotFoundError:
+            raise UsageError(f"hf:{self.name}: the hub has no revision {self.revision!r} of it") from None
+        except Exception as error:
+            raise UsageError(
+                f'hf:{self.name}: the hub cannot be reached ({first_line(error)}); copy the files here and write corpus = "path:…"'
+            ) from error
+
+    def signature(self) -> list[Any]:
+        return [self.name, self.config, self.revision, self.field, *stamps(map(Path, self.files))]
+
+
+def stamps(paths: Iterable[Path]) -> list[list[Any]]:
+    """Of each file what no change to it leaves as it was. The time of the last change of the inode cannot be set back by hand."""
+    found = []
+    for path in paths:
+        stat = path.stat()
+        found.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+    return found
+
+
+def hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]

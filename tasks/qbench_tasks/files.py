@@ -1,0 +1,152 @@
+"""The documents of one file: plain text, .jsonl or .parquet, and the first two packed by gzip or zstd."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from qbench.task import UsageError
+
+PIECE = 16 * 1024
+"""The longest document that is made of a plain file, in bytes."""
+READ = 1 << 20
+
+
+def documents_of(path: Path, field: str) -> Iterator[bytes]:
+    """The documents of a file, by its suffix."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packing = suffixes.pop() if suffixes and suffixes[-1] in OPEN else ""
+    try:
+        if suffixes[-1:] == [".parquet"] and not packing:
+            yield from _columns(path, field)
+            return
+        with OPEN.get(packing, _open)(path) as stream:
+            yield from _records(stream, path, field) if suffixes[-1:] in ([".jsonl"], [".ndjson"]) else _pieces(stream, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"{path}: cut short or damaged ({error})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+
+
+def _pieces(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    """A plain file cut where lines end, so that a file of any length can be divided into splits."""
+    rest, before = b"", 0
+    while block := stream.read(READ):
+        rest, start = rest + block, 0
+        while len(rest) - start > PIECE:
+            end = _cut(rest, start)
+            yield _checked(rest[start:end], path, before + start)
+            start = end
+        rest, before = rest[start:], before + start
+    yield _checked(rest, path, before)
+
+
+def _cut(text: bytes, start: int) -> int:
+    """Behind the last line's end within a piece's length; where there is none, before a character."""
+    end = text.rfind(b"\n", start, start + PIECE) + 1
+    if end:
+        return end
+    end = start + PIECE
+    return next((e for e in range(end, end - 4, -1) if text[e] & 0xC0 != 0x80), end)
+
+
+def _checked(text: bytes, path: Path, before: int) -> bytes:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {before + error.start}") from None
+    return text
+
+
+def _records(stream: IO[bytes], path: Path, field: str) -> Iterator[bytes]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: not JSON ({error})") from None
+        text = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            names = ", ".join(record) if isinstance(record, dict) else "it is no object"
+            raise UsageError(f"{path}:{number}: no text in the field {field!r} (fields: {names}): name it by field =")
+        try:
+            yield text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{path}:{number}: half of a surrogate pair, which UTF-8 cannot hold") from None
+
+
+def _columns(path: Path, field: str) -> Iterator[bytes]:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError:
+        raise UsageError(f"{path}: pyarrow, which reads parquet, is not installed: pip install 'qbench[hf]'") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            if field not in (names := file.schema_arrow.names):
+                raise UsageError(f"{path}: no column {field!r} (columns: {', '.join(names)}): name it by field =")
+            for number, value in enumerate((v for batch in file.iter_batches(columns=[field]) for v in batch.column(0).to_pylist()), 1):
+                if not isinstance(value, str):
+                    raise UsageError(f"{path}: row {number}: the column {field!r} holds no text")
+                yield value.encode()
+    except ArrowException as error:
+        raise UsageError(f"{path}: cut short or damaged ({str(error).splitlines()[0]})") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _gzip(path: Path) -> IO[bytes]:
+    return io.BufferedReader(gzip.GzipFile(path), READ)
+
+
+def _zstd(path: Path) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UsageError(f"{path}: zstandard, which unpacks .zst, is not installed: pip install 'qbench[hf]'") from None
+    return io.BufferedReader(_Zstd(path, zstandard), READ)
+
+
+class _Zstd(io.RawIOBase):
+    """A file of zstd frames. The library's own reader takes a file that was cut short for one that ended."""
+
+    def __init__(self, path: Path, library: Any) -> None:
+        self.file, self.library = path.open("rb"), library
+        self.frame: Any = None
+        self.packed = self.ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            self.packed = self.packed or self.file.read(READ)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("the last zstd frame has no end")
+                return 0
+            self.frame = self.frame or self.library.ZstdDecompressor().decompressobj()
+            try:
+                self.ready = self.frame.decompress(self.packed)
+            except self.library.ZstdError as error:
+                raise EOFError(error) from error
+            self.packed = self.frame.unused_data if self.frame.eof else b""
+            self.frame = None if self.frame.eof else self.frame
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+OPEN: dict[str, Callable[[Path], IO[bytes]]] = {".gz": _gzip, ".zst": _zstd}

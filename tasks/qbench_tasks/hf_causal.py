@@ -1,0 +1,112 @@
+"""A causal language model of Hugging Face's transformers, trained on: any whose body is linear layers and whose tokenizer is a byte-level BPE.
+
+A size is the length of its windows; the network is the checkpoint's. It starts from the checkpoint's weights, or with `fresh` from new ones;
+the board's `start` goes on from there. The corpora are `text`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qbench.task import Layout, Metric, QuantLayer, Recipe, Task, UsageError, key_of
+from qbench_tasks.checkpoint import KNOWN, Causal, Checkpoint, find
+from qbench_tasks.corpus import source_of
+from qbench_tasks.tokens import PREPARED, Tokens, encoded_by, read
+from qbench_tasks.windows import WindowProblem, check_lengths
+
+CONTEXTS = {"xs": 128, "s": 512, "m": 1024, "l": 2048}
+RECIPES = {
+    "xs": Recipe(steps=200, batch=8, lr=1e-4),
+    "s": Recipe(steps=1000, batch=16, lr=3e-5),
+    "m": Recipe(steps=2000, batch=32, lr=3e-5),
+    "l": Recipe(steps=2000, batch=64, lr=3e-5),
+}
+
+
+@dataclass
+class HFCausal(Task):
+    """Language modelling with a checkpoint of transformers."""
+
+    name = "hf-causal"
+    title = "Language model, a given checkpoint"
+    metric = Metric("bits_per_byte", "bits/byte", better="lower", worst=8.0, effect=0.01)
+    sizes = {name: {"context": context} for name, context in CONTEXTS.items()}
+    tuning = {"lr": (1e-5, 3e-5, 1e-4, 3e-4)}
+    activations = True
+
+    model: str = ""
+    """A folder as transformers writes it, or `OWNER/NAME[@REVISION]` on the hub."""
+    fresh: bool = False
+    """New weights of the same architecture."""
+    corpus: str = "stdlib"
+    """As in the task `text`."""
+    field: str = "text"
+    limit: int = 0
+
+    def recipe(self, size: str) -> Recipe:
+        return RECIPES[size]
+
+    def check(self) -> str | None:
+        if not self.model:
+            return 'name a checkpoint: model = "FOLDER" or "OWNER/NAME[@REVISION]"'
+        if self.limit < 0:
+            return f"limit must not be negative, not {self.limit}"
+        try:
+            self.corpus.startswith(f"{PREPARED}:") or source_of(self.corpus)
+        except UsageError as error:
+            return str(error)
+        return None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a run's key is made of: neither the checkpoint's name nor a file's, but hashes."""
+        params = {**super().params, "model": f"{KNOWN}:{self.checkpoint.hash()}"}
+        if self.corpus.startswith("path:"):
+            params |= {"corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}", "field": "text", "limit": 0}
+        return params
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return find(self.model)
+
+    def tokens(self, checkpoint: Checkpoint) -> Tokens:
+        return encoded_by(read(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus)
+
+    def fingerprint(self) -> str:
+        checkpoint = self.checkpoint
+        return hashlib.sha256(f"hf-causal {self.version} {checkpoint.hash()} {self.tokens(checkpoint).hash}".encode()).hexdigest()
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> CausalProblem:
+        checkpoint, context = self.checkpoint, CONTEXTS[size]
+        longest = getattr(checkpoint.config, "max_position_embeddings", context)
+        if longest < context:
+            raise UsageError(f"{self.model}: sees {longest} tokens, and the windows of {size} have {context}")
+        tokens = self.tokens(checkpoint)
+        check_lengths(tokens, context, self.corpus, size)
+        planning = device.type == "meta"
+        with torch.random.fork_rng(devices=[]), device if planning else nullcontext():
+            torch.manual_seed(key_of(self.name, seed, "start"))
+            network = Causal(checkpoint.build(weights=not (self.fresh or planning)), self.model)
+        return CausalProblem(network.to(device), tokens, context, seed, batch, device)
+
+
+class CausalProblem(WindowProblem):
+    model: Causal
+
+    def layers(self) -> dict[str, QuantLayer]:
+        return dict(self.model.body())
+
+    def layout(self) -> Layout:
+        return self.model.layout()
+
+    @property
+    def flops_per_step(self) -> float:
+        """Of the matmuls; attention's own products are left out."""
+        head = self.model.model.get_input_embeddings().weight.numel()
+        weights = sum(layer.weight.numel() for _, layer in self.model.body())
+        return 6.0 * self.labels_per_step * (weights + head)

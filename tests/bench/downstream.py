@@ -1,0 +1,71 @@
+"""Asking a model against running it: the whole of an evaluation, lm-eval included, over the forward passes that its questions take at least."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from qbench_tasks.grammar import SHAPES, Words
+from qbench_tasks.grammar_items import quizzes
+from qbench_tasks.transformer import Transformer
+
+from qbench import downstream
+from qbench.likelihood import batch_tokens, batches, inputs, likelihoods, padded
+from qbench.task import Question
+
+CPU = torch.device("cpu")
+ROUNDS = 7
+
+
+def table() -> Iterator[str]:
+    """The lines of the report."""
+    torch.set_num_threads(1)
+    yield "Median seconds of 400 questions on one thread, and over the bare forward passes of the same tokens. An answer at a time is what a plain loop does."
+    yield ""
+    yield "| size | questions | passes | likelihoods | over passes | whole evaluation | over passes | target | an answer at a time |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for size in ("s", "l"):
+        model = Transformer(SHAPES[size], torch.Generator().manual_seed(0)).eval()
+        for name in quizzes():
+            yield row(size, name, model)
+
+
+def row(size: str, name: str, model: Transformer) -> str:
+    asked, words = downstream.find([name], quizzes())[0], Words(SHAPES[size].context)
+    assert asked.quiz
+    requests = [
+        (words.encode(f"<doc> {q.context}"), words.encode(c)) for q in asked.quiz.make() if isinstance(q, Question) for c in q.choices
+    ]
+    tokens = [padded([item.tokens for item in batch]) for batch in batches(inputs(requests, words.context), batch_tokens(CPU))]
+    kinds: list[Callable[[], object]] = [
+        lambda: forward(model, tokens),
+        lambda: likelihoods(model, requests, words.context),
+        lambda: downstream.ask(asked, model, words),
+    ]
+    bare, found, whole = medians(kinds)
+    began = time.perf_counter()
+    for request in requests[: len(requests) // 8]:
+        likelihoods(model, [request], words.context)
+    plain = 8 * (time.perf_counter() - began)
+    return (
+        f"| {size} | {name} | {bare:.3f} | {found:.3f} | {found / bare:.2f} | {whole:.3f} | {whole / bare:.2f} | 1.1 | {plain / bare:.1f} |"
+    )
+
+
+@torch.no_grad()
+def forward(model: Transformer, tokens: Sequence[torch.Tensor]) -> None:
+    for batch in tokens:
+        model(batch)
+
+
+def medians(kinds: Sequence[Callable[[], object]]) -> list[float]:
+    """Of each, in turn."""
+    times: list[list[float]] = [[] for _ in kinds]
+    for _ in range(ROUNDS):
+        for kind, spent in zip(kinds, times, strict=True):
+            began = time.perf_counter()
+            kind()
+            spent.append(time.perf_counter() - began)
+    return [statistics.median(spent) for spent in times]

@@ -1,0 +1,62 @@
+"""What a site costs: ten thousand runs from the store to the folder, and a page of a thousand cells in a browser, until the first sort is done."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from qbench.frames import Results
+from qbench.publish import archive, publish
+from tests.bench.store import make, seconds
+from tests.browser import browser, executable, watch
+from tests.made_sites import MEANS, files, ranked
+
+SORT = """() => {
+    document.querySelector('#s0 thead button').click();
+    return [performance.now(), performance.getEntriesByType('navigation')[0].domInteractive, document.querySelectorAll('[id^="cell="]').length];
+}"""
+
+
+def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
+    """The lines of the report."""
+    folder = Path(tempfile.mkdtemp(prefix="qbench-publish-"))
+    try:
+        results = folder / "results"
+        make(results, runs, points)
+        seconds("qbench", "db", "rebuild", "--results", str(results))
+        whole = seconds("qbench", "publish", "large", "--out", str(folder / "site"), "--results", str(results))
+        began = time.perf_counter()
+        site = publish(Results(results), "large", folder / "site")
+        inside = time.perf_counter() - began
+        yield "| what | measured | target |"
+        yield "| --- | --- | --- |"
+        yield f"| `qbench publish`, {site.runs:,} runs of {points} points, the process | {whole:.1f} s | 20 s |"
+        yield f"| the same, within a process that has imported all | {inside:.1f} s | |"
+        yield f"| its index.html | {site.sizes['index.html'] / 1e6:.2f} MB | |"
+        yield from _pages(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _pages(folder: Path) -> Iterator[str]:
+    """Of a thousand runs the size, of a thousand cells the time."""
+    small = files(ranked(seeds=10, tasks=[f"task{n}" for n in range(7)]))["index.html"]
+    yield f"| index.html of 1,050 runs in 105 cells | {len(small) / 1000:.0f} kB | 300 kB |"
+    if executable() is None:
+        yield "| a page in a browser | no Chromium here | |"
+        return
+    cells = 1 + 2 * len(MEANS)
+    archive.place(files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])), folder / "thousand")
+    with browser() as started:
+        found = []
+        for _ in range(5):
+            seen = watch(started, folder / "thousand" / "index.html", viewport={"width": 1280, "height": 900})
+            found.append(seen.page.evaluate(SORT))
+            seen.page.context.close()
+    sorted_at, ready_at, count = (statistics.median(column) for column in zip(*found, strict=True))
+    yield f"| navigation to first sort done, {count:.0f} cells, 10 seeds each, median of 5 | {sorted_at:.0f} ms | 500 ms |"
+    yield f"| of it until the page is parsed and its script has run | {ready_at:.0f} ms | |"

@@ -1,0 +1,94 @@
+"""A few finished runs to ask: language models trained for seconds, one of them with quantized inputs, and one run that is no language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qbench.config import RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.export import ARTEFACT, restore
+from qbench.plan import make_plan
+from qbench.record import new_attempt
+from qbench.sweepfile import read_text
+from qbench.task import Problem
+from qbench.train import open_problem, run_one
+
+SWEEP = """
+board = "language"
+methods = ["fp", "rtn"]
+formats = { weights = ["int4"], activations = ["none", "int8"] }
+[[task]]
+name = "grammar"
+recipe = { steps = 80 }
+[[task]]
+name = "digits"
+formats = ["int4"]
+recipe = { steps = 4 }
+"""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Keys of the runs by what they are."""
+
+    results: Path
+    fp: str
+    int4: str
+    int4_int8: str
+    digits: str
+
+    def folder(self, key: str) -> Path:
+        return self.results / "runs" / key[:2] / key / "1"
+
+
+def named(config: RunConfig) -> str:
+    if config.task == "digits":
+        return "digits" if config.method == "fp" else ""
+    return "_".join(q.format for q in (config.weights, config.activations) if q) or config.method
+
+
+@pytest.fixture(scope="session")
+def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    results, keys = tmp_path_factory.mktemp("language"), {}
+    folders: dict[str, Path] = {}
+    for key, run in make_plan(read_text(SWEEP, "language.toml")).runs.items():
+        if name := named(run.config):
+            folders[key] = new_attempt(results, key).folder
+            base = folders[run.base] if run.base else None
+            assert run_one(Assignment(run.config, folders[key], base=base), Execution(device="cpu"))["state"] == "ok"
+            keys[name] = key
+    yield Runs(results, **keys)
+    torch.set_num_threads(threads)
+
+
+def loaded(runs: Runs, key: str) -> Problem:
+    """A run's task with the weights of its artefact."""
+    import json
+
+    spec: dict[str, Any] = json.loads((runs.folder(key) / "spec.json").read_text())
+    problem = open_problem(RunConfig.from_json(spec), torch.device("cpu"))[1]
+    restore(runs.folder(key) / "export" / ARTEFACT, problem.model)
+    problem.model.eval()
+    return problem
+
+
+class Counted(nn.Module):
+    """A network, and the tokens that have gone through it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.passes, self.tokens = network, 0, 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        self.tokens += tokens.numel()
+        return self.network(tokens)  # type: ignore[no-any-return]

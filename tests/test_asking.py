@@ -1,0 +1,105 @@
+"""A sweep file's downstream tasks: asked of runs that are finished, once, and never a reason to train again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qbench import asking
+from qbench.engines import Execution
+from qbench.engines.local import LocalEngine
+from qbench.errors import UsageError
+from qbench.plan import make_plan
+from qbench.sweep import sweep
+from qbench.sweepfile import SweepConfig, plugin_modules, read_text
+
+FILE = """
+board = "asked"
+methods = ["fp", "rtn"]
+formats = ["int4"]
+recipe = {{ steps = 3 }}
+tasks = ["grammar", "digits"]
+[downstream]
+tasks = {names}
+"""
+
+
+def config(*names: str, more: str = "") -> SweepConfig:
+    return read_text(FILE.format(names=json.dumps(names)) + more, "asked.toml")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LocalEngine]:
+    engine = LocalEngine(1, "cpu", plugin_modules(config("grammar_recall")))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, engine: LocalEngine) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    assert sweep(config("grammar_recall"), folder, engine).code == 0
+    return folder
+
+
+def answers(results: Path) -> dict[str, list[str]]:
+    return {str(path.parent): list(json.loads(path.read_text())["tasks"]) for path in results.rglob("downstream.json")}
+
+
+@pytest.mark.slow
+def test_finished_runs_are_asked_once_and_not_trained_again(results: Path, engine: LocalEngine) -> None:
+    before = {path: path.read_bytes() for path in results.rglob("result.json")}
+    assert vars(asking.ask(config("grammar_recall"), results, engine, Execution(device="cpu"))) == {"asked": 2, "failures": []}
+    assert list(answers(results).values()) == [["grammar_recall"]] * 2, "the language models, and nobody else"
+    assert asking.ask(config("grammar_recall"), results, engine, Execution(device="cpu")).asked == 0
+    more = config("grammar_recall", "grammar_nesting")
+    assert {todo.names for todo in asking.lacking(more, results)} == {("grammar_nesting",)}
+    assert asking.ask(more, results, engine, Execution(device="cpu")).asked == 2
+    assert list(answers(results).values()) == [["grammar_nesting", "grammar_recall"]] * 2
+    assert {path: path.read_bytes() for path in results.rglob("result.json")} == before
+
+
+@pytest.mark.slow
+def test_what_cannot_be_answered_is_told_and_fails_no_run(results: Path, engine: LocalEngine, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\noutput_type: multiple_choice\n"
+    )
+    found = asking.ask(config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu"))
+    assert found.asked == 2 and len(found.failures) == 2
+    title, message = found.failures[0]
+    assert title == "fp grammar/xs seed 0" and message.startswith(f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task")
+    assert str(asking.complain(found.failures)).endswith("(and 1 more runs); the scores stand, and the next sweep asks again")
+    assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {"ok"}
+
+
+def test_what_is_asked_moves_no_key() -> None:
+    assert list(make_plan(config()).runs) == list(make_plan(config("grammar_recall")).runs)
+
+
+def test_a_task_of_its_own_answers_instead_of_the_sweeps() -> None:
+    own = '[[task]]\nname = "grammar"\nrecipe = { steps = 4 }\ndownstream = ["grammar_nesting"]\n'
+    file = config("grammar_recall", more=own).text.replace('tasks = ["grammar", "digits"]', 'tasks = ["digits"]')
+    chosen = read_text(file, "asked.toml")
+    configs = {run.config.task: run.config for run in make_plan(chosen).runs.values()}
+    assert asking.wanted(chosen, configs["grammar"]) == ("grammar_nesting",)
+    assert asking.wanted(chosen, configs["digits"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            'tasks = ["grammar_nestin"]',
+            r"asked.toml: \[downstream\]: unknown downstream task 'grammar_nestin'; did you mean grammar_nesting",
+        ),
+        ('task = ["grammar_nesting"]', r'asked.toml: \[downstream\]: write tasks = \["name"\] in it, and nothing else'),
+        ("tasks = 3", r"asked.toml: \[downstream\]: tasks: "),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_one_line(text: str, line: str) -> None:
+    with pytest.raises(UsageError, match=line):
+        asking.check(read_text(FILE.split("[downstream]")[0].format() + f"[downstream]\n{text}\n", "asked.toml"))
