@@ -18,7 +18,7 @@ import pytest
 from qbench.errors import QbenchError, UsageError
 from qbench.submissions import bundle as bundles
 from qbench.submissions import strict, zipped
-from qbench.submissions.bundle import BUNDLE_VERSION, FILES, MANIFEST, Bundle, opened, submit
+from qbench.submissions.bundle import BUNDLE_VERSION, FILES, MANIFEST, Bundle, opened, spell, submit
 from qbench.submissions.refused import Refused
 from tests.bundles import packed, train_runs, unpack, written
 
@@ -276,6 +276,16 @@ def test_a_manifest_that_lies_about_a_file_is_found_out(good: bytes, lie: dict[s
         found.read(found.runs[0], "spec.json")
 
 
+def test_runs_that_are_listed_twice_or_in_another_order_are_refused(good: bytes) -> None:
+    manifest, files = unpack(good)
+    for runs in (manifest["runs"][::-1], [manifest["runs"][0], *manifest["runs"]]):
+        out, written_names = io.BytesIO(), dict.fromkeys((run["key"], name) for run in runs for name in FILES if name in run["files"])
+        members = [(f"runs/{key}/{name}", files[key][name]) for key, name in written_names]
+        zipped.write(out, [(MANIFEST, spell({**manifest, "runs": runs})), *members])
+        with pytest.raises(Refused, match="order of their keys, each once"):
+            read(out.getvalue())
+
+
 def test_a_manifest_has_one_spelling_too(good: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
@@ -292,7 +302,7 @@ def test_a_manifest_has_one_spelling_too(good: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "NaN", "Infinity", "-Infinity", '{"a": 1e999}', '{"a": -1e400}', "[" * 100_000, '{"a":' * 50_000, "1" * 5000, '{"a": 1, "a": 2}', '"\\ud800"',
+        "NaN", "Infinity", "-Infinity", '{"a": 1e999}', '{"a": -1e400}', "[" * 100_000, '{"a":' * 50_000, "1" * 5000, "9" * 299 + "e99", "9" * 199 + "e110", '{"a": 1, "a": 2}', '"\\ud800"',
         '{"\\udc00": 1}', "", "{", "nul", "\ufeff{}", "[1,]", "{'a': 1}", "01", '"\x01"',
     ],
 )  # fmt: skip

@@ -199,7 +199,19 @@ def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
     code, out, _ = qbench("reproduce", key[:10], "--results", swept)
     assert code == 0 and out.startswith(f"{key}: ")
-    assert json.loads(qbench("reproduce", key, "--json", "--results", swept)[1])["verdict"] in ("same", "within tolerance")
+    (found,) = json.loads(qbench("reproduce", key, "--json", "--results", swept)[1])
+    assert found["verdict"] in ("same", "within tolerance")
+
+
+def test_a_cell_is_made_again(qbench: Qbench, swept: Path) -> None:
+    code, out, _ = qbench("reproduce", " ste  int2 toy/xs ", "--results", swept)
+    assert code == 0 and out.endswith("2 runs: 2 same\n") and out.count("recorded") == 2
+    assert qbench("reproduce", "ste int2 toy/xs", "--seeds", "1", "--results", swept)[1].count("recorded") == 1
+    code, _, err = qbench("reproduce", "ste int3 toy/xs", "--board", "small", "--results", swept)
+    assert code == 2 and "did you mean ste int2 toy/xs" in err
+    assert qbench("reproduce", "ste int2 toy/xs", "--board", "smal", "--results", swept)[2].endswith(
+        "unknown board 'smal'; did you mean small?\n"
+    )
 
 
 def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def change_text(files: Files, key: str, chance: Chance) -> None:
     words = (
         b"[" * 5000,
         b"1" * 400,
+        b"9" * 299 + b"e99",
         b"1e999",
         b"NaN",
         b"Infinity",

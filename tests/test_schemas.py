@@ -26,9 +26,10 @@ SWEEP = """
 board = "small"
 seeds = 2
 methods = ["fp", "rtn", "ste", "gdnsq"]
-tasks = ["toy"]
+tasks = ["toy", "grammar"]
 formats = { weights = ["int2"], activations = ["none", "int4"] }
 recipe.steps = 6
+downstream.tasks = ["grammar_recall"]
 [[method]]
 name = "gdnsq"
 distill = true
@@ -36,12 +37,21 @@ distill = true
 name = "rtn"
 scale = "hessian"
 """
-KEY = "@key"
+KEY, LANGUAGE = "@key", "@language"
+"""The key of a run; of one whose network is a language model."""
 PRINTED = {
     "sweep": (["sweep", "small.toml"], ["sweep", "small.toml", "--seeds", "1", "--steps", "2"]),
     "status": (["status", "small.toml"], ["sweep", "small.toml", "--dry-run", "--seeds", "3"]),
     "board": (["show", "small"],),
     "run": (["show", KEY],),
+    "summary": (["show", "small", "--summary"],),
+    "downstream": (["show", "small", "--downstream"],),
+    "submit": (["submit", "small", "--out", "small.qbench.zip"],),
+    "verify": (["verify", "small.qbench.zip"],),
+    "merge": (["merge", "small.qbench.zip"],),
+    "eval": (["eval", LANGUAGE, "--tasks", "grammar_nesting"],),
+    "export": (["export", KEY, "--out", "packed"],),
+    "downstream-differences": (["compare", "ste", "rtn", "--downstream"],),
     "compare": (["compare", "ste", "rtn"], ["compare", "fp", "ste"]),
     "methods": (["methods"],),
     "tasks": (["tasks"],),
@@ -54,8 +64,6 @@ PRINTED = {
     "db-rebuild": (["db", "rebuild"],),
 }
 """By schema: the commands that print it."""
-ELSEWHERE: set[str] = set()
-"""Schemas whose commands other test files run."""
 
 
 def validator(name: str) -> Draft7Validator:
@@ -72,9 +80,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def qbench(folder: Path, *words: str) -> Any:
     where = {**os.environ, "QBENCH_RESULTS": "results"}
-    if KEY in words:
-        key = sorted(d.name for d in folder.glob("results/runs/*/*"))[0]
-        words = tuple(key if word == KEY else word for word in words)
+    if {KEY, LANGUAGE} & set(words):
+        keys = {
+            spec["task"]: file.parts[-3]
+            for file in sorted(folder.glob("results/runs/*/*/1/spec.json"))
+            if (spec := json.loads(file.read_text()))
+        }
+        words = tuple({KEY: keys["toy"], LANGUAGE: keys["grammar"]}.get(word, word) for word in words)
     done = subprocess.run([sys.executable, "-m", "qbench", *words, "--json"], cwd=folder, capture_output=True, text=True, env=where)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -113,7 +125,7 @@ def test_what_a_command_prints_is_what_its_schema_says(name: str, command: list[
 
 
 def test_every_command_that_prints_json_has_a_schema() -> None:
-    told = {words[0] for commands in PRINTED.values() for words in commands} | ELSEWHERE
+    told = {words[0] for commands in PRINTED.values() for words in commands}
     printing = {name.split()[0] for name, command in walk(cli, "") if any("--json" in p.opts for p in command.params)}
     assert printing <= told
 

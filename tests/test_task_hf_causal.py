@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from qbench_tasks.hf_causal import CausalProblem, HFCausal
+from qbench_tasks.text import Text
 from qbench_tasks.vocabulary import learn
+from safetensors.torch import save_file
 from torch import nn
 
 from qbench import registry
@@ -79,6 +81,19 @@ def test_text_is_scored_by_the_byte(folder: Path) -> None:
     assert (targets != p.tokenizer.start).all() or p.tokenizer.start == VOCAB - 1
     assert p.tokenizer.decode(p.tokenizer.encode("a <|end|> größer\n")) == "a <|end|> größer\n"
     assert p.tokenizer.start not in p.tokenizer.encode("a <|end|> b"), "in a text these letters are letters"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_model_of_the_task_text_comes_back(kind: str, tmp_path: Path) -> None:
+    ours = Text(tokenizer=kind, vocab=400 if kind == "bpe" else 0).problem("xs", 0, 2, CPU)  # type: ignore[arg-type]
+    layout, state = ours.layout(), ours.model.state_dict()
+    assert layout is not None
+    save_file({theirs: state[name] for theirs, name in layout.names.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps({**layout.config, "eos_token_id": ours.tokenizer.start}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(ours.tokenizer.to_json()))
+    theirs = problem(tmp_path)
+    with torch.no_grad():
+        assert theirs.score(theirs.model.eval(), "val") == pytest.approx(ours.score(ours.model.eval(), "val"), rel=1e-5)
 
 
 def test_new_weights_come_from_the_seed(folder: Path) -> None:

@@ -221,8 +221,8 @@ def cut(monkeypatch: pytest.MonkeyPatch, split: str, tokens: int) -> None:
 
 
 def test_a_vocabulary_is_its_size_however_it_was_asked_for() -> None:
-    assert Text().params == Text(vocab=256).params and Text().params["vocab"] == 256
-    assert Text(tokenizer="bpe").params == Text(tokenizer="bpe", vocab=4096).params
+    assert Text().params == Text(vocab=256).params == vars(Text())
+    assert Text(tokenizer="bpe").params == Text(tokenizer="bpe", vocab=4096).params != Text(tokenizer="bpe", vocab=512).params
 
 
 # ---- the key ----

@@ -391,17 +391,17 @@ def test_what_is_not_known_here_stays_claimed_and_is_said(good: bytes) -> None:
         assert sorted(report.trust.values())[0] == "claimed"
 
 
-def test_a_network_that_would_fill_the_memory_costs_its_run_and_no_other(good: bytes, tmp_path: Path) -> None:
+def test_an_evaluation_that_fails_or_kills_its_process_costs_that_run_and_no_other(good: bytes, tmp_path: Path) -> None:
     files = unpack(good)[1]
     own = files[ste(files)]
     (tmp_path / "weights.safetensors").write_bytes(own["weights.safetensors"])
     spec = json.loads(own["spec.json"])
     question = {"spec": spec, "artefact": str(tmp_path / "weights.safetensors")}
     with Worker() as worker:
-        greedy = dataclasses.replace(
+        impossible = dataclasses.replace(
             RunConfig.from_json(spec), task="linreg", size="l", task_params={"alpha": 1.1, "rotated": True, "exact": True}, data="x" * 8
         )
-        assert "error" in worker.ask({**question, "spec": greedy.to_json()})
+        assert "error" in worker.ask({**question, "spec": impossible.to_json()})
         assert worker.ask(question)["packed"] == json.loads(own["result.json"])["scores"]["packed"]
         assert worker.process
         worker.process.kill()

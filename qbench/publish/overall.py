@@ -25,12 +25,12 @@ def _gap_panel(rows: Sequence[Json], look: Styles, cells: int) -> Panel:
     names, bottom = gutter((row["entrant"] for row in rows), 24), 30 + LINE * len(rows)
     middles = sorted(v for row in rows for v in (row["gap"]["value"], 0.0, 1.0))
     ends = [v for row in rows for v in (row["gap"]["low"], row["gap"]["high"]) if v is not None and middles[0] - 1 < v < middles[-1] + 1]
-    x = fit([100 * v for v in [*middles, *ends]], names, BROAD - 16, log=False)
+    x = fit([100 * v for v in [*middles, *ends]], names, BROAD - 52, log=False)
     parts = [el("path", d="".join(f"M{x(t):.1f} {bottom}V24" for t in x.ticks()), cls="grid")]
     parts += [label(x(t), bottom + 14, f"{t:g}", "tick", "middle") for t in x.ticks()]
     parts += [
-        el("path", d=f"M{names:.1f} {bottom}H{BROAD - 16}", cls="axis"),
-        label((names + BROAD) / 2, bottom + 29, "gap recovered, %", "name", "middle", 40),
+        el("path", d=f"M{names:.1f} {bottom}H{BROAD - 52}", cls="axis"),
+        label((names + BROAD - 52) / 2, bottom + 29, "gap recovered, %", "name", "middle", 40),
     ]
     parts += [el("path", d=f"M{x(at):.1f} {bottom}V24", cls="axis") for at in (0, 100)]
     parts += [label(x(at), 15, words, "tick", "middle") for at, words in ((0, "rtn"), (100, "fp"))]
@@ -60,7 +60,7 @@ def _gap_row(row: Json, style: Style, x: Axis, names: float, middle: float, cell
             mark(x(100 * row["iqm"]["value"]), middle, style, 3.2, f"interquartile mean {100 * row['iqm']['value']:.0f} %", "hollow")
         )
     if row["cells"] < cells:
-        parts.append(label(BROAD - 14, middle + 4, f"{row['cells']} of {cells}", "tick", "end"))
+        parts.append(label(BROAD - 2, middle + 4, f"{row['cells']} of {cells}", "tick", "end"))
     return parts
 
 

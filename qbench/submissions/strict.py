@@ -21,8 +21,9 @@ from typing import Any
 from qbench.submissions.refused import Refused
 
 Check = Callable[[Any], Any]
-_ENDLESS = re.compile(rb"[0-9]{300}")
+_ENDLESS = re.compile(rb"[0-9]{200}")
 _HUGE = re.compile(rb"[eE][+]?[0-9]{3}")
+"""Only a number with such an exponent can overflow a double: 199 digits and an exponent of 99 do not."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

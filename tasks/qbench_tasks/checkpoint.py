@@ -87,12 +87,13 @@ class Checkpoint:
         """The network in float32; without `weights`, of the global generator's, or of none on the device `meta`."""
         import transformers
 
+        auto: Any = transformers.AutoModelForCausalLM
         keep = {"attn_implementation": "sdpa", "dtype": torch.float32, "trust_remote_code": False}
         if not weights:
-            model: nn.Module = transformers.AutoModelForCausalLM.from_config(self.config, **keep)
+            model: nn.Module = auto.from_config(self.config, **keep)
             return model
         try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = auto.from_pretrained(
                 self.folder, config=self.config, local_files_only=True, use_safetensors=True, output_loading_info=True, **keep
             )
         except (ValueError, RuntimeError, OSError) as error:
@@ -185,7 +186,7 @@ class TiedHead(nn.Module):
 def quantizable(layer: nn.Linear) -> QuantLinear:
     with torch.device("meta"):
         made = QuantLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    made.weight, made.bias = layer.weight, layer.bias
+    made.weight, made.bias = nn.Parameter(layer.weight.data), layer.bias
     return made
 
 

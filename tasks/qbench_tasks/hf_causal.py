@@ -107,6 +107,6 @@ class CausalProblem(WindowProblem):
     @property
     def flops_per_step(self) -> float:
         """Of the matmuls; attention's own products are left out."""
-        head = self.model.model.get_input_embeddings().weight.numel()
+        head: int = self.model.model.get_input_embeddings().weight.numel()
         weights = sum(layer.weight.numel() for _, layer in self.model.body())
         return 6.0 * self.labels_per_step * (weights + head)

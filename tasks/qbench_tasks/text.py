@@ -91,13 +91,17 @@ class Text(Task):
         return None
 
     @property
+    def usual(self) -> int:
+        return BYTES if self.tokenizer == "bytes" else BPE_VOCAB
+
+    @property
     def vocabulary(self) -> int:
-        return self.vocab or (BYTES if self.tokenizer == "bytes" else BPE_VOCAB)
+        return self.vocab or self.usual
 
     @property
     def params(self) -> dict[str, Any]:
         """What a run's key is made of: of files here not their names but the hash of what was read from them."""
-        params = {**super().params, "vocab": self.vocabulary}
+        params = {**super().params, "vocab": 0 if self.vocab == self.usual else self.vocab}
         if self.corpus.startswith("path:"):
             params |= {"corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}", "field": FIELD, "limit": 0}
         return params

@@ -17,6 +17,8 @@ from qbench.task import UsageError
 
 SEPARATOR = "<|end|>"
 """How the separator is written in another library's file; in a text these letters are letters."""
+UNUSED = {0xC0, 0xC1, *range(0xF5, 0x100)}
+"""Bytes that UTF-8 has no use for."""
 MISSING = "{} is not installed: pip install 'qbench[hf]'"
 
 
@@ -121,7 +123,11 @@ class Borrowed(Vocabulary):
             level = [part for part in _parts(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{called}: its tokenizer.json is of another kind ({type(error).__name__}: {error})") from None
-        if self.file["model"]["type"] != "BPE" or not level or set(alphabet()) - words.keys():
+        if (
+            self.file["model"]["type"] != "BPE"
+            or not level
+            or any(letter not in words for byte, letter in enumerate(alphabet()) if byte not in UNUSED)
+        ):
             raise UsageError(f"{called}: its tokenizer is no byte-level BPE, of which alone bytes can be counted token by token")
         if level[0].get("add_prefix_space"):
             raise UsageError(f"{called}: its tokenizer puts a blank in front of every text")

@@ -1,0 +1,208 @@
+"""Figures: numbers land where the axes say, every cell is drawn or told of, marks can be told apart, names stay names."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import xml.etree.ElementTree as tree
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qbench.publish import overall
+from qbench.publish.axes import Axis, fit, spell
+from qbench.publish.curves import curves
+from qbench.publish.document import About, document
+from qbench.publish.figures import figures
+from qbench.publish.sketch import Figure, score_axis, short, styles
+from qbench.publish.svg import Style, el, label, path, spread
+from tests.made_sites import ENV, MEANS, board, losses, one_of_everything, ranked
+from tests.synthetic_runs import frame, runs
+from tests.test_render import HOSTILE
+
+NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def doc_of(rows: pd.DataFrame) -> dict[str, Any]:
+    built, summary = board(rows)
+    return document(About("made"), built, rows, summary)
+
+
+def drawn(rows: pd.DataFrame, section: int = 0) -> dict[str, Figure]:
+    doc = doc_of(rows)
+    cells = {key: c["id"] for s in doc["sections"] for row in s["rows"] for c in row["cells"] for key in c["runs"]["key"]}
+    found = figures(doc["sections"][section], styles(doc["sections"]), curves(losses(rows), cells))
+    return {figure.name: figure for figure in found}
+
+
+def parsed(figure: Figure) -> list[tree.Element]:
+    return [tree.fromstring(panel.markup(f"p{n}")) for n, panel in enumerate(figure.panels)]
+
+
+# ---- axes ----
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=20), st.booleans())
+def test_an_axis_holds_what_it_was_made_for(values: list[float], zero: bool) -> None:
+    axis = fit(values, 10, 300, zero=zero)
+    assert all(10 <= axis(v) <= 300 for v in values)
+    assert [axis(v) for v in sorted(values)] == sorted(axis(v) for v in values)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.0001, 1e12))
+def test_ticks_are_few_round_and_within(low: float, factor: float) -> None:
+    axis = fit([low, low * factor], 0, 1)
+    ticks = axis.ticks()
+    assert 1 <= len(ticks) <= 9 and ticks == sorted(set(ticks))
+    assert all(axis.low * (1 - 1e-9) <= t <= axis.high * (1 + 1e-9) for t in ticks)
+
+
+def test_axes_turn_logarithmic_where_numbers_span_far() -> None:
+    assert not fit([0.1, 1.9], 0, 1).log and fit([0.1, 2.0], 0, 1).log and not fit([-0.1, 20], 0, 1).log
+    assert fit([1e-3, 10], 0, 100)(0.1) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"), [(0, "0"), (-0.0, "0"), (0.25, "0.25"), (1e-5, "1e-5"), (3e7, "3e7"), (1500, "1500"), (12.5, "12.5")]
+)
+def test_ticks_are_spelled_short(x: float, said: str) -> None:
+    assert spell(x) == said
+
+
+@given(st.lists(st.floats(0, 300), min_size=1, max_size=20))
+def test_labels_keep_apart_and_in_order(places: list[float]) -> None:
+    found = spread(places, 12, 0, 300)
+    ordered = sorted(found)
+    assert all(b - a >= 12 - 1e-6 for a, b in itertools.pairwise(ordered))
+    assert [found[i] for i in sorted(range(len(places)), key=lambda i: places[i])] == ordered
+
+
+@given(st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=1, max_size=30), st.sampled_from([1, 10]))
+def test_a_short_path_leads_through_its_points(points: list[tuple[float, float]], unit: int) -> None:
+    """Relative steps of rounded places, so that roundings do not add up."""
+    numbers = list(map(float, re.findall(r"-?\d*\.?\d+", path(points, unit=unit))))
+    steps = np.array(numbers).reshape(-1, 2).cumsum(0)
+    np.testing.assert_allclose(steps, points, atol=0.0501 * unit)
+
+
+def test_controls_do_not_press_rivals_into_a_corner() -> None:
+    section = doc_of(ranked(seeds=10))["sections"][0]
+    cells = [row["cells"][-1] for row in section["rows"] if row["role"] != "reference"]
+    whole = score_axis(section, cells, 0, 100)
+    far = [{**c, "score": {"value": 30.0, "low": 29.0, "high": 31.0}} if "rtn" in c["id"] else c for c in cells]
+    assert score_axis(section, far, 0, 100).high < 1.0 and whole.high < 1.0
+
+
+# ---- what is drawn ----
+
+
+def test_every_cell_with_a_score_has_a_mark_at_its_place() -> None:
+    rows = ranked(seeds=10)
+    section = doc_of(rows)["sections"][0]
+    for i, svg in enumerate(parsed(drawn(rows)["scores"])):
+        tips = {t.text for t in svg.iter("title")}
+        for row in section["rows"]:
+            cell = row["cells"][0 if row["role"] == "reference" else i]
+            assert any(t and t.startswith(f"{row['entrant']}, {cell['format']}: {cell['score']['value']:.3f}") for t in tips)
+
+
+def test_a_failed_cell_says_its_reason_in_its_line() -> None:
+    words = " ".join(t.text or "" for svg in parsed(drawn(one_of_everything())["scores"]) for t in svg.iter("text"))
+    assert "oom" in words and "not asked" in words
+
+
+def test_a_control_off_the_axis_has_an_arrow_and_its_number() -> None:
+    rows = frame(
+        runs("fp", None, [0.1, 0.11], **ENV),
+        runs("rtn", "int2", [9.0, 9.1], **ENV),
+        *(runs(m, "int2", [0.2 + 0.01 * n, 0.21 + 0.01 * n], **ENV) for n, m in enumerate(("ste", "lsq"))),
+    )
+    words = [t.text for svg in parsed(drawn(rows)["scores"]) for t in svg.iter("text")]
+    assert "→ 9.050" in words
+
+
+def test_the_front_is_the_summarys() -> None:
+    rows = ranked(seeds=10)
+    section = doc_of(rows)["sections"][0]
+    kept = {(row["entrant"], c["format"]) for row in section["rows"] for c in row["cells"] if c["front"] and row["role"] != "reference"}
+    (svg,) = parsed(drawn(rows)["front"])
+    marks = [g for g in svg.iter("g") if g.get("class", "").split()[-1] in ("m", "hollow") and g.find("title") is not None]
+    filled = {tuple((g.find("title").text or "").split(":")[0].split(", ")) for g in marks if "hollow" not in g.get("class", "")}  # type: ignore[union-attr]
+    assert filled == kept and 0 < len(kept) < len(marks) == 2 * len(MEANS)
+
+
+def test_costs_and_tuning_are_drawn_where_they_are_known() -> None:
+    found = drawn(ranked(seeds=2))
+    assert "tuning" not in found and "time" not in found
+    assert [panel.title for panel in found["cost"].panels] == ["step time over full precision", "training time, s", "peak memory, MB"]
+    doc = doc_of(ranked(seeds=2))
+    for row in doc["sections"][0]["rows"]:
+        for n, cell in enumerate(row["cells"]):
+            cell["best_of"] = [0.5, 0.4, 0.3 + 0.01 * n]
+            e = {"value": 0.4, "low": None, "high": None}
+            cell["equal_time"] = {"at_time": {**e, "value": 0.6}, "at_steps": e, "progress": 0.5, "note": ""}
+    more = {f.name: f for f in figures(doc["sections"][0], styles(doc["sections"]), {})}
+    assert len(more["tuning"].panels) == len(more["time"].panels) == 2 and "losses" not in more
+    assert "lsq 0.3 of 3" in more["tuning"].panels[0].said
+
+
+def test_the_overall_figures_are_of_entrants_with_a_gap() -> None:
+    doc = doc_of(ranked(seeds=10))
+    found = {f.name: f for f in overall.figures(doc["overall"], styles(doc["sections"]))}
+    assert set(found) == {"gaps", "profile"}
+    order = [re.sub(r" -?\d+ %$", "", part) for part in found["gaps"].panels[0].said.split("; ")]
+    assert order == [row["entrant"] for row in doc["overall"]["rows"]] and order[0] == "gdnsq"
+
+
+def test_forty_entrants_look_different() -> None:
+    section = {
+        "rows": [{"entrant": f"m{n}", "role": ""} for n in range(40)]
+        + [{"entrant": "fp", "role": "reference"}, {"entrant": "rtn", "role": "control"}]
+    }
+    looks = styles([section])
+    assert len({(s.colour, s.shape) for s in looks.values()}) == 42
+    assert looks["fp"].colour == "ref" and looks["rtn"].colour == "ctl"
+
+
+def test_the_longest_name_keeps_both_its_ends() -> None:
+    assert short("lotion (fisher=exact, scale=hessian)", 17) == "lotion (…hessian)"
+    assert short("lsq", 17) == "lsq"
+
+
+# ---- losses ----
+
+
+def test_a_curve_is_the_mean_of_its_seeds_and_their_extremes() -> None:
+    points = [(f"k{seed}", step, 1.0 / step + seed) for seed in (0, 1, 2) for step in range(1, 301)]
+    found = curves(pd.DataFrame(points, columns=["key", "step", "loss"]), {"k0": "c", "k1": "c", "k2": "c"})["c"]
+    assert len(found.mean) == 32 and found.progress == sorted(found.progress) and found.progress[-1] <= 1
+    np.testing.assert_allclose(np.array(found.high) - found.low, 2.0)
+    np.testing.assert_allclose(found.mean, np.array(found.low) + 1)
+    last = [step for step in range(1, 301) if step * 32 // 300 >= 31]
+    assert found.low[-1] == pytest.approx(np.mean([1 / s for s in last]))
+
+
+def test_what_is_not_a_number_is_left_out_of_curves() -> None:
+    points = pd.DataFrame({"key": ["a", "a", "b"], "step": [1, 2, 1], "loss": [1.0, math.nan, 2.0]})
+    assert list(curves(points, {"a": "c"})) == ["c"]
+    assert curves(points, {"a": "c"})["c"].mean == [1.0]
+    assert curves(points, {}) == {} and curves(points[:0], {"a": "c"}) == {}
+
+
+# ---- names ----
+
+
+@given(HOSTILE)
+def test_a_name_stays_text(name: str) -> None:
+    svg = tree.fromstring(el("svg", label(0, 0, name, longest=500)))
+    assert [child.tag for child in svg.iter()] == ["svg", "text"]
+
+
+def test_styles_carry_no_name_into_a_class() -> None:
+    assert Style("<x>", 3, "c1", 2).classes == "e3 c1"
+    assert Axis(0, 1, 0, 10)(2) == 10 and Axis(0, 1, 0, 10)(-1) == 0
