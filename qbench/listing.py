@@ -172,6 +172,7 @@ def _short(x: float | None) -> str:
 MEANINGS = {
     "new": "never tried",
     "failed": "tried, and will be again",
+    "running": "being trained at this moment",
     "lost": "begun and never finished: goes on from its last checkpoint",
     "stale": "finished, by other code than this: kept as it is",
     "cached": "finished",
@@ -179,11 +180,14 @@ MEANINGS = {
     "waiting": "chosen when their trials are done",
     "untuned": "cells of which every trial failed, so there is nothing to choose",
 }
+SWEEP = "qbench sweep {file}"
+FIXES = {"new": SWEEP, "failed": SWEEP, "lost": SWEEP, "waiting": SWEEP, "stale": "qbench reproduce KEY says whether it still comes out"}
+"""What to do about each."""
 STYLES = {"failed": "red", "lost": "yellow", "stale": "yellow", "skipped": "dim", "waiting": "dim", "untuned": "red"}
 
 
-def show_plan(lines: Sequence[Planned], console: Console | None = None) -> None:
-    """What a sweep would train and why: a line for each run that is not simply there, and how many there are of each state."""
+def show_plan(lines: Sequence[Planned], console: Console | None = None, file: str = "") -> None:
+    """What a sweep would train and why: a line for each run that is not simply there, and how many there are of each state, and what to do."""
     console = console or Console()
     told = [(_state(line), line) for line in lines]
     listed = [(state, line) for state, line in told if state != "cached"]
@@ -197,10 +201,11 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None) -> None:
     for state, line in told:
         counts[state] += line.runs
     diverged = sum(line.standing.diverged for state, line in told if state == "cached")
-    table = _columns("state", "runs", "")
+    table = _columns("state", "runs", "", "to go on")
     for state in filter(counts.get, MEANINGS):
         more = f", {diverged} of them diverged" if state == "cached" and diverged else ""
-        table.add_row(Text(state, style=STYLES.get(state, "")), str(counts[state]), Text(MEANINGS[state] + more, style="dim"))
+        fix = FIXES.get(state, "").format(file=text.plain(file)).rstrip()
+        table.add_row(Text(state, style=STYLES.get(state, "")), str(counts[state]), Text(MEANINGS[state] + more, style="dim"), Text(fix))
     console.print(table if counts else Text("Nothing is asked for."))
 
 
@@ -210,7 +215,7 @@ def _state(line: Planned) -> str:
 
 def _why(state: str, line: Planned) -> str:
     was = line.standing
-    words = [f"made by {line.stale}"] if state == "stale" else []
+    words = [f"made by {line.stale}, key {(line.key or '')[:12]}"] if state == "stale" else [f"there is one of {line.older}"] if line.older else []
     return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.config import RunConfig
+from qbench.lock import held_since
 from qbench.plan import Plan, Planner
-from qbench.standing import Standing, standings
+from qbench.standing import Standing, known_keys, standings
 from qbench.sweepfile import SweepConfig
 
 __all__ = ["Planned", "must_run", "settled", "status"]
@@ -21,13 +26,19 @@ class Planned:
     key: str | None = None
     stale: str | None = None
     """What the code that made it was, where that is not the code of now."""
+    older: str | None = None
+    """Of a run that is missing: the older version of its method or task that was trained."""
     runs: int = 1
 
 
 def status(config: SweepConfig, results: Path) -> list[Planned]:
     """Every run of a sweep and every cell that is skipped, with its standing. Writes nothing."""
     plan, found = settled(Planner(config), results)
-    lines = [Planned(run.title, found[key], key, stale(found[key])) for key, run in plan.runs.items()]
+    since, known = held_since(results), known_keys(results)
+    lines = []
+    for key, run in plan.runs.items():
+        was = running(found[key], since)
+        lines.append(Planned(run.title, was, key, stale(was), older(run.config, known) if was.state == "new" else None))
     for waiting in plan.waiting:
         message = f"{waiting.runs} runs, chosen when its trials are done: {len(waiting.keys)} to go"
         lines.append(Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs))
@@ -49,6 +60,26 @@ def settled(planner: Planner, results: Path, retry: bool = True) -> tuple[Plan, 
 def must_run(was: Standing, retry: bool = True) -> bool:
     """Whether a sweep trains it."""
     return was.state in ("new", "lost") or (was.state == "failed" and retry)
+
+
+def running(was: Standing, since: int | None) -> Standing:
+    """A lost run is not lost if the sweep that holds the folder began it."""
+    if was.state != "lost" or was.attempt is None or since is None:
+        return was
+    with suppress(OSError):
+        if (was.attempt.folder / "spec.json").stat().st_mtime_ns >= since:
+            return dataclasses.replace(was, state="running")
+    return was
+
+
+def older(config: RunConfig, known: Container[str]) -> str | None:
+    """The latest older version of the method, or else of the task, of which this run is there."""
+    for kind, version in (("method", config.method_version), ("task", config.task_version)):
+        for earlier in range(version - 1, 0, -1):
+            was = dataclasses.replace(config, method_version=earlier) if kind == "method" else dataclasses.replace(config, task_version=earlier)
+            if was.key in known:
+                return f"{getattr(config, kind)} version {earlier}"
+    return None
 
 
 def stale(was: Standing) -> str | None:

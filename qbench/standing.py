@@ -2,6 +2,7 @@
 
 cached    finished; or diverged, which is an outcome and not a mishap
 failed    the latest attempt ended with another reason; it is tried again
+running   an attempt was begun by the sweep that holds the results folder now
 lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
 new       never tried
 skipped   its method has no rule for it
@@ -23,7 +24,7 @@ from qbench.record import Attempt, attempts
 if TYPE_CHECKING:
     from qbench.engines import Execution
 
-State = Literal["new", "cached", "failed", "lost", "skipped", "waiting", "untuned"]
+State = Literal["new", "cached", "failed", "running", "lost", "skipped", "waiting", "untuned"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ so readers get a snapshot, replaced in one rename. Nothing here is precious: wha
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -22,13 +21,14 @@ from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from qbench import roster
 from qbench.errors import LockedError, QbenchError
 from qbench.intake import Batch, cell_row
+from qbench.lock import hold, release
 from qbench.record import Attempt, all_attempts
 from qbench.schema import MIGRATIONS
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "view"]
 
-DATABASE, SNAPSHOT, LOCK = "qbench.duckdb", "qbench-snapshot.duckdb", ".lock"
+DATABASE, SNAPSHOT = "qbench.duckdb", "qbench-snapshot.duckdb"
 OLDEST_READER = "v1.5.0"
 BATCH = 2000
 """Attempts in one transaction of a rebuild."""
@@ -58,11 +58,11 @@ class Store:
 
     def __enter__(self) -> Store:
         self.results.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(self.results)
+        self.lock = hold(self.results)
         try:
             self._open()
         except BaseException:
-            self.lock.close()
+            release(self.lock)
             raise
         return self
 
@@ -71,7 +71,7 @@ class Store:
             with suppress(duckdb.Error):
                 self.connection.close()
         finally:
-            self.lock.close()
+            release(self.lock)
 
     def _open(self) -> None:
         """Open and migrate. A file that is missing or no longer a database is made from the run folders."""
@@ -228,24 +228,6 @@ class Store:
             if _full(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
             raise QbenchError(f"{self.path}: {_first_line(error)}; the runs are safe: `qbench db rebuild` makes the store again") from error
-
-
-def _lock(results: Path) -> IO[str]:
-    """Hold the results folder; the kernel lets it go when this process ends, however it ends."""
-    file = open(results / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise LockedError(
-            f"{results} is being written to by process {holder or '?'}: wait for it, or use another folder (--results)"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
 
 
 def _connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:

@@ -379,22 +379,30 @@ PLAN = [
     Planned("ste int4 digits/xs seed 3", Standing("cached"), "k3", "deadbeef"),
     Planned("ste int4 digits/xs seed 4", Standing("failed", None, "oom", "out of \x1b[2Jmemory"), "k4"),
     Planned("ste int4 digits/xs seed 5", Standing("lost"), "k5"),
+    Planned("ste int4 digits/xs seed 6", Standing("running"), "k6"),
+    Planned("pege int2 digits/xs seed 0", NEW, "k7", older="pege version 1"),
     Planned("pege int2 digits/xs", Standing("skipped", message="no rule for two bits")),
 ]
 
 
 def test_a_plan_lists_what_is_not_simply_there_and_counts_the_rest() -> None:
-    listed, counts = printed(show_plan, PLAN).split("\n\n")
+    listed, counts = printed(show_plan, PLAN, file="my.toml", width=130).split("\n\n")
     lines = [re.split("  +", line) for line in listed.splitlines()[1:]]
     assert lines == [
         ["new", "ste int4 digits/xs seed 0"],
-        ["stale", "ste int4 digits/xs seed 3", "made by deadbeef"],
+        ["stale", "ste int4 digits/xs seed 3", "made by deadbeef, key k3"],
         ["failed", "ste int4 digits/xs seed 4", "oom: out of memory"],
         ["lost", "ste int4 digits/xs seed 5"],
+        ["running", "ste int4 digits/xs seed 6"],
+        ["new", "pege int2 digits/xs seed 0", "there is one of pege version 1"],
         ["skipped", "pege int2 digits/xs", "no rule for two bits"],
     ]
     found = {line.split()[0]: int(line.split()[1]) for line in counts.splitlines()[1:]}
-    assert found == {"new": 1, "failed": 1, "lost": 1, "stale": 1, "cached": 2, "skipped": 1} and sum(found.values()) == len(PLAN)
+    assert found == {"new": 2, "failed": 1, "running": 1, "lost": 1, "stale": 1, "cached": 2, "skipped": 1}
+    assert sum(found.values()) == len(PLAN)
+    fixes = {line.split()[0]: re.split("  +", line)[3:] for line in counts.splitlines()[1:]}
+    assert all(fixes[state] == ["qbench sweep my.toml"] for state in ("new", "failed", "lost")) and "reproduce" in fixes["stale"][0]
+    assert fixes["cached"] == fixes["running"] == fixes["skipped"] == []
     assert "1 of them diverged" in counts
 
 

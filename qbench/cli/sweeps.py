@@ -39,7 +39,7 @@ def sweep(
     config = sweep_config(file).shortened(steps, seeds)
     check(config)
     if dry_run:
-        return show_status(config, results, as_json)
+        return show_status(file, config, results, as_json)
     from qbench.engines import Execution
     from qbench.engines.local import LocalEngine
     from qbench.progress import Progress
@@ -74,19 +74,19 @@ def sweep_config(file: Path | None) -> SweepConfig:
     return read(file / "sweep.toml" if file.is_dir() else file)
 
 
-def show_status(config: SweepConfig, results: Path, as_json: bool) -> int:
+def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: bool) -> int:
     from qbench.outlook import status as sweep_status
 
     lines = sweep_status(config, results)
     if as_json:
         emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
-               "stale": line.stale} for line in lines])  # fmt: skip
+               "stale": line.stale, "older": line.older} for line in lines])  # fmt: skip
         return 0
     from rich.console import Console
 
     from qbench.render import show_plan
 
-    show_plan(lines, Console())
+    show_plan(lines, Console(), str(file or ""))
     return 0
 
 
@@ -96,7 +96,4 @@ def show_status(config: SweepConfig, results: Path, as_json: bool) -> int:
 @json_option
 def status(file: Path | None, results: Path, as_json: bool) -> int:
     """What of a sweep FILE is done, missing, failed (why), skipped or made by other code."""
-    code = show_status(sweep_config(file), results, as_json)
-    if not as_json:
-        click.echo(f"to go on: qbench sweep {file or ''}".rstrip(), err=True)
-    return code
+    return show_status(file, sweep_config(file), results, as_json)
