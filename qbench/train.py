@@ -36,7 +36,7 @@ from qbench.score import score
 from qbench.task import Problem, Task
 
 CURVE_POINTS = 100
-EVALUATIONS = 4
+EVALUATIONS = 8
 CALIBRATION_BATCHES = 4
 GRAPHS = 256
 SIGN_OF_LIFE_S = 30.0
@@ -76,10 +76,11 @@ def train(
             terms, norm, lr = one_step(run, recipe, step)
             watch.mark()
             done = step + 1
-            if done % every == 0 or done == recipe.steps:
+            evaluate = done % validate_every == 0 or done == recipe.steps
+            if done % every == 0 or evaluate:
                 values = {name: float(term) for name, term in terms.items()}
                 loss = sum(values.values())
-                validation = validate(run) if done % validate_every == 0 else None
+                validation = validate(run) if evaluate else None
                 line = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "val": validation}
                 write_line(
                     curve,

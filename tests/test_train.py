@@ -46,7 +46,7 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
     assert attempt.read("result") == json.loads(json.dumps(result)) and RunConfig.from_json(attempt.read("spec") or {}).key == config.key
     curve = [json.loads(line) for line in attempt.curve.read_text().splitlines()]
     assert [line["step"] for line in curve] == list(range(1, 61)) == [b["step"] for b in beats]
-    assert [line["step"] for line in curve if line["val"] is not None] == [15, 30, 45, 60]
+    assert [line["step"] for line in curve if line["val"] is not None] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
     assert result["size"]["bits_per_weight"] == 2 + 32 * 128 / 5120 and result["audit"]["passed"]
     assert result["cost"]["step_s_median"] > 0 and attempts(kit.folder, config.key) == [attempt]
 
