@@ -108,7 +108,9 @@ class SectionMaker:
         self.rates: dict[Place, int] = {}
         self.edges: dict[Place, str] = {}
         trial = tuned.is_trial(rows, data.words)
-        self.trials = {place: tuned.tried(part, data, self.better, tuning) for place, part in slices(rows_at(rows, trial))} if trial.any() else {}
+        self.trials = (
+            {place: tuned.tried(part, data, self.better, tuning) for place, part in slices(rows_at(rows, trial))} if trial.any() else {}
+        )
         for place, part in slices(rows_at(rows, ~trial) if trial.any() else rows):
             self.parts[place], self.rates[place], self.edges[place] = best_rate(part, self.better)
         self.scores = {place: scores_of(part) for place, part in self.parts.items()}

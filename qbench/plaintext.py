@@ -73,7 +73,9 @@ def rank(row: Row) -> str:
 
 def chosen(cell: Cell) -> str:
     """`lr 0.003, scale mse`: what was best on validation."""
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {text.plain(value, 40)}" for name, value in cell.chosen.items())
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {text.plain(value, 40)}" for name, value in cell.chosen.items()
+    )
 
 
 def best_of(section: Section) -> list[str]:

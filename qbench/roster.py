@@ -51,7 +51,14 @@ def _cell(cell: Cell, plan: Plan, runs: bool) -> dict[str, Any]:
     from qbench import registry
 
     seeds = list(plan.seeds(cell))
-    tuned = {"stage": cell.stage, "rung": cell.rung, "trial": cell.trial, "chosen": dict(cell.chosen), "failure": cell.failure, "seeds": seeds}
+    tuned = {
+        "stage": cell.stage,
+        "rung": cell.rung,
+        "trial": cell.trial,
+        "chosen": dict(cell.chosen),
+        "failure": cell.failure,
+        "seeds": seeds,
+    }
     return {
         "label": cell.label,
         "variant": cell.variant,

@@ -71,8 +71,26 @@ __all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_
 
 NONE = "none"
 MOST_SEEDS, MOST_SEED = 100_000, 2**31 - 1
-TOP = ("board", "version", "title", "seeds", "start", "track", "methods", "tasks", "formats", "recipe", "task", "method", "tuning", "downstream")
-OURS = {"task": ("name", "label", "sizes", "recipe", "formats", "params", "downstream"), "method": ("name", "label", "lr", "params", "preset")}
+TOP = (
+    "board",
+    "version",
+    "title",
+    "seeds",
+    "start",
+    "track",
+    "methods",
+    "tasks",
+    "formats",
+    "recipe",
+    "task",
+    "method",
+    "tuning",
+    "downstream",
+)
+OURS = {
+    "task": ("name", "label", "sizes", "recipe", "formats", "params", "downstream"),
+    "method": ("name", "label", "lr", "params", "preset"),
+}
 TRACKS = ("fair", "as-published")
 RECIPE = get_type_hints(Recipe)
 

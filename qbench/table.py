@@ -18,7 +18,19 @@ Array = npt.NDArray[Any]
 
 TEXT = (
     *("state", "reason", "message", "method", "label", "params", "provenance", "task", "task_params", "size", "data", "start", "recipe"),
-    *("weights_format", "weights_granularity", "act_format", "act_granularity", "metric", "better", "unit", "device_name", "trust", "stage", "chosen"),
+    *(
+        "weights_format",
+        "weights_granularity",
+        "act_format",
+        "act_granularity",
+        "metric",
+        "better",
+        "unit",
+        "device_name",
+        "trust",
+        "stage",
+        "chosen",
+    ),
 )
 NUMBERS = (
     *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation"),

@@ -22,7 +22,9 @@ BOARDS = sorted(folder.parent.name for folder in ROOT.glob("results/*/runs.csv")
 def planned(board: str) -> Plan:
     """With the choices that the tracked trials lead to, where it is tuned."""
     runs = read_runs_csv(ROOT / "results" / board / "runs.csv")
-    outcomes = {key: value if state == "ok" else None for key, state, value in zip(runs["key"], runs["state"], runs["validation"], strict=True)}
+    outcomes = {
+        key: value if state == "ok" else None for key, state, value in zip(runs["key"], runs["state"], runs["validation"], strict=True)
+    }
     return make_plan(read(ROOT / "results" / board / "sweep.toml"), outcomes)
 
 

@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "qbench").rglob("*.py"))
 METHODS, TASKS = (sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind in ("methods", "tasks"))
 
-ONLY = {"duckdb": {"store"}, "lm_eval": {"downstream"}, "rich": {"render", "overview", "listing", "progress", "cli.boards", "cli.plugins", "cli.sweeps"}, "ray": {"engines.ray"}, "fastjsonschema": {"submissions.strict"}, "pyarrow": {"publish.archive"}}
+ONLY = {
+    "duckdb": {"store"},
+    "lm_eval": {"downstream"},
+    "rich": {"render", "overview", "listing", "progress", "cli.boards", "cli.plugins", "cli.sweeps"},
+    "ray": {"engines.ray"},
+    "fastjsonschema": {"submissions.strict"},
+    "pyarrow": {"publish.archive"},
+}
 """Who alone may import a library."""
 METHOD_MAY = {"formats", "grid", "method", "noise", "quantizer", "rounding", "run", "scales", "schedule"}
 LIGHT = (

@@ -43,8 +43,16 @@ def test_the_wheel_holds_three_packages_and_the_quick_board(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"qbench", "qbench_methods", "qbench_tasks"}
-    assert {"qbench/boards/quick.toml", "qbench/py.typed", "qbench/schemas/site.schema.json", "qbench_methods/ste.py", "qbench_tasks/grammar.py"} <= set(names)
-    assert {f"qbench/publish/templates/{name}" for name in ("index.html.jinja", "page.css", "page.js", "stats.js", "details.js")} <= set(names)
+    assert {
+        "qbench/boards/quick.toml",
+        "qbench/py.typed",
+        "qbench/schemas/site.schema.json",
+        "qbench_methods/ste.py",
+        "qbench_tasks/grammar.py",
+    } <= set(names)
+    assert {f"qbench/publish/templates/{name}" for name in ("index.html.jinja", "page.css", "page.js", "stats.js", "details.js")} <= set(
+        names
+    )
     assert not [n for n in names if "__pycache__" in n or n.startswith(("tests", "results"))]
 
 

@@ -225,7 +225,9 @@ def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> No
 def test_redrawn_ratios_keep_what_shares_a_seed_together() -> None:
     gains = np.array([[0.1, 0.5, 0.9, 0.4], [1.1, 1.5, 1.9, 1.4]])
     draws = stats.resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
-    assert draws.shape == (stats.DRAWS, 3) and np.array_equal(draws, stats.resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))]))
+    assert draws.shape == (stats.DRAWS, 3) and np.array_equal(
+        draws, stats.resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
+    )
     assert draws[:, 1] == pytest.approx(draws[:, 0] + 1), "cells of one task"
     assert abs(np.corrcoef(draws[:, 0], draws[:, 2])[0, 1]) < 0.1, "another task draws its own"
     assert draws[:, 0].var() == pytest.approx(gains[0].var(ddof=1) / 4, rel=0.1), "the variance of the mean, not (n − 1)/n of it"

@@ -65,7 +65,9 @@ def print_downstream(name: str | None, results: Path, form: str | None) -> None:
     if form:
         emit([table.to_json() for table in tables])
     else:
-        click.echo("\n\n".join(map(marks.in_words, tables)) or f"no run of {board} was asked anything: qbench eval asks one, [downstream] all")
+        click.echo(
+            "\n\n".join(map(marks.in_words, tables)) or f"no run of {board} was asked anything: qbench eval asks one, [downstream] all"
+        )
 
 
 def print_summary(name: str | None, results: Path, form: str | None) -> None:
@@ -156,5 +158,7 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
     if as_json:
         emit(asdict(site))
     else:
-        click.echo(f"{out / 'index.html'}: {site.board}, {site.runs:,} runs in {site.sections} tables, {site.sizes['index.html'] / 1000:.0f} kB")
+        click.echo(
+            f"{out / 'index.html'}: {site.board}, {site.runs:,} runs in {site.sections} tables, {site.sizes['index.html'] / 1000:.0f} kB"
+        )
     return 0

@@ -41,7 +41,9 @@ def reproduce(what: str, board: str | None, seeds: int | None, results: Path, de
 
 @cli.command("eval")
 @click.argument("run")
-@click.option("--tasks", required=True, help="Names, separated by commas: a task's own, files or folders of lm-eval's, or names that lm-eval knows.")
+@click.option(
+    "--tasks", required=True, help="Names, separated by commas: a task's own, files or folders of lm-eval's, or names that lm-eval knows."
+)
 @results_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--force", is_flag=True, help="Ask again what is answered already.")
@@ -69,7 +71,13 @@ def evaluate(run: str, tasks: str, results: Path, device: str, force: bool, quie
 
 @cli.command("export")
 @click.argument("run")
-@click.option("--to", type=click.Choice(("packed", "hf")), default="packed", show_default=True, help="The artefact with a decoder of its own, or a folder for Hugging Face's transformers.")
+@click.option(
+    "--to",
+    type=click.Choice(("packed", "hf")),
+    default="packed",
+    show_default=True,
+    help="The artefact with a decoder of its own, or a folder for Hugging Face's transformers.",
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder that is new or empty.")
 @results_option
 @json_option
