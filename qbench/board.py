@@ -85,6 +85,8 @@ class Row:
     cells: tuple[Cell, ...]
     cost: Cost
     rank: tuple[int, int] | None = None
+    retired: str = ""
+    """Why this version was withdrawn; its row is compared with nobody."""
 
     @property
     def spans(self) -> bool:

@@ -43,7 +43,7 @@ EVALUATED = """
     WHERE val IS NOT NULL AND seconds IS NOT NULL AND progress IS NOT NULL AND key IN (SELECT key FROM entries WHERE board = ?)
     ORDER BY key, attempt, step
 """
-OF_CELLS = {"label", "provenance", "stage", "chosen", "rung", "trial", *(column.name for column in IDENTITY)}
+OF_CELLS = {"label", "provenance", "stage", "chosen", "rung", "trial", "retired", *(column.name for column in IDENTITY)}
 """What a cell says of its runs."""
 BUDGET = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}
 """Numbers of cells beside their runs' own: under halving a trial's run has a share of the steps."""
@@ -161,7 +161,9 @@ class Results:
         """The finished attempts at a board's runs, and what the board calls them."""
         if len(self.query("SELECT board FROM boards WHERE board = ? AND tuning IS NOT NULL", [name])):
             return self._tuned_runs(name)
-        return self.query(f"SELECT r.*, c.label, c.provenance FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?", [name])
+        retired = self.query("SELECT board FROM cells WHERE board = ? AND retired IS NOT NULL LIMIT 1", [name])
+        more = ", c.retired" * len(retired)
+        return self.query(f"SELECT r.*, c.label, c.provenance{more} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?", [name])
 
     def _tuned_runs(self, name: str) -> pd.DataFrame:
         """Trials with what they tried, runs with what was chosen, and a row without a key for each that was not attempted as every trial failed."""
@@ -192,6 +194,7 @@ def missing(connection: DuckDBPyConnection, board: str) -> Table:
     text = {name: f"c.{name}" for name in TEXT if name in OF_CELLS} | {"message": "c.refusal", "reason": "c.failure"}
     numbers = {name: f"c.{name}" for name in NUMBERS if name in OF_CELLS} | {"seed": "e.seed"} | BUDGET
     found = _fetch(connection, board, f"{ASKED} ANTI JOIN runs r USING (key)", "e.key", text, numbers)
+    found = found.take(found.columns["retired"] == 0)
     refusal, failure = found.columns["message"], found.columns["reason"]
     refusals, failures = found.words["message"], found.words["reason"]
     columns = {

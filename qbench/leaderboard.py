@@ -19,10 +19,11 @@ from qbench import stats, tuned
 from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.parts import Part, Place, best_rate, first, known, mean, only_finite, rows_at, scores_of, slices, why
 from qbench.stats import Estimate
-from qbench.table import Table
+from qbench.table import Table, read_frame
 from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, spell, tidy, unusual
 from qbench.tuned import Tried
 from qbench.tuning import Tuning
+from qbench.withdrawn import below, parted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,8 +62,17 @@ def build(
     that the metric prints. In the track `as-published` entrants of different recipes and starts share a section. `tuning` is what a tuned
     board's notes tell of its space; what its trials came to is in the rows.
     """
-    data, makers = section_makers(runs, planned, defaults, (reference, control), minimum_effect, track, tuning)
-    return Board(title, tuple(maker.build() for maker in makers), tuple(data.notes), len(data.rows["key"]))
+    kept, gone = parted(runs if isinstance(runs, Table) else read_frame(runs))
+
+    def make(table: Table) -> tuple[Tidy, list[SectionMaker]]:
+        return section_makers(table, planned if table is kept else None, defaults, (reference, control), minimum_effect, track, tuning)
+
+    data, makers = make(kept)
+    sections = [maker.build() for maker in makers]
+    if gone is not None:
+        controls = kept.take(np.isin(kept.columns["method"], [kept.code("method", name) for name in (reference, control)]))
+        sections = below(sections, makers, gone, controls, lambda table: make(table)[1])
+    return Board(title, tuple(sections), tuple(data.notes), len(data.rows["key"]))
 
 
 def section_makers(
@@ -75,6 +85,7 @@ def section_makers(
     tuning: Tuning | None = None,
 ) -> tuple[Tidy, list[SectionMaker]]:
     """The sections of a board, each with the scores of its cells at their best learning rates."""
+    runs, _ = parted(runs if isinstance(runs, Table) else read_frame(runs))
     data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
     parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]

@@ -59,6 +59,8 @@ class Cell:
     """Of a trial: the run with the whole budget, where halving makes this one shorter."""
     failure: str | None = None
     """Why none of its runs is attempted although its method has a rule for it."""
+    retired: str = ""
+    """Why this version of the method was withdrawn: its runs are shown and not made."""
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -110,6 +112,7 @@ class Plan:
     """Cells whose values are chosen when their trials are done."""
     failed: tuple[Cell, ...] = ()
     """Cells of which no trial came through."""
+    retired: tuple[Cell, ...] = ()
 
     def seeds(self, cell: Cell) -> tuple[int, ...]:
         """Those that tune, or those that are reported."""
@@ -170,7 +173,21 @@ class Planner:
             runs,
             tuple(f.waiting for f in found if f.waiting),
             tuple(f.final for f in found if f.final and f.final.failure),
+            tuple(_retired(finals, self.sweep)),
         )
+
+
+def _retired(cells: Iterable[Cell], sweep: SweepConfig) -> Iterator[Cell]:
+    """The board's cells as they were at the versions that were withdrawn."""
+    for old in sweep.retired:
+        where, own = f"{sweep.file}: [[retired]]", [cell for cell in cells if cell.example.method == old.method]
+        if not own:
+            raise UsageError(f"{where}: {old.method!r} is no method of this sweep")
+        if old.version >= own[0].example.method_version:
+            raise UsageError(f"{where}: version {old.version} of {old.method} is not older than the one that is trained")
+        for cell in own:
+            if cell.refusal is None:
+                yield dataclasses.replace(cell, example=dataclasses.replace(cell.example, method_version=old.version), retired=old.reason)
 
 
 def _ordered(cells: list[Cell]) -> list[Cell]:

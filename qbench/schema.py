@@ -54,6 +54,7 @@ MIGRATIONS = (
     ALTER TABLE cells ADD COLUMN failure VARCHAR;
     """,
     "ALTER TABLE runs ADD COLUMN trust VARCHAR",
+    "ALTER TABLE cells ADD COLUMN retired VARCHAR",
 )
 
 

@@ -185,7 +185,7 @@ class Store:
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}
         for number, cell in enumerate(members["cells"]):
             words = {name: cell[name] for name in ("label", "variant", "provenance", "refusal")}
-            tuned = {name: cell.get(name) for name in ("stage", "rung", "trial", "failure")}
+            tuned = {name: cell.get(name) for name in ("stage", "rung", "trial", "failure", "retired")}
             tuned["chosen"] = json.dumps(cell["chosen"], sort_keys=True) if cell.get("chosen") else None
             cells.append({"board": board, "cell": number, **words, **tuned, **cell_row(cell["spec"])})
             seeds = cell.get("seeds", members["seeds"])

@@ -48,6 +48,11 @@
     [downstream]
     tasks = ["grammar_recall"]          # asked of every finished run that is a language model: names, or files of lm-eval's
 
+    [[retired]]                         # a version of a method whose rows stay on the board, with the reason, outside every comparison
+    method = "pege"
+    version = 1
+    reason = "its pull was measured on clipped weights"
+
 What is tuned has no other value in the file: the best trial's is the cell's. One value may stand for a list of one. An option that is called like one of ours goes into `params = { lr = 1 }`.
 """
 
@@ -65,7 +70,9 @@ from typing import Any, get_type_hints
 from qbench import registry
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
+from qbench.retired import Retired, read_retired
 from qbench.tuning import Tuning, read_tuning
+from qbench.values import line, list_of, strings, whole
 
 __all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_boards", "plugin_modules", "read", "read_text"]
 
@@ -86,6 +93,7 @@ TOP = (
     "method",
     "tuning",
     "downstream",
+    "retired",
 )
 OURS = {
     "task": ("name", "label", "sizes", "recipe", "formats", "params", "downstream"),
@@ -136,6 +144,7 @@ class SweepConfig:
     tuning: Tuning | None = None
     downstream: tuple[str, ...] = ()
     """What is asked of finished runs. It cannot move a score, so it is in no key."""
+    retired: tuple[Retired, ...] = ()
     file: str = ""
     text: str = ""
 
@@ -191,8 +200,8 @@ def read_text(text: str, file: str) -> SweepConfig:
         board=_board(data, file),
         tasks=tuple(_entries(data, "task", file)),
         methods=tuple(_entries(data, "method", file)),
-        version=_whole(data.get("version", 1), 1, MOST_SEED, f"{file}: version"),
-        title=_line(data.get("title", ""), f"{file}: title"),
+        version=whole(data.get("version", 1), 1, MOST_SEED, f"{file}: version"),
+        title=line(data.get("title", ""), f"{file}: title"),
         seeds=_seeds(data.get("seeds", 1), f"{file}: seeds"),
         start=_start(data.get("start", "scratch"), f"{file}: start"),
         track=_track(data.get("track", TRACKS[0]), f"{file}: track"),
@@ -201,6 +210,7 @@ def read_text(text: str, file: str) -> SweepConfig:
         else Formats(),
         recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
         downstream=_downstream(data.get("downstream", {"tasks": []}), f"{file}: [downstream]"),
+        retired=tuple(read_retired(data.get("retired", []), f"{file}: [[retired]]")),
         file=file,
         text=text,
     )
@@ -226,7 +236,7 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
 
 def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
     plural, known = f"{kind}s", registry.plugins(f"{kind}s")
-    names = _strings(data.get(plural, []), f"{file}: {plural}", empty=True)
+    names = strings(data.get(plural, []), f"{file}: {plural}", empty=True)
     tables = data.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise UsageError(f'{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = ["name"]')
@@ -262,22 +272,22 @@ def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
             raise UsageError(f"{where}: {key} is an empty list, so there is nothing to run")
     recipe = table.get("recipe", {}) if kind == "task" else {k: table[k] for k in ("lr",) if k in table}
     return Entry(
-        name=_line(table["name"], f"{where}: name"),
+        name=line(table["name"], f"{where}: name"),
         where=where,
-        label=_line(table.get("label", ""), f"{where}: label"),
+        label=line(table.get("label", ""), f"{where}: label"),
         params=params,
         recipe=_recipe(recipe, f"{where}: recipe" if kind == "task" else where),
-        sizes=_strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
+        sizes=strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
         formats=_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
-        preset=_line(table["preset"], f"{where}: preset") if kind == "method" and "preset" in table else "",
-        downstream=_strings(table["downstream"], f"{where}: downstream", empty=True) if kind == "task" and "downstream" in table else None,
+        preset=line(table["preset"], f"{where}: preset") if kind == "method" and "preset" in table else "",
+        downstream=strings(table["downstream"], f"{where}: downstream", empty=True) if kind == "task" and "downstream" in table else None,
     )
 
 
 def _downstream(table: Any, where: str) -> tuple[str, ...]:
     if not isinstance(table, dict) or set(table) != {"tasks"}:
         raise UsageError(f'{where}: write tasks = ["name"] in it, and nothing else')
-    return _strings(table["tasks"], f"{where}: tasks", empty=True)
+    return strings(table["tasks"], f"{where}: tasks", empty=True)
 
 
 def _formats(value: Any, where: str) -> Formats:
@@ -286,7 +296,7 @@ def _formats(value: Any, where: str) -> Formats:
     for key in table:
         if key not in axes:
             raise unknown_key(key, axes, where)
-    found = {k: _strings(v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations") for k, v in table.items()}
+    found = {k: strings(v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations") for k, v in table.items()}
     return Formats(**{k: v or (NONE,) for k, v in found.items()})
 
 
@@ -298,7 +308,7 @@ def _recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
     for key, value in table.items():
         if key not in RECIPE:
             raise unknown_key(key, RECIPE, where)
-        axes[key] = tuple(coerce(v, RECIPE[key], f"{where}: {key}") for v in _list(value, f"{where}: {key}"))
+        axes[key] = tuple(coerce(v, RECIPE[key], f"{where}: {key}") for v in list_of(value, f"{where}: {key}"))
         for item in axes[key]:
             if problem := dataclasses.replace(Recipe(), **{key: item}).problem():
                 raise UsageError(f"{where}: {problem}")
@@ -311,6 +321,8 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
     tuning = read_tuning(table, [entry.name for entry in sweep.methods], sweep.seeds, where)
     if sweep.track != TRACKS[0]:
         raise UsageError(f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned")
+    if sweep.retired:
+        raise UsageError(f"{sweep.file}: [[retired]]: what a version had chosen for it is not known any more; not beside [tuning]")
     for recipe, place in (
         (sweep.recipe, f"{sweep.file}: [recipe]"),
         *((entry.recipe, entry.where) for entry in (*sweep.tasks, *sweep.methods)),
@@ -330,38 +342,10 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
 # ---- values ----
 
 
-def _list(value: Any, where: str, empty: bool = False) -> list[Any]:
-    values = value if isinstance(value, list) else [value]
-    if not values and not empty:
-        raise UsageError(f"{where}: an empty list, so there is nothing to run")
-    for i, item in enumerate(values):
-        if item in values[:i] and len(values) < 1000:
-            raise UsageError(f"{where}: {item!r} is there twice")
-    return values
-
-
-def _strings(value: Any, where: str, empty: bool = False) -> tuple[str, ...]:
-    return tuple(_line(v, where) for v in _list(value, where, empty))
-
-
-def _line(value: Any, where: str) -> str:
-    text = str(coerce(value, str, where))
-    if len(text) > 200 or not text.isprintable():
-        raise UsageError(f"{where}: one line of at most 200 printable characters, not {text[:40]!r}{'…' if len(text) > 40 else ''}")
-    return text
-
-
-def _whole(value: Any, low: int, high: int, where: str) -> int:
-    number = int(coerce(value, int, where))
-    if not low <= number <= high:
-        raise UsageError(f"{where}: a whole number from {low} to {high}, not {number}")
-    return number
-
-
 def _board(data: Mapping[str, Any], file: str) -> str:
     if "board" not in data:
         raise UsageError(f'{file}: board is missing: write board = "{re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)}"')
-    name = _line(data["board"], f"{file}: board")
+    name = line(data["board"], f"{file}: board")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(f"{file}: board: it names a folder, so up to 64 letters, digits and . _ -, not {name!r}")
     return name
@@ -369,8 +353,8 @@ def _board(data: Mapping[str, Any], file: str) -> str:
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list):
-        return tuple(range(_whole(value, 1, MOST_SEEDS, where)))
-    seeds = tuple(_whole(v, 0, MOST_SEED, where) for v in value)
+        return tuple(range(whole(value, 1, MOST_SEEDS, where)))
+    seeds = tuple(whole(v, 0, MOST_SEED, where) for v in value)
     if not seeds or len(seeds) > MOST_SEEDS:
         raise UsageError(f"{where}: from 1 to {MOST_SEEDS} of them, not {len(seeds)}")
     if len(set(seeds)) < len(seeds):
@@ -379,14 +363,14 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _track(value: Any, where: str) -> str:
-    if _line(value, where) not in TRACKS:
+    if line(value, where) not in TRACKS:
         raise unknown("track", value, TRACKS, where)
     return str(value)
 
 
 def _start(value: Any, where: str) -> str:
     """`scratch`, or `<method>:<share of the budget>` in one spelling."""
-    text = _line(value, where)
+    text = line(value, where)
     method, _, share = text.partition(":")
     if text == "scratch":
         return text

@@ -30,6 +30,7 @@ TEXT = (
         "trust",
         "stage",
         "chosen",
+        "retired",
     ),
 )
 NUMBERS = (

@@ -61,7 +61,7 @@ def tidy(
     table, notes = _read(runs), list[str]()
     if planned is not None and len(planned):
         extra, done = _read(planned), set(table.columns["key"])
-        table = _join(table, extra.take(np.array([not key or key not in done for key in extra.columns["key"]], dtype=bool)))
+        table = join(table, extra.take(np.array([not key or key not in done for key in extra.columns["key"]], dtype=bool)))
     table = _current(_one_attempt(table, notes), notes)
     tuned = any(table.words["stage"])
     if tuned:
@@ -150,7 +150,7 @@ def _strings(columns: Mapping[str, Array], words: Mapping[str, Sequence[str]], n
     return np.array(words[name], dtype=object)[columns[name]]
 
 
-def _join(a: Table, b: Table) -> Table:
+def join(a: Table, b: Table) -> Table:
     columns, words = {}, {}
     for name, column in a.columns.items():
         other = b.columns[name]

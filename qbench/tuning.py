@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
+from qbench.values import whole
 
 __all__ = ["FIRST_SEED", "MOST_KNOBS", "Axis", "Halving", "Tuning", "read_tuning"]
 
@@ -185,7 +186,7 @@ def read_tuning(table: Any, methods: Sequence[str], seeds: Sequence[int], where:
         axes=axes,
         trials=_trials(table, axes, sampler, own, where),
         sampler=sampler,
-        seed=_whole(table.get("seed", 0), 0, MOST_SEED, f"{where}: seed"),
+        seed=whole(table.get("seed", 0), 0, MOST_SEED, f"{where}: seed"),
         seeds=_seeds(table.get("seeds", 1), seeds, f"{where}: seeds"),
         halving=_halving(table["halving"], f"{where}: halving") if "halving" in table else None,
         own=own,
@@ -200,14 +201,14 @@ def _trials(table: Mapping[str, Any], axes: Mapping[str, Axis], sampler: str, ow
             raise UsageError(f"{where}: trials is missing: write trials = 16")
         if not ranges:
             raise UsageError(f'{where}: no shared word has a range, so trials would repeat: write sampler = "grid", or a range')
-        return _whole(table["trials"], 1, MOST_TRIALS, f"{where}: trials")
+        return whole(table["trials"], 1, MOST_TRIALS, f"{where}: trials")
     if ranges:
         raise UsageError(f"{where}: {ranges[0]}: a grid is of lists: write {ranges[0]} = {{ values = [...] }}")
     if own:
         raise UsageError(f'{where}: own: on a grid knobs of its own would give a method more trials than the others: use sampler = "sobol"')
     if table.get("trials", product) != product:
         raise UsageError(f"{where}: trials: the grid has {product} points, not {table['trials']!r}: leave trials out")
-    return _whole(product, 1, MOST_TRIALS, f"{where}: trials")
+    return whole(product, 1, MOST_TRIALS, f"{where}: trials")
 
 
 def _of_recipe(name: str, value: Any, where: str) -> Axis:
@@ -278,19 +279,12 @@ def _halving(value: Any, where: str) -> Halving:
 
 
 def _seeds(value: Any, reported: Sequence[int], where: str) -> tuple[int, ...]:
-    seeds = range(FIRST_SEED, FIRST_SEED + _whole(value, 1, MOST_SEEDS, where))
+    seeds = range(FIRST_SEED, FIRST_SEED + whole(value, 1, MOST_SEEDS, where))
     if clash := sorted(set(seeds) & set(reported)):
         raise UsageError(
             f"{where}: {clash[0]} is a seed of the board, too, and what chooses must not be reported: seeds of tuning begin at {FIRST_SEED}"
         )
     return tuple(seeds)
-
-
-def _whole(value: Any, low: int, high: int, where: str) -> int:
-    number = int(coerce(value, int, where))
-    if not low <= number <= high:
-        raise UsageError(f"{where}: a whole number from {low} to {high}, not {number}")
-    return number
 
 
 def _word(value: Any, where: str) -> str:

@@ -18,7 +18,7 @@ def admit(name: str, board: Board, runs: pd.DataFrame) -> None:
     """Raises what keeps a board from being published."""
     if runs.empty or not (runs["state"] == "ok").any():
         raise QbenchError(f"board {plain(name)}: no finished run, so there is nothing to publish; `qbench sweep FILE` trains them")
-    if mixed := _mixed(runs):
+    if mixed := _mixed(runs[runs["retired"].isna()] if "retired" in runs else runs):
         raise QbenchError(
             f"board {plain(name)} mixes versions, which do not compare: {'; '.join(mixed)}; `qbench sweep FILE` trains what is of older ones again"
         )
