@@ -43,6 +43,11 @@ class Todo:
 
 def check(config: SweepConfig) -> None:
     """Every name that a sweep file asks for is known to somebody, and somebody can answer: said before anything is trained."""
+    for entry in config.tasks:
+        if any(other.downstream != entry.downstream for other in config.tasks if other.name == entry.name):
+            raise UsageError(
+                f"{entry.where}: downstream: all tables of the task {entry.name} must ask the same, for a run knows its task alone"
+            )
     asked = {name: entry.where for entry in config.tasks for name in entry.downstream or ()}
     asked |= dict.fromkeys(config.downstream, f"{config.file}: [downstream]")
     if not asked:
@@ -93,6 +98,11 @@ def lacking(sweep: SweepConfig, results: Path) -> Iterator[Todo]:
             if attempt and result and result.get("state") == "ok" and (left := missing(attempt, names)):
                 spec = RunConfig.from_json(attempt.read("spec") or {})
                 yield Todo(f"{cell_title(cell['label'], config, cell['variant'])} seed {spec.seed}", attempt, spec, tuple(left))
+
+
+def unanswered(sweep: SweepConfig, results: Path) -> dict[str, tuple[str, ...]]:
+    """What each finished run, by its key, is still to be asked."""
+    return {todo.attempt.key: todo.names for todo in lacking(sweep, results)}
 
 
 def ask(sweep: SweepConfig, results: Path, engine: Engine, execution: Execution, report: Callable[[str], None] = lambda _: None) -> Asking:

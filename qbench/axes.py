@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from qbench import registry
-from qbench.config import Quantization, Recipe
+from qbench.config import Quantization, Recipe, canonical
 from qbench.errors import UsageError, unknown
 from qbench.search import spell
 from qbench.sweepfile import NONE, OURS, RECIPE, Entry, Formats, SweepConfig, unknown_key
@@ -30,6 +30,8 @@ class Bed:
     recipe: Recipe
     formats: Formats
     data: str
+    params: Mapping[str, Any]
+    """The task's options as keys have them. Asked once: a task may have to read a corpus to know them."""
     axes: Mapping[str, Any]
     """The values that tell it from its sisters."""
 
@@ -51,11 +53,12 @@ def beds(sweep: SweepConfig) -> Iterator[Bed]:
     for entry in sweep.tasks:
         for params, chosen in _variants("tasks", entry):
             task: Task = registry.build("tasks", entry.name, params, entry.where)
-            data = task.fingerprint()
+            data, resolved = task.fingerprint(), task.params
+            chosen = _as_keyed(chosen, resolved)
             for size in _sizes(task, entry):
                 for recipe, changes in _recipes(task.recipe(size), {**sweep.recipe, **entry.recipe}, entry.where):
                     formats = entry.formats or sweep.formats
-                    yield Bed(task, size, recipe, formats, data, {**chosen, **changes})
+                    yield Bed(task, size, recipe, formats, data, resolved, {**chosen, **changes})
 
 
 def _sizes(task: Task, entry: Entry) -> tuple[str, ...]:
@@ -76,6 +79,7 @@ def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) ->
 
 
 def entrants(sweep: SweepConfig) -> Iterator[Entrant]:
+    labels: dict[str, str] = {}
     for entry in sweep.methods:
         rates: list[tuple[float, ...]] = [(lr,) for lr in entry.recipe.get("lr", ())]
         preset = _preset(entry)
@@ -83,8 +87,11 @@ def entrants(sweep: SweepConfig) -> Iterator[Entrant]:
         usual = entry.label or (f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name)
         for params, chosen in _variants("methods", entry):
             method: Method = registry.build("methods", entry.name, params, entry.where)
-            spelled = spell(chosen if entry.label or entry.preset else params)
+            spelled = spell(_as_keyed(chosen if entry.label or entry.preset else params, method.params))
             label = f"{usual} ({spelled})" if spelled else usual
+            who = canonical([method.name, method.params, entry.preset])
+            if labels.setdefault(label, who) != who:
+                raise UsageError(f"{entry.where}: {label!r} is what another entrant is called: give it a label of its own")
             for lr in rates or [()]:
                 yield Entrant(method, label, lr, preset.recipe, preset.start, {"lr": lr[0]} if len(rates) > 1 else {})
 
@@ -119,6 +126,12 @@ def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         yield {**entry.params, **chosen}, chosen
+
+
+def _as_keyed(written: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they were written, but where a key has something else for them, that: tables name no place on a machine."""
+    keyed = {name: (value, resolved[name]) for name, value in written.items() if name in resolved}
+    return {name: value if canonical(value) == canonical(own) else own for name, (value, own) in keyed.items()}
 
 
 def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:

@@ -14,6 +14,28 @@ State = Literal["ok", "partial", "failed", "skipped", "planned", "absent"]
 
 
 @dataclass(frozen=True)
+class Exam:
+    """A downstream task in one definition, whose hash is its identity: another definition under the same name is another exam."""
+
+    id: str
+    task: str
+    sha256: str
+    metric: str
+    better: str
+    items: int | None
+    chance: float | None
+    ceiling: float | None
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the runs of a cell came to in an exam: the mean over the seeds with a finite answer."""
+
+    score: Estimate | None
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Cell:
     """One entrant under one format."""
 
@@ -50,6 +72,8 @@ class Cell:
     """For n = 1 … the expected test score, at the tuning seeds, of the best of n trials on validation; None where that could be a failed one."""
     best_of_share: float = 1.0
     """Of the steps, in the runs that `best_of` is of: under halving only the first rung has every trial."""
+    downstream: Mapping[str, Grade] = field(default_factory=dict)
+    """By the exam's id, for the exams of the section that its runs were asked."""
 
     @property
     def whole(self) -> bool:
@@ -121,6 +145,8 @@ class Section:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    downstream: tuple[Exam, ...] = ()
+    """What its runs were asked once they were finished; the answers are in the cells."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def why(error: Exception) -> str:
 
 def config_of(name: str, quiz: Quiz) -> dict[str, Any]:
     """A task of lm-eval's from a quiz. Fields are named, not templates: those are a thousand times slower."""
-    items = quiz.make()
+    if not (items := quiz.make()):
+        raise QbenchError(f"downstream task {name}: its text is too short to make a single item of")
     shared = {"task": name, "test_split": "test", "metadata": {"version": quiz.version}, "num_fewshot": 0}
     if isinstance(items[0], Question):
         rows = [vars(item) for item in items]

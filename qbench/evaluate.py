@@ -30,7 +30,7 @@ from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.export import ARTEFACT, restore
 from qbench.hardware import device_named
-from qbench.record import Attempt, latest, write_atomically
+from qbench.record import Attempt, announce, latest, write_atomically
 from qbench.task import Problem, Quiz, Task, Tokenizer
 from qbench.train import SIGN_OF_LIFE_S, open_problem
 
@@ -81,7 +81,10 @@ def evaluate_attempt(
         restore(the_artefact(attempt, result), problem.model)
         assert problem.tokenizer is not None
         subject = Subject(attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"])
-        return answers(subject, found, force, report, beat)
+        try:
+            return answers(subject, found, force, report, beat)
+        finally:
+            announce(attempt)
 
 
 def evaluate_folder(

@@ -19,14 +19,13 @@ from safetensors.numpy import save_file
 from qbench import decoder
 from qbench.config import RunConfig
 from qbench.decoder import decode
-from qbench.errors import UsageError
+from qbench.errors import QbenchError, UsageError
 from qbench.evaluate import finished, the_artefact
 from qbench.export import ARTEFACT
 from qbench.record import latest
 from qbench.task import Problem, Tokenizer
 from qbench.train import open_problem
 
-TARGETS = ("packed", "hf")
 PROVENANCE = "qbench.json"
 
 README = """# {label} on {task}/{size}, seed {seed}
@@ -49,9 +48,12 @@ def export_run(results: Path, beginning: str, to: str, out: Path) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already; name a folder that is new or empty")
     files = packed(artefact, record) if to == "packed" else hugging_face(artefact, config)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in {**files, PROVENANCE: provenance(record)}.items():
-        put(out / name, content)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in {**files, PROVENANCE: provenance(record)}.items():
+            put(out / name, content)
+    except OSError as error:
+        raise QbenchError(f"{error.filename or out}: {error.strerror or error}") from error
     return sorted(out.iterdir())
 
 

@@ -3,6 +3,7 @@
 found = qbench.results("results")
 found.runs                      # a row for each finished attempt
 found.curves                    # a row for each point of every curve; found.curve("3fa9c1") of one run
+found.downstream                # a row for each downstream task that a run has answered
 found.cells("quick")            # a row for each cell of a board: mean, interval, gap recovered
 found.board("quick")            # the board itself, as `qbench show` prints it
 found.summary("quick")          # the board in a few numbers, as `qbench show --summary` prints it
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qbench import grades
 from qbench.errors import QbenchError, UsageError, unknown
 from qbench.schema import IDENTITY
 from qbench.store import view
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from qbench.board import Board
     from qbench.compare import Comparison
     from qbench.equaltime import Evaluations
+    from qbench.marks import Difference
     from qbench.summary import Summary
 
 ASKED = "entries e JOIN cells c USING (board, cell)"
@@ -48,6 +51,8 @@ OF_CELLS = {"label", "provenance", "stage", "chosen", "rung", "trial", "retired"
 BUDGET = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}
 """Numbers of cells beside their runs' own: under halving a trial's run has a share of the steps."""
 TUNED = "c.stage, c.chosen, " + ", ".join(f"{source} AS {name}" for name, source in BUDGET.items())
+ANSWERS = "downstream"
+"""The one column of text that is made here, of a table of its own."""
 UNTUNED = "untuned"
 """Why a run was not attempted of whose cell every trial failed."""
 
@@ -76,6 +81,10 @@ class Results:
     @cached_property
     def curves(self) -> pd.DataFrame:
         return self.query("SELECT * FROM curves ORDER BY key, attempt, step")
+
+    @cached_property
+    def downstream(self) -> pd.DataFrame:
+        return self.query("SELECT * FROM downstream ORDER BY key, attempt, task")
 
     def curve(self, run: str) -> pd.DataFrame:
         """The curve of the latest attempt at a run, named by its key or the beginning of it."""
@@ -133,6 +142,14 @@ class Results:
         _, runs, planned, defaults, track, _ = self._parts(board)
         return compare(section_makers(runs, planned, defaults, track=track)[1], one, other)
 
+    def compare_downstream(self, one: str, other: str, board: str | None = None) -> list[Difference]:
+        """The same of what they answered downstream: by seed, and item by item."""
+        from qbench.leaderboard import section_makers
+        from qbench.marks import compare
+
+        _, runs, planned, defaults, track, _ = self._parts(board)
+        return compare(section_makers(runs, planned, defaults, track=track)[1], self.folder, one, other)
+
     def _parts(self, name: str | None) -> tuple[str, Table, Table, dict[str, Any], str, Tuning | None]:
         """What a board is made of: its title, its runs, what it lacks, the default parameters, its track and how it was tuned."""
         with view(self.folder) as connection:
@@ -158,7 +175,17 @@ class Results:
         return name
 
     def board_runs(self, name: str) -> pd.DataFrame:
-        """The finished attempts at a board's runs, and what the board calls them."""
+        """The finished attempts at a board's runs, what the board calls them, and what they answered downstream if any did."""
+        frame = self._board_runs(name)
+        with view(self.folder) as connection:
+            told = answers(connection, name)
+        if not told:
+            return frame
+        places = zip(frame["key"], frame["attempt"], strict=True)
+        frame[ANSWERS] = [None if number != number else told.get((key, int(number))) for key, number in places]
+        return frame
+
+    def _board_runs(self, name: str) -> pd.DataFrame:
         if len(self.query("SELECT board FROM boards WHERE board = ? AND tuning IS NOT NULL", [name])):
             return self._tuned_runs(name)
         retired = self.query("SELECT board FROM cells WHERE board = ? AND retired IS NOT NULL LIMIT 1", [name])
@@ -184,9 +211,23 @@ class Results:
 
 
 def finished(connection: DuckDBPyConnection, board: str) -> Table:
-    """The finished attempts at a board's runs."""
-    text = {name: f"{'c' if name in OF_CELLS else 'r'}.{name}" for name in TEXT}
-    return _fetch(connection, board, f"{ASKED} JOIN runs r USING (key)", "r.key", text, {name: f"r.{name}" for name in NUMBERS} | BUDGET)
+    """The finished attempts at a board's runs, with what they answered downstream."""
+    text = {name: f"{'c' if name in OF_CELLS else 'r'}.{name}" for name in TEXT if name != ANSWERS}
+    found = _fetch(connection, board, f"{ASKED} JOIN runs r USING (key)", "r.key", text, {name: f"r.{name}" for name in NUMBERS} | BUDGET)
+    if not (told := answers(connection, board)):
+        return found
+    place = {run: code for code, run in enumerate(told, 1)}
+    codes = [place.get((key, int(number)), 0) for key, number in zip(found.columns["key"], found.columns["attempt"], strict=True)]
+    columns = found.columns | {ANSWERS: np.array(codes, dtype=np.int64)}
+    return Table(columns, found.words | {ANSWERS: ["", *told.values()]})
+
+
+def answers(connection: DuckDBPyConnection, board: str) -> dict[tuple[str, int], str]:
+    """What the attempts at a board's runs answered downstream, as JSON by task (`grades.spelled`)."""
+    of = "key IN (SELECT key FROM entries WHERE board = ?) ORDER BY key, attempt, task"
+    rows = connection.execute(f"SELECT key, attempt, task, {', '.join(grades.STORED)} FROM downstream WHERE {of}", [board]).fetchall()
+    each = itertools.groupby(rows, key=lambda row: row[:2])
+    return {run: grades.spelled({row[2]: dict(zip(grades.STORED, row[3:], strict=True)) for row in told}) for run, told in each}
 
 
 def missing(connection: DuckDBPyConnection, board: str) -> Table:

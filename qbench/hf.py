@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from qbench.errors import QbenchError
 
+FILES = ("*.safetensors", "config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""What decides the answers."""
 CONTEXT = 2048
 """Where neither the network nor the tokenizer says how much it can see."""
 
@@ -25,6 +27,7 @@ def is_folder(path: Path) -> bool:
 def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
     """The network in float32 and its tokenizer. Nothing is fetched, and no code from the folder is run."""
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
@@ -32,9 +35,11 @@ def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with unchanged_generator():
-            network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+            network = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise QbenchError(f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:200]}") from error
     return Logits(network).to(device).eval(), Words(tokenizer, network.config)
 
@@ -50,10 +55,10 @@ def unchanged_generator() -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Of the weights, all files of them."""
+    """Of the weights, the configuration and the tokenizer."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for file in sorted({file for pattern in FILES for file in path.glob(pattern) if file.is_file()}):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
 

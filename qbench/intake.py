@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qbench.answers import answered
 from qbench.config import canonical
 from qbench.errors import QbenchError
 from qbench.record import Attempt
-from qbench.schema import CURVE, IDENTITY, RUN, Column
+from qbench.schema import ANSWER, CURVE, IDENTITY, RUN, Column
 
-__all__ = ["Batch", "NotARun", "cell_row", "row_of"]
+__all__ = ["Batch", "NotARun", "answers_of", "cell_row", "row_of"]
 
 
 class NotARun(QbenchError):
@@ -27,10 +28,11 @@ class Batch:
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in ("key", "attempt", *CURVE, "more")})
+    answers: list[dict[str, Any]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def add(self, attempt: Attempt) -> None:
-        """A finished attempt's row and curve; one that is not finished adds nothing."""
+        """A finished attempt's row, curve and answers; one that is not finished adds nothing."""
         try:
             row = row_of(attempt)
         except NotARun as error:
@@ -45,6 +47,7 @@ class Batch:
         for name in CURVE:
             self.curves[name] += [number(point.get(name)) for point in points]
         self.curves["more"] += [more(point) for point in points]
+        self.answers += answers_of(attempt)
 
 
 def row_of(attempt: Attempt) -> dict[str, Any] | None:
@@ -64,6 +67,17 @@ def row_of(attempt: Attempt) -> dict[str, Any] | None:
     checks = (result.get("audit") or {}).get("checks") or ()
     row["audit_failures"] = ", ".join(str(check.get("name")) for check in checks if not check.get("passed")) or None
     return row
+
+
+def answers_of(attempt: Attempt) -> list[dict[str, Any]]:
+    """A row for each downstream task that an attempt's artefact has answered, in one definition and by its first metric."""
+    rows = []
+    for name, task in sorted(answered(attempt).items()):
+        metrics = task.get("metrics")
+        number = metrics.get(str(task.get("metric"))) if isinstance(metrics, Mapping) else None
+        found = {column.name: find(column, {"task": task, "number": number}) for column in ANSWER}
+        rows += [{"key": attempt.key, "attempt": attempt.number, "task": name} | found] if found["sha256"] else []
+    return rows
 
 
 def cell_row(spec: Mapping[str, Any]) -> dict[str, Any]:

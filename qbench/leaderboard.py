@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qbench import stats, tuned
+from qbench import grades, stats, tuned
 from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.parts import Part, Place, best_rate, first, known, mean, only_finite, rows_at, scores_of, slices, why
 from qbench.stats import Estimate
@@ -125,6 +125,7 @@ class SectionMaker:
         for place, part in slices(rows_at(rows, ~trial) if trial.any() else rows):
             self.parts[place], self.rates[place], self.edges[place] = best_rate(part, self.better)
         self.scores = {place: scores_of(part) for place, part in self.parts.items()}
+        self.answers = {place: grades.answers_by_exam(part, data.words["downstream"]) for place, part in self.parts.items()}
         self.columns = sorted({column for _, column in self.parts if column >= 0})
         self.entrants = {n: data.entrants[n] for n in sorted({n for n, _ in self.parts})}
         self.rivals = [n for n, e in self.entrants.items() if not e.reference]
@@ -145,7 +146,7 @@ class SectionMaker:
             task=self.identity["task"],
             size=self.identity["size"],
             title=self.title(),
-            setting=self._setting(),
+            setting=self.setting(),
             metric=self.metric,
             unit=self.unit,
             better=self.better,
@@ -155,6 +156,7 @@ class SectionMaker:
             columns=columns,
             rows=tuple(rows),
             notes=tuple(self.notes),
+            downstream=grades.exams_of(list(self.answers.values())),
         )
 
     # ---- cells ----
@@ -201,6 +203,7 @@ class SectionMaker:
             trials=trials.count,
             best_of=trials.curve,
             best_of_share=trials.share,
+            downstream=grades.grades_of(self.answers[entrant, column]),
         )
 
     def _gap(self, finite: Mapping[int, float], column: int) -> Estimate | None:
@@ -344,7 +347,7 @@ class SectionMaker:
         other = unusual(parameters(self.identity["task_params"]), self.defaults.get(task), peers)
         return f"{task}{f' ({spell(other)})' if other else ''}/{self.identity['size']}"
 
-    def _setting(self) -> str:
+    def setting(self) -> str:
         """Start and budget, and of the data and the rest of the recipe what tells this section from the others of its task and size."""
         own = self.identity
         peers = [s for s in self.data.sections if (s["task"], s["size"]) == (own["task"], own["size"])]

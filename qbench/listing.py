@@ -207,6 +207,9 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
         fix = FIXES.get(state, "").format(file=text.plain(file)).rstrip()
         table.add_row(Text(state, style=STYLES.get(state, "")), str(counts[state]), Text(MEANINGS[state] + more, style="dim"), Text(fix))
     console.print(table if counts else Text("Nothing is asked for."))
+    if todo := Counter(task for line in lines for task in line.unanswered):
+        each = ", ".join(f"{text.plain(task)} of {count} finished run{'s' * (count != 1)}" for task, count in todo.items())
+        console.print(Text(f"Still to be asked downstream: {each}"))
 
 
 def _state(line: Planned) -> str:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.asking import unanswered
 from qbench.config import RunConfig
 from qbench.lock import held_since
 from qbench.plan import Plan, Planner
@@ -29,16 +30,19 @@ class Planned:
     older: str | None = None
     """Of a run that is missing: the older version of its method or task that was trained."""
     runs: int = 1
+    unanswered: tuple[str, ...] = ()
+    """Of a finished run: the downstream tasks that it is still to be asked."""
 
 
 def status(config: SweepConfig, results: Path) -> list[Planned]:
     """Every run of a sweep and every cell that is skipped, with its standing. Writes nothing."""
     plan, found = settled(Planner(config), results)
-    since, known = held_since(results), known_keys(results)
+    since, known, todo = held_since(results), known_keys(results), unanswered(config, results)
     lines = []
     for key, run in plan.runs.items():
         was = running(found[key], since)
-        lines.append(Planned(run.title, was, key, stale(was), older(run.config, known) if was.state == "new" else None))
+        earlier = older(run.config, known) if was.state == "new" else None
+        lines.append(Planned(run.title, was, key, stale(was), earlier, unanswered=todo.get(key, ())))
     for waiting in plan.waiting:
         message = f"{waiting.runs} runs, chosen when its trials are done: {len(waiting.keys)} to go"
         lines.append(Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs))

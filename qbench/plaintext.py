@@ -7,12 +7,12 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qbench import text
-from qbench.board import Board, Cell, Column, Cost, Row, Section
+from qbench.board import Board, Cell, Column, Cost, Exam, Row, Section
 from qbench.leaderboard import RANKED_FROM
 from qbench.stats import CONFIDENCE
 from qbench.table import TEXT
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DITTO = '"'
 NONE = "–"
+DOWNSTREAM = "Downstream, asked of the packed artefacts"
+DOWNSTREAM_DIGITS, SHORT_HASH, CSV_HASH = 3, 8, 16
 
 
 # ---- words ----
@@ -152,12 +154,61 @@ def legend(board: Board, best: str = "bold") -> list[str]:
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
         "Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory."
         f" {NONE}: not trained, or not known.",
+        *[_DOWNSTREAM.format(percent=percent)] * any(section.downstream for section in board.sections),
         *board.notes,
     ]
 
 
+_DOWNSTREAM = (
+    "Downstream: mean over seeds ± its {percent} t interval. A column is a task in one definition, its documents included, told by its hash: columns"
+    " do not compare with one another."
+)
 COSTS = ("step / fp", "training", "memory")
 """Heads of `costs`."""
+
+
+# ---- downstream ----
+
+
+class Line(NamedTuple):
+    """A cell downstream: a word for each exam of its section."""
+
+    row: Row
+    format: str
+    words: tuple[str, ...]
+
+
+def downstream(section: Section) -> list[Line]:
+    """A line for each cell, those without answers too, which say why; nothing where nobody was asked anything."""
+    if not section.downstream:
+        return []
+    return [Line(row, fmt, tuple(grade(cell, exam) for exam in section.downstream)) for row, fmt, cell in _cells(section)]
+
+
+def _cells(section: Section) -> Iterator[tuple[Row, str, Cell]]:
+    for row in section.rows:
+        formats = ["fp32"] if row.spans else [column.format for column in section.columns]
+        yield from ((row, fmt, cell) for fmt, cell in zip(formats, row.cells, strict=True) if cell.state != "absent")
+
+
+def grade(cell: Cell, exam: Exam) -> str:
+    """`0.398 ± 0.024`, and of how many seeds where not all have answered; or why there is none."""
+    found = cell.downstream.get(exam.id)
+    if found is None:
+        return "not asked" if cell.score else score(cell, 0)
+    if found.score is None:
+        return NONE
+    half, value = found.score.half, found.score.value
+    spread = "" if half is None else f" ± {text.half_width(half, value, DOWNSTREAM_DIGITS)}"
+    return text.number(value, DOWNSTREAM_DIGITS) + spread + (f" ({found.seeds} of {cell.asked} seeds)" if found.seeds < cell.asked else "")
+
+
+def exam_lines(exam: Exam) -> list[str]:
+    """`acc, higher is better`, `200 items, chance 0.25, ceiling 0.98`, `definition 1f2e3d4c`."""
+    bounds = [f"{name} {value:.3g}" for name, value in (("chance", exam.chance), ("ceiling", exam.ceiling)) if value is not None]
+    asked = ", ".join([f"{exam.items} items"] * (exam.items is not None) + bounds)
+    direction = ", ".join(filter(None, (exam.metric, exam.better and f"{exam.better} is better")))
+    return [*map(text.plain, filter(None, (direction, asked, f"definition {exam.sha256[:SHORT_HASH]}")))]
 
 
 # ---- Markdown ----
@@ -188,8 +239,20 @@ def _markdown_section(section: Section) -> Iterator[str]:
     if section.notes:
         yield from (f"{text.superscript(n)} {text.markdown(note, 1000)}  " for n, note in enumerate(section.notes, 1))
         yield ""
+    yield from _markdown_downstream(section)
     if lines := best_of(section):
         yield from (f"{BEST_OF}:", "", *(f"- {text.markdown(line, 1000)}" for line in lines), "")
+
+
+def _markdown_downstream(section: Section) -> Iterator[str]:
+    if not (lines := downstream(section)):
+        return
+    yield from (f"{DOWNSTREAM}:", "")
+    heads = ["<br>".join(text.markdown(line) for line in (exam.task, *exam_lines(exam))) for exam in section.downstream]
+    yield _line(["method", "format", *heads])
+    yield _line(["---"] * (2 + len(heads)))
+    yield from (_line([text.markdown(name(row)), text.markdown(fmt), *map(text.markdown, words)]) for row, fmt, words in lines)
+    yield ""
 
 
 def _markdown_cell(cell: Cell, digits: int, with_gap: bool) -> str:
@@ -214,6 +277,8 @@ CELLS = (
 )
 TUNED = ("chosen", "at_edge", "trials", "best_of", "best_of_share")
 """Of tuned boards, after the others."""
+GRADE = ("mean", "low", "high", "seeds")
+"""Of boards that were asked something, after these: for each downstream task by its hash."""
 
 
 def to_csv(board: Board) -> str:
@@ -221,12 +286,15 @@ def to_csv(board: Board) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     tuned = any(cell.trials for section in board.sections for row in section.rows for cell in row.cells)
-    writer.writerow([*CELLS, *(TUNED if tuned else ())])
+    exams = {exam.id: exam for section in board.sections for exam in section.downstream}
+    asked = [exams[name] for name in sorted(exams)]
+    names = [text.cell(f"downstream {e.task} {e.metric} {e.sha256[:CSV_HASH]} {word}") for e in asked for word in GRADE]
+    writer.writerow([*CELLS, *(TUNED if tuned else ()), *names])
     for section in board.sections:
         for row in section.rows:
             formats = ["fp32"] if row.spans else [c.format for c in section.columns]
             for fmt, cell in zip(formats, row.cells, strict=True):
-                line = _csv_line(section, row, fmt, cell) + (_csv_tuned(cell) if tuned else [])
+                line = _csv_line(section, row, fmt, cell) + (_csv_tuned(cell) if tuned else []) + _csv_downstream(cell, asked)
                 writer.writerow([_csv_value(x) for x in line])
     return out.getvalue()
 
@@ -251,6 +319,12 @@ def _csv_tuned(c: Cell) -> list[Any]:
     curve = json.dumps([None if value is None else float(f"{value:.12g}") for value in c.best_of]) if c.best_of else None
     values = json.dumps(dict(c.chosen), sort_keys=True) if c.chosen else None
     return [values, ", ".join(c.at_edge), c.trials, curve, c.best_of_share if c.best_of else None]
+
+
+def _csv_downstream(cell: Cell, exams: Sequence[Exam]) -> list[Any]:
+    found = [cell.downstream.get(exam.id) for exam in exams]
+    each = [(g.score, g.seeds) if g else (None, None) for g in found]
+    return [value for s, seeds in each for value in (*((s.value, s.low, s.high) if s else (None,) * 3), seeds)]
 
 
 def _csv_value(x: object) -> str:

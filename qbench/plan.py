@@ -197,7 +197,7 @@ def _ordered(cells: list[Cell]) -> list[Cell]:
         asked.setdefault(cell.parts, cell)
     found: dict[tuple[Any, ...], Cell] = {}
     for cell in _with_bases([cell for cell in cells if cell.refusal is None], asked):
-        found.setdefault((cell.parts, cell.trial), cell)
+        found.setdefault((cell.parts, cell.rung, cell.trial), cell)
     return list(found.values())
 
 
@@ -251,7 +251,7 @@ class _Maker:
         config = RunConfig(
             board_version=self.sweep.version,
             method=method.name, method_version=method.version, method_params=method.params,
-            task=task.name, task_version=task.version, task_params=task.params, data=bed.data, size=bed.size,
+            task=task.name, task_version=task.version, task_params=bed.params, data=bed.data, size=bed.size,
             weights=weights, activations=activations,
             recipe=dataclasses.replace(bed.recipe, **own), start=start or entrant.start or self.sweep.start, seed=0,
         )  # fmt: skip
@@ -275,7 +275,7 @@ class _Maker:
 
     def other(self, name: str, bed: Bed, config: RunConfig, start: str) -> Cell:
         method = registry.build("methods", name, {}, self.sweep.file)
-        same = canonical([name, start, bed.size, dataclasses.asdict(bed.recipe), bed.task.name, bed.task.params])
+        same = canonical([name, start, bed.size, dataclasses.asdict(bed.recipe), bed.task.name, bed.params])
         formats = (config.weights, config.activations) if method.quantizes else (None, None)
         same += canonical([q and dataclasses.asdict(q) for q in formats])
         if same not in self.bases:

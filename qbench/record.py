@@ -8,6 +8,7 @@
         export/         the packed artefact: weights.safetensors with a JSON header
         result.json     written last, in one rename: its presence means that the attempt is over
         trust.json      where somebody else's run came from, and what is believed of it; an own run has none
+        downstream.json, downstream/    what its artefact answered since, if it was asked (`evaluate`)
 
 An attempt is a number from 1. `state` in result.json is `ok` or `failed` with a `reason`; an attempt without result.json is
 running or lost. A number that is not finite is written as null, with its kind (`nan`, `inf`, `-inf`) under `kinds`.
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,24 @@ def all_attempts(results: Path) -> Iterator[Attempt]:
         for home in sorted(shelf.iterdir()) if shelf.is_dir() else ():
             if _KEY.fullmatch(home.name):
                 yield from attempts(results, home.name)
+
+
+ANSWERED = ".answered"
+
+
+def announce(attempt: Attempt) -> None:
+    """Leave word that a finished attempt has new answers, for whoever writes to the store next: asking needs no lock. Each word is a file of
+    its own, so that none is lost while another is heard."""
+    home = attempt.folder.parents[3] / ANSWERED
+    home.mkdir(exist_ok=True)
+    (home / f"{attempt.key}-{attempt.number}-{time.time_ns()}").touch()
+
+
+def announced(results: Path) -> dict[Path, Attempt]:
+    """The words that were left, with the attempts that they are of."""
+    words = sorted((results / ANSWERED).iterdir()) if (results / ANSWERED).is_dir() else []
+    named = {word: word.name.split("-") for word in words}
+    return {w: Attempt(results / "runs" / name[0][:2] / name[0] / name[1]) for w, name in named.items() if len(name) == 3}
 
 
 def only(results: Path, beginning: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,14 @@ from qbench.plaintext import (
     BEST_OF,
     COSTS,
     DITTO,
+    DOWNSTREAM,
     NONE,
     best_of,
     chosen,
     costs,
     details,
+    downstream,
+    exam_lines,
     gap,
     head_lines,
     heading,
@@ -61,10 +64,7 @@ def show_board(board: Board, console: Console, *, randomised: bool = False) -> N
     for section in board.sections:
         console.print(Text(text.plain(heading(section)), style="bold"))
         console.print(Text(text.plain(details(section), 1000), style="dim"))
-        for n, table in enumerate(_tables(section, console, randomised)):
-            if n:
-                console.print()
-            console.print(table)
+        _print_all(_tables(section, console, randomised), console)
         for n, note in enumerate(section.notes, 1):
             console.print(_hanging(text.superscript(n), text.plain(note, 1000)))
         console.print()
@@ -73,8 +73,19 @@ def show_board(board: Board, console: Console, *, randomised: bool = False) -> N
             for line in lines:
                 console.print(_hanging(" ", text.plain(line, 1000)))
             console.print()
+        if section.downstream:
+            console.print(Text(f"{DOWNSTREAM}:"))
+            _print_all(_downstream(section, console), console)
+            console.print()
     for line in legend(board, "bold" if console.is_terminal else "*"):
         console.print(Text(text.plain(line, 1000), style="dim"))
+
+
+def _print_all(tables: Iterator[Table], console: Console) -> None:
+    for n, table in enumerate(tables):
+        if n:
+            console.print()
+        console.print(table)
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,27 @@ def _tables(section: Section, console: Console, randomised: bool) -> Iterator[Ta
     fixed = [_Column("method", [Text(name(row)) for row in section.rows])]
     if any(row.rank for row in section.rows):
         fixed.append(_Column("rank", [Text(rank(row)) for row in section.rows]))
+    spans = [row.spans for row in section.rows]
+    columns = _columns(section, console, randomised)
+    return _in_pieces(fixed, columns, console, lambda r, start, c: spans[r] and start < c < len(section.columns))
+
+
+def _downstream(section: Section, console: Console) -> Iterator[Table]:
+    """Entrants under their formats, and the tasks that they were asked."""
+    lines = downstream(section)
+    who, under = ([Text(name(line.row)) for line in lines], [Text(text.plain(line.format)) for line in lines])
+    fixed = [_Column("method", who), _Column("format", under)]
+    heads = ["\n".join((text.plain(exam.task), *exam_lines(exam))) for exam in section.downstream]
+    columns = [_Column(head, [Text(line.words[i]) for line in lines]) for i, head in enumerate(heads)]
+    return _in_pieces(fixed, columns, console)
+
+
+def _in_pieces(
+    fixed: Sequence[_Column], columns: Sequence[_Column], console: Console, again: Callable[[int, int, int], bool] = lambda *_: False
+) -> Iterator[Table]:
+    """`again` says of a row, a piece's first column and another of its columns whether that one only repeats the first."""
     widths = [min(column.width, NAME_WIDTH) for column in fixed]
-    room = console.width - sum(widths) - GAP * len(fixed)
-    columns, start = _columns(section, console, randomised), 0
+    room, start = console.width - sum(widths) - GAP * len(fixed), 0
     while start < len(columns):
         stop, used = start + 1, columns[start].width
         while stop < len(columns) and used + GAP + columns[stop].width <= room:
@@ -106,10 +135,8 @@ def _tables(section: Section, console: Console, randomised: bool) -> Iterator[Ta
             table.add_column(Text(column.head), width=width, overflow="fold")
         for column in columns[start:stop]:
             table.add_column(Text(column.head), width=min(column.width, max(8, room)), overflow="fold")
-        for r, row in enumerate(section.rows):
-            repeated = [row.spans and start < c < len(section.columns) for c in range(start, stop)]
-            shown = zip(repeated, columns[start:stop], strict=True)
-            cells = [Text(DITTO, style="dim") if again else column.cells[r] for again, column in shown]
+        for r in range(len(fixed[0].cells)):
+            cells = [Text(DITTO, style="dim") if again(r, start, c) else columns[c].cells[r] for c in range(start, stop)]
             table.add_row(*(column.cells[r] for column in fixed), *cells)
         yield table
         start = stop

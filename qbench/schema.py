@@ -1,7 +1,7 @@
 """The tables of the store, as numbered migrations. A migration is never edited once a release has it; a change is a new one.
 
-`runs` has a row for each finished attempt and `curves` a row for each point of its curve; both come from run folders. `boards`, `cells`
-and `entries` say which runs a board asks for; they come from `boards/*.json`. A number is NULL unless it is finite; `kinds` says what it was.
+`runs` has a row for each finished attempt, `curves` one for each point of its curve and `downstream` one for each downstream task that it has
+answered; these come from run folders. `boards`, `cells` and `entries` say which runs a board asks for; they come from `boards/*.json`. A number is NULL unless it is finite; `kinds` says what it was.
 """
 
 from __future__ import annotations
@@ -55,11 +55,19 @@ MIGRATIONS = (
     """,
     "ALTER TABLE runs ADD COLUMN trust VARCHAR",
     "ALTER TABLE cells ADD COLUMN retired VARCHAR",
+    """
+    CREATE TABLE downstream (
+        key VARCHAR NOT NULL, attempt INTEGER NOT NULL, task VARCHAR NOT NULL, sha256 VARCHAR NOT NULL, items BIGINT, metric VARCHAR,
+        value DOUBLE, stderr DOUBLE, better VARCHAR, chance DOUBLE, ceiling DOUBLE
+    )
+    """,
 )
+ANSWERS_SINCE = 6
+"""The first version that holds answers: what was answered before is taken in when a store comes to it."""
 
 
 class Column(NamedTuple):
-    """A column of `runs` and where in the files of an attempt its value is found."""
+    """A column and where in the files of an attempt its value is found."""
 
     name: str
     kind: type
@@ -119,4 +127,13 @@ RUN = (
     *_columns(int, "env", "", "threads"),
     Column("trust", str, ("trust", "level")),
 )
+ANSWER = (
+    *_columns(str, "task", "", "sha256"),
+    *_columns(int, "task", "", "items"),
+    *_columns(str, "task", "", "metric"),
+    *_columns(float, "number", "", "value", "stderr"),
+    *_columns(str, "number", "", "better"),
+    *_columns(float, "task", "", "chance", "ceiling"),
+)
+"""Of a task in downstream.json, and of its first metric there."""
 CURVE = ("step", "progress", "loss", "lr", "grad_norm", "val", "seconds")

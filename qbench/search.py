@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qbench.trials import Known, ranked
-from qbench.tuning import Tuning
+from qbench.tuning import Tuning, spelled
 
 if TYPE_CHECKING:
     from qbench.plan import Cell
@@ -62,13 +62,13 @@ class Search:
         """Every trial that must run so far; and the cell itself, once its values are chosen."""
         numbers = list(range(len(self.points)))
         trials: list[Cell] = []
-        for rung in range(len(self.tuning.rungs)):
+        for rung, go_on in enumerate((*self.tuning.counts()[1:], len(self.points))):
             cells = {number: self.trial(rung, number) for number in numbers}
             trials += cells.values()
             if left := tuple(key for cell in cells.values() for key in self.keys(cell) if key not in known):
                 return Found(tuple(trials), waiting=Waiting(self.pending, left, self.to_come(rung)))
             best = ranked({n: [known[k] for k in self.keys(cell)] or [None] for n, cell in cells.items()}, self.better)
-            numbers = best[: self.tuning.halving.left(len(numbers))] if self.tuning.halving else best
+            numbers = best[:go_on]
         return Found(tuple(trials), final=self.chosen(numbers[0]) if numbers else self.failed)
 
     def trial(self, rung: int, number: int) -> Cell:
@@ -106,4 +106,4 @@ class Search:
 
 def spell(values: Mapping[str, Any]) -> str:
     """`lr=0.003, scale=mse`."""
-    return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}={spelled(value)}" for name, value in values.items())

@@ -53,10 +53,6 @@ class Estimate:
         """Half the width of an interval that is symmetric about its value."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def quantile(df: float, confidence: float = CONFIDENCE) -> float:
     """The two-sided t quantile."""

@@ -27,10 +27,10 @@ import duckdb
 
 from qbench import roster
 from qbench.errors import LockedError, QbenchError
-from qbench.intake import Batch, cell_row
+from qbench.intake import Batch, answers_of, cell_row
 from qbench.lock import hold, release
-from qbench.record import Attempt, all_attempts
-from qbench.schema import MIGRATIONS
+from qbench.record import Attempt, all_attempts, announce, announced
+from qbench.schema import ANSWERS_SINCE, MIGRATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,26 +134,43 @@ class Store:
             with self._transaction():
                 self._insert("runs", batch.runs)
                 self._insert("curves", batch.curves)
+                self._insert("downstream", batch.answers)
             self.known |= {(row["key"], row["attempt"]) for row in batch.runs}
         return batch.refused
+
+    def hear(self) -> None:
+        """Take in anew what known attempts have answered since they were taken in."""
+        words = announced(self.results)
+        for chunk in _batched((a for a in dict.fromkeys(words.values()) if (a.key, a.number) in self.known), BATCH):
+            with self._transaction():
+                for attempt in chunk:
+                    self.connection.execute("DELETE FROM downstream WHERE key = ? AND attempt = ?", [attempt.key, attempt.number])
+                self._insert("downstream", [row for attempt in chunk for row in answers_of(attempt)])
+        for word in words:
+            word.unlink(missing_ok=True)
 
     def set_trust(self, key: str, attempt: int, level: str) -> None:
         """What is believed of a merged run from now on."""
         with self._transaction():
             self.connection.execute("UPDATE runs SET trust = ? WHERE key = ? AND attempt = ?", [level, key, attempt])
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Every run as it is stored, and the number of its curve's points."""
+    def rows(self) -> Iterator[tuple[dict[str, Any], int, list[dict[str, Any]]]]:
+        """Every run as it is stored, the number of its curve's points, and its answers in the order of their tasks."""
+        answers: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        told = list(_types(self.connection, "downstream"))
+        for values in self.connection.execute(f"SELECT {', '.join(told)} FROM downstream ORDER BY task").fetchall():
+            answers.setdefault(values[:2], []).append(dict(zip(told, values, strict=True)))
         names = list(_types(self.connection, "runs"))
         points = "(SELECT key, attempt, count(*) AS points FROM curves GROUP BY ALL)"
         cursor = self.connection.execute(
             f"SELECT {', '.join(names)}, coalesce(points, 0) FROM runs LEFT JOIN {points} USING (key, attempt)"
         )
         while row := cursor.fetchone():
-            yield dict(zip(names, row, strict=False)), row[-1]
+            yield dict(zip(names, row, strict=False)), row[-1], answers.get(row[:2], [])
 
     def snapshot(self) -> None:
         """Let readers see what there is."""
+        self.hear()
         if not self.changed:
             return
         with self._plainly():
@@ -243,6 +260,10 @@ def _migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             f"{path} was made by a newer qbench (schema {version}, this one knows {len(MIGRATIONS)}): "
             f"upgrade qbench, or delete the file and run `qbench db rebuild`"
         )
+    if 0 < version < ANSWERS_SINCE:
+        for attempt in all_attempts(path.parent):
+            if (attempt.folder / "downstream.json").exists():
+                announce(attempt)
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         connection.execute("BEGIN")
         connection.execute(statements)
@@ -327,9 +348,9 @@ def view(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _behind(results: Path) -> bool:
-    """Whether the writer left without a snapshot of its last words."""
+    """Whether the writer left without a snapshot of its last words, or runs have answered something since."""
     snapshot = results / SNAPSHOT
-    if not snapshot.exists():
+    if not snapshot.exists() or announced(results):
         return True
     made = snapshot.stat().st_mtime_ns
     return any(f.exists() and f.stat().st_mtime_ns > made and f.stat().st_size for f in (results / DATABASE, _wal(results / DATABASE)))

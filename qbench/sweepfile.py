@@ -71,7 +71,7 @@ from qbench import registry
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
 from qbench.retired import Retired, read_retired
-from qbench.tuning import Tuning, read_tuning
+from qbench.tuning import Tuning, check_seeds, read_tuning
 from qbench.values import line, list_of, strings, whole
 
 __all__ = ["NONE", "Entry", "Formats", "SweepConfig", "builtin_board", "builtin_boards", "plugin_modules", "read", "read_text"]
@@ -152,6 +152,8 @@ class SweepConfig:
         """The same sweep with fewer steps or seeds, to try things on: a board of its own, whose runs nobody takes for the real ones."""
         if steps is None and seeds is None:
             return self
+        if self.tuning:
+            check_seeds(self.tuning.seeds, range(seeds or 0), f"{self.file}: {seeds} seeds")
         few = [f"{n} {word}" for n, word in ((steps, "steps"), (seeds, "seeds")) if n is not None]
         cut = {} if steps is None else {"steps": (steps,)}
         return dataclasses.replace(
@@ -321,6 +323,8 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
     tuning = read_tuning(table, [entry.name for entry in sweep.methods], sweep.seeds, where)
     if sweep.track != TRACKS[0]:
         raise UsageError(f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned")
+    if sweep.start != "scratch":
+        raise UsageError(f"{where}: with start = {sweep.start!r} every trial would start from a network of its own rate: tune from scratch")
     if sweep.retired:
         raise UsageError(f"{sweep.file}: [[retired]]: what a version had chosen for it is not known any more; not beside [tuning]")
     for recipe, place in (

@@ -31,6 +31,7 @@ TEXT = (
         "stage",
         "chosen",
         "retired",
+        "downstream",
     ),
 )
 NUMBERS = (

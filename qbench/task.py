@@ -225,5 +225,12 @@ class Task:
         return None
 
     @property
+    def keyed(self) -> bool:
+        """Whether its options are those of a key. Of one that is not, `params` reads a place on this machine or the network to know what its
+        options mean, so a stranger's word must not get there."""
+        return True
+
+    @property
     def params(self) -> dict[str, Any]:
+        """What a run's key is made of; the options, or for one that names a place what lies there."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -10,6 +10,8 @@ import re
 import unicodedata
 
 LONGEST = 200
+LONGEST_CELL = 1_000_000
+"""What a run answered to hundreds of downstream tasks is one cell."""
 _ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
 _SPACE = re.compile(r"\s+")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
@@ -33,7 +35,7 @@ def markdown(text: object, longest: int = LONGEST) -> str:
     return _MARKDOWN.sub(lambda m: _ESCAPED.get(m.group(), "\\" + m.group()), plain(text, longest))
 
 
-def cell(text: object, longest: int = 10_000) -> str:
+def cell(text: object, longest: int = LONGEST_CELL) -> str:
     """`plain`, and no spreadsheet takes it for a formula."""
     found = plain(text, longest)
     # An apostrophe of its own before a formula gets another, so that `uncell` can tell them apart.

@@ -53,11 +53,13 @@ def _expected(scored: Sequence[float | None], n: int) -> float | None:
 
 
 def leaders(curves: Mapping[str, Sequence[float | None]], better: str, minimum_effect: float) -> list[tuple[str, int]]:
-    """Who leads with the best of n trials, and from which n on. A lead is lost to whoever is ahead by the minimum effect, not to noise."""
+    """Who leads with the best of n trials, and from which n on. A lead is lost to whoever is ahead by the minimum effect, not to noise. Nothing is
+    said of an n at which somebody's best may be a failed trial."""
+    curves = {name: curve for name, curve in curves.items() if any(score is not None for score in curve)}
     found: list[tuple[str, int]] = []
     for n in range(max(map(len, curves.values()), default=0)):
         there = {name: _merit(curve[n], better) for name, curve in curves.items() if n < len(curve) and curve[n] is not None}
-        if not there:
+        if len(there) < len(curves):
             continue
         best = min(there, key=lambda name: there[name])
         if not found or (best != found[-1][0] and there.get(found[-1][0], math.inf) - there[best] >= minimum_effect):

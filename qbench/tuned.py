@@ -16,7 +16,7 @@ from qbench.parts import Part
 from qbench.table import Array
 from qbench.tidy import NOT_RUN, Tidy, parameters
 from qbench.trials import best_of, leaders
-from qbench.tuning import Tuning
+from qbench.tuning import Tuning, spelled
 
 UNFINISHED = frozenset(NOT_RUN) - {"skipped"}
 """A trial that was skipped is a trial that failed: its method has no rule for such values."""
@@ -72,11 +72,7 @@ def chosen(part: Part, data: Tidy) -> dict[str, Any]:
 def at_edge(values: Mapping[str, Any], method: str, tuning: Tuning | None) -> list[str]:
     """`lr=0.0001` for each chosen value at an end of what was tried."""
     axes = {**tuning.axes, **tuning.own.get(method, {})} if tuning else {}
-    return [f"{name}={_spelled(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)]
-
-
-def _spelled(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return [f"{name}={spelled(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)]
 
 
 def notes(trials: Mapping[str, Mapping[str, Tried]], better: str, effect: float, tuning: Tuning | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, get_type_hints
@@ -23,7 +23,7 @@ from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
 from qbench.values import whole
 
-__all__ = ["FIRST_SEED", "MOST_KNOBS", "Axis", "Halving", "Tuning", "read_tuning"]
+__all__ = ["FIRST_SEED", "MOST_KNOBS", "Axis", "Halving", "Tuning", "check_seeds", "read_tuning", "spelled"]
 
 FIRST_SEED = 1000
 """Of tuning: a board's own seeds begin at 0, and no run may both choose and be reported."""
@@ -72,7 +72,7 @@ class Axis:
 
     def __str__(self) -> str:
         if self.values:
-            return f"in {{{', '.join(_spelled(v) for v in self.values)}}}"
+            return f"in {{{', '.join(spelled(v) for v in self.values)}}}"
         return f"from {self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
 
@@ -151,7 +151,8 @@ def _space(axes: Mapping[str, Axis]) -> str:
     return ", ".join(f"{name} {axis}" for name, axis in sorted(axes.items()))
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value as tables say it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -279,12 +280,17 @@ def _halving(value: Any, where: str) -> Halving:
 
 
 def _seeds(value: Any, reported: Sequence[int], where: str) -> tuple[int, ...]:
-    seeds = range(FIRST_SEED, FIRST_SEED + whole(value, 1, MOST_SEEDS, where))
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + whole(value, 1, MOST_SEEDS, where)))
+    check_seeds(seeds, reported, where)
+    return seeds
+
+
+def check_seeds(seeds: Iterable[int], reported: Iterable[int], where: str) -> None:
+    """No run may both choose and be reported."""
     if clash := sorted(set(seeds) & set(reported)):
         raise UsageError(
             f"{where}: {clash[0]} is a seed of the board, too, and what chooses must not be reported: seeds of tuning begin at {FIRST_SEED}"
         )
-    return tuple(seeds)
 
 
 def _word(value: Any, where: str) -> str:

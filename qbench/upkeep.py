@@ -56,7 +56,8 @@ def check(results: Path) -> Report:
     """Compare every row with the files that it comes from."""
     report = Report()
     with Store(results) as store:
-        stored = {(row["key"], row["attempt"]): (row, points) for row, points in store.rows()}
+        store.hear()
+        stored = {(row["key"], row["attempt"]): (row, points, answers) for row, points, answers in store.rows()}
     for attempt in all_attempts(results):
         name, batch = f"{attempt.key}/{attempt.number}", Batch()
         batch.add(attempt)
@@ -68,7 +69,7 @@ def check(results: Path) -> Report:
         found = stored.pop((attempt.key, attempt.number), None)
         if found is None:
             report.missing.append(name)
-        elif found != (batch.runs[0], len(batch.curves["step"])):
+        elif found != (batch.runs[0], len(batch.curves["step"]), batch.answers):
             report.different.append(name)
     report.foreign = [f"{key}/{number}" for key, number in stored]
     return report

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qbench.board import Cell, Row, Section
+from qbench.grades import united
 from qbench.table import Table
 from qbench.tidy import join
 
@@ -45,13 +46,13 @@ def _versions(gone: Table) -> Iterator[tuple[str, str, Table]]:
 
 
 def _with_rows(section: Section, main: SectionMaker, maker: SectionMaker, method: str, reason: str) -> Section:
-    rows, notes = list(section.rows), list(section.notes)
-    for row in maker.build().rows:
+    rows, notes, own = list(section.rows), list(section.notes), maker.build()
+    for row in own.rows:
         if row.method == method:
             name = f"{row.entrant}, version {row.version}, retired"
             rows.append(dataclasses.replace(row, entrant=name, retired=reason, rank=None, cells=tuple(_cells(main, maker, row))))
             notes.append(f"{name}: {reason}")
-    return dataclasses.replace(section, rows=tuple(rows), notes=tuple(notes))
+    return dataclasses.replace(section, rows=tuple(rows), notes=tuple(notes), downstream=united((section.downstream, own.downstream)))
 
 
 def _cells(main: SectionMaker, maker: SectionMaker, row: Row) -> Iterator[Cell]:

@@ -89,6 +89,18 @@ def test_a_task_of_its_own_answers_instead_of_the_sweeps() -> None:
     assert asking.wanted(chosen, configs["digits"]) == ()
 
 
+def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None:
+    """A run does not know which table it is of: the first one's list would be asked of all."""
+    tables = "".join(
+        f'[[task]]\nname = "grammar"\nsizes = ["{size}"]\ndownstream = [{asked}]\n'
+        for size, asked in (("xs", '"grammar_recall"'), ("s", ""))
+    )
+    file = FILE.split("[downstream]")[0].format().replace('tasks = ["grammar", "digits"]\n', "")
+    with pytest.raises(UsageError, match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same"):
+        asking.check(read_text(file + tables, "asked.toml"))
+    asking.check(read_text(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml"))
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -63,6 +63,8 @@ def opened(chromium: Browser, sites: dict[str, Path]) -> Iterator[Any]:
 
     def open_(name: str, link: str = "", **context: Any) -> Page:
         pages.append(watch(chromium, f"file://{sites[name]}{link}", **{"viewport": DESK, **context}))
+        if context.get("java_script_enabled", True):
+            pages[-1].page.wait_for_selector("noscript", state="detached")
         return pages[-1].page
 
     yield open_
@@ -287,7 +289,8 @@ def test_a_cell_opens_its_details_and_gives_the_focus_back(opened: Any) -> None:
     ):
         assert said in words, said
     page.keyboard.press("Escape")
-    assert dialog.is_hidden() and "cell=" not in page.url
+    page.wait_for_url(lambda url: "cell=" not in url)
+    assert dialog.is_hidden()
     assert page.evaluate("document.activeElement.getAttribute('href')") == link.get_attribute("href")
 
 
@@ -390,6 +393,104 @@ def test_without_scripts_it_is_a_plain_table_with_figures(opened: Any) -> None:
     assert page.locator("button").count() == 0 and page.locator("#filters").is_hidden() and page.get_by_role("dialog").is_hidden()
     page.locator("td a").first.click()
     assert page.locator("td:target").count() == 1
+
+
+def test_figures_are_drawn_when_there_is_time_and_not_before(chromium: Browser, sites: dict[str, Path]) -> None:
+    """On arrival they are text; drawn, they are what stood in the text, and none of it was ever shown as words."""
+    page = chromium.new_page()
+    page.add_init_script("window.requestIdleCallback = later => { window.later = later; }")
+    page.goto(f"file://{sites['ranked']}")
+    assert page.locator("noscript").count() == 3 and page.locator(".figures svg").count() == 0
+    assert "<svg" not in page.locator("body").inner_text() and page.locator("#s0 thead button").count() > 0
+    texts = page.locator("noscript").all_text_contents()
+    for left in (2, 1, 0):
+        page.evaluate("later()")
+        assert page.locator("noscript").count() == left
+    assert page.locator(".figures svg").count() == sum(text.count("<svg") for text in texts) > 10
+    page.close()
+
+
+def test_who_was_hidden_before_the_figures_came_stays_hidden(chromium: Browser, sites: dict[str, Path]) -> None:
+    page = chromium.new_page()
+    page.add_init_script("window.requestIdleCallback = later => { window.later = later; }")
+    page.goto(f"file://{sites['ranked']}")
+    page.locator("#filters").get_by_role("button", name="lsq").click()
+    page.locator("#filters").get_by_role("button", name="int2", exact=True).click()
+    for _ in range(3):
+        page.evaluate("later()")
+    shown = "[...document.querySelectorAll('#s0 figure.scores svg')].map(s => [getComputedStyle(s).display !== 'none', s.querySelectorAll('.m:not(.off)').length, s.querySelectorAll('.m.off').length])"
+    assert page.evaluate(shown) == [[False, 7, 1], [True, 7, 1]]
+    assert page.locator("#s0 .key [aria-pressed=false]").all_text_contents() == ["lsq"]
+    page.close()
+
+
+def test_all_figures_are_there_when_it_is_printed_early(chromium: Browser, sites: dict[str, Path]) -> None:
+    page = chromium.new_page()
+    page.add_init_script("window.requestIdleCallback = () => 0")
+    page.goto(f"file://{sites['ranked']}")
+    assert page.locator(".figures svg").count() == 0
+    page.pdf()
+    assert page.locator(".figures svg").count() > 10 and page.locator("noscript").count() == 0
+    page.close()
+
+
+def test_a_band_of_the_profile_shows_for_who_is_pointed_at_or_among_few(opened: Any) -> None:
+    page = opened("ranked")
+    bands = "[...document.querySelectorAll('.profile .ribbon')].filter(r => r.getBoundingClientRect().width > 0).length"
+    assert page.locator(".profile .ribbon").count() == len(MEANS) and page.evaluate(bands) == 0
+    item = page.locator(".overall .key li", has_text="lsq")
+    item.hover()
+    assert page.evaluate(bands) == 1
+    page.locator("h1").hover()
+    assert page.evaluate(bands) == 0
+    for name in ("ste", "lotion", "pege", "ewgs"):
+        page.locator("#filters").get_by_role("button", name=name, exact=True).click()
+    assert page.evaluate(bands) == 3
+    page.get_by_role("button", name="show all").click()
+    assert page.evaluate(bands) == 0
+    assert opened("ranked", java_script_enabled=False).locator(".profile .ribbon:visible").count() == 0
+
+
+def test_a_long_name_breaks_at_blanks_only(chromium: Browser, tmp_path: Path) -> None:
+    """Each word of a name lies on one line; one too long for any line breaks rather than push the numbers away."""
+    names = ("ewgs (delta=adaptive)", "lotion (fisher=empirical, scale=hessian)", "x" * 60)
+    rows = ranked(seeds=3)
+    labelled = [rows.assign(label=name)[rows["method"] == method] for method, name in zip(("ewgs", "lotion", "ste"), names, strict=True)]
+    archive.place(files(pd.concat([rows[rows["method"].isin(["fp", "rtn"])], *labelled])), tmp_path / "site")
+    script = """() => [...document.querySelectorAll('#s0 tbody th')].map(th => {
+        const node = document.createTreeWalker(th.querySelector('bdi'), NodeFilter.SHOW_TEXT), words = [];
+        while (node.nextNode()) for (const word of node.currentNode.data.matchAll(/[^ ]+/g)) {
+            const range = document.createRange();
+            range.setStart(node.currentNode, word.index);
+            range.setEnd(node.currentNode, word.index + word[0].length);
+            words.push([word[0], new Set([...range.getClientRects()].map(r => Math.round(r.top))).size]);
+        }
+        return [words, th.getBoundingClientRect().width];
+    })"""
+    for size in (DESK, TELEPHONE):
+        page = watch(chromium, tmp_path / "site" / "index.html", viewport=size).page
+        found = page.evaluate(script)
+        broken = {word for words, _ in found for word, lines in words if lines > 1}
+        assert broken <= {"x" * 60} and max(width for _, width in found) < 0.52 * size["width"]
+        assert {w for words, _ in found for w, _ in words} >= {"(delta=adaptive)", "(fisher=empirical,", "scale=hessian)"}
+        page.context.close()
+
+
+def test_a_table_of_nine_formats_fits_its_paper(chromium: Browser, tmp_path: Path) -> None:
+    rows = ranked(seeds=3, tasks=["digits"])
+    parts = [rows[rows["method"] == "fp"]]
+    for n, fmt in enumerate(f"int{w} a:int{a}" for w in (1, 2, 4) for a in (1, 2, 4)):
+        part = rows[rows["weights_format"] == "int4"]
+        weights, _, acts = fmt.partition(" a:")
+        keys = [f"{int(key[:8], 16) ^ (n + 1):08x}{key[8:]}" for key in part["key"]]
+        parts.append(part.assign(weights_format=weights, act_format=acts, act_granularity="tensor", key=keys))
+    archive.place(files(pd.concat(parts)), tmp_path / "site")
+    # Letter, the narrower of the papers in use, lies across: 11 inches less two margins of 12 mm.
+    page = watch(chromium, tmp_path / "site" / "index.html", viewport={"width": round(11 * 96 - 24 / 25.4 * 96), "height": 800}).page
+    page.emulate_media(media="print")
+    assert page.locator("#s0 thead th.score").count() == 9
+    assert page.evaluate("document.querySelector('table.scores').getBoundingClientRect().right - document.documentElement.clientWidth") <= 0
+    page.context.close()
 
 
 def test_motion_is_reduced_for_who_asks(opened: Any) -> None:

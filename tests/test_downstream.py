@@ -358,6 +358,12 @@ def test_cloze_gives_nothing_away_by_length_and_little_by_frequency() -> None:
     assert cloze(["one", "", "just two"], 10) == []
 
 
+def test_a_quiz_that_its_text_is_too_short_for_is_one_line() -> None:
+    quiz = Quiz("The last word of a passage", lambda: cloze(["just two"], 10))
+    with pytest.raises(QbenchError, match="downstream task own_cloze: its text is too short to make a single item of"):
+        downstream.find(["own_cloze"], {"own_cloze": quiz})
+
+
 def test_passages_are_whole_words_of_the_documents_and_fit_a_model_of_bytes() -> None:
     documents = ["word " * 60 + "end", "ünï " * 100, "x" * 500, "", "a (b) c = d\n word"]
     found = list(passages(documents))

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from qbench_tasks.transformer import Shape, Transformer
+from safetensors.torch import load_file
 
 from qbench.decoder import decode
-from qbench.errors import UsageError
+from qbench.errors import QbenchError, UsageError
 from qbench.export import ARTEFACT
 from qbench.exporting import export_run
-from qbench.hf import open_folder
+from qbench.hf import open_folder, sha256
 from tests.language_runs import Runs, language_runs, loaded
 
 __all__ = ["language_runs"]
@@ -40,12 +41,40 @@ def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(language_r
         assert all(np.array_equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(language_runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QbenchError, match=r"/file/out: Not a directory$"):
+        export_run(language_runs.results, language_runs.int4, "packed", tmp_path / "file" / "out")
+
+
 def test_the_readme_says_what_it_is(language_runs: Runs, tmp_path: Path) -> None:
     export_run(language_runs.results, language_runs.int4[:8], "packed", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "rtn int4 on grammar/xs, seed 0" in text and language_runs.int4 in text and len(text.splitlines()) <= 10
     known = json.loads((tmp_path / "qbench.json").read_text())
     assert known["run"] == language_runs.int4 and known["spec"]["method"] == "rtn" and known["scores"]["packed"] > 0
+
+
+def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never_pickled(language_runs: Runs, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'")
+    export_run(language_runs.results, language_runs.int4, "hf", tmp_path)
+    hashes = [sha256(tmp_path)]
+    (tmp_path / "downstream.json").write_text("{}")
+    assert sha256(tmp_path) == hashes[0], "answers are kept in the folder"
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        hashes.append(sha256(tmp_path))
+    assert len(set(hashes)) == 3
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()  # it is mapped into memory
+    (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(QbenchError, match="transformers cannot load it: Error while deserializing header"):
+        open_folder(tmp_path, torch.device("cpu"))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(QbenchError, match=r"transformers cannot load it: .*safetensors") as caught:
+        open_folder(tmp_path, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
 
 
 def test_transformers_load_the_folder_and_give_the_same_logits(language_runs: Runs, tmp_path: Path) -> None:

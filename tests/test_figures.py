@@ -20,7 +20,7 @@ from qbench.publish.curves import curves
 from qbench.publish.document import About, document
 from qbench.publish.figures import figures
 from qbench.publish.sketch import Figure, score_axis, short, styles
-from qbench.publish.svg import Style, el, label, path, spread
+from qbench.publish.svg import NEAR, Style, el, label, path, spread, thin
 from tests.made_sites import ENV, MEANS, board, losses, one_of_everything, ranked
 from tests.synthetic_runs import frame, runs
 from tests.test_render import HOSTILE
@@ -41,7 +41,7 @@ def drawn(rows: pd.DataFrame, section: int = 0) -> dict[str, Figure]:
 
 
 def parsed(figure: Figure) -> list[tree.Element]:
-    return [tree.fromstring(panel.markup(f"p{n}")) for n, panel in enumerate(figure.panels)]
+    return [tree.fromstring(panel.markup()) for panel in figure.panels]
 
 
 # ---- axes ----
@@ -85,9 +85,39 @@ def test_labels_keep_apart_and_in_order(places: list[float]) -> None:
 @given(st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=1, max_size=30), st.sampled_from([1, 10]))
 def test_a_short_path_leads_through_its_points(points: list[tuple[float, float]], unit: int) -> None:
     """Relative steps of rounded places, so that roundings do not add up."""
-    numbers = list(map(float, re.findall(r"-?\d*\.?\d+", path(points, unit=unit))))
-    steps = np.array(numbers).reshape(-1, 2).cumsum(0)
-    np.testing.assert_allclose(steps, points, atol=0.0501 * unit)
+    np.testing.assert_allclose(walked(path(points, unit=unit)), points, atol=0.0501 * unit)
+
+
+def walked(d: str) -> list[tuple[float, float]]:
+    """The places that a path of ours comes to, as SVG reads it."""
+    found: list[tuple[float, float]] = []
+    for letter, words in re.findall(r"([Mlhv])([^a-zA-Z]*)", d):
+        numbers = list(map(float, re.findall(r"-?(?:\d+\.?\d*|\.\d+)", words)))
+        steps = {"h": [(n, 0.0) for n in numbers], "v": [(0.0, n) for n in numbers]}.get(letter) or list(
+            zip(numbers[::2], numbers[1::2], strict=True)
+        )
+        for dx, dy in steps:
+            px, py = found[-1] if found and letter != "M" else (0.0, 0.0)
+            found.append((px + dx, py + dy))
+    return found
+
+
+@given(st.lists(st.floats(0, 200), min_size=2, max_size=40))
+def test_a_thinned_curve_stays_within_half_a_pixel(heights: list[float]) -> None:
+    points = [(8.0 * n, y) for n, y in enumerate(heights)]
+    kept = thin(points)
+    assert kept[0] == points[0] and kept[-1] == points[-1] and set(kept) <= set(points)
+    between = np.interp([x for x, _ in points], [x for x, _ in kept], [y for _, y in kept])
+    # The distance of a point from its line is what lies above or below it, times the cosine of the slope.
+    x, y = np.array(kept).T
+    slopes = np.abs(np.diff(y) / np.diff(x))[np.searchsorted(x[1:-1], [p for p, _ in points], side="right")]
+    ends = np.isin([p for p, _ in points], x)
+    assert np.all(np.where(ends, 0, np.abs(between - heights)) <= NEAR * np.hypot(1, slopes) + 1e-9)
+
+
+def test_a_smooth_curve_needs_few_points() -> None:
+    points = [(10.0 * n, 60 * 0.9**n) for n in range(32)]
+    assert len(thin(points)) < len(points) / 3 and thin([(float(n), 3.0) for n in range(50)]) == [(0.0, 3.0), (49.0, 3.0)]
 
 
 def test_controls_do_not_press_rivals_into_a_corner() -> None:
@@ -131,8 +161,8 @@ def test_the_front_is_the_summarys() -> None:
     section = doc_of(rows)["sections"][0]
     kept = {(row["entrant"], c["format"]) for row in section["rows"] for c in row["cells"] if c["front"] and row["role"] != "reference"}
     (svg,) = parsed(drawn(rows)["front"])
-    marks = [g for g in svg.iter("g") if g.get("class", "").split()[-1] in ("m", "hollow") and g.find("title") is not None]
-    filled = {tuple((g.find("title").text or "").split(":")[0].split(", ")) for g in marks if "hollow" not in g.get("class", "")}  # type: ignore[union-attr]
+    marks = [(g.get("class", ""), t.text or "") for g in svg.iter("g") for p in g.findall("path") for t in p.findall("title")]
+    filled = {tuple(words.split(":")[0].split(", ")) for cls, words in marks if "hollow" not in cls}
     assert filled == kept and 0 < len(kept) < len(marks) == 2 * len(MEANS)
 
 
@@ -149,6 +179,50 @@ def test_costs_and_tuning_are_drawn_where_they_are_known() -> None:
     more = {f.name: f for f in figures(doc["sections"][0], styles(doc["sections"]), {})}
     assert len(more["tuning"].panels) == len(more["time"].panels) == 2 and "losses" not in more
     assert "lsq 0.3 of 3" in more["tuning"].panels[0].said
+
+
+def tuned(curves_of: dict[str, list[float | None]], share: float = 1.0) -> Figure:
+    """The figure of best-of-n curves, by entrant; the others have none."""
+    doc = doc_of(ranked(seeds=2))
+    for row in doc["sections"][0]["rows"]:
+        for cell in row["cells"]:
+            cell["best_of"], cell["best_of_share"] = curves_of.get(row["entrant"], []), share
+    return next(f for f in figures(doc["sections"][0], styles(doc["sections"]), {}) if f.name == "tuning")
+
+
+def test_the_best_of_n_stands_at_n_though_fewer_trials_have_no_score() -> None:
+    """None for n = 1 and 2: what is known of 3 and 4 trials is drawn at 3 and 4, where it is for everybody else."""
+    (svg, _) = parsed(tuned({"lsq": [None, None, 0.32, 0.3], "ste": [0.6, 0.55, 0.5, 0.45]}))
+    tips = [t.text for t in svg.iter("title")]
+    assert "lsq, 4 trials: 0.3" in tips and "ste, 4 trials: 0.45" in tips and "ste, 1 trial: 0.6" in tips
+    assert not [t for t in tips if t and t.startswith(("lsq, 1 ", "lsq, 2 "))]
+    ticks = {t.text: float(t.get("x", "nan")) for g in svg.iter("g") if g.get("class") == "tick k" for t in g}
+    late, whole = sorted(walked(p.get("d", "")) for p in svg.iter("path") if p.get("class") == "line" and "M" in p.get("d", ""))[::-1][:2]
+    assert [x for x, _ in (late[0], late[-1])] == pytest.approx([ticks["3"], ticks["4"]], abs=0.11)
+    assert [x for x, _ in (whole[0], whole[-1])] == pytest.approx([ticks["1"], ticks["4"]], abs=0.11)
+
+
+def test_the_caption_says_that_validation_chooses_and_test_is_shown() -> None:
+    found = tuned({"lsq": [0.4, 0.3]}, share=0.25)
+    assert found.caption.startswith("Of n trials the one that is best on validation: the test score")
+    assert "trials, with 25 % of the steps" in "".join(tree.tostring(svg, encoding="unicode") for svg in parsed(found))
+
+
+def test_an_entrant_without_any_finished_trial_has_no_line() -> None:
+    found = tuned({"lsq": [None, None], "ste": [0.6, 0.5]})
+    assert found.panels[0].said == "ste 0.5 of 2"
+
+
+def test_a_control_far_off_is_told_of_and_does_not_flatten_the_others() -> None:
+    (svg, _) = parsed(tuned({"rtn": [9.0, 8.0], "ste": [0.6, 0.5], "lsq": [0.4, 0.3]}))
+    assert "↑ rtn 8" in {t.text for t in svg.iter("text")}
+    lines = [
+        walked(p.get("d", ""))
+        for p in svg.iter("path")
+        if p.get("class") == "line" and p.get("d", "").count("M") and len(walked(p.get("d", ""))) > 1
+    ]
+    heights = [y for line in lines for _, y in line]
+    assert max(heights) - min(heights) > 120
 
 
 def test_the_overall_figures_are_of_entrants_with_a_gap() -> None:

@@ -71,6 +71,7 @@ LIGHT += (
     "publish",
     "answers",
     "asking",
+    "grades",
     "marks",
 )
 LIGHT += tuple(f"submissions.{name}" for name in ("artefact", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped"))

@@ -1,80 +1,123 @@
-"""What a board's runs did downstream, from files that are written here as `evaluate` writes them."""
+"""Two entrants of a board held against each other downstream, from run folders that are written here as `train` and `evaluate` write them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import qbench
 from qbench import stats
+from qbench.config import RunConfig
 from qbench.errors import UsageError
-from qbench.marks import Paper, compare, difference_in_words, in_words, tables
+from qbench.marks import Difference, in_words
+from qbench.record import Attempt
+from qbench.store import Store
+from tests.made_runs import config, make, roster
+
+A, B = "a" * 64, "b" * 64
+Right = Sequence[bool]
 
 
-def paper(
-    folder: Path, entrant: str, seed: int, right: Sequence[bool], task: str = "recall", sha: str = "a1b2c3d4", form: str = "int4"
-) -> Paper:
-    home = folder / f"{entrant}-{form}-{seed}-{task}-{sha}"
-    (home / "downstream").mkdir(parents=True)
-    lines = [{"item": n, "right": float(r)} for n, r in enumerate(right)]
-    (home / "downstream" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    metrics = {"acc": {"value": float(np.mean(right)), "stderr": 0.0, "better": "higher"}}
-    bounds = {"chance": 0.5, "ceiling": 1.0, "items": len(right), "metric": "acc"}
-    return Paper(
-        "grammar/xs", entrant, form, seed, home, task, {"sha256": sha, "file": f"downstream/{task}.jsonl", "metrics": metrics, **bounds}
-    )
+class Desk:
+    """A results folder in which entrants are asked."""
+
+    def __init__(self, results: Path) -> None:
+        self.results, self.attempts = results, dict[str, Attempt]()
+        self.cells: dict[str, RunConfig] = {}
+        self.seeds = 1
+
+    def paper(
+        self, method: str, seed: int, right: Right, task: str = "recall", sha: str = A, fmt: str | None = "int4", **more: Any
+    ) -> Desk:
+        spec = dataclasses.replace(config(seed, method, fmt, **more), method_params={})
+        attempt = self.attempts.get(spec.key) or self.attempts.setdefault(spec.key, make(self.results, spec, score=0.1))
+        cell = dataclasses.replace(spec, seed=0)
+        self.cells[cell.key], self.seeds = cell, max(self.seeds, seed + 1)
+        (attempt.folder / "downstream").mkdir(exist_ok=True)
+        lines = [{"item": n, "right": float(r)} for n, r in enumerate(right)]
+        (attempt.folder / "downstream" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        metrics = {"acc": {"value": float(np.mean(right)), "stderr": 0.0, "better": "higher"}}
+        entry = {"sha256": sha, "items": len(right), "chance": 0.5, "ceiling": 1.0, "metric": "acc", "metrics": metrics}
+        tasks = (attempt.read("downstream") or {"tasks": {}})["tasks"] | {task: entry | {"file": f"downstream/{task}.jsonl"}}
+        attempt.write("downstream", {"downstream_version": 1, "artefact_sha256": "a" * 64, "tasks": tasks})
+        return self
+
+    def compare(self, a: str, b: str) -> list[Difference]:
+        members = roster("b", [(spec, None) for spec in self.cells.values()], self.seeds)
+        with Store(self.results) as opened:
+            assert not opened.ingest(self.attempts.values())
+            opened.set_board(members)
+            opened.snapshot()
+        return qbench.results(self.results).compare_downstream(a, b)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
 
 
 def answers(share: float, seed: int) -> list[bool]:
     return (np.random.default_rng(seed).random(200) < share).tolist()
 
 
-def test_a_cell_is_the_mean_over_seeds_with_its_interval(tmp_path: Path) -> None:
-    found = [paper(tmp_path, "lsq", seed, answers(0.8, seed)) for seed in range(4)]
-    table = tables(found)[0]
-    assert table.columns[0].name == "recall" and [row[:2] for row in table.rows] == [("lsq", "int4")]
-    assert table.rows[0][2][0].score == stats.mean_interval([float(np.mean(answers(0.8, seed))) for seed in range(4)])
-    assert "200 items, chance 0.5, ceiling 1" in in_words(table)
-
-
-def test_two_definitions_under_one_name_are_two_columns_and_never_compared(tmp_path: Path) -> None:
-    found = [paper(tmp_path, "lsq", 0, [True, False]), paper(tmp_path, "ste", 0, [True, True], sha="ffff0000")]
-    assert [column.name for column in tables(found)[0].columns] == ["recall a1b2c3", "recall ffff00"]
-    assert [[grade.seeds for grade in row[2]] for row in tables(found)[0].rows] == [[1, 0], [0, 1]]
-    assert compare(found, "lsq", "ste") == []
-
-
-def test_items_are_paired_and_corrected_over_tasks_and_seeds_are_the_unit_of_the_difference(tmp_path: Path) -> None:
-    found, p = [], []
+def test_items_are_paired_and_corrected_over_tasks_and_seeds_are_the_unit_of_the_difference(desk: Desk) -> None:
+    p = []
     for task, shares in (("recall", (0.9, 0.7)), ("nesting", (0.6, 0.6))):
         mine, theirs = ([answers(share, 10 * seed + side) for seed in range(3)] for side, share in enumerate(shares))
-        found += [
-            paper(tmp_path, name, seed, right, task) for name, each in (("a", mine), ("b", theirs)) for seed, right in enumerate(each)
-        ]
+        for name, each in (("lsq", mine), ("ste", theirs)):
+            for seed, right in enumerate(each):
+                desk.paper(name, seed, right, task)
         p.append(stats.mcnemar(np.concatenate(mine), np.concatenate(theirs)))
-    nesting, recall = compare(found, "a", "b")
+    nesting, recall = desk.compare("lsq", "ste")
     assert (recall.only_a, recall.only_b) == (p[0].first, p[0].second) and (nesting.task, recall.seeds) == ("nesting", 3)
     assert [recall.p_items, nesting.p_items] == stats.holm([test.p for test in p]) and recall.p_items < 0.001 < (nesting.p_items or 0)  # type: ignore[operator]
     by_seed = [{seed: float(np.mean(answers(share, 10 * seed + side))) for seed in range(3)} for side, share in enumerate((0.9, 0.7))]
     assert recall.difference == stats.paired_test(*by_seed).difference
-    words = difference_in_words(recall, "a", "b")
-    assert "grammar/xs: recall; int4" in words and f"by item {recall.only_a} that only a has right, {recall.only_b} that only b" in words
+    words = in_words(recall, "lsq", "ste")
+    assert words.startswith("digits/xs (start scratch, 10 steps") and "recall (acc); int4" in words
+    assert f"by item {recall.only_a} that only lsq has right, {recall.only_b} that only ste" in words
 
 
-def test_full_precision_goes_with_every_format(tmp_path: Path) -> None:
-    found = [
-        paper(tmp_path, "fp", 0, [True, True], form="fp32"),
-        *(paper(tmp_path, "lsq", 0, [True, False], form=f) for f in ("int2", "int4")),
+def test_two_definitions_under_one_name_are_never_compared(desk: Desk) -> None:
+    assert desk.paper("lsq", 0, [True, False]).paper("ste", 0, [True, True], sha=B).compare("lsq", "ste") == []
+
+
+def test_runs_from_another_start_are_another_comparison(desk: Desk) -> None:
+    for start, mine in (("scratch", [True, True]), ("fp:0.5", [False, False])):
+        for seed in range(2):
+            desk.paper("lsq", seed, mine, start=start).paper("ste", seed, [True, False], start=start)
+    found = desk.compare("lsq", "ste")
+    assert sorted((d.setting.partition(",")[0], d.difference.value, d.only_a, d.only_b) for d in found) == [
+        ("start fp:0.5", -0.5, 0, 2),
+        ("start scratch", 0.5, 2, 0),
     ]
-    assert compare(found, "fp", "lsq")[0].formats == ("int2", "int4")
+
+
+def test_full_precision_goes_with_every_format(desk: Desk) -> None:
+    desk.paper("fp", 0, [True, True], fmt=None)
+    for fmt in ("int2", "int4"):
+        desk.paper("lsq", 0, [True, False], fmt=fmt)
+    (found,) = desk.compare("fp", "lsq")
+    assert found.formats == ("int2", "int4") and (found.only_a, found.only_b, found.seeds) == (2, 0, 1)
+
+
+def test_answers_whose_items_are_gone_are_compared_by_seed_alone(desk: Desk) -> None:
+    for seed in range(2):
+        desk.paper("lsq", seed, [True, True]).paper("ste", seed, [True, False])
+    next(iter(desk.attempts.values())).folder.joinpath("downstream", "recall.jsonl").unlink()
+    (found,) = desk.compare("lsq", "ste")
+    assert found.p_items is None and found.difference.value == 0.5 and "by item" not in in_words(found, "lsq", "ste")
 
 
 @pytest.mark.parametrize(
     ("a", "b", "line"), [("lsq", "lqs", "unknown entrant 'lqs'; did you mean lsq"), ("lsq", "lsq", "compared with itself")]
 )
-def test_wrong_names_are_one_line(tmp_path: Path, a: str, b: str, line: str) -> None:
+def test_wrong_names_are_one_line(desk: Desk, a: str, b: str, line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        compare([paper(tmp_path, "lsq", 0, [True])], a, b)
+        desk.paper("lsq", 0, [True]).compare(a, b)

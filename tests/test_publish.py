@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -22,13 +23,14 @@ from hypothesis import given
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 
-from qbench import leaderboard
+from qbench import leaderboard, stats
 from qbench.errors import QbenchError
 from qbench.publish import archive, schema
 from qbench.publish.document import About, cell_id, document
-from qbench.publish.embedding import embedded, packed
+from qbench.publish.embedding import SCORE, embedded, packed, rounded
 from qbench.publish.gate import admit
 from qbench.publish.latex import latex, to_latex
+from qbench.publish.page import breakable
 from qbench.store import Store
 from tests.made_runs import config, make, roster
 from tests.made_sites import ENV, board, files, one_of_everything, ranked
@@ -258,7 +260,7 @@ def test_the_page_holds_no_element_attribute_or_address_but_its_own(rows: pd.Dat
     found = elements(made["index.html"].decode())
     assert {tag for tag, _ in found} <= {
         "html", "head", "meta", "title", "link", "style", "body", "a", "header", "div", "span", "main", "h1", "h2", "h3", "p", "section", "small", "table", "caption", "thead", "tbody",
-        "tr", "th", "td", "bdi", "sup", "i", "ol", "ul", "li", "figure", "figcaption", "b", "svg", "g", "path", "rect", "text", "desc", "code", "pre", "details", "summary", "dialog", "script",
+        "tr", "th", "td", "bdi", "sup", "i", "ol", "ul", "li", "figure", "figcaption", "b", "svg", "g", "path", "rect", "text", "wbr", "noscript", "code", "pre", "details", "summary", "dialog", "script",
     }  # fmt: skip
     for tag, attributes in found:
         assert not [a for a in attributes if a.startswith("on") or a in ("style", "src", "srcdoc", "formaction", "xlink:href")], (
@@ -284,6 +286,73 @@ def test_data_cannot_leave_its_element() -> None:
     written = embedded(doc)
     assert not set(written) & set("<>&\u2028\u2029")
     assert json.loads(written) == packed(doc)
+
+
+def test_figures_cannot_leave_the_noscript_that_they_wait_in() -> None:
+    """Where scripts run it is read as text up to its end tag, so that a name with one would let the rest out."""
+    page = files(nasty())["index.html"].decode()
+    parts = re.findall(r"<noscript>(.*?)</noscript>", page, re.DOTALL)
+    assert len(parts) == page.count("<noscript") == page.count("</noscript") > 0
+    for part in parts:
+        assert {tag for tag, _ in elements(part)} <= {
+            "ul",
+            "li",
+            "i",
+            "bdi",
+            "figure",
+            "figcaption",
+            "b",
+            "div",
+            "svg",
+            "g",
+            "path",
+            "rect",
+            "text",
+            "title",
+        }
+
+
+def test_names_break_at_blanks_and_punctuation_only() -> None:
+    assert breakable("ewgs (delta=adaptive, on/off)") == "ewgs (delta=adaptive, on/<wbr>off)"
+    assert breakable("a_b|c;d,e:f") == "a_<wbr>b|<wbr>c;<wbr>d,<wbr>e:<wbr>f" and breakable("x" * 60) == "x" * 60
+    assert breakable("<img/onerror=1>,b") == "&lt;img/<wbr>onerror=1&gt;,<wbr>b"
+
+
+# ---- what the page carries ----
+
+
+def test_a_thousand_runs_take_less_than_three_hundred_kilobytes() -> None:
+    rows = ranked(seeds=10, tasks=[f"task{n}" for n in range(7)])
+    assert len(rows) == 1050 and 100_000 < len(files(rows)["index.html"]) < 300_000
+
+
+def test_keys_and_scores_are_carried_whole() -> None:
+    """Keys to the bit; scores to what leaves ranks as they are."""
+    rows = ranked(seeds=10)
+    doc = doc_of(rows)
+    carried = json.loads(embedded(doc))
+    found = {}
+    for section, own in zip(carried["sections"], doc["sections"], strict=True):
+        for row, its in zip(section["rows"], own["rows"], strict=True):
+            for cell, whole in zip(row["cells"], its["cells"], strict=True):
+                _, keys, scores, _ = cell["runs"]
+                raw = base64.b64decode(keys).hex()
+                assert [raw[32 * n : 32 * n + 32] for n in range(len(scores))] == whole["runs"]["key"]
+                found |= dict(zip(whole["runs"]["key"], scores, strict=True))
+    assert found == {r.key: pytest.approx(r.packed, rel=1e-13, abs=0) for r in rows.itertuples()}
+    rounded = rows.assign(packed=rows["key"].map(found))
+    assert [row.rank for s in board(rounded)[0].sections for row in s.rows] == [row.rank for s in board(rows)[0].sections for row in s.rows]
+
+
+def test_scores_that_differ_by_a_constant_still_do_so_when_carried() -> None:
+    """No spread, no test: fourteen digits stay far within what `stats` takes for none, where ten would make a rank of it."""
+    chance = random.Random(3)
+    first = {seed: chance.uniform(0.1, 90) for seed in range(12)}
+    second = {seed: value + 1 / 3 for seed, value in first.items()}
+    ends = [
+        stats.paired_test(*({s: rounded(v, digits) for s, v in scores.items()} for scores in (first, second))).p for digits in (SCORE, 10)
+    ]
+    assert ends[0] is None and ends[1] is not None and ends[1] < 1e-6
 
 
 @pytest.mark.parametrize("name", ["board.json", "cells.csv", "leaderboard.md", "leaderboard.tex", "index.html"])

@@ -45,7 +45,6 @@ PRINTED = {
     "board": (["show", "small"],),
     "run": (["show", KEY],),
     "summary": (["show", "small", "--summary"],),
-    "downstream": (["show", "small", "--downstream"],),
     "submit": (["submit", "small", "--out", "small.qbench.zip"],),
     "verify": (["verify", "small.qbench.zip"],),
     "merge": (["merge", "small.qbench.zip"],),

@@ -304,3 +304,9 @@ def test_a_config_holds_what_was_written() -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, set_up(Path(folder)):
         GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+
+
+def test_two_entrants_cannot_share_a_label() -> None:
+    text = 'board = "b"\nmethods = ["fp", "rtn"]\ntasks = ["toy"]\nformats = ["int4"]\n[[method]]\nname = "ste"\nlabel = "rtn"\n'
+    with pytest.raises(UsageError, match="'rtn' is what another entrant is called: give it a label of its own"):
+        make_plan(read_text(text, "s.toml"))

@@ -143,6 +143,13 @@ def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) 
     assert len(done) == (2 if start != "scratch" else 1)
 
 
+def test_a_plan_calls_checkpoints_by_their_hashes(tmp_path: Path) -> None:
+    one, other = (save(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    text = SWEEP.format("scratch", "X", "false").replace('"X"', f'["{one}", "{other}"]')
+    cells = make_plan(read_text(text, "s.toml")).cells
+    assert [cell.variant for cell in cells] == [f"model=model:{HFCausal(model=str(folder)).checkpoint.hash()}" for folder in (one, other)]
+
+
 def changed(folder: Path, file: str, **values: Any) -> Path:
     data = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**data, **values}))

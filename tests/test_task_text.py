@@ -254,6 +254,35 @@ def test_a_key_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path) -> None
     assert {config.task_params["corpus"] for config in configs} == {f"data:{Text(corpus=f'path:{tmp_path}/b/other.jsonl').tokens().hash}"}
 
 
+def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = written(tmp_path / "a.jsonl", texts(600)), []
+    real = Text.params
+
+    def params(task: Text) -> dict[str, Any]:
+        asked.append(task.corpus)
+        return real.__get__(task)
+
+    monkeypatch.setattr(Text, "params", property(params))
+    found = make_plan(read_text(SWEEP.format("").replace('""', f'["{path}", "stdlib"]'), "s.toml"))
+    keyed = f"data:{Text(corpus=path).tokens().hash}"
+    assert {cell.variant for cell in found.cells} == {f"corpus={keyed}", "corpus=stdlib"}
+    assert str(tmp_path) not in json.dumps([cell.title for cell in found.cells])
+    assert sorted(asked) == sorted([path, "stdlib"]), "files are looked at once a plan, not once a cell"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp", "", "0" * 31, "G" * 32])
+def test_a_hash_names_no_other_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match="a hash is 32 digits from 0 to f"):
+        Text(corpus=f"data:{name}").fingerprint()
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_an_unknown_home_is_one_line() -> None:
+    with pytest.raises(UsageError, match="~nobody-of-this-name/x: nobody here has such a home folder"):
+        registry.build("tasks", "text", {"corpus": "path:~nobody-of-this-name/x"}).fingerprint()
+
+
 def test_options_that_decide_the_tokens_are_in_the_key(corpus: str) -> None:
     keys = [frozenset(plan(corpus, more).runs) for more in ("", 'tokenizer = "bpe"\nvocab = 300', 'tokenizer = "bpe"\nvocab = 400')]
     assert len(keys[0] | keys[1] | keys[2]) == 9

@@ -375,6 +375,25 @@ def test_a_run_that_comes_to_something_else_when_trained_is_found(good: bytes) -
     assert "comes to something else" in failed(data, rerun=None)["rerun"]
 
 
+@pytest.mark.parametrize(
+    ("task", "params"),
+    [("text", {"corpus": "path:{}"}), ("hf-causal", {"model": "{}", "corpus": "stdlib"}), ("hf-causal", {"model": "model:0", "corpus": "path:{}"}),
+     ("hf-causal", {"model": "nobody/nothing", "corpus": "stdlib"})],
+)  # fmt: skip
+def test_a_stranger_has_no_place_looked_at_and_nothing_fetched(
+    task: str, params: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qbench import registry
+    from qbench.submissions.bench import _parameters
+
+    def looked(*_: object) -> None:
+        raise AssertionError("looked at")
+
+    monkeypatch.setattr(registry.load("tasks", task), "params", property(looked))
+    given = canonical({name: value.format(tmp_path) for name, value in params.items()})
+    assert "name a place" in (_parameters("tasks", task, given) or "")
+
+
 def test_what_is_not_known_here_stays_claimed_and_is_said(good: bytes) -> None:
     for change, reason in (
         ({"method": "unheard"}, "no method unheard here"),

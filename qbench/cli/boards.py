@@ -19,12 +19,9 @@ from qbench.errors import UsageError
 @click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
 @click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
 @click.option("--summary", is_flag=True, help="Print the board in a few numbers: overall, front, equal training time.")
-@click.option("--downstream", is_flag=True, help="Print how a board's runs did downstream, each in the mean over its seeds.")
-def show(what: str | None, results: Path, form: str | None, randomised: bool, summary: bool, downstream: bool) -> int:
+def show(what: str | None, results: Path, form: str | None, randomised: bool, summary: bool) -> int:
     """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
-    if downstream:
-        print_downstream(what, results, form)
-    elif summary:
+    if summary:
         print_summary(what, results, form)
     elif what and is_run(what, results):
         print_run(what, results, form)
@@ -52,22 +49,6 @@ def print_board(name: str | None, results: Path, form: str, randomised: bool = F
         from qbench.render import show_board
 
         show_board(board, Console(), randomised=randomised)
-
-
-def print_downstream(name: str | None, results: Path, form: str | None) -> None:
-    from qbench import marks
-    from qbench.frames import Results
-
-    if form not in (None, "json"):
-        raise UsageError(f"what runs did downstream is printed as tables or as JSON, not as {form}")
-    board = Results(results).board_name(name)
-    tables = marks.tables(marks.papers(results, board))
-    if form:
-        emit([table.to_json() for table in tables])
-    else:
-        click.echo(
-            "\n\n".join(map(marks.in_words, tables)) or f"no run of {board} was asked anything: qbench eval asks one, [downstream] all"
-        )
 
 
 def print_summary(name: str | None, results: Path, form: str | None) -> None:
@@ -130,14 +111,14 @@ def compare(one: str, other: str, board: str | None, downstream: bool, results: 
 
 
 def compare_downstream(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
-    from qbench import marks
     from qbench.frames import Results
+    from qbench.marks import in_words
 
-    found = marks.compare(marks.papers(results, Results(results).board_name(board)), one, other)
+    found = Results(results).compare_downstream(one, other, board)
     if as_json:
         emit([d.to_json() for d in found])
     else:
-        lines = [f"{one} − {other}", *(marks.difference_in_words(d, one, other) for d in found)]
+        lines = [f"{one} − {other}", *(in_words(d, one, other) for d in found)]
         click.echo("\n".join(lines) if found else f"{one} and {other} have answered no downstream task in common")
     return 0
 

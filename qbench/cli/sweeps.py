@@ -80,7 +80,7 @@ def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: 
     lines = sweep_status(config, results)
     if as_json:
         emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
-               "stale": line.stale, "older": line.older} for line in lines])  # fmt: skip
+               "stale": line.stale, "older": line.older, "unanswered": line.unanswered} for line in lines])  # fmt: skip
         return 0
     from rich.console import Console
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import QbenchError
 from qbench.schema import RUN
-from qbench.text import plain
+from qbench.text import LONGEST_CELL, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def _column(values: pd.Series[Any], kind: type) -> pa.Array:
     import pyarrow as pa
 
     types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    change = {int: int, float: float, bool: bool}.get(kind, lambda word: plain(word, 10_000))
+    change = {int: int, float: float, bool: bool}.get(kind, lambda word: plain(word, LONGEST_CELL))
     found = values.astype(object).where(values.notna(), None)
     # The same words come again and again.
     changed = {v: change(v) for v in dict.fromkeys(found) if v is not None}

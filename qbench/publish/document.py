@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qbench import plaintext
-from qbench.board import Board, Cell, Cost, Row, Section
+from qbench.board import Board, Cell, Cost, Exam, Row, Section
 from qbench.leaderboard import RANKED_FROM
 from qbench.publish import overview
 from qbench.publish.values import Json, estimate, known, plain, score, short, spelled, tidied, whole, word
@@ -138,6 +138,20 @@ def _section(section: Section, book: Book) -> Json:
         ],
         "rows": [_row(row, section, formats, book) for row in section.rows],
         "notes": [plain(note) for note in section.notes],
+        "downstream": [_exam(exam) for exam in section.downstream],
+    }
+
+
+def _exam(exam: Exam) -> Json:
+    return {
+        "id": plain(exam.id),
+        "task": plain(exam.task),
+        "sha256": plain(exam.sha256),
+        "metric": plain(exam.metric),
+        "better": plain(exam.better),
+        "items": exam.items,
+        "chance": spelled(exam.chance),
+        "ceiling": spelled(exam.ceiling),
     }
 
 
@@ -193,6 +207,7 @@ def _cell(cell: Cell, row: Row, section: Section, fmt: str, book: Book) -> Json:
         "trials": cell.trials,
         "best_of": [spelled(x) for x in cell.best_of],
         "best_of_share": spelled(cell.best_of_share),
+        "downstream": {plain(exam): {"score": estimate(grade.score), "seeds": grade.seeds} for exam, grade in cell.downstream.items()},
         "cost": None,
         "front": False,
         "equal_time": None,

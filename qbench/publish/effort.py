@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qbench.publish.axes import Axis, fit
-from qbench.publish.sketch import LINE, LONGEST, NARROW, Figure, Json, Styles, at, base, gutter, metric, short
-from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, path
+from qbench.publish.sketch import CROWDED, LINE, LONGEST, NARROW, Figure, Json, Styles, at, base, gutter, metric, short, stroke
+from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, outline, path, thin
 
 
 def figures(section: Json, look: Styles) -> list[Figure]:
@@ -35,11 +35,12 @@ def _cost_panel(title: str, head: str, known: Sequence[tuple[Json, float]], look
     parts = [label(names, 13, head, "head"), el("path", d=f"M{names} 24V{bottom}", cls="axis")]
     for n, (row, value) in enumerate(ordered):
         middle, style = 24 + LINE * (n + 0.5), look[row["entrant"]]
+        # A number after its bar needs no class.
         words = [
-            label(names - 8, middle + 4, short(row["entrant"], LONGEST), "who", "end"),
-            label(x(value) + 6, middle + 4, f"{value:.3g}", "value"),
+            label(x(value) + 6, middle + 4, f"{value:.3g}"),
+            label(names - 8, middle + 4, short(row["entrant"], LONGEST), "", "end"),
         ]
-        bar = el("rect", x=names, y=middle - 5, width=max(x(value) - names, 0.5), height=10, cls="bar")
+        bar = stroke(path([(names, middle), (max(x(value), names + 0.5), middle)]), "bar")
         parts.append(el("g", join([bar, *words]), cls=f"{style.classes} m"))
     said = "; ".join(f"{short(row['entrant'], 40)} {value:.3g}" for row, value in ordered)
     return Panel(
@@ -50,29 +51,52 @@ def _cost_panel(title: str, head: str, known: Sequence[tuple[Json, float]], look
 def best_of(section: Json, look: Styles) -> Figure:
     panels = []
     for i, column in enumerate(section["columns"]):
-        lines = [(look[row["entrant"]], c["best_of"]) for row in section["rows"] if (c := at(row, i)) and len(c["best_of"]) > 1]
-        lines = [(style, [v for v in values if v is not None]) for style, values in lines]
-        if lines := [(style, values) for style, values in lines if len(values) > 1]:
-            panels.append(_tuning_panel(section, column["format"], i, lines))
-    return Figure(
-        "tuning", "Best of n trials", "The test score to expect, at the seeds of tuning, from the best of n trials on validation.", panels
+        cells = [(look[row["entrant"]], c) for row in section["rows"] if (c := at(row, i)) and len(c["best_of"]) > 1]
+        lines = [(style, known) for style, c in cells if (known := _known(c["best_of"]))]
+        if lines:
+            share = min(c["best_of_share"] for _, c in cells)
+            panels.append(_tuning_panel(section, column["format"], i, lines, share))
+    said = (
+        "Of n trials the one that is best on validation: the test score to expect of it, at the seeds of tuning. "
+        "A line begins where the best of n can no longer be a failed trial."
     )
+    return Figure("tuning", "Best of n trials", said, panels)
 
 
-def _tuning_panel(section: Json, fmt: str, i: int, lines: Sequence[tuple[Style, Sequence[float]]]) -> Panel:
+def _known(values: Sequence[float | None]) -> list[tuple[int, float]]:
+    """By the number of trials, which starts at 1 whether or not its score is known."""
+    return [(n, v) for n, v in enumerate(values, 1) if v is not None]
+
+
+def _tuning_panel(section: Json, fmt: str, i: int, lines: Sequence[tuple[Style, list[tuple[int, float]]]], share: float) -> Panel:
     left, right, top, bottom = 42, NARROW - 12, 26, 196
-    most = max(len(values) for _, values in lines)
-    x, y = Axis(1, most, left + 4, right), fit([v for _, values in lines for v in values], bottom, top)
-    parts = [frame(x, y, "trials", metric(section), sorted({1, *range(2, most + 1, max(1, most // 6))}))]
-    for style, values in lines:
-        places = [(x(n), y(v)) for n, v in enumerate(values, 1)]
-        parts.append(el("path", d=path(places), cls=f"{style.classes} line"))
-        parts += [
-            mark(px, py, style, 2.6, f"{short(style.name, 40)}, {n} trials: {v:.4g}")
-            for n, ((px, py), v) in enumerate(zip(places, values, strict=True), 1)
-        ]
-    said = "; ".join(f"{short(style.name, 40)} {values[-1]:.4g} of {len(values)}" for style, values in lines)
-    return Panel(fmt, said, NARROW, bottom + 36, join([label(left + 60, 13, fmt, "head", None, 40), *parts]), i)
+    most = max(n for _, known in lines for n, _ in known)
+    doubled = {most, *(1 << k for k in range(most.bit_length()))}
+    x = Axis(1, most, left + 4, right) if most > 1 else Axis(0, 2, left, right)
+    y = _tuning_axis(lines, bottom, top)
+    name = "trials" + (f", with {100 * share:g} % of the steps" if share < 1 else "")
+    parts = [frame(x, y, name, metric(section), sorted({1, *range(2, most + 1, max(1, most // 6))}))]
+    off = [(style, known) for style, known in lines if not y.low <= known[-1][1] <= y.high]
+    for place, (style, known) in enumerate(off):
+        words = f"{'↓' if known[-1][1] < y.low else '↑'} {short(style.name, LONGEST)} {known[-1][1]:.4g}"
+        parts.append(el("g", label(right - 2, bottom - 6 - 12 * place, words, "end", "end"), cls=f"{style.classes} m"))
+    for style, known in lines:
+        inside = [stroke(path(thin([(x(n), y(v)) for n, v in known if y.low <= v <= y.high])), "line")]
+        for n, v in known:
+            if n in doubled and y.low <= v <= y.high:
+                words = f"{short(style.name, 40)}, {n} trial{'s' * (n > 1)}: {v:.4g}"
+                inside.append(el("path", el("title", words), d=outline(x(n), y(v), style.shape, 2.6)))
+        parts.append(el("g", join(inside), cls=f"{style.classes} m"))
+    said = "; ".join(f"{short(style.name, 40)} {known[-1][1]:.4g} of {known[-1][0]}" for style, known in lines)
+    return Panel(fmt, said, NARROW, bottom + 36, join([label(right, 13, fmt, "head", "end", 24), *parts]), i)
+
+
+def _tuning_axis(lines: Sequence[tuple[Style, list[tuple[int, float]]]], bottom: float, top: float) -> Axis:
+    """As with scores, controls do not press what is compared into a corner."""
+    everyone = [v for _, known in lines for _, v in known]
+    rivals = [v for style, known in lines if style.colour != "ctl" for _, v in known]
+    crowded = rivals and max(everyone) - min(everyone) > CROWDED * (max(rivals) - min(rivals)) > 0
+    return fit(rivals if crowded else everyone, bottom, top)
 
 
 def equal_time(section: Json, look: Styles) -> Figure:
@@ -94,13 +118,13 @@ def _timed_panel(section: Json, fmt: str, i: int, found: Sequence[tuple[Json, Js
     for n, (row, e) in enumerate(found):
         middle, style = 24 + LINE * (n + 0.5), look[row["entrant"]]
         then, after = x(e["at_time"]["value"]), x(e["at_steps"]["value"])
-        line = el("path", d=path([(then, middle), (after, middle)]), cls="ci")
-        parts.append(
-            mark(then, middle, style, 3.4, f"{short(row['entrant'], 40)}: {100 * (e['progress'] or 0):.0f} % of its steps", "hollow")
-        )
-        parts.append(
-            mark(after, middle, style, 3.6, inside=join([label(names - 8, middle + 4, short(row["entrant"], LONGEST), "who", "end"), line]))
-        )
+        words = f"{short(row['entrant'], 40)}: {100 * (e['progress'] or 0):.0f} % of its steps"
+        inside = [
+            label(names - 8, middle + 4, short(row["entrant"], LONGEST), "", "end"),
+            stroke(path([(then, middle), (after, middle)])),
+            el("path", el("title", words), d=outline(then, middle, style.shape, 3.4), cls="open"),
+        ]
+        parts.append(mark(after, middle, style, inside=join(inside)))
     said = "; ".join(
         f"{short(row['entrant'], 40)} {e['at_time']['value']:.4g} then, {e['at_steps']['value']:.4g} after" for row, e in found
     )

@@ -6,6 +6,7 @@ the same size. Only what is in the document is drawn; a cell without a score is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
@@ -33,12 +34,13 @@ from qbench.publish.sketch import (
     score_axis,
     scored,
     short,
+    stroke,
     tip,
     told,
     what_became,
     whisker,
 )
-from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, path, spread
+from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, outline, path, spread, thin
 
 
 def figures(section: Json, look: Styles, losses: Mapping[str, Curve]) -> list[Figure]:
@@ -71,9 +73,9 @@ def _forest(section: Json, look: Styles, i: int, column: Json) -> Panel:
     parts = [band(section, x, 24, bottom), base(x, bottom, 24, section)]
     for n, row in enumerate(rows):
         cell, middle, style = at(row, i), 24 + LINE * (n + 0.5), look[row["entrant"]]
-        inside = [label(names - 8, middle + 4, short(row["entrant"], longest), "who", "end", longest)]
+        inside = [label(names - 8, middle + 4, short(row["entrant"], longest), "", "end", longest)]
         if cell and cell["score"]:
-            inside += [whisker(cell, x, middle), beyond(cell, x, section, x(cell["score"]["value"]), middle + 4)]
+            inside += [stroke(whisker(cell, x, middle)), beyond(cell, x, section, x(cell["score"]["value"]), middle + 4)]
             parts.append(mark(x(cell["score"]["value"]), middle, style, title=tip(row, cell, section), inside=join(inside)))
         else:
             inside.append(label(names + 4, middle + 4, what_became(cell), "bad" if cell and cell["state"] == "failed" else "gone"))
@@ -109,10 +111,11 @@ def _bits_panel(section: Json, look: Styles, points: Sequence[tuple[Json, Json]]
         own = sorted((c for r, c in points if r is row), key=lambda c: c["bits_per_weight"])
         style, shift = look[row["entrant"]], (n - (len(rows) - 1) / 2) * min(2.4, 22 / len(rows))
         places = [(x(c["bits_per_weight"]) + shift, y(c["score"]["value"])) for c in own]
-        parts.append(el("path", d=path(places), cls=f"{style.classes} line"))
-        for (px, py), c in zip(places, own, strict=True):
-            inside = join([whisker(c, y, px, True), beyond(c, y, section, px, py + 4)])
-            parts.append(mark(px, py, style, 3.2, inside=inside))
+        intervals = "".join(whisker(c, y, px, True) for (px, _), c in zip(places, own, strict=True))
+        marks = "".join(outline(px, py, style.shape, 3.2) for px, py in places)
+        far = [beyond(c, y, section, px, py + 4) for (px, py), c in zip(places, own, strict=True)]
+        drawn = [stroke(path(places), "line"), stroke(intervals), stroke(marks, ""), *far]
+        parts.append(el("g", join(drawn), cls=f"{style.classes} m"))
         ends.append((places[-1][1], style))
     parts += [*_end_labels(ends, right + 8, top, bottom), label(right, 13, head, "head", "end", 40)]
     title = ", ".join(filter(None, ("Score against bits", section["title"], head)))
@@ -143,11 +146,9 @@ def _front_panel(section: Json, look: Styles, points: Sequence[tuple[Json, Json]
     y = score_axis(section, [c for _, c in points], bottom, top)
     whole = Axis(x.low, x.high, left, right)
     parts = [band(section, y, left, right, across=True), frame(whole, y, "training time over full precision's", metric(section), None, x)]
-    for row, c in sorted(points, key=lambda item: bool(item[1]["front"])):
-        words_there = f"{tip(row, c, section)}, {c['bits_per_weight']:.3g} bits, {c['cost']:.3g} × the training"
-        px, py, good = x(c["cost"]), y(c["score"]["value"]), c["front"]
-        inside = beyond(c, y, section, px, py + 4)
-        parts.append(mark(px, py, look[row["entrant"]], 4.4 if good else 3.2, words_there, "" if good else "hollow", inside))
+    for good, row in itertools.product((False, True), section["rows"]):
+        own = [c for r, c in points if r is row and bool(c["front"]) == good]
+        parts += [_cloud(own, row, look[row["entrant"]], section, x, y, good)] if own else []
     best = sorted((y(c["score"]["value"]), x(c["cost"]), row["entrant"], c["format"]) for row, c in points if c["front"])
     gap = min(12.0, (bottom - top + 10) / max(len(best), 1))
     for (py, px, who, fmt), place in zip(best, spread([b[0] for b in best], gap, top - 4, bottom + 6), strict=True):
@@ -157,6 +158,16 @@ def _front_panel(section: Json, look: Styles, points: Sequence[tuple[Json, Json]
         parts.append(el("g", join([thread, label(right + 9, place + 3.5, words, "end")]), cls=f"{look[who].classes} m"))
     said = "On the front: " + "; ".join(f"{short(who, 40)} {fmt}" for _, _, who, fmt in best)
     return Panel(f"Score, bits and training time, {section['title']}", said, BROAD, bottom + 36, join(parts))
+
+
+def _cloud(cells: Sequence[Json], row: Json, style: Style, section: Json, x: Axis, y: Axis, good: bool) -> Markup:
+    """The marks of an entrant, on the front or behind it."""
+    parts = []
+    for c in cells:
+        px, py = x(c["cost"]), y(c["score"]["value"])
+        words = f"{tip(row, c, section)}, {c['bits_per_weight']:.3g} bits, {c['cost']:.3g} × the training"
+        parts += [beyond(c, y, section, px, py + 4), el("path", el("title", words), d=outline(px, py, style.shape, 4.4 if good else 3.2))]
+    return el("g", join(parts), cls=f"{style.classes} m{'' if good else ' hollow'}")
 
 
 # ---- losses ----
@@ -185,9 +196,9 @@ def _loss_panel(fmt: str, i: int, lines: Sequence[tuple[Style, Curve]]) -> Panel
     parts = [frame(x, y, "progress", "loss", [0, 0.25, 0.5, 0.75, 1])]
     for style, c in lines:
         there = [x(p) for p in c.progress]
-        ribbon = [*zip(there, map(y, c.high), strict=True), *zip(there[::-1], map(y, c.low[::-1]), strict=True)]
-        strokes = [el("path", d=path(ribbon, close=True, unit=10), cls="ribbon")] if c.high != c.low and len(lines) <= FEW else []
-        strokes.append(el("path", d=path([*zip(there, map(y, c.mean), strict=True)]), cls="line"))
+        mean, high, low = (thin([*zip(there, map(y, values), strict=True)]) for values in (c.mean, c.high, c.low))
+        strokes = [stroke(path([*high, *low[::-1]], close=True, unit=10), "ribbon")] if c.high != c.low and len(lines) <= FEW else []
+        strokes.append(stroke(path(mean), "line"))
         parts.append(el("g", join(strokes), cls=f"{style.classes} m"))
     said = "; ".join(f"{short(style.name, 40)} ends at {c.mean[-1]:.3g}" for style, c in lines)
-    return Panel(fmt, said, NARROW, bottom + 36, join([label(left + 60, 13, fmt, "head", None, 40), *parts]), i)
+    return Panel(fmt, said, NARROW, bottom + 36, join([label(right, 13, fmt, "head", "end", 24), *parts]), i)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from qbench.publish.axes import Axis, fit
-from qbench.publish.sketch import BROAD, FEW, LINE, Figure, Json, Styles, gutter, short
-from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, path
+from qbench.publish.sketch import BROAD, LINE, Figure, Json, Styles, gutter, short
+from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, numbers, path
 
 
 def figures(overall: Json, look: Styles) -> list[Figure]:
@@ -27,7 +27,7 @@ def _gap_panel(rows: Sequence[Json], look: Styles, cells: int) -> Panel:
     ends = [v for row in rows for v in (row["gap"]["low"], row["gap"]["high"]) if v is not None and middles[0] - 1 < v < middles[-1] + 1]
     x = fit([100 * v for v in [*middles, *ends]], names, BROAD - 52, log=False)
     parts = [el("path", d="".join(f"M{x(t):.1f} {bottom}V24" for t in x.ticks()), cls="grid")]
-    parts += [label(x(t), bottom + 14, f"{t:g}", "tick", "middle") for t in x.ticks()]
+    parts.append(numbers(x, bottom, x.ticks()))
     parts += [
         el("path", d=f"M{names:.1f} {bottom}H{BROAD - 52}", cls="axis"),
         label((names + BROAD - 52) / 2, bottom + 29, "gap recovered, %", "name", "middle", 40),
@@ -42,7 +42,7 @@ def _gap_panel(rows: Sequence[Json], look: Styles, cells: int) -> Panel:
 
 def _gap_row(row: Json, style: Style, x: Axis, names: float, middle: float, cells: int) -> list[Markup]:
     gap, words = row["gap"], f"{100 * row['gap']['value']:.0f} %"
-    inside = [label(names - 8, middle + 4, short(row["entrant"], 24), "who", "end", 24)]
+    inside = [label(names - 8, middle + 4, short(row["entrant"], 24), "", "end", 24)]
     if gap["low"] is not None and gap["high"] is not None:
         words += f" [{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]"
         inside.append(el("path", d=path([(x(100 * gap["low"]), middle), (x(100 * gap["high"]), middle)]), cls="ci"))
@@ -66,7 +66,7 @@ def _gap_row(row: Json, style: Style, x: Axis, names: float, middle: float, cell
 
 def _profiles(rows: Sequence[Json], look: Styles, thresholds: Sequence[float]) -> Figure:
     known = [row for row in rows if row["profile"]]
-    caption = f"The share of an entrant's cells whose gap recovered is at least so much; bands with ten seeds, and {FEW} entrants or fewer."
+    caption = "The share of an entrant's cells whose gap recovered is at least so much. With ten seeds an entrant has a band, which shows where it is pointed at in the legend, or stands among three or fewer."
     enough = len(known) > 1 and max(row["cells"] for row in known) > 2
     return Figure("profile", "Performance profile", caption, [_profile_panel(known, look, thresholds)] if enough else [])
 
@@ -79,7 +79,7 @@ def _profile_panel(rows: Sequence[Json], look: Styles, thresholds: Sequence[floa
         profile, style = row["profile"], look[row["entrant"]]
         places = [(x(100 * t), y(100 * v)) for t, v in zip(thresholds, profile["share"], strict=True)]
         strokes = [el("path", d=path(places), cls="line")]
-        if profile["low"] and profile["high"] and len(rows) <= FEW:
+        if profile["low"] and profile["high"]:
             high, low = ([(x(100 * t), y(100 * v)) for t, v in zip(thresholds, profile[name], strict=True)] for name in ("high", "low"))
             strokes.insert(0, el("path", d=path([*high, *low[::-1]], close=True, unit=10), cls="ribbon"))
         parts.append(el("g", join(strokes), cls=f"{style.classes} m"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -23,11 +24,12 @@ from qbench.publish.embedding import embedded
 from qbench.publish.figures import figures
 from qbench.publish.sketch import Figure, styles
 from qbench.publish.svg import Style
+from qbench.publish.values import plain
 
 Json = dict[str, Any]
 NOTE = 1000
 """Letters of a note."""
-SCRIPTS = ("stats.js", "details.js", "page.js")
+SCRIPTS = ("model.js", "stats.js", "details.js", "page.js")
 FILES = {
     "leaderboard.md": "the tables as Markdown",
     "leaderboard.tex": "the tables for LaTeX, with booktabs",
@@ -40,7 +42,7 @@ FILES = {
 
 
 def index(doc: Json, board: Board, losses: Mapping[str, Curve]) -> str:
-    style, script = _read("page.css"), "\n".join(map(_read, SCRIPTS))
+    style, script = _read("page.css"), "\n".join(_bare(_read(name)) for name in SCRIPTS)
     looks = styles(doc["sections"])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
     return environment.from_string(_read("index.html.jinja")).render(
@@ -48,9 +50,7 @@ def index(doc: Json, board: Board, losses: Mapping[str, Curve]) -> str:
         summary=_summary(doc),
         facts=_facts(doc),
         overall=_overall(doc, looks),
-        sections=[
-            _section(n, s, section, looks, losses) for n, (s, section) in enumerate(zip(doc["sections"], board.sections, strict=True))
-        ],
+        sections=[_section(s, section, looks, losses) for s, section in zip(doc["sections"], board.sections, strict=True)],
         files=list(FILES.items()),
         machines=_machines(doc),
         style=Markup(style),
@@ -63,6 +63,12 @@ def index(doc: Json, board: Board, losses: Mapping[str, Curve]) -> str:
 
 def _read(name: str) -> str:
     return (resources.files("qbench.publish") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _bare(script: str) -> str:
+    """Without indentation and lines of comment: no template of ours goes over a line's end."""
+    lines = map(str.strip, script.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
 def _hash(words: str) -> str:
@@ -116,22 +122,14 @@ def _key(used: list[Style]) -> list[Json]:
     return [{"number": s.number, "name": s.name[:60], "swatch": swatch(s)} for s in used]
 
 
-def _drawn(found: list[Figure], name: str) -> list[Json]:
-    return [
-        {
-            "name": f.name,
-            "title": f.title,
-            "caption": f.caption,
-            "panels": [p.markup(f"{name}-{f.name}-{i}") for i, p in enumerate(f.panels)],
-        }
-        for f in found
-    ]
+def _drawn(found: list[Figure]) -> list[Json]:
+    return [{"name": f.name, "title": f.title, "caption": f.caption, "panels": [p.markup() for p in f.panels]} for f in found]
 
 
 def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
     if not doc["overall"]:
         return None
-    drawn = _drawn(overall.figures(doc["overall"], looks), "overall")
+    drawn = _drawn(overall.figures(doc["overall"], looks))
     key = _key([looks[row["entrant"]] for row in doc["overall"]["rows"]])
     return {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": doc["overall"]["cells"]} if drawn else None
 
@@ -139,7 +137,7 @@ def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
 # ---- tables ----
 
 
-def _section(number: int, doc: Json, section: Section, looks: Mapping[str, Style], losses: Mapping[str, Curve]) -> Json:
+def _section(doc: Json, section: Section, looks: Mapping[str, Style], losses: Mapping[str, Curve]) -> Json:
     heading = doc["heading"].removeprefix(doc["title"]).removeprefix(": ")
     return {
         "title": doc["title"],
@@ -153,8 +151,31 @@ def _section(number: int, doc: Json, section: Section, looks: Mapping[str, Style
         "costs": plaintext.COSTS,
         "rows": [_row(d, row, section, looks, n) for n, (d, row) in enumerate(zip(doc["rows"], section.rows, strict=True))],
         "notes": [text.plain(note, NOTE) for note in doc["notes"]],
+        "downstream": _downstream(section, looks),
         "key": _key([looks[row["entrant"]] for row in doc["rows"]]),
-        "figures": _drawn(figures(doc, looks, losses), f"f{number}"),
+        "figures": _drawn(figures(doc, looks, losses)),
+    }
+
+
+def _downstream(section: Section, looks: Mapping[str, Style]) -> Json | None:
+    """A table under the section's, plain: who, under which format, and what came of each task."""
+    if not section.downstream:
+        return None
+    formats = [column.format for column in section.columns]
+    return {
+        "caption": plaintext.DOWNSTREAM,
+        "exams": [{"task": text.plain(exam.task, 60), "lines": plaintext.exam_lines(exam)} for exam in section.downstream],
+        "lines": [
+            {
+                "number": (look := looks[plain(line.row.entrant)]).number,
+                "column": "" if line.row.spans else formats.index(line.format),
+                "swatch": swatch(look),
+                "name": text.plain(line.row.entrant, 60),
+                "format": text.plain(line.format),
+                "words": line.words,
+            }
+            for line in plaintext.downstream(section)
+        ],
     }
 
 
@@ -166,7 +187,7 @@ def _row(doc: Json, row: Row, section: Section, looks: Mapping[str, Style], plac
         "classes": " ".join(filter(None, ({"reference": "refrow", "control": "ctlrow"}.get(row.role, ""), "lastcontrol" if last else ""))),
         "number": look.number,
         "swatch": swatch(look),
-        "name": text.plain(row.entrant, 60),
+        "name": breakable(text.plain(row.entrant, 60)),
         "tags": ["reconstructed"] * row.reconstructed + trust,
         "rank": plaintext.rank(row) or plaintext.NONE,
         "cells": [_cell(d, cell, row, section) for d, cell in zip(doc["cells"], row.cells, strict=True)],
@@ -178,7 +199,7 @@ def _cell(doc: Json, cell: Cell, row: Row, section: Section) -> Json:
     state = "best" if cell.best else "failed" if cell.state == "failed" else "" if cell.score else "none"
     return {
         "id": doc["id"],
-        "classes": " ".join(filter(None, ("num", state, "span" if row.spans and len(section.columns) > 1 else ""))),
+        "classes": " ".join(filter(None, (state, "span" if row.spans and len(section.columns) > 1 else ""))),
         "linked": cell.state != "absent",
         "span": max(len(section.columns), 1) if row.spans else 0,
         "score": plaintext.score(cell, section.digits),
@@ -190,6 +211,11 @@ def _cell(doc: Json, cell: Cell, row: Row, section: Section) -> Json:
 def swatch(style: Style) -> Markup:
     """The mark of an entrant beside its name: one element, drawn by the style sheet."""
     return Markup('<i class="w {} h{}" aria-hidden="true"></i>').format(style.colour, style.shape)
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line after its punctuation, as after a blank, and nowhere within a word."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,;:/|_])(?=\w)", name))
 
 
 def _sentence(words: str) -> str:

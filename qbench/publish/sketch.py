@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from qbench import text
-from qbench.publish.axes import WIDE, Axis, fit, spell
-from qbench.publish.svg import COLOURS, SHAPES, Panel, Style, el, join, label, path
+from qbench.publish.axes import WIDE, Axis, fit
+from qbench.publish.svg import COLOURS, SHAPES, Panel, Style, el, join, label, numbers, path
 
 Json = Mapping[str, Any]
 Styles = Mapping[str, Style]
@@ -54,18 +54,23 @@ def styles(sections: Sequence[Json]) -> dict[str, Style]:
 def base(x: Axis, bottom: float, top: float, section: Json) -> Markup:
     """A panel's frame without numbers at its side."""
     parts = [el("path", d="".join(f"M{x(t):.1f} {bottom}V{top}" for t in x.ticks()), cls="grid")]
-    parts += [label(x(t), bottom + 14, spell(t), "tick", "middle") for t in x.ticks()]
+    parts.append(numbers(x, bottom, x.ticks()))
     parts.append(el("path", d=f"M{x.start} {bottom}H{x.stop}", cls="axis"))
     parts.append(label((x.start + x.stop) / 2, bottom + 29, metric(section) + (", log" if x.log else ""), "name", "middle", 50))
     return join(parts)
 
 
-def whisker(cell: Json, x: Axis, y: float, vertical: bool = False) -> Markup:
+def whisker(cell: Json, axis: Axis, place: float, vertical: bool = False) -> str:
+    """The path of an interval, which others can follow; empty where there is none."""
     low, high = cell["score"]["low"], cell["score"]["high"]
     if low is None or high is None:
-        return Markup("")
-    a, b = x(low), x(high)
-    return el("path", d=path([(y, a), (y, b)] if vertical else [(a, y), (b, y)]), cls="ci")
+        return ""
+    a, b = axis(low), axis(high)
+    return path([(place, a), (place, b)] if vertical else [(a, place), (b, place)])
+
+
+def stroke(d: str, cls: str = "ci") -> Markup:
+    return el("path", d=d, cls=cls or None) if d else Markup("")
 
 
 def beyond(cell: Json, axis: Axis, section: Json, x: float, y: float) -> Markup:

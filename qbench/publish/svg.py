@@ -5,6 +5,8 @@ Colours come from the page's style sheet through classes (`c0` … `c7`, `ref`, 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,8 @@ COLOURS = 8
 ANCHORS = {"end": "r", "middle": "k"}
 """Classes, as they are shorter than the attribute."""
 SHAPES = 5
+NEAR = 0.5
+"""Pixels by which a thinned curve may differ: a third of its stroke."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,11 @@ class Panel:
     column: int | None = None
     """Of the section, where it shows one format: what a filter of formats hides."""
 
-    def markup(self, name: str) -> Markup:
-        head = el("title", text.plain(self.title), id=f"{name}-t") + el("desc", text.plain(self.said, 1000), id=f"{name}-d")
-        labels = {"role": "img", "aria-labelledby": f"{name}-t {name}-d", "data-f": None if self.column is None else str(self.column)}
-        return el("svg", head + self.body, viewBox=f"0 0 {self.width} {self.height}", width=self.width, height=self.height, **labels)
+    def markup(self) -> Markup:
+        # A label, and no title element, which would follow the pointer all over the panel.
+        words = f"{text.plain(self.title)}: {text.plain(self.said, 1000)}"
+        labels = {"role": "img", "aria-label": words, "data-f": None if self.column is None else str(self.column)}
+        return el("svg", self.body, viewBox=f"0 0 {self.width} {self.height}", width=self.width, height=self.height, **labels)
 
 
 def el(tag: str, inside: Markup | str = "", **attributes: str | float | None) -> Markup:
@@ -73,7 +78,7 @@ def label(x: float, y: float, words: str, cls: str = "", anchor: str | None = No
 def mark(x: float, y: float, style: Style, size: float = 3.6, title: str = "", extra: str = "", inside: Markup | str = "") -> Markup:
     """A point of an entrant, by its shape and colour, with what hovering tells."""
     tip = el("title", title) if title else Markup("")
-    return el("g", join([Markup(inside), el("path", d=_outline(x, y, style.shape, size)), tip]), cls=f"{style.classes} m {extra}".strip())
+    return el("g", join([Markup(inside), el("path", d=outline(x, y, style.shape, size)), tip]), cls=f"{style.classes} m {extra}".strip())
 
 
 def path(points: Sequence[tuple[float, float]], close: bool = False, unit: int = 1) -> str:
@@ -81,30 +86,43 @@ def path(points: Sequence[tuple[float, float]], close: bool = False, unit: int =
     rounded = [(unit * round(10 * x / unit), unit * round(10 * y / unit)) for x, y in points]
     if not rounded:
         return ""
-    words, (px, py) = [f"M{_tenths(rounded[0][0])} {_tenths(rounded[0][1])}"], rounded[0]
-    if len(rounded) > 1:
-        words.append("l")
-    steps = []
-    for x, y in rounded[1:]:
-        dx, dy = _tenths(x - px), _tenths(y - py)
-        steps.append(f"{dx}{'' if dy.startswith('-') else ' '}{dy}")
-        px, py = x, y
-    return "".join(words) + " ".join(steps) + ("z" if close else "")
+    words, before = f"M{_tenths(rounded[0][0])} {_tenths(rounded[0][1])}", "M"
+    for (px, py), (x, y) in itertools.pairwise(rounded):
+        letter, steps = ("h", (x - px,)) if y == py else ("v", (y - py,)) if x == px else ("l", (x - px, y - py))
+        words += _numbers(steps, letter == before) if letter == before else letter + _numbers(steps)
+        before = letter
+    return words + ("z" if close else "")
+
+
+def thin(points: Sequence[tuple[float, float]], near: float = NEAR) -> list[tuple[float, float]]:
+    """Only the points without which the line would move by more than a pixel can show (Ramer, Douglas and Peucker)."""
+    if len(points) < 3:
+        return list(points)
+    (ax, ay), (bx, by) = points[0], points[-1]
+    length = math.hypot(bx - ax, by - ay) or 1.0
+    away = [abs((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length for x, y in points[1:-1]]
+    far = max(range(len(away)), key=away.__getitem__) + 1
+    if away[far - 1] <= near:
+        return [points[0], points[-1]]
+    return thin(points[: far + 1], near)[:-1] + thin(points[far:], near)
 
 
 def frame(x: Axis, y: Axis, x_title: str, y_title: str = "", ticks: Sequence[float] | None = None, of: Axis | None = None) -> Markup:
     """Grid lines, ticks and the names of the axes; `y` runs upward. Ticks stand where `of` puts them, which may leave room at the sides."""
     left, right, bottom, top = x.start, x.stop, y.start, y.stop
     parts = [el("path", d="".join(f"M{_value(left)} {_value(y(t))}H{_value(right)}" for t in y.ticks()), cls="grid")]
-    for t in y.ticks():
-        parts.append(label(left - 5, y(t) + 3.5, spell(t), "tick", "end"))
-    for t in ticks if ticks is not None else x.ticks():
-        parts.append(label((of or x)(t), bottom + 14, spell(t), "tick", "middle"))
+    parts.append(el("g", join(label(left - 5, y(t) + 3.5, spell(t)) for t in y.ticks()), cls="tick r"))
+    parts.append(numbers(of or x, bottom, x.ticks() if ticks is None else ticks))
     parts.append(el("path", d=f"M{_value(left)} {_value(bottom)}H{_value(right)}", cls="axis"))
     parts.append(label((left + right) / 2, bottom + 29, x_title + (" (log)" if x.log else ""), "name", "middle", 60))
     if y_title:
         parts.append(label(4, top - 9, y_title + (" (log)" if y.log else ""), "name", None, 44))
     return join(parts)
+
+
+def numbers(x: Axis, bottom: float, ticks: Sequence[float]) -> Markup:
+    """Below an axis; the group has the class that each of them would have."""
+    return el("g", join(label(x(t), bottom + 14, spell(t)) for t in ticks), cls="tick k")
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -118,10 +136,11 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
-def _outline(x: float, y: float, shape: int, r: float) -> str:
+def outline(x: float, y: float, shape: int, r: float) -> str:
     """Circle, square, diamond and two triangles of about the same area."""
     if shape == 0:
-        return f"M{_value(x - r)} {_value(y)}a{_value(r)} {_value(r)} 0 1 0 {_value(2 * r)} 0a{_value(r)} {_value(r)} 0 1 0 {_value(-2 * r)} 0z"
+        arc = f"{_value(r)} {_value(r)} 0 1 0"
+        return f"M{_value(x - r)} {_value(y)}a{arc} {_value(2 * r)} 0 {arc}{_value(-2 * r)} 0z"
     s, t = 0.88 * r, 1.15 * r
     corners = {
         1: [(-s, -s), (s, -s), (s, s), (-s, s)],
@@ -134,6 +153,14 @@ def _outline(x: float, y: float, shape: int, r: float) -> str:
 
 def _attribute(name: str) -> str:
     return "class" if name == "cls" else name
+
+
+def _numbers(tenths: Iterable[int], after: bool = False) -> str:
+    """Numbers side by side; a minus sign separates as well as a blank does."""
+    words = ""
+    for number in map(_tenths, tenths):
+        words += f" {number}" if (words or after) and number[0] != "-" else number
+    return words
 
 
 def _value(v: str | float) -> str:

@@ -102,6 +102,8 @@ def _parameters(kind: Kind, name: str, params: str) -> str | None:
     """Why these are not the parameters of a method or task, each of them and no other."""
     try:
         built = registry.build(kind, name, json.loads(params))
+        if kind == "tasks" and not built.keyed:
+            return f"the parameters of task {name} name a place on the machine that made it, which is not looked at here"
     except UsageError as error:
         return str(error)
     return None if canonical(built.params) == params else f"the parameters of {kind[:-1]} {name} are not all there"

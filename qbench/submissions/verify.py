@@ -25,7 +25,6 @@ Verdict = Literal["ok", "note", "FAILED"]
 Level = Literal["claimed", "verified", "reproduced"]
 LEVELS: tuple[Level, ...] = ("claimed", "verified", "reproduced")
 """From the least to the most."""
-ORDER = ("archive", "manifest", "schema", "keys", "results", "scores", "audits", "curves", "artefacts", "plugins", "evaluation", "rerun")
 MOST_FAILURES = 20
 """Told of each check."""
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbench.task import Layout, QuantLinear, UsageError
-from qbench_tasks.corpus import HUB_TIMEOUT_S, first_line, stamps
+from qbench_tasks.corpus import HUB_TIMEOUT_S, first_line, place, stamps
 from qbench_tasks.shards import cache
 from qbench_tasks.tokens import fresh_record, noted, settled
 from qbench_tasks.vocabulary import MISSING, Borrowed
@@ -114,9 +114,8 @@ def find(model: str) -> Checkpoint:
     scheme, _, rest = model.partition(":")
     if scheme == KNOWN:
         return _known(rest)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Checkpoint(folder.absolute(), model)
+    if (folder := place(model)).is_dir():
+        return Checkpoint(folder, model)
     if match := HUB_NAME.fullmatch(model):
         return Checkpoint(_download(match["name"], match["revision"]), model)
     raise UsageError(f'{model}: no such folder; write model = "FOLDER" or "OWNER/NAME[@REVISION]"')

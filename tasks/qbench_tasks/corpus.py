@@ -50,7 +50,7 @@ def source_of(corpus: str, field: str = "text") -> Source:
     if corpus == "stdlib":
         return Library()
     if scheme == "path" and rest:
-        return Files(Path(rest).expanduser().absolute(), field)
+        return Files(place(rest), field)
     if scheme == "hf" and (match := HUB_NAME.fullmatch(rest)):
         return Hub(match["name"], match["config"], match["revision"], field)
     raise UsageError(f"unknown corpus {corpus!r}; {SCHEMES}")
@@ -157,6 +157,14 @@ class Hub(Source):
 
     def signature(self) -> list[Any]:
         return [self.name, self.config, self.revision, self.field, *stamps(map(Path, self.files))]
+
+
+def place(text: str) -> Path:
+    """A path as somebody wrote it."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"{text}: nobody here has such a home folder; write the whole path") from None
 
 
 def stamps(paths: Iterable[Path]) -> list[list[Any]]:

@@ -63,6 +63,10 @@ class HFCausal(Task):
         return None
 
     @property
+    def keyed(self) -> bool:
+        return self.model.startswith(f"{KNOWN}:") and not self.corpus.startswith("path:")
+
+    @property
     def params(self) -> dict[str, Any]:
         """What a run's key is made of: neither the checkpoint's name nor a file's, but hashes."""
         params = {**super().params, "model": f"{KNOWN}:{self.checkpoint.hash()}"}

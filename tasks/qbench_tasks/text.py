@@ -99,6 +99,10 @@ class Text(Task):
         return self.vocab or self.usual
 
     @property
+    def keyed(self) -> bool:
+        return not self.corpus.startswith("path:")
+
+    @property
     def params(self) -> dict[str, Any]:
         """What a run's key is made of: of files here not their names but the hash of what was read from them."""
         params = {**super().params, "vocab": 0 if self.vocab == self.usual else self.vocab}

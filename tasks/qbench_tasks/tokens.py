@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qbench.task import Split, UsageError
-from qbench_tasks.corpus import source_of
+from qbench_tasks.corpus import place, source_of
 from qbench_tasks.shards import SPLITS, VERSION, Shards, Stream, cache, finish, ingest, making, opened, stream_of
 from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, learn
 
@@ -25,6 +26,7 @@ AT_ONCE = 4 << 20
 SETTLED_S = 2.0
 """A file that changed so short a time ago may change again within the resolution of its stamp."""
 PREPARED = "data"
+HASH = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ def read(corpus: str, field: str = "text", limit: int = 0) -> Shards:
     """The corpus in bytes. `data:HASH` is one that was read before, wherever that was."""
     scheme, _, name = corpus.partition(":")
     if scheme == PREPARED:
+        # It names a folder, and may come from a stranger's specification.
+        if not HASH.fullmatch(name):
+            raise UsageError(f"corpus {corpus!r}: a hash is 32 digits from 0 to f")
         return opened(cache("documents", name)) or _reread(name)
     source = source_of(corpus, field)
-    note = {"corpus": f"path:{Path(name).expanduser().absolute()}" if scheme == "path" else corpus, "field": field, "limit": limit}
+    note = {"corpus": f"path:{place(name)}" if scheme == "path" else corpus, "field": field, "limit": limit}
     record, signature = fresh_record("sources", source.signature(), note)
     if (known := noted(record)) and known["settled"] and (there := opened(cache("documents", known["hash"]))):
         return there
@@ -71,7 +76,9 @@ def _reread(name: str) -> Shards:
                     return shards
             except UsageError:
                 continue
-    raise UsageError(f'no corpus with the hash {name} in {cache("documents")}: ask once for corpus = "path:…" with the files that hold it')
+    raise UsageError(
+        f'no corpus with the hash {name} in the cache (QBENCH_CACHE): ask once for corpus = "path:…" with the files that hold it'
+    )
 
 
 def fresh_record(kind: str, signature: list[Any], *more: object) -> tuple[Path, list[Any]]:

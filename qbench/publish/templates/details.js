@@ -13,7 +13,6 @@ const details = data => {
     return element;
   }
 
-  const at = (cell, name, i) => { const column = cell.runs[name]; return Array.isArray(column) ? column[i] : column.all; };
   const number = x => (x === null || x === undefined ? "–" : Math.abs(x) >= 1e5 || (x !== 0 && Math.abs(x) < 1e-4) ? x.toExponential(3) : String(+x.toPrecision(6)));
   const fixed = (x, digits) => (Math.abs(x) >= 1e5 || (x !== 0 && Math.abs(x) < 10 ** -digits) ? x.toExponential(2) : (x + 0).toFixed(digits));
   const interval = (e, digits, scale = 1, unit = "") =>
@@ -33,7 +32,7 @@ const details = data => {
 
   // The seeds on a line, and the mean among them.
   function strip(cell) {
-    const scores = cell.runs.key.map((_, i) => at(cell, "score", i)).filter(x => x !== null);
+    const scores = cell.runs.score.filter(x => x !== null);
     if (scores.length < 2) return null;
     const low = Math.min(...scores), span = Math.max(...scores) - low || 1;
     const svg = document.createElementNS(SVG, "svg");
@@ -47,12 +46,12 @@ const details = data => {
     return svg;
   }
 
-  function seeds(cell, unit) {
+  function seeds({ runs }, unit) {
     const heads = ["seed", `score${unit ? `, ${unit}` : ""}`, "state", "audit", "trust", "trained", "run"];
-    const rows = cell.runs.key.map((key, i) => {
-      const audit = at(cell, "audit", i), seconds = at(cell, "train_s", i);
-      const words = [spell(at(cell, "seed", i)), number(at(cell, "score", i)), at(cell, "state", i), audit === null ? "–" : audit ? "passed" : "failed",
-        at(cell, "trust", i), seconds === null ? "–" : `${number(seconds)} s`];
+    const rows = runs.key.map((key, i) => {
+      const audit = runs.audit[i], seconds = runs.train_s[i];
+      const words = [spell(runs.seed[i]), number(runs.score[i]), runs.state[i], audit === null ? "–" : audit ? "passed" : "failed",
+        runs.trust[i], seconds === null ? "–" : `${number(seconds)} s`];
       return h("tr", {}, words.map((word, n) => (n ? h("td", {}, word) : h("th", { scope: "row" }, word))), h("td", {}, h("code", { title: key }, key.slice(0, 12))));
     });
     return h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Seeds" },
@@ -60,20 +59,20 @@ const details = data => {
   }
 
   function configuration(row, cell) {
-    const setting = cell.setting === null ? {} : data.settings[cell.setting];
+    const setting = cell.setting === undefined ? {} : data.settings[cell.setting];
     const plain = Object.entries(setting).filter(([name]) => name !== "recipe" && name !== "task_params");
     const pairs = group => Object.entries(group || {}).map(([name, value]) => [name, spell(value)]);
     const block = (title, list) => (list.length ? [h("h4", {}, title), terms(list)] : []);
     return [
       block("Method", [["method", bdi(row.method)], ["version", row.version ? String(row.version) : ""], ["provenance", row.provenance], ...pairs(row.params)]),
-      block(`Chosen on validation${cell.trials ? `, of ${cell.trials} trials` : ""}`, pairs(cell.chosen).map(([name, value]) => [name, (cell.at_edge || []).includes(name) ? `${value}, at the edge of what was tried` : value])),
+      block(`Chosen on validation${cell.trials ? `, of ${cell.trials} trials` : ""}`, pairs(cell.chosen).map(([name, value]) => [name, (cell.at_edge || []).some(edge => edge === name || edge.startsWith(`${name}=`)) ? `${value}, at the edge of what was tried` : value])),
       block("Task and format", [...plain.map(([name, value]) => [name, spell(value)]), ...pairs(setting.task_params)]),
       block("Recipe", pairs(setting.recipe)),
     ].flat();
   }
 
   function machines(cell) {
-    const used = [...new Set(cell.runs.key.map((_, i) => at(cell, "environment", i)))].sort((a, b) => a - b);
+    const used = [...new Set(cell.runs.environment)].sort((a, b) => a - b);
     return used.map(n => {
       const e = data.environments[n], commit = e.commit_id ? e.commit_id.slice(0, 12) + (e.dirty ? " with changes" : "") : "unknown";
       const device = e.device_name && e.device_name !== e.device ? `${e.device} (${e.device_name})` : e.device;

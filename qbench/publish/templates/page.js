@@ -1,7 +1,7 @@
 // The page: sorting, filtering, ranks of what is shown, details of a cell, the theme. Without it the page is a plain table with its figures.
 (() => {
   "use strict";
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = model(document.getElementById("data").textContent);
   const build = details(data);
   const $ = (selector, root = document) => root.querySelector(selector);
   const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -18,9 +18,10 @@
   const sections = data.sections.map((section, s) => {
     const root = document.getElementById(`s${s}`), body = $("tbody", root), elements = [...body.rows];
     const rows = section.rows.map((row, r) => {
-      row.cells.forEach(cell => cells.set(cell.id, { section, row, cell }));
-      const words = `${row.entrant} ${row.method} ${JSON.stringify(row.params)} ${section.heading} ${section.setting}`.toLowerCase();
-      return { row, element: elements[r], order: r, words, entrant: +elements[r].dataset.e, spans: row.role === "reference" && row.cells.length === 1 };
+      const element = elements[r];
+      row.cells.forEach((cell, c) => cells.set(element.cells[2 + c].id.slice(5), { section, row, cell }));
+      const words = `${row.entrant} ${row.method} ${JSON.stringify(row.params || {})} ${section.heading} ${section.setting}`.toLowerCase();
+      return { row, element, order: r, words, entrant: +element.dataset.e, rank: row.rank || null };
     });
     return { section, root, body, rows, heads: [...$("thead", root).rows[0].cells], ranking: $(".ranking", root), said: $(".ranking", root).textContent, sort: null };
   });
@@ -31,8 +32,8 @@
   const scoresOf = cell => {
     if (!cell.scores) {
       cell.scores = new Map();
-      const { seed, score } = cell.runs, of = (column, i) => (Array.isArray(column) ? column[i] : column.all);
-      cell.runs.key.forEach((_, i) => { if (of(score, i) !== null && !cell.scores.has(of(seed, i))) cell.scores.set(of(seed, i), of(score, i)); });
+      const { seed, score } = cell.runs;
+      score.forEach((value, i) => { if (value !== null && !cell.scores.has(seed[i])) cell.scores.set(seed[i], value); });
     }
     return cell.scores;
   };
@@ -62,13 +63,13 @@
     for (const r of part.rows) { r.rank = ranks.get(r) || null; $(".rank", r.element).textContent = spellRank(r.rank); }
     const rivals = columns.map(c => rows.filter(r => r.row.role !== "reference" && whole(r.row.cells[c])));
     const bests = stats.clearBests(rivals.map((fit, i) => fit.map(r => scoresOf(r.row.cells[columns[i]]))), part.section.better, part.section.minimum_effect);
-    columns.forEach((c, i) => part.rows.forEach(r => { if (!r.spans) cellElement(r, c).classList.toggle("best", bests[i] >= 0 && rivals[i][bests[i]] === r); }));
-    const names = columns.map(c => part.section.columns[c].format).join(", ");
+    columns.forEach((c, i) => part.rows.forEach(r => { if (!r.row.spans) cellElement(r, c).classList.toggle("best", bests[i] >= 0 && rivals[i][bests[i]] === r); }));
+    const names = columns.map(c => part.section.formats[c]).join(", ");
     const few = shared < data.ranked_from ? `unranked (${shared} shared seed${shared === 1 ? "" : "s"}; ranks need ${data.ranked_from})` : "unranked (nobody to compare with)";
     part.ranking.textContent = filtered() ? (ranks.size ? `Ranks of the ${fit.length} shown, over ${names}.` : `Of what is shown: ${few}.`) : part.said;
   }
 
-  const cellElement = (r, c) => r.element.cells[2 + (r.spans ? 0 : c)];
+  const cellElement = (r, c) => r.element.cells[2 + (r.row.spans ? 0 : c)];
 
   // ---- filtering ----
 
@@ -76,9 +77,9 @@
     let shown = 0, boards = 0;
     for (const part of sections) {
       const { section } = part, here = !filter.place || filter.place === `${section.task}/${section.size}`;
-      const columns = section.columns.map((_, c) => c).filter(c => !filter.formats.has(section.columns[c].format));
+      const columns = section.formats.map((_, c) => c).filter(c => !filter.formats.has(section.formats[c]));
       const rows = part.rows.filter(r => !filter.entrants.has(r.entrant) && r.words.includes(filter.words));
-      const visible = here && rows.length > 0 && (columns.length > 0 || !section.columns.length);
+      const visible = here && rows.length > 0 && (columns.length > 0 || !section.formats.length);
       part.root.hidden = !visible;
       if (!visible) continue;
       boards++;
@@ -87,6 +88,8 @@
       for (const r of part.rows) r.element.hidden = !keep.has(r);
       showColumns(part, new Set(columns));
       showRanks(part, rows, columns);
+      const kept = new Set(rows.map(r => r.entrant));
+      for (const line of $$(".downstream tbody tr", part.root)) line.hidden = !kept.has(+line.dataset.e) || (line.dataset.f !== "" && !columns.includes(+line.dataset.f));
     }
     showEntrants();
     $("#status").textContent = filtered() ? (boards ? `${shown} rows in ${boards} table${boards === 1 ? "" : "s"} shown; ranks are of these.` : "Nothing matches.") : "";
@@ -102,17 +105,21 @@
       for (const element of $$(`.figures svg .e${entrant}`)) element.classList.toggle("off", off);
       if (off) hidden.add(entrant); else hidden.delete(entrant);
     }
+    $$(".profile").forEach(thinOut);
   }
 
+  // A dozen bands on each other say nothing; three do.
+  const thinOut = figure => figure.classList.toggle("few", $$("svg .m:not(.off)", figure).length <= 3);
+
   function showColumns(part, columns) {
-    part.panels = part.panels || part.section.columns.map((_, c) => $$(`.figures [data-f="${c}"]`, part.root));
-    part.section.columns.forEach((_, c) => {
+    part.panels ||= part.section.formats.map((_, c) => $$(`.figures [data-f="${c}"]`, part.root));
+    part.section.formats.forEach((_, c) => {
       const off = !columns.has(c);
       part.heads[2 + c].hidden = off;
-      for (const r of part.rows) if (!r.spans) cellElement(r, c).hidden = off;
+      for (const r of part.rows) if (!r.row.spans) cellElement(r, c).hidden = off;
       for (const panel of part.panels[c]) panel.classList.toggle("off", off);
     });
-    for (const r of part.rows) if (r.spans) r.element.cells[2].colSpan = Math.max(columns.size, 1);
+    for (const r of part.rows) if (r.row.spans) r.element.cells[2].colSpan = Math.max(columns.size, 1);
   }
 
   function toggle(set, value, buttons) {
@@ -148,40 +155,64 @@
       apply();
     });
     reset.hidden = true;
-    bar.append(make("div", { class: "row" }, search, ...(places.length > 1 ? [select] : []), reset), chips("Formats", [...new Set(data.sections.flatMap(s => s.columns.map(c => c.format)))], filter.formats), methods());
+    bar.append(make("div", { class: "row" }, search, ...(places.length > 1 ? [select] : []), reset), chips("Formats", [...new Set(data.sections.flatMap(s => s.formats))], filter.formats), methods());
     bar.hidden = false;
   }
 
   // Every legend is the same filter: in the bar and under each table.
   function methods() {
     const seen = new Map();
-    for (const item of $$(".key [data-e]")) if (!seen.has(+item.dataset.e)) seen.set(+item.dataset.e, item.cloneNode(true));
-    if (!seen.size) for (const part of sections) for (const r of part.rows) if (!seen.has(r.entrant)) seen.set(r.entrant, make("li", { "data-e": r.entrant }, r.row.entrant.slice(0, 60)));
-    const items = [...seen].sort((a, b) => a[0] - b[0]).map(([, item]) => item);
-    const list = make("ul", { class: "key", "aria-label": "Methods" }, ...items);
-    for (const item of [...items, ...$$(".key [data-e]")]) {
-      const button = make("button", { type: "button", class: "chip", "aria-pressed": "true" }, ...item.childNodes);
-      item.append(button);
-      button.addEventListener("click", () => toggle(filter.entrants, +item.dataset.e, $$(`.key [data-e="${item.dataset.e}"] button`)));
+    for (const part of sections) for (const r of part.rows) if (!seen.has(r.entrant)) {
+      const [swatch, name] = $("th", r.element).children;
+      seen.set(r.entrant, make("li", { "data-e": r.entrant }, swatch.cloneNode(), name.cloneNode(true)));
     }
+    const list = make("ul", { class: "key", "aria-label": "Methods" }, ...[...seen].sort((a, b) => a[0] - b[0]).map(([, item]) => item));
+    press(list);
     return make("div", { class: "chips" }, make("span", { class: "label" }, "Methods"), list);
   }
 
+  function press(list) {
+    for (const item of $$("[data-e]", list)) {
+      const entrant = +item.dataset.e, pressed = String(!filter.entrants.has(entrant));
+      const button = make("button", { type: "button", class: "chip", "aria-pressed": pressed }, ...item.childNodes);
+      item.append(button);
+      button.addEventListener("click", () => toggle(filter.entrants, entrant, $$(`.key [data-e="${entrant}"] button`)));
+    }
+  }
+
+  // ---- figures ----
+
+  // Where scripts run a figure is text in a noscript, which costs nothing, until the browser has time for it, or the page is printed.
+  const waiting = $$(".figures").filter(box => $("noscript", box));
+
+  function draw() {
+    const box = waiting.shift(), part = sections.find(({ root }) => root.contains(box));
+    box.innerHTML = $("noscript", box).textContent;
+    press($(".key", box));
+    for (const entrant of hidden) for (const element of $$(`svg .e${entrant}`, box)) element.classList.add("off");
+    $$(".profile", box).forEach(thinOut);
+    if (!part) return;
+    part.panels = null;
+    for (const panel of $$("[data-f]", box)) panel.classList.toggle("off", filter.formats.has(part.section.formats[panel.dataset.f]));
+  }
+
+  const idle = window.requestIdleCallback || setTimeout;
+  function drawNext() { if (waiting.length) { draw(); idle(drawNext); } }
+  addEventListener("beforeprint", () => { while (waiting.length) draw(); });
+
   // ---- sorting ----
 
-  const COSTS = [row => row.cost.step_ratio, row => row.cost.train_s, row => row.cost.peak_memory_bytes];
-
-  function valueOf(part, head) {
+    function valueOf(part, head) {
     if (head === 0) return r => r.row.entrant.toLowerCase();
     if (head === 1) return r => (r.rank ? r.rank[0] + r.rank[1] / 1e4 : null);
-    const formats = Math.max(part.section.columns.length, 1);
-    if (head < 2 + formats) return r => { const cell = r.row.cells[r.spans ? 0 : head - 2]; return cell && cell.score ? cell.score.value : null; };
-    return r => COSTS[head - 2 - formats](r.row);
+    const formats = Math.max(part.section.formats.length, 1);
+    if (head < 2 + formats) return r => { const cell = r.row.cells[r.row.spans ? 0 : head - 2]; return cell && cell.score ? cell.score.value : null; };
+    return r => r.row.cost[head - 2 - formats];
   }
 
   // Best first, then the other way round, then as it was. What has no number stays at the end.
   function sortBy(part, head) {
-    const score = head >= 2 && head < 2 + Math.max(part.section.columns.length, 1);
+    const score = head >= 2 && head < 2 + Math.max(part.section.formats.length, 1);
     const first = score && part.section.better === "higher" ? -1 : 1;
     const now = part.sort && part.sort.head === head ? part.sort.direction : 0;
     part.sort = now === 0 ? { head, direction: first } : now === first ? { head, direction: -first } : null;
@@ -259,6 +290,6 @@
 
   theme();
   filters();
-  for (const part of sections) for (const r of part.rows) r.rank = r.row.rank;
   route();
+  idle(drawNext);
 })();
