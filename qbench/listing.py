@@ -218,7 +218,13 @@ def _state(line: Planned) -> str:
 
 def _why(state: str, line: Planned) -> str:
     was = line.standing
-    words = [f"made by {line.stale}, key {(line.key or '')[:12]}"] if state == "stale" else [f"there is one of {line.older}"] if line.older else []
+    words = (
+        [f"made by {line.stale}, key {(line.key or '')[:12]}"]
+        if state == "stale"
+        else [f"there is one of {line.older}"]
+        if line.older
+        else []
+    )
     return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))
 
 

@@ -80,7 +80,11 @@ def older(config: RunConfig, known: Container[str]) -> str | None:
     """The latest older version of the method, or else of the task, of which this run is there."""
     for kind, version in (("method", config.method_version), ("task", config.task_version)):
         for earlier in range(version - 1, 0, -1):
-            was = dataclasses.replace(config, method_version=earlier) if kind == "method" else dataclasses.replace(config, task_version=earlier)
+            was = (
+                dataclasses.replace(config, method_version=earlier)
+                if kind == "method"
+                else dataclasses.replace(config, task_version=earlier)
+            )
             if was.key in known:
                 return f"{getattr(config, kind)} version {earlier}"
     return None

@@ -43,7 +43,8 @@ def roster_of(plan: Plan) -> dict[str, Any]:
         "tuning": plan.sweep.tuning.to_json() if plan.sweep.tuning else None,
         "seeds": list(plan.sweep.seeds),
         "defaults": {name: defaults(registry.load("methods" if kind == "methods" else "tasks", name)) for kind, name in sorted(names)},
-        "cells": [_cell(cell, plan, True) for cell in runnable] + [_cell(cell, plan, False) for cell in others]
+        "cells": [_cell(cell, plan, True) for cell in runnable]
+        + [_cell(cell, plan, False) for cell in others]
         + [{**_cell(cell, plan, True), "retired": cell.retired} for cell in plan.retired],
     }
 

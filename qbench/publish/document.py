@@ -165,6 +165,7 @@ def _row(row: Row, section: Section, formats: Sequence[str], book: Book) -> Json
         "provenance": "reconstructed" if row.reconstructed else "paper",
         "role": row.role,
         "main": row.main,
+        "retired": row.retired,
         "rank": list(row.rank) if row.rank else None,
         "cost": _cost(row.cost),
         "cells": [_cell(cell, row, section, name, book) for cell, name in zip(row.cells, names, strict=True)],

@@ -210,7 +210,7 @@ def _cell(doc: Json, cell: Cell, row: Row, section: Section) -> Json:
 
 def swatch(style: Style) -> Markup:
     """The mark of an entrant beside its name: one element, drawn by the style sheet."""
-    return Markup('<i class="w {} h{}" aria-hidden="true"></i>').format(style.colour, style.shape)
+    return Markup('<i class="w {} h{}"></i>').format(style.colour, style.shape)
 
 
 def breakable(name: str) -> Markup:

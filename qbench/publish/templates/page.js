@@ -48,7 +48,7 @@
   // ---- ranks ----
 
   function ranksOf(part, rows, columns) {
-    const fit = rows.filter(r => r.row.role !== "reference" && columns.every(c => whole(r.row.cells[c])));
+    const fit = rows.filter(r => r.row.role !== "reference" && !r.row.retired && columns.every(c => whole(r.row.cells[c])));
     const scores = columns.length ? fit.map(r => over(columns.map(c => scoresOf(r.row.cells[c])))) : [];
     const shared = scores.length ? [...scores[0].keys()].filter(seed => scores.every(s => s.has(seed))).length : 0;
     if (fit.length < 2 || shared < data.ranked_from) return { ranks: new Map(), shared, fit };
@@ -60,8 +60,8 @@
 
   function showRanks(part, rows, columns) {
     const { ranks, shared, fit } = ranksOf(part, rows, columns);
-    for (const r of part.rows) { r.rank = ranks.get(r) || null; $(".rank", r.element).textContent = spellRank(r.rank); }
-    const rivals = columns.map(c => rows.filter(r => r.row.role !== "reference" && whole(r.row.cells[c])));
+    for (const r of part.rows) { r.rank = ranks.get(r) || null; r.element.cells[1].textContent = spellRank(r.rank); }
+    const rivals = columns.map(c => rows.filter(r => r.row.role !== "reference" && !r.row.retired && whole(r.row.cells[c])));
     const bests = stats.clearBests(rivals.map((fit, i) => fit.map(r => scoresOf(r.row.cells[columns[i]]))), part.section.better, part.section.minimum_effect);
     columns.forEach((c, i) => part.rows.forEach(r => { if (!r.row.spans) cellElement(r, c).classList.toggle("best", bests[i] >= 0 && rivals[i][bests[i]] === r); }));
     const names = columns.map(c => part.section.formats[c]).join(", ");
