@@ -84,7 +84,7 @@ def evaluate_attempt(
         try:
             return answers(subject, found, force, report, beat)
         finally:
-            pass
+            announce(attempt)
 
 
 def evaluate_folder(

@@ -50,10 +50,18 @@ def partial() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sites on a disk, by name."""
-    home, made = tmp_path_factory.mktemp("sites"), {"ranked": ranked(), "partial": partial(), "all": one_of_everything(), "nasty": nasty()}
+    home, made = tmp_path_factory.mktemp("sites"), {"ranked": ranked(), "partial": partial(), "all": one_of_everything(), "nasty": nasty(), "retired": retired()}
     for name, rows in made.items():
         archive.place(files(rows), home / name)
     return {name: home / name / "index.html" for name in made}
+
+
+def retired() -> pd.DataFrame:
+    """The best entrant's runs twice: now, and as an older version that was withdrawn."""
+    rows = ranked()
+    own = rows["method"] == "gdnsq"
+    old = rows[own].assign(method_version=1, retired="it was wrong", key=[f"{n:032x}" for n in range(int(own.sum()))])
+    return pd.concat([rows.assign(method_version=rows["method_version"].mask(own, 2)), old], ignore_index=True)
 
 
 @pytest.fixture
@@ -173,6 +181,16 @@ def test_who_failed_somewhere_is_ranked_where_it_did_not(opened: Any) -> None:
         assert (ranks(page, 0)["lsq"] != "–") == (left == {"int2"})
         page.get_by_role("button", name="show all").click()
         assert ranks(page, 0) == expected(rows, 0, set(MEANS), {"int2", "int4"}) and ranks(page, 0)["lsq"] == "–"
+
+
+def test_what_was_retired_is_shown_and_ranked_with_nobody(opened: Any) -> None:
+    page, rows = opened("retired"), ranked()
+    found = ranks(page, 0)
+    assert found.pop("gdnsq, version 1, retired") == "–"
+    assert found == expected(rows, 0, set(MEANS), {"int2", "int4"})
+    page.locator("#filters").get_by_role("button", name="lotion", exact=True).click()
+    again = ranks(page, 0)
+    assert again.pop("gdnsq, version 1, retired") == "–" and again == expected(rows, 0, set(MEANS) - {"lotion"}, {"int2", "int4"})
 
 
 def test_the_best_of_what_is_shown_is_pythons(opened: Any) -> None:

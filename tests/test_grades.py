@@ -101,6 +101,11 @@ def test_what_failed_keeps_its_line_and_its_reason() -> None:
     assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
 
 
+def test_a_run_whose_score_does_not_count_answers_nothing() -> None:
+    (section,) = built(answered(runs("ste", "int4", [0.2, None]), [0.6, 0.9])).sections
+    assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
+
+
 def test_the_rate_that_is_shown_is_the_one_whose_answers_are_shown() -> None:
     slow, fast = (runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01)))
     (section,) = built(answered(slow, [0.1, 0.1]), answered(fast, [0.9, 0.9])).sections

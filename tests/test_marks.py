@@ -115,6 +115,14 @@ def test_answers_whose_items_are_gone_are_compared_by_seed_alone(desk: Desk) -> 
     assert found.p_items is None and found.difference.value == 0.5 and "by item" not in in_words(found, "lsq", "ste")
 
 
+def test_items_that_are_another_definitions_by_now_are_not_counted(desk: Desk) -> None:
+    desk.paper("lsq", 0, [True, True]).paper("ste", 0, [True, False])
+    assert desk.compare("lsq", "ste")[0].only_a == 1
+    desk.paper("lsq", 0, [False, True], sha=B)
+    (found,) = qbench.results(desk.results).compare_downstream("lsq", "ste")
+    assert found.p_items is None and found.difference.value == 0.5
+
+
 @pytest.mark.parametrize(
     ("a", "b", "line"), [("lsq", "lqs", "unknown entrant 'lqs'; did you mean lsq"), ("lsq", "lsq", "compared with itself")]
 )

@@ -19,7 +19,7 @@ from qbench.publish.values import Json
 SCORE, SHOWN, ROUGH = 14, 9, 6
 """Significant digits of a run's score, of what is shown at a section's digits, and of the rest."""
 SECTION = ("task", "size", "title", "heading", "setting", "metric", "unit", "better", "digits", "minimum_effect")
-ROW = ("version", "params", "role", "rank")
+ROW = ("version", "params", "role", "rank", "retired")
 COSTS = ("step_ratio", "train_s", "peak_memory_bytes")
 WORDS = ("failures", "message", "audits_failed", "chosen", "at_edge", "trials")
 NUMBERS = {"rr": SHOWN, "cost": ROUGH, "score": SHOWN, "gap": ROUGH}
