@@ -38,6 +38,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.toml").write_text(sweeps[0].replace('tasks = ["digits", "grammar"]', 'tasks = ["digits"]\nrecipe.steps = 4'))
     done = qbench(folder, "sweep", "my.toml", "--workers", "2", "--quiet")
     assert done.returncode == 0, done.stderr
+    done = qbench(folder, "submit", "mine", "--out", "mine.qbench.zip")
+    assert done.returncode == 0, done.stderr
     return folder
 
 

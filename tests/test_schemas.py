@@ -74,6 +74,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     (folder / "small.toml").write_text(SWEEP)
     qbench(folder, "sweep", "small.toml")
+    qbench(folder, "submit", "small", "--out", "small.qbench.zip")
     return folder
 
 
