@@ -456,3 +456,9 @@ def test_publish_refuses_in_one_line(results: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr == "qbench: mine holds thesis.tex that qbench publish did not write: name another folder with --out\n"
     assert qbench("publish", "c", "--out", "site", cwd=results.parent).returncode == 2
+
+
+def test_a_place_that_cannot_be_written_is_one_line(results: Path) -> None:
+    done = qbench("publish", "b", "--out", "/proc/nowhere/site", cwd=results.parent)
+    assert done.returncode == 2 and done.stderr.startswith("qbench: /proc/nowhere/site: the site cannot be written there: ")
+    assert done.stderr.count("\n") == 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench import plaintext
+from qbench.errors import UsageError
 from qbench.publish import archive, gate, latex, page
 from qbench.publish.curves import curves
 from qbench.publish.document import About, document
@@ -51,7 +52,10 @@ def publish(results: Results, name: str | None, out: Path) -> Site:
     board, runs = results.board(name), results.board_runs(name)
     gate.admit(name, board, runs)
     files = site(_about(results, name), board, runs, _losses(results, name), results.summary(name))
-    archive.place(files, out)
+    try:
+        archive.place(files, out)
+    except OSError as error:
+        raise UsageError(f"{out}: the site cannot be written there: {error.strerror or error}") from None
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return Site(name, str(out), len(runs), len(board.sections), sizes)
 
