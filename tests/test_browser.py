@@ -286,7 +286,8 @@ def test_a_cell_opens_its_details_and_gives_the_focus_back(opened: Any) -> None:
     link.focus()
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
-    assert dialog.is_visible() and page.url.partition("#")[2].startswith("cell=digits-xs-lsq-int2")
+    dialog.wait_for()
+    assert page.url.partition("#")[2].startswith("cell=digits-xs-lsq-int2")
     own = rows[(rows["method"] == "lsq") & (rows["task"] == "digits") & (rows["weights_format"] == "int2")].sort_values("seed")
     seeds = dialog.locator("tbody tr")
     assert [row.split()[0] for row in seeds.all_inner_texts()] == [str(s) for s in own["seed"]]
@@ -308,7 +309,7 @@ def test_a_cell_opens_its_details_and_gives_the_focus_back(opened: Any) -> None:
         assert said in words, said
     page.keyboard.press("Escape")
     page.wait_for_url(lambda url: "cell=" not in url)
-    assert dialog.is_hidden()
+    dialog.wait_for(state="hidden")
     assert page.evaluate("document.activeElement.getAttribute('href')") == link.get_attribute("href")
 
 
@@ -318,7 +319,7 @@ def test_a_link_to_a_cell_opens_it(opened: Any, sites: dict[str, Path]) -> None:
     page = opened("ranked", f"#cell={cell['id']}")
     assert "gdnsq · int4" in page.get_by_role("dialog").inner_text()
     page.get_by_role("button", name="Close").click()
-    assert page.get_by_role("dialog").is_hidden()
+    page.get_by_role("dialog").wait_for(state="hidden")
     page.evaluate("location.hash = 'cell=nobody'")
     assert page.get_by_role("dialog").is_hidden()
 
@@ -400,6 +401,7 @@ def test_a_telephone_scrolls_tables_not_the_page(opened: Any, name: str) -> None
     page = opened(name, viewport=TELEPHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= TELEPHONE["width"]
     page.locator("td a").first.click()
+    page.get_by_role("dialog").wait_for()
     assert page.evaluate("document.querySelector('dialog').scrollWidth") <= TELEPHONE["width"]
 
 
