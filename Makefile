@@ -27,8 +27,10 @@ check: .venv/installed-dev
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench $(ARGS)
 
+# All that only a GPU can show, as gpu.json and gpu.md in a folder: `make gpu OUT=there`. Ten minutes.
+OUT ?= gpu-report
 gpu: .venv/installed-test
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m tests.bench.gpu --out $(OUT) $(ARGS)
 
 # The tests that kill and starve, over and over.
 soak: .venv/installed-test

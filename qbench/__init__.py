@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from qbench.formats import Format, Site
     from qbench.frames import results
     from qbench.grid import Grid
+    from qbench.making import run_one
     from qbench.method import Method
     from qbench.quantizer import Quantizer
     from qbench.registry import load_method, load_task
     from qbench.task import Task
-    from qbench.train import run_one
 
 __version__ = "0.1.0"
 __all__ = ["Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method", "load_task", "results", "run_one"]
 
 _HOMES = {
     "Format": "formats", "Site": "formats", "Grid": "grid", "Method": "method", "Quantizer": "quantizer", "Task": "task",
-    "load_method": "registry", "load_task": "registry", "results": "frames", "run_one": "train",
+    "load_method": "registry", "load_task": "registry", "results": "frames", "run_one": "making",
 }  # fmt: skip
 
 

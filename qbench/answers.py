@@ -6,7 +6,7 @@ Numbers of one task belong together only where its hash is the same: two definit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ def answered(attempt: Attempt) -> dict[str, Any]:
     return {str(name): entry for name, entry in tasks.items() if isinstance(entry, dict)}
 
 
-def missing(attempt: Attempt, names: Iterable[str]) -> list[str]:
-    """Those of the asked names that an attempt has no answers to. A file or a group stands for the tasks that it came to."""
+def missing(attempt: Attempt, names: Iterable[str], present: Callable[[str], str | None] = lambda name: None) -> list[str]:
+    """Those of the asked names that an attempt has no answers to. A file or a group stands for the tasks that it came to. `present` says which
+    hash a task has now, where that is known: answers to another definition are none."""
     known = answered(attempt)
     asked = {name for entry in known.values() for name in entry.get("asked_as") or ()}
-    return [name for name in names if name not in known and name not in asked]
+
+    def lacks(name: str) -> bool:
+        if name not in known:
+            return name not in asked
+        return (now := present(name)) is not None and known[name].get("sha256") != now
+
+    return [name for name in names if lacks(name)]
 
 
 def items_right(folder: Path, entry: Mapping[str, Any]) -> list[bool] | None:

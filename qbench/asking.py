@@ -3,23 +3,30 @@
 Answers cannot move a score, so they are in no key, and a run that was finished long ago is asked without being trained again. All of it is
 read from the board's roster and the run folders: whatever is missing there is asked, by this sweep or the next. What cannot be answered
 fails nothing but itself.
+
+A quiz of a task's own that has changed since is asked again: its hash is known here. That of a file or a name of lm-eval's is not, without
+loading lm-eval and the data: `qbench eval RUN --tasks NAME` compares it, and asks again what has changed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from qbench import registry, roster
 from qbench.answers import missing
-from qbench.config import RunConfig, cell_title
+from qbench.config import RunConfig, canonical, cell_title
+from qbench.definition import rows, sha256
 from qbench.engines import Assignment, Engine, Event, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.record import Attempt
 from qbench.standing import standing
-from qbench.sweepfile import SweepConfig
+from qbench.sweepfile import Entry, SweepConfig
+from qbench.text import count
 
 TICK_S = 0.25
 
@@ -52,6 +59,12 @@ def check(config: SweepConfig) -> None:
     asked |= dict.fromkeys(config.downstream, f"{config.file}: [downstream]")
     if not asked:
         return
+    for entry in config.tasks:
+        if entry.downstream and not may_read_text(entry):
+            raise UsageError(f"{entry.where}: the task {entry.name} has no downstream questions: it trains no language model")
+    if not any(map(may_read_text, config.tasks)):
+        names = ", ".join(dict.fromkeys(entry.name for entry in config.tasks))
+        raise UsageError(f"{config.file}: [downstream]: no task here has downstream questions: {names} trains no language model")
     from qbench.evaluate import check_names
 
     known = {name: quiz for entry in config.tasks for name, quiz in quizzes(entry.name, entry.params).items()}
@@ -71,9 +84,22 @@ def quizzes(task: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return dict(cls().quizzes())
 
 
+def may_read_text(entry: Entry) -> bool:
+    """Whether a task trains language models, as far as can be told before its options are resolved."""
+    import torch
+
+    if quizzes(entry.name, entry.params):
+        return True
+    cls: Any = registry.load("tasks", entry.name)
+    try:
+        return cls().problem(next(iter(cls.sizes)), 0, 1, torch.device("meta")).tokenizer is not None
+    except Exception:  # noqa: BLE001 - one that cannot be made without its options may be anything
+        return True
+
+
 def wanted(sweep: SweepConfig, config: RunConfig) -> tuple[str, ...]:
     """The names that a run is asked: those of its [[task]], or else those of the sweep that are not another task's own."""
-    from qbench.train import reads_text
+    from qbench.questions import reads_text
 
     entry = next((e for e in sweep.tasks if e.name == config.task and e.downstream is not None), None)
     names = sweep.downstream if entry is None or entry.downstream is None else entry.downstream
@@ -82,6 +108,21 @@ def wanted(sweep: SweepConfig, config: RunConfig) -> tuple[str, ...]:
     own = quizzes(config.task, config.task_params)
     others = {name for e in sweep.tasks for name in quizzes(e.name, {})} - own.keys()
     return tuple(name for name in names if name not in others)
+
+
+def hashes(config: RunConfig) -> Callable[[str], str | None]:
+    """The present hashes of the quizzes of a run's task, by name."""
+    return partial(_hash, config.task, canonical(config.task_params))
+
+
+@cache
+def _hash(task: str, params: str, name: str) -> str | None:
+    """None for what is no quiz of the task's own, and where its data is not on this machine: then it cannot be asked again either."""
+    try:
+        quiz = registry.build("tasks", task, json.loads(params)).quizzes().get(name)
+        return None if quiz is None else sha256(name, quiz, rows(name, quiz))
+    except QbenchError:
+        return None
 
 
 def lacking(sweep: SweepConfig, results: Path) -> Iterator[Todo]:
@@ -94,8 +135,8 @@ def lacking(sweep: SweepConfig, results: Path) -> Iterator[Todo]:
         names = () if cell.get("stage") == "trial" else wanted(sweep, config)
         for key in cell["keys"] if names else ():
             attempt = standing(results, key).attempt
-            result = attempt.read("result") if attempt and not attempt.merged and attempt.export.is_dir() else None
-            if attempt and result and result.get("state") == "ok" and (left := missing(attempt, names)):
+            result = attempt.read("result") if attempt and not attempt.merged and attempt.artefact.is_file() else None
+            if attempt and result and result.get("state") == "ok" and (left := missing(attempt, names, hashes(config))):
                 spec = RunConfig.from_json(attempt.read("spec") or {})
                 yield Todo(f"{cell_title(cell['label'], config, cell['variant'])} seed {spec.seed}", attempt, spec, tuple(left))
 
@@ -127,7 +168,7 @@ GROUPS = 1 << 30
 
 def ended(one: Todo, event: Event, found: Asking) -> None:
     found.asked += 1
-    if left := missing(one.attempt, one.names):
+    if left := missing(one.attempt, one.names, hashes(one.config)):
         message = event.details.get("error") or f"the worker ended with exit code {event.details.get('exitcode')}"
         found.failures.append((one.title, f"{', '.join(left)}: {message}"))
 
@@ -135,5 +176,5 @@ def ended(one: Todo, event: Event, found: Asking) -> None:
 def complain(failures: Sequence[tuple[str, str]]) -> QbenchError:
     """The first failure in a line, and how many there are."""
     title, message = failures[0]
-    more = f" (and {len(failures) - 1} more runs)" if len(failures) > 1 else ""
+    more = f" (and {count(len(failures) - 1, 'more run')})" if len(failures) > 1 else ""
     return QbenchError(f"downstream: {title}: {message}{more}; the scores stand, and the next sweep asks again")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from qbench import registry
 from qbench.config import Quantization, Recipe, canonical
 from qbench.errors import UsageError, unknown
-from qbench.search import spell
 from qbench.sweepfile import NONE, OURS, RECIPE, Entry, Formats, SweepConfig, unknown_key
+from qbench.text import spell
 
 if TYPE_CHECKING:
     from qbench.method import Method, Preset
@@ -34,6 +34,8 @@ class Bed:
     """The task's options as keys have them. Asked once: a task may have to read a corpus to know them."""
     axes: Mapping[str, Any]
     """The values that tell it from its sisters."""
+    usual: Recipe | None = None
+    """The recipe before any word of it was tuned and any step left out: by it a network is trained that all trials start from."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -159,6 +160,12 @@ class Board:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""
         return {"board_schema": 1, **plain(self)}
+
+
+def place_names(places: Sequence[tuple[str, str]]) -> list[str]:
+    """What to call sections by title and setting: by the title alone where there is one of it only."""
+    titles = Counter(title for title, _ in places)
+    return [title if titles[title] == 1 else f"{title} ({setting})" for title, setting in places]
 
 
 def plain(value: Any) -> Any:

@@ -18,16 +18,16 @@ from qbench.record import write_atomically
 from qbench.run import Run
 
 
-def made_by(device: torch.device) -> list[str]:
-    return [str(commit()["commit"]), str(torch.__version__), device.type]
+def made_by(run: Run) -> list[str]:
+    divided = ["divided"] if run.divided else []  # then each weight has a quantizer of its own
+    return [str(commit()["commit"]), str(torch.__version__), run.clock.device.type, *divided]
 
 
 def save(run: Run, step: int, seconds: float, path: Path) -> None:
     """`step` is the next one to be taken, `seconds` what the steps before it took."""
-    assert run.optimizer is not None
-    buffer = io.BytesIO()
+    assert isinstance(run.optimizer, torch.optim.Optimizer)
     state = {
-        "made_by": made_by(run.clock.device),
+        "made_by": made_by(run),
         "step": step,
         "seconds": seconds,
         "model": run.model.state_dict(),
@@ -38,16 +38,28 @@ def save(run: Run, step: int, seconds: float, path: Path) -> None:
         "generator": torch.get_rng_state(),
         "reference": None if run.reference is None else run.reference.state_dict(),
     }
+    if run.divided:
+        from qbench.divided import all_whole
+
+        state = all_whole(state)
+    if run.team and run.team.rank:
+        return  # one process writes it for all
+    buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def load(run: Run, path: Path) -> tuple[int, float]:
     """Put a run where the checkpoint left it; returns the step to take next and the seconds that went before. (0, 0) where it is another code's."""
-    assert run.optimizer is not None
+    assert isinstance(run.optimizer, torch.optim.Optimizer)
     state: dict[str, Any] = torch.load(path, map_location=run.clock.device, weights_only=True)
-    if state["made_by"] != made_by(run.clock.device):
+    if state["made_by"] != made_by(run):
         return 0, 0.0
+    if run.divided:
+        from qbench.divided import divided_like, divided_moments
+
+        state["model"] = divided_like(state["model"], run.model.state_dict())
+        state["optimizer"] = divided_moments(state["optimizer"], run.optimizer)
     run.model.load_state_dict(state["model"])
     for quantizer, saved in zip(run.quantizers(), state["quantizers"], strict=True):
         quantizer.load_state_dict(saved)

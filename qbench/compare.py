@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qbench import stats
+from qbench.board import place_names
 from qbench.errors import UsageError, unknown
 from qbench.leaderboard import SectionMaker
 from qbench.stats import CONFIDENCE, Estimate
+from qbench.text import count
 
 ALPHA = 1 - CONFIDENCE
 
@@ -28,6 +30,7 @@ class Comparison:
     """A − B in one section."""
 
     section: str
+    """Its title, and its setting where the board has several of the title."""
     metric: str
     better: str
     formats: tuple[str, ...]
@@ -48,20 +51,26 @@ class Comparison:
 
 def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
     """Every section that has both entrants, by their labels."""
-    labels = {e.label for maker in makers for e in maker.entrants.values()}
-    for label in (a, b):
-        if label not in labels:
-            raise unknown("entrant", label, labels)
-    if a == b:
-        raise UsageError(f"{a!r} is compared with itself: name two entrants")
-    pairs = [(maker, *found) for maker in makers if (found := paired(maker, a, b)) is not None]
-    tests = [tested(one, other) for _, _, one, other, _ in pairs]
+    check_names(makers, a, b)
+    names = place_names([(maker.title(), maker.setting()) for maker in makers])
+    pairs = [(maker, name, *found) for maker, name in zip(makers, names, strict=True) if (found := paired(maker, a, b)) is not None]
+    tests = [tested(one, other) for _, _, _, one, other, _ in pairs]
     known = [test.p for test in tests if test.p is not None]
     corrected = iter(stats.holm(known))
     return [
-        judged(maker, (a, b), formats, test, None if test.p is None else next(corrected), dropped)
-        for (maker, formats, _, _, dropped), test in zip(pairs, tests, strict=True)
+        judged(maker, name, (a, b), formats, test, None if test.p is None else next(corrected), dropped)
+        for (maker, name, formats, _, _, dropped), test in zip(pairs, tests, strict=True)
     ]
+
+
+def check_names(makers: Sequence[SectionMaker], *labels: str) -> None:
+    """Two entrants of the board."""
+    known = {entrant.label for maker in makers for entrant in maker.entrants.values()}
+    for label in labels:
+        if label not in known:
+            raise unknown("entrant", label, known, listed=True)
+    if len({*labels}) < len(labels):
+        raise UsageError(f"{labels[0]!r} is compared with itself: name two entrants")
 
 
 def paired(maker: SectionMaker, a: str, b: str) -> tuple[tuple[str, ...], dict[int, float], dict[int, float], int] | None:
@@ -98,12 +107,12 @@ def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
 
 
 def judged(
-    maker: SectionMaker, names: tuple[str, str], formats: tuple[str, ...], test: stats.Paired, p: float | None, dropped: int
+    maker: SectionMaker, section: str, names: tuple[str, str], formats: tuple[str, ...], test: stats.Paired, p: float | None, dropped: int
 ) -> Comparison:
     verdict = " ".join(words(maker, names, test, p))
     d, left_out = test.difference, dropped if test.seeds or p is None else 0
     return Comparison(
-        maker.title(), maker.metric, maker.better, formats, test.seeds, left_out, d, p, maker.effect, verdict,
+        section, maker.metric, maker.better, formats, test.seeds, left_out, d, p, maker.effect, verdict,
     )  # fmt: skip
 
 
@@ -114,11 +123,11 @@ def words(maker: SectionMaker, names: tuple[str, str], test: stats.Paired, p: fl
     if test.seeds == 0 and p is not None:
         yield "no seed in common, compared as independent samples:"
     if test.seeds < 2 and p is None:
-        yield f"nothing can be said: {test.seeds} shared seed{'s' * (test.seeds != 1)}, and it takes two"
+        yield f"nothing can be said: {count(test.seeds, 'shared seed')}, and it takes two"
     elif p is None:
         yield "the same in every seed" if d == 0 else "they differ by the same amount in every seed, so nothing is known of its spread"
     elif p >= ALPHA:
-        yield f"they cannot be told apart{f' over {test.seeds} seeds' * bool(test.seeds)}"
+        yield "they cannot be told apart" + f" over {count(test.seeds, 'seed')}" * bool(test.seeds)
     else:
         first = (d > 0) == (maker.better == "higher")
         yield f"{a if first else b} is better than {b if first else a}"

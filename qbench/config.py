@@ -35,8 +35,6 @@ class Metric:
     better: Literal["lower", "higher"] = "lower"
     floor: float | None = None
     """The best that can be had, where it is known."""
-    worst: float | None = None
-    """What a diverged run scores, where a board must place it."""
     digits: int = 3
     effect: float | None = None
     """The least difference that anybody should care about; a unit of the last digit where it is not said."""

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench import registry, train
+from qbench import grouping, making, questions, registry, train
 from qbench.config import Metric, Quantization, Recipe, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
@@ -28,7 +28,8 @@ from qbench.method import Method
 from qbench.optim import parameter_groups
 from qbench.record import Attempt
 from qbench.run import Run, attach
-from qbench.task import Batch, Problem, QuantLinear, Split, Task, generator
+from qbench.task import Batch, Problem, QuantLinear, Split, Task, generator, one_by_one, with_model
+from qbench.text import count
 from qbench.tuning import MOST_KNOBS, RECIPE
 
 FORMATS = ("int1", "int2", "int3", "int4", "int8", "fp4")
@@ -76,9 +77,12 @@ class ToyProblem(Problem):
     def batches(self, split: Split) -> Iterable[Batch]:
         return [self.draw(256, split)]
 
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
+        return with_model(self, model)
+
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
-        return F.cross_entropy(output, batch.targets)
+        return F.cross_entropy(output, batch.targets) if output.dim() == 2 else one_by_one(F.cross_entropy, output, batch.targets)
 
     @property
     def labels_per_step(self) -> int:
@@ -145,13 +149,13 @@ class Kit:
         formats, granularities = (QUICK_FORMATS, GRANULARITIES[1:2]) if self.quick else (FORMATS, GRANULARITIES)
         configs = [self.config(name, granularity) for name in formats for granularity in granularities]
         for config in {c.key: c for c in [*configs, self.config("int4", activations="int4")]}.values():
-            if train.refusal(config) is None:
+            if questions.refusal(config) is None:
                 yield config
 
     def run(
-        self, config: RunConfig, execution: Execution = Execution(), again: bool = False, resume: Path | None = None
+        self, config: RunConfig, execution: Execution = Execution(compile=False), again: bool = False, resume: Path | None = None
     ) -> tuple[dict[str, Any], Path]:
-        """Train a configuration once; `again` trains it anew."""
+        """Train a configuration once, eagerly on every device; `again` trains it anew."""
         if config.key in self.done and not again and resume is None:
             return self.done[config.key]
         base = None
@@ -160,18 +164,18 @@ class Kit:
             assert config.weights is not None
             base = self.run(self.config(config.weights.format, config.weights.granularity, method=after, steps=config.recipe.steps))[1]
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / "1"
-        found = train.run_one(Assignment(config, folder, resume, base), execution), folder
+        found = making.run_one(Assignment(config, folder, resume, base), execution), folder
         self.done.setdefault(config.key, found)
         return found
 
     def one(self) -> RunConfig:
         """The configuration for checks that need only one: int4 by channel, or whatever the method does."""
         usual = self.config("int4")
-        return next(self.supported()) if train.refusal(usual) else usual
+        return next(self.supported()) if questions.refusal(usual) else usual
 
     def attached(self, config: RunConfig) -> Run:
         """The method on a fresh toy problem."""
-        _, problem = train.open_problem(config, torch.device("cpu"))
+        _, problem = making.open_problem(config, torch.device("cpu"))
         run = attach(problem, registry.build("methods", config.method, config.method_params), config)
         for bundle in run.bundles:
             bundle.quantizer.reset(bundle.stack().detach())
@@ -220,7 +224,9 @@ def check_learns(kit: Kit) -> Iterator[Finding]:
     )
     lines = [json.loads(line) for line in Attempt(folder).curve.read_text().splitlines()] if Attempt(folder).curve.exists() else []
     holes = [line["step"] for line in lines if any(v is None for v in line["terms"].values())]
-    yield Finding("terms", config.format_label, not holes, f"a term is not finite at step {holes[0]}" if holes else f"{len(lines)} points")
+    yield Finding(
+        "terms", config.format_label, not holes, f"a term is not finite at step {holes[0]}" if holes else count(len(lines), "point")
+    )
 
 
 def check_groups(kit: Kit) -> Iterator[Finding]:
@@ -254,9 +260,17 @@ def check_gradients(kit: Kit) -> Iterator[Finding]:
 def check_repeats(kit: Kit) -> Iterator[Finding]:
     """The same seed twice is the same run, bit for bit."""
     config = kit.one()
-    (first, _), (second, _) = kit.run(config), kit.run(config, again=True)
+    if (first := kit.run(config)[0])["state"] != "ok":
+        yield not_run("repeats", config, first)
+        return
+    second, _ = kit.run(config, again=True)
     fine = first.get("artefact_sha256") == second.get("artefact_sha256")
     yield Finding("repeats", config.format_label, fine, "" if fine else "two runs of one seed differ")
+
+
+def not_run(check: str, config: RunConfig, result: dict[str, Any]) -> Finding:
+    """What compares runs has nothing to say of a run that failed, and that is no pass."""
+    return Finding(check, config.format_label, False, f"not run, for the training failed: {result['message'] or result['reason']}")
 
 
 class _Cut(BaseException):
@@ -269,6 +283,9 @@ def check_resumes(kit: Kit) -> Iterator[Finding]:
     whole, _ = kit.run(config)
     if registry.build("methods", kit.method, {}).after:
         return
+    if whole["state"] != "ok":
+        yield not_run("resumes", config, whole)
+        return
 
     def cut(progress: dict[str, Any]) -> None:
         if progress["step"] > config.recipe.steps // 2:
@@ -276,7 +293,7 @@ def check_resumes(kit: Kit) -> Iterator[Finding]:
 
     folder = Path(tempfile.mkdtemp(dir=kit.folder)) / "1"
     with contextlib.suppress(_Cut):
-        train.run_one(Assignment(config, folder), Execution(checkpoint_s=0), cut)
+        making.run_one(Assignment(config, folder), Execution(checkpoint_s=0, compile=False), cut)
     fine = Attempt(folder).checkpoint.exists()
     if fine:
         result, _ = kit.run(config, resume=folder)
@@ -284,10 +301,34 @@ def check_resumes(kit: Kit) -> Iterator[Finding]:
     yield Finding("resumes", config.format_label, fine, "" if fine else "the resumed run differs from the undisturbed one")
 
 
+def check_beside(kit: Kit) -> Iterator[Finding]:
+    """Three runs in one pass end with the artefacts that each has alone, bit for bit; a method may say that its runs train alone."""
+    config = kit.one()
+    if (words := grouping.alone(config)) is not None:
+        yield Finding("beside", config.format_label, True, words)
+        return
+    rates = (1.0, 0.5, 2.0)
+    three = [
+        dataclasses.replace(config, seed=s, recipe=dataclasses.replace(config.recipe, lr=config.recipe.lr * r)) for s, r in enumerate(rates)
+    ]
+    folders = [Path(tempfile.mkdtemp(dir=kit.folder)) / "1" for _ in three]
+    found = making.run_group([Assignment(c, f) for c, f in zip(three, folders, strict=True)], Execution(), [lambda _: None] * len(three))
+    for one, together in zip(three, found, strict=True):
+        single, _ = kit.run(one)
+        same = single.get("artefact_sha256") == together.get("artefact_sha256") and single["state"] == together["state"]
+        fine = same and together.get("cost", {}).get("company", 1) == len(three)
+        yield Finding(
+            "beside", f"seed {one.seed}", fine, "" if fine else "trained beside others it differs" if not same else "the three fell apart"
+        )
+
+
 def check_budget(kit: Kit) -> Iterator[Finding]:
     """A curve that the method keeps in `lr_scale` has the same shape at half the budget, whatever its height."""
     config = kit.one()
     if registry.build("methods", kit.method, {}).after:
+        return
+    if (whole := kit.run(config)[0])["state"] != "ok":
+        yield not_run("budget", config, whole)
         return
     long, short = (
         lr_scales(kit, dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, steps=n))) for n in (STEPS, STEPS // 2)
@@ -300,13 +341,14 @@ def check_budget(kit: Kit) -> Iterator[Finding]:
 def lr_scales(kit: Kit, config: RunConfig) -> dict[str, list[float]]:
     """Each group's `lr_scale` at ten moments of a run, as shares of its largest."""
     assignment = Assignment(config, kit.folder)
-    run = train.prepare(assignment, Execution(), train.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = making.prepare(assignment, Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
     track: dict[str, list[float]] = {}
     for moment in range(10):
         run.begin(config.recipe.steps * moment // 10)
         run.method.before_step(run, run.problem.batch(run.step))
         for group in run.optimizer.param_groups if run.optimizer else ():
-            track.setdefault(group["name"], []).append(run.lr_scale.get(group["name"], 1.0))
+            scale = run.lr_scale.get(group["name"], 1.0)
+            track.setdefault(group["name"], []).append(scale[0] if isinstance(scale, list) else scale)
     return {name: [round(value / (max(map(abs, values)) or 1.0), 9) for value in values] for name, values in track.items()}
 
 
@@ -328,7 +370,7 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         pairs = list(zip(first_losses(one), first_losses(other), strict=True))
         apart = max(abs(a - b) / abs(a) for a, b in pairs)
         audit = "passed" if compiled["audit"]["passed"] else "failed"
-        detail = f"losses of the first {len(pairs)} steps differ by {apart:.1e} of themselves, audit {audit}"
+        detail = f"losses of the first {count(len(pairs), 'step')} differ by {apart:.1e} of themselves, audit {audit}"
         yield Finding("compiles", config.format_label, apart < 1e-3 and audit == "passed", detail)
 
 
@@ -337,7 +379,7 @@ def first_losses(folder: Path) -> list[float]:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_budget, check_compiles,
+    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_beside, check_budget, check_compiles,
 )  # fmt: skip
 
 

@@ -97,4 +97,9 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python decode.py weights.safetensors tensors.npz")
-    np.savez(sys.argv[2], **decode(sys.argv[1])[0])  # type: ignore[arg-type]
+    try:
+        np.savez(sys.argv[2], **decode(sys.argv[1])[0])  # type: ignore[arg-type]
+    except OSError as error:
+        sys.exit(f"{error.filename or sys.argv[1]}: {error.strerror or error}")
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        sys.exit(f"{sys.argv[1]}: not an artefact that this decoder reads: {error}")

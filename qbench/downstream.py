@@ -8,8 +8,6 @@ leaves out the model), its bootstrap (it opens a pool of processes and prints), 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import logging
 import math
 import os
@@ -32,9 +30,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
+from qbench import definition
+from qbench.definition import digest, rows
 from qbench.errors import QbenchError, UsageError, unknown
 from qbench.likelihood import batch_tokens, continued, likelihoods
-from qbench.task import Question, Quiz, Tokenizer
+from qbench.task import Quiz, Tokenizer
 
 __all__ = ["Asked", "ask", "find"]
 
@@ -101,8 +101,9 @@ def hub() -> TaskManager:
 def load(name: str, quizzes: Mapping[str, Quiz]) -> list[Asked]:
     if name in quizzes:
         quiz = quizzes[name]
-        task = TaskManager(include_defaults=False).load([config_of(name, quiz)])["tasks"][name]
-        return [Asked(name, task, digest([name, quiz.version, [dict(doc) for doc in task.eval_docs]]), name, quiz)]
+        items = rows(name, quiz)
+        task = TaskManager(include_defaults=False).load([config_of(name, quiz, items)])["tasks"][name]
+        return [Asked(name, task, definition.sha256(name, quiz, items), name, quiz)]
     try:
         tasks = from_path(Path(name)) if is_path(name) else hub().load([name])["tasks"]
     except QbenchError:
@@ -130,20 +131,16 @@ def why(error: Exception) -> str:
     return line
 
 
-def config_of(name: str, quiz: Quiz) -> dict[str, Any]:
+def config_of(name: str, quiz: Quiz, items: list[dict[str, Any]]) -> dict[str, Any]:
     """A task of lm-eval's from a quiz. Fields are named, not templates: those are a thousand times slower."""
-    if not (items := quiz.make()):
-        raise QbenchError(f"downstream task {name}: its text is too short to make a single item of")
     shared = {"task": name, "test_split": "test", "metadata": {"version": quiz.version}, "num_fewshot": 0}
-    if isinstance(items[0], Question):
-        rows = [vars(item) for item in items]
+    if "choices" in items[0]:
         shared |= {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "right"}
         metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
     else:
-        rows = [{"nothing": "", "text": str(item)} for item in items]
         shared |= {"output_type": "loglikelihood_rolling", "doc_to_text": "nothing", "doc_to_target": "text"}
         metric = {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
-    return shared | {"metric_list": [metric], "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)}}
+    return shared | {"metric_list": [metric], "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(items)}}
 
 
 def fingerprint(task: Any) -> str:
@@ -152,16 +149,9 @@ def fingerprint(task: Any) -> str:
     config.pop("metadata", None)
     config.pop("dataset_kwargs", None)
     return digest(
-        [config, task.VERSION, FEWSHOT_SEED, list(task.eval_docs), list(task.fewshot_docs() or ()) if config.get("num_fewshot") else []]
+        [config, task.VERSION, FEWSHOT_SEED, list(task.eval_docs), list(task.fewshot_docs() or ()) if config.get("num_fewshot") else []],
+        plain,
     )
-
-
-def digest(data: Any) -> str:
-    return hashlib.sha256(json_text(data).encode()).hexdigest()
-
-
-def json_text(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, ensure_ascii=False, default=plain)
 
 
 def plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from qbench.leaderboard import SectionMaker
 from qbench.parts import Part
 from qbench.stats import Estimate
 from qbench.table import Array
+from qbench.text import count
 
 
 class Evaluations(NamedTuple):
@@ -117,7 +118,7 @@ def _first_of_each_seed(part: Part) -> list[int]:
 
 def _note(runs: int, curves: int, limits: int, values: int) -> str:
     if curves < runs:
-        return f"{runs - curves} of {runs} runs have no validation curve"
+        return f"{runs - curves} of {count(runs, 'run')} without a validation curve"
     if limits < runs:
-        return f"no full precision on the device of {runs - limits} of {runs} runs"
-    return f"{runs - values} of {runs} runs were not evaluated by then" if values < runs else ""
+        return f"no full precision on the device of {runs - limits} of {count(runs, 'run')}"
+    return f"{runs - values} of {count(runs, 'run')} not evaluated by then" if values < runs else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class QbenchError(Exception):
@@ -28,9 +28,21 @@ class Diverged(Exception):
     """The loss or a weight is no longer finite. An outcome of a run, not a fault of the harness."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> UsageError:
-    """An error for a name that is not known, with its nearest neighbours."""
-    names = sorted(known)
+MOST_NAMES = 8
+"""Names that a line lists."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str], where: str = "", listed: bool = False) -> UsageError:
+    """An error for a name that is not known, with its nearest neighbours; `listed` names the others, too."""
+    names = sorted(set(known))
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
-    return UsageError(f"{where + ': ' if where else ''}unknown {kind} {str(name)!r}; {hint}")
+    hints = [f"did you mean {' or '.join(near)}?"] * bool(near) + [f"known: {some(names, str(name))}"] * (listed or not near)
+    return UsageError(f"{where + ': ' if where else ''}unknown {kind} {str(name)!r}; {' '.join(hints)}")
+
+
+def some(names: Sequence[str], like: str) -> str:
+    """All of a few names; of many the nearest to a word, and how many more there are."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names) or "none"
+    near = difflib.get_close_matches(like, names, n=MOST_NAMES, cutoff=0.0)
+    return f"{', '.join(near)} and {len(names) - len(near)} more"

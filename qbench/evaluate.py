@@ -30,9 +30,11 @@ from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.export import ARTEFACT, restore
 from qbench.hardware import device_named
+from qbench.making import open_problem
 from qbench.record import Attempt, announce, latest, write_atomically
 from qbench.task import Problem, Quiz, Task, Tokenizer
-from qbench.train import SIGN_OF_LIFE_S, open_problem
+from qbench.text import count
+from qbench.train import SIGN_OF_LIFE_S
 
 if TYPE_CHECKING:
     from qbench.downstream import Asked
@@ -206,7 +208,7 @@ def answers(
             summary, lines = downstream.ask(one, subject.model, subject.tokenizer, beat)
             summary |= keep_lines(subject.folder, one.name, lines) | {"asked_as": asked_as}
             summary |= {"device": next(subject.model.parameters()).device.type, "threads": torch.get_num_threads()}
-            report(f"{one.name}: {summary['items']} items")
+            report(f"{one.name}: {count(summary['items'], 'item')}")
         known["tasks"] = dict(sorted({**known["tasks"], one.name: summary}.items()))
         place.write("downstream", known)
     return known

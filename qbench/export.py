@@ -21,6 +21,7 @@ from qbench.decoder import decode, pack
 from qbench.formats import Granularity, Levels
 from qbench.grid import Grid
 from qbench.quantizer import QuantLayer
+from qbench.record import like_other_files
 from qbench.run import INPUT, Run
 
 ARTEFACT = "weights.safetensors"
@@ -83,6 +84,7 @@ def export(run: Run, folder: Path) -> Artefact:
     folder.mkdir(exist_ok=True)
     path = folder / ARTEFACT
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"qbench": json.dumps(header, sort_keys=True)})
+    like_other_files(path)
     return Artefact(path, hashlib.sha256(path.read_bytes()).hexdigest(), parameters, quantized, bits, payload)
 
 

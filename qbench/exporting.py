@@ -22,9 +22,9 @@ from qbench.decoder import decode
 from qbench.errors import QbenchError, UsageError
 from qbench.evaluate import finished, the_artefact
 from qbench.export import ARTEFACT
-from qbench.record import latest
+from qbench.making import open_problem
+from qbench.record import latest, like_other_files
 from qbench.task import Problem, Tokenizer
-from qbench.train import open_problem
 
 PROVENANCE = "qbench.json"
 
@@ -63,6 +63,7 @@ def put(path: Path, content: Any) -> None:
         shutil.copyfile(content, path)
     elif path.suffix == ".safetensors":
         save_file(content, path, metadata={"format": "pt"})
+        like_other_files(path)
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

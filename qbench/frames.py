@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbench import grades
+from qbench import grades, text
 from qbench.errors import QbenchError, UsageError, unknown
 from qbench.schema import IDENTITY
 from qbench.store import view
@@ -90,7 +90,7 @@ class Results:
         """The curve of the latest attempt at a run, named by its key or the beginning of it."""
         found = self.query("SELECT * FROM curves WHERE starts_with(key, ?) ORDER BY key, attempt, step", [run])
         if found["key"].nunique() != 1:
-            raise UsageError(f"{run!r} begins the keys of {found['key'].nunique()} runs with a curve")
+            raise UsageError(f"{run!r} begins the keys of {text.count(found['key'].nunique(), 'run')} with a curve")
         latest: pd.DataFrame = found.loc[found["attempt"] == found["attempt"].max()]
         return latest
 

@@ -62,10 +62,17 @@ class Stopwatch:
 
 
 def quartiles(times: list[float]) -> tuple[float, float, float]:
+    """Never outside of what was measured, however few."""
     if len(times) == 1:
         return times[0], times[0], times[0]
-    low, middle, high = statistics.quantiles(times, n=4)
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     return low, middle, high
+
+
+def forget_memory(device: torch.device) -> None:
+    """What was used so far is not the next run's. The operating system keeps its own count for a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from qbench.answers import answered
 from qbench.config import canonical
 from qbench.errors import QbenchError
+from qbench.places import unplaced
 from qbench.record import Attempt
 from qbench.schema import ANSWER, CURVE, IDENTITY, RUN, Column
 
@@ -64,6 +65,7 @@ def row_of(attempt: Attempt) -> dict[str, Any] | None:
         raise NotARun(f"{attempt.folder}: result.json has the state {result.get('state')!r}")
     files = {"spec": spec, "result": result, "env": attempt.read("env") or {}, "trust": attempt.read("trust") or {}}
     row = {"key": attempt.key, "attempt": attempt.number} | {column.name: find(column, files) for column in RUN}
+    row["message"] = row["message"] and unplaced(str(row["message"]))
     checks = (result.get("audit") or {}).get("checks") or ()
     row["audit_failures"] = ", ".join(str(check.get("name")) for check in checks if not check.get("passed")) or None
     return row

@@ -20,7 +20,8 @@ from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.parts import Part, Place, best_rate, first, known, mean, only_finite, rows_at, scores_of, slices, why
 from qbench.stats import Estimate
 from qbench.table import Table, read_frame
-from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, spell, tidy, unusual
+from qbench.text import count, spell
+from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, tidy, unusual
 from qbench.tuned import Tried
 from qbench.tuning import Tuning
 from qbench.withdrawn import below, parted
@@ -174,7 +175,7 @@ class SectionMaker:
         else:
             state = "failed" if set(failures) - set(NOT_RUN) else "skipped" if "skipped" in failures else "planned"
         # The audit's note is first, beside its dagger.
-        notes = self._note(f"the audit of {audits_failed} of {asked} runs failed: see qbench show RUN") if audits_failed else ()
+        notes = self._note(f"the audit of {audits_failed} of {count(asked, 'run')} failed: see qbench show RUN") if audits_failed else ()
         if state != "ok":
             notes += self._note(why(failures, asked, message))
         if merged := self._merged(part):
@@ -225,7 +226,7 @@ class SectionMaker:
         """How many runs are somebody else's, and the least that is believed of them; '' where all are our own."""
         counts = Counter(self.data.words["trust"][code] for code in part["trust"] if code)
         level = next((word for word in TRUST if counts[word]), "")
-        return f"{counts[level]} of {len(part['key'])} runs {TRUST[level]}" if level else ""
+        return f"{counts[level]} of {count(len(part['key']), 'run')} {TRUST[level]}" if level else ""
 
     def _mark_best(self, cells: Mapping[int, list[Cell]]) -> None:
         fit = [[n for n in self.rivals if cells[n][i].whole] for i in range(len(self.columns))]

@@ -12,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from qbench import text
-from qbench.tidy import format_label, spell
+from qbench.text import count, spell
+from qbench.tidy import format_label
 
 if TYPE_CHECKING:
     from qbench.outlook import Planned
 
 BARS = "▁▂▃▄▅▆▇█"
+LINE = 120
+"""Bars of a curve, where there is room for more."""
 Line = tuple[str, str | Text]
 """A label, which is ours, and what it says, which may be anybody's."""
 
@@ -33,7 +36,7 @@ def show_run(run: Mapping[str, Any], console: Console) -> None:
     title.append(f"  attempt {text.plain(run.get('attempt', 1))}: ", style="not bold")
     title.append(text.plain(state), style="green" if state == "ok" else "red")
     console.print(title)
-    lines = [*_what(spec), *_outcome(result), *_curve(run, max(20, console.width - 14)), *_audit(result), *_origin(run, result, env)]
+    lines = [*_what(spec), *_outcome(result), *_curve(run, min(max(20, console.width - 14), LINE)), *_audit(result), *_origin(run, result, env)]
     console.print(_grid(lines))
 
 
@@ -63,7 +66,7 @@ def _outcome(result: Mapping[str, Any]) -> Iterator[Line]:
     if (mean := _number(scores.get("rr_mean"))) is not None:
         spread = _number(scores.get("rr_std"))
         more = f" ± {text.number(spread, digits)} (deviation)" if spread is not None else ""
-        yield "", f"randomised rounding {text.number(mean, digits)}{more}, {scores.get('rr_count')} draws"
+        yield "", f"randomised rounding {text.number(mean, digits)}{more}, {count(scores.get('rr_count') or 0, 'draw')}"
     for part, label in (("metrics", "metrics"), ("size", "size")):
         known = {k: v for k, v in (result.get(part) or {}).items() if v is not None}
         if known:
@@ -208,18 +211,20 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
         table.add_row(Text(state, style=STYLES.get(state, "")), str(counts[state]), Text(MEANINGS[state] + more, style="dim"), Text(fix))
     console.print(table if counts else Text("Nothing is asked for."))
     if todo := Counter(task for line in lines for task in line.unanswered):
-        each = ", ".join(f"{text.plain(task)} of {count} finished run{'s' * (count != 1)}" for task, count in todo.items())
+        each = ", ".join(f"{text.plain(task)} of {count(n, 'finished run')}" for task, n in todo.items())
         console.print(Text(f"Still to be asked downstream: {each}"))
 
 
 def _state(line: Planned) -> str:
-    return "stale" if line.stale and line.standing.state == "cached" else line.standing.state
+    return "stale" if (line.stale or line.edited) and line.standing.state == "cached" else line.standing.state
 
 
 def _why(state: str, line: Planned) -> str:
     was = line.standing
+    made = [f"{' and '.join(line.edited)} edited under the same version: raise version"] if line.edited else []
+    made += [f"made by {line.stale}"] if line.stale else []
     words = (
-        [f"made by {line.stale}, key {(line.key or '')[:12]}"]
+        [f"{', '.join(made)}, key {(line.key or '')[:12]}"]
         if state == "stale"
         else [f"there is one of {line.older}"]
         if line.older
@@ -284,7 +289,7 @@ def _about_task(entry: Mapping[str, Any]) -> Iterator[Line]:
 def _budget(entry: Mapping[str, Any], size: str) -> str:
     """`300 steps of 64`, and what the size means to the task."""
     recipe = (entry.get("recipes") or {}).get(size) or {}
-    return ", ".join(filter(None, (f"{recipe.get('steps')} steps of {recipe.get('batch')}", spell(entry["sizes"][size]))))
+    return ", ".join(filter(None, (f"{count(recipe.get('steps') or 0, 'step')} of {recipe.get('batch')}", spell(entry["sizes"][size]))))
 
 
 # ---- tables ----

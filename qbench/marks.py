@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from qbench import stats, text
 from qbench.answers import answered, items_right
-from qbench.board import Exam, plain
-from qbench.errors import UsageError, unknown
+from qbench.board import Exam, place_names, plain
+from qbench.compare import check_names
 from qbench.grades import Answer
 from qbench.record import Attempt
 from qbench.stats import Estimate
@@ -36,6 +36,7 @@ class Difference:
     """A − B on one downstream task in one section."""
 
     section: str
+    """Its title, and its setting where the board has several of the title."""
     setting: str
     task: str
     sha256: str
@@ -68,13 +69,10 @@ class Pair:
 
 def compare(makers: Sequence[SectionMaker], results: Path, a: str, b: str) -> list[Difference]:
     """Every section and downstream task in one definition that both have answered, by the same metric."""
-    labels = {entrant.label for maker in makers for entrant in maker.entrants.values()}
-    for label in (a, b):
-        if label not in labels:
-            raise unknown("entrant", label, labels)
-    if a == b:
-        raise UsageError(f"{a!r} is compared with itself: name two entrants")
-    found = [difference(maker, results, exam, pairs) for maker in makers for exam, pairs in paired(maker, a, b)]
+    check_names(makers, a, b)
+    names = place_names([(maker.title(), maker.setting()) for maker in makers])
+    named = zip(makers, names, strict=True)
+    found = [difference(maker, name, results, exam, pairs) for maker, name in named for exam, pairs in paired(maker, a, b)]
     known = iter(stats.holm([d.p_items for d in found if d.p_items is not None]))
     return [d if d.p_items is None else dataclasses.replace(d, p_items=next(known)) for d in found]
 
@@ -99,14 +97,14 @@ def answers(maker: SectionMaker, label: str) -> dict[int, Mapping[str, Mapping[i
     return {column: found for (n, column), found in sorted(maker.answers.items()) if maker.entrants[n].label == label}
 
 
-def difference(maker: SectionMaker, results: Path, exam: Exam, pairs: Sequence[Pair]) -> Difference:
+def difference(maker: SectionMaker, name: str, results: Path, exam: Exam, pairs: Sequence[Pair]) -> Difference:
     test = stats.paired_test(by_seed([(p.seed, p.one.value) for p in pairs]), by_seed([(p.seed, p.other.value) for p in pairs]))
     items = [(right(results, pair.one), right(results, pair.other)) for pair in pairs]
     whole = [(x, y) for x, y in items if x is not None and y is not None]
     answers = [[answer for pair in whole for answer in pair[side]] for side in (0, 1)]
     mcnemar = stats.mcnemar(answers[0], answers[1]) if len(whole) == len(pairs) else None
     return Difference(
-        section=maker.title(),
+        section=name,
         setting=maker.setting(),
         task=exam.task,
         sha256=exam.sha256,
@@ -141,8 +139,8 @@ def in_words(d: Difference, a: str, b: str) -> str:
     low, high = d.difference.low, d.difference.high
     interval = "" if low is None or high is None else f" [{low:+.{DIGITS}f}, {high:+.{DIGITS}f}]"
     p = "" if d.p is None else f", p = {d.p:.2g}"
-    seeds = f"{d.seeds} seed{'s' * (d.seeds != 1)}"
-    where = text.plain(f"{d.section} ({d.setting}): {d.task} ({d.metric}); {', '.join(d.formats)}", 1000)
+    seeds = text.count(d.seeds, "seed")
+    where = text.plain(f"{d.section}: {d.task} ({d.metric}); {', '.join(d.formats)}", 1000)
     lines = [where, f"  by seed {d.difference.value:+.{DIGITS}f}{interval}{p} over {seeds}"]
     if d.p_items is None:
         return "\n".join(lines)

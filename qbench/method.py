@@ -63,6 +63,16 @@ class Method:
         """A sentence if the method has no rule for the site: the cell is skipped and the table says why."""
         return None
 
+    def alone(self) -> str | None:
+        """A sentence if its runs cannot train side by side, with an axis of runs in front of every tensor, in one pass. None says that the
+        quantizers and hooks reduce over trailing axes only, and that what runs do not share is a tensor or stands in `state_dict`."""
+        return f"{self.name} has not been written for runs side by side"
+
+    def undivided(self) -> str | None:
+        """Why it cannot train a network whose weights are divided among processes, in a sentence; None if it can: its rule then looks at one
+        weight alone, its gradient is linear in the one that arrives, and it has no parameters of its own."""
+        return f"{self.name} is not written for weights that are divided among processes"
+
     def check(self) -> str | None:
         """A sentence if a hyper-parameter is out of its domain: refused before anything trains."""
         return None
@@ -91,8 +101,8 @@ class Method:
     def after_step(self, run: Run) -> None:
         """Projections, re-assignment, pulls."""
 
-    def metrics(self, run: Run) -> dict[str, float]:
-        """Numbers of the method's own to record in the curve."""
+    def metrics(self, run: Run) -> Mapping[str, float | Tensor]:
+        """Numbers of the method's own to record in the curve; one each for runs side by side, or one for all."""
         return {}
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:

@@ -19,30 +19,44 @@ def parameter_groups(run: Run, recipe: Recipe) -> list[dict[str, object]]:
         raise UsageError(f"method {run.method.name}: param_groups names a parameter twice, or uses a name of the core's")
     model = [p for p in run.model.parameters() if id(p) not in taken]
     quantizer = [p for q in run.quantizers() for p in q.parameters() if id(p) not in taken]
-    groups = {"decay": [p for p in model if p.dim() > 1], "plain": [p for p in model if p.dim() < 2], "quantizer": quantizer, **own}
+    matrices = [p for p in model if p.dim() - run.lead > 1]
+    vectors = [p for p in model if p.dim() - run.lead < 2]
+    groups = {"decay": matrices, "plain": vectors, "quantizer": quantizer, **own}
     decay = recipe.weight_decay
     return [{"params": ps, "name": name, "weight_decay": decay if name == "decay" else 0.0} for name, ps in groups.items() if ps]
 
 
-def make_optimizer(groups: list[dict[str, object]], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict[str, object]], recipe: Recipe, divided: bool = False) -> torch.optim.Optimizer:
     betas = (recipe.beta1, recipe.beta2)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=not divided)  # torch has none for a divided parameter
     assert recipe.optimizer == "radam", recipe.optimizer
     return torch.optim.RAdam(groups, lr=recipe.lr, betas=betas, decoupled_weight_decay=True)
 
 
-def set_learning_rates(run: Run, recipe: Recipe, step: int) -> float:
-    """The step's learning rate in every group, scaled as the method asks; taken at the middle of the step. Returns the shared rate."""
+def set_learning_rates(run: Run, recipe: Recipe, step: int) -> list[float]:
+    """The step's learning rate in every group, scaled as the method asks; taken at the middle of the step. Returns each run's shared rate."""
     assert run.optimizer is not None
-    lr = recipe.lr * lr_factor(recipe.schedule, (step + 0.5) / recipe.steps, recipe.warmup, recipe.decay, recipe.floor)
+    factor = lr_factor(recipe.schedule, (step + 0.5) / recipe.steps, recipe.warmup, recipe.decay, recipe.floor)
+    rates = [peak * factor for peak in run.peaks]
     for group in run.optimizer.param_groups:
-        group["lr"] = lr * run.lr_scale.get(group["name"], 1.0)
-    return lr
+        place, scale = group.get("place", 0), run.lr_scale.get(group["name"], 1.0)
+        group["lr"] = rates[place] * (scale[place] if isinstance(scale, list) else scale)
+    return rates
 
 
-def clip(parameters: list[nn.Parameter], limit: float) -> Tensor | None:
-    """Scale all gradients down to the norm `limit`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, limit) if limit else None
+def clip(run: Run, limit: float) -> Tensor | None:
+    """Scale all gradients of each run down to the norm `limit`; returns the norm before."""
+    if not limit:
+        return None
+    if not run.lead:
+        alone: Tensor = nn.utils.clip_grad_norm_(run.parameters, limit)
+        return alone.full_tensor() if run.divided else alone  # type: ignore[attr-defined]
+    grads = [p.grad for p in run.parameters if p.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+    return norm

@@ -27,7 +27,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     """Print the overall view, then each section."""
     console.print(Text(text.plain(summary.title or "Board"), style="bold underline"), end="\n\n")
     if summary.overall:
-        console.print(Text(f"Gap recovered over {summary.cells} cell{'s' * (summary.cells != 1)}", style="bold"))
+        console.print(Text(f"Gap recovered over {text.count(summary.cells, 'cell')}", style="bold"))
         console.print(_overall(summary))
         _missing(summary.overall, console)
     for section in summary.sections:
@@ -41,7 +41,7 @@ def show_summary(summary: Summary, console: Console) -> None:
 
 
 LEGEND = (
-    f"Mean: over cells, with its {100 * stats.CONFIDENCE:.0f} % Welch–Satterthwaite interval over tasks. IQM: the mean of the middle half of the cells; interval by"
+    f"Mean: over cells, with its {100 * stats.CONFIDENCE:.0f} % Welch–Satterthwaite interval over tasks; of one cell, with the board's. IQM: the mean of the middle half of the cells; interval by"
     " stratified bootstrap, from ten seeds. The last columns: the share of cells that recover so much of the gap or more.",
     "Front: cells that no other cell beats in score, bits and training time together; by means, without tests. Bits are those"
     " of the weights.",

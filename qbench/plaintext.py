@@ -33,12 +33,19 @@ DOWNSTREAM_DIGITS, SHORT_HASH, CSV_HASH = 3, 8, 16
 
 def comparison(c: Comparison) -> str:
     """Two lines: where, and the difference with its verdict."""
-    d, digits = c.difference, max(0, 1 - math.floor(math.log10(c.minimum_effect)))
+    d, digits = c.difference, _digits(c)
     interval = "" if d.low is None or d.high is None else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
     p = "" if c.p is None else f", p = {c.p:.2g}"
     left_out = f", {c.dropped} left out" if c.dropped else ""
-    where = f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; {c.seeds} seeds{left_out}"
+    where = f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; {text.count(c.seeds, 'seed')}{left_out}"
     return text.plain(where) + f"\n  {d.value:+.{digits}f}{interval}{p}: {text.plain(c.verdict)}"
+
+
+def _digits(c: Comparison) -> int:
+    """Those that show a tenth of the minimum effect; where there is none, two of the interval's half or of the difference."""
+    sizes = (c.minimum_effect, c.difference.half, abs(c.difference.value))
+    least = next((size for size in sizes if size and math.isfinite(size)), 0.1)
+    return max(0, 1 - math.floor(math.log10(least)))
 
 
 def score(cell: Cell, digits: int) -> str:
@@ -76,7 +83,7 @@ def rank(row: Row) -> str:
 def chosen(cell: Cell) -> str:
     """`lr 0.003, scale mse`: what was best on validation."""
     return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {text.plain(value, 40)}" for name, value in cell.chosen.items()
+        f"{name} {text.plain(text.value(value), 40)}" for name, value in cell.chosen.items()
     )
 
 
@@ -125,7 +132,7 @@ def heading(section: Section) -> str:
 def ranking(section: Section) -> str:
     """What the rows' order means."""
     ranked = any(row.rank for row in section.rows)
-    few = f"unranked ({section.seeds} seed{'s' * (section.seeds != 1)}; ranks need {RANKED_FROM})"
+    few = f"unranked ({text.count(section.seeds, 'seed')}; ranks need {RANKED_FROM})"
     unshared = f"unranked (no two whole rows share {RANKED_FROM} seeds)"
     return "ranks are ranges" if ranked else few if section.seeds < RANKED_FROM else unshared
 
@@ -200,13 +207,13 @@ def grade(cell: Cell, exam: Exam) -> str:
         return NONE
     half, value = found.score.half, found.score.value
     spread = "" if half is None else f" ± {text.half_width(half, value, DOWNSTREAM_DIGITS)}"
-    return text.number(value, DOWNSTREAM_DIGITS) + spread + (f" ({found.seeds} of {cell.asked} seeds)" if found.seeds < cell.asked else "")
+    return text.number(value, DOWNSTREAM_DIGITS) + spread + (f" ({found.seeds} of {text.count(cell.asked, 'seed')})" if found.seeds < cell.asked else "")
 
 
 def exam_lines(exam: Exam) -> list[str]:
     """`acc, higher is better`, `200 items, chance 0.25, ceiling 0.98`, `definition 1f2e3d4c`."""
     bounds = [f"{name} {value:.3g}" for name, value in (("chance", exam.chance), ("ceiling", exam.ceiling)) if value is not None]
-    asked = ", ".join([f"{exam.items} items"] * (exam.items is not None) + bounds)
+    asked = ", ".join([text.count(exam.items or 0, "item")] * (exam.items is not None) + bounds)
     direction = ", ".join(filter(None, (exam.metric, exam.better and f"{exam.better} is better")))
     return [*map(text.plain, filter(None, (direction, asked, f"definition {exam.sha256[:SHORT_HASH]}")))]
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qbench import registry
 from qbench.axes import Bed, Entrant, beds, check_names, entrants, formats_of
-from qbench.config import Quantization, RunConfig, canonical, cell_title
+from qbench.config import Quantization, Recipe, RunConfig, canonical, cell_title
 from qbench.errors import UsageError
-from qbench.search import Search, Waiting, spell
+from qbench.search import Search, Waiting
 from qbench.sweepfile import RECIPE, SweepConfig
+from qbench.text import spell
 from qbench.trials import Known
 from qbench.tuning import Tuning
 
@@ -145,6 +146,8 @@ class Planner:
 
     def add(self, bed: Bed, entrant: Entrant, weights: Quantization | None, activations: Quantization | None) -> None:
         cell, tuning = self.maker.cell(bed, entrant, weights, activations), self.sweep.tuning
+        if cell.refusal is None:
+            self.check_engine(cell)
         if tuning is None or cell.refusal is not None:
             self.cells.setdefault(cell.parts, cell)
             return
@@ -155,6 +158,15 @@ class Planner:
         points = tuning.draw(entrant.method.name)
         search = Search(cell, points, tuning, self.sweep.seeds, bed.task.metric.better, make)
         self.searches.setdefault(search.signature, search)
+
+    def check_engine(self, cell: Cell) -> None:
+        """That the cell can be trained as the file wants it to be. If not the file is wrong, and the cell has no fault that a board could show."""
+        engine = self.sweep.engine
+        if engine.gpus_per_run > 1:
+            from qbench.parallel import objection
+
+            if sentence := objection(cell.example, engine.gpus_per_run, engine.fsdp):
+                raise UsageError(f"{self.sweep.file}: [engine]: {sentence}")
 
     def plan(self, known: Known | None = None) -> Plan:
         found = [search.advance(known or {}) for search in self.searches.values()]
@@ -221,7 +233,7 @@ def _tuned(bed: Bed, entrant: Entrant, values: Mapping[str, Any], share: float, 
     knobs = {name: value for name, value in values.items() if name not in RECIPE}
     recipe = dataclasses.replace(bed.recipe, **shared, steps=max(1, round(share * bed.recipe.steps)))
     method = registry.build("methods", entrant.method.name, {**entrant.method.params, **knobs}, where) if knobs else entrant.method
-    return dataclasses.replace(bed, recipe=recipe), dataclasses.replace(entrant, method=method)
+    return dataclasses.replace(bed, recipe=recipe, usual=bed.recipe), dataclasses.replace(entrant, method=method)
 
 
 def _check_knobs(tuning: Tuning, file: str) -> None:
@@ -270,12 +282,20 @@ class _Maker:
         if config.start == "scratch":
             return None
         name, share = config.start.split(":")
-        recipe = dataclasses.replace(config.recipe, steps=max(1, round(float(share) * config.recipe.steps)), objective="task")
+        whole = self.untuned(bed, config.recipe)
+        recipe = dataclasses.replace(whole, steps=max(1, round(float(share) * whole.steps)), objective="task")
         return self.other(name, dataclasses.replace(bed, recipe=recipe), config, "scratch")
+
+    def untuned(self, bed: Bed, recipe: Recipe) -> Recipe:
+        """With the values that tuned words have without tuning, and the whole budget: trials start from one network, not each from its own."""
+        if bed.usual is None or self.sweep.tuning is None:
+            return recipe
+        return dataclasses.replace(recipe, **{word: getattr(bed.usual, word) for word in ("steps", *self.sweep.tuning.axes)})
 
     def other(self, name: str, bed: Bed, config: RunConfig, start: str) -> Cell:
         method = registry.build("methods", name, {}, self.sweep.file)
-        same = canonical([name, start, bed.size, dataclasses.asdict(bed.recipe), bed.task.name, bed.params])
+        recipes = [recipe and dataclasses.asdict(recipe) for recipe in (bed.recipe, bed.usual)]
+        same = canonical([name, start, bed.size, recipes, bed.task.name, bed.params])
         formats = (config.weights, config.activations) if method.quantizes else (None, None)
         same += canonical([q and dataclasses.asdict(q) for q in formats])
         if same not in self.bases:
@@ -286,13 +306,13 @@ class _Maker:
         """Why the cell cannot run. Of the recipe the objective alone has a say, and the seed has none."""
         if config.activations and not task.activations:
             return f"{task.name} has no activations to quantize"
-        from qbench import train
+        from qbench import questions
 
         c = config
         asked = (c.method, c.method_params, c.start, c.recipe.objective, c.task, c.task_params, c.size, *_names(c))
         question = canonical(asked)
         if question not in self.refusals:
-            self.refusals[question] = train.refusal(config)
+            self.refusals[question] = questions.refusal(config)
         return self.refusals[question]
 
 

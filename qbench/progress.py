@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from qbench.text import plain, seconds
+from qbench.text import count, plain, seconds
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -305,11 +305,12 @@ def closing(summary: Summary, elapsed_s: float) -> str:
     """`72 runs: 70 ok, 2 failed (1 diverged, 1 oom), 3 cells skipped; 0:41`."""
     reasons = Counter(plain(reason) for _, reason, _ in summary.failures)
     why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    runs = summary.ok + summary.failed + summary.left
+    runs = summary.ok + summary.failed + summary.left + summary.elsewhere
     parts = [
         f"{summary.ok} ok" if runs else "",
         f"{summary.failed} failed" + (f" ({why})" if why else "") if summary.failed else "",
         f"{summary.left} left" if summary.left else "",
+        f"{summary.elsewhere} of other shards" if summary.elsewhere else "",
         f"{count(summary.skipped, 'cell')} skipped" if summary.skipped else "",
     ]
     before = f" ({summary.cached} done before)" if summary.cached else ""
@@ -389,6 +390,3 @@ def roughly(x: float) -> str:
     step = 1 if x < 60 else 10 if x < 600 else 60
     return minutes(step * math.ceil(x / step))
 
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

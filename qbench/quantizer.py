@@ -12,7 +12,7 @@ second passes over one batch all find the same leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from qbench.formats import Site
 from qbench.grid import Grid, widen
 from qbench.noise import key_of, uniform
+from qbench.rows import by_run, linear
 
 
 class Quantizer(nn.Module):
@@ -31,6 +32,8 @@ class Quantizer(nn.Module):
     step: Tensor
     part: Tensor
     """Of the batch that an input belongs to: its first sample and how many there are."""
+    lead = 0
+    """Axes in front of all: one where runs train side by side."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -69,6 +72,11 @@ class Quantizer(nn.Module):
         Those of an input belong to its samples, whatever parts a batch is computed in."""
         first = self.part[0] * (x.shape[-2] // self.part[1])
         return uniform(self.key + stream, self.step, tuple(x.shape), first)
+
+    @final
+    def by_run(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """f of each element, for an f that is no plain arithmetic: side by side, a run must get the bits that it has alone."""
+        return by_run(f, x, self.lead)
 
     @final
     def seed(self, seed: int, names: list[str]) -> None:
@@ -118,7 +126,7 @@ class QuantLayer(nn.Module):
 
 
 class QuantLinear(QuantLayer):
-    """`x Wᵀ + b`. With leading axes of runs in the weight, `x` carries the same ones first."""
+    """`x Wᵀ + b`. With an axis of runs in front of the weight, `x` carries the same one first."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True, unsigned_input: bool = False) -> None:
         super().__init__(unsigned_input)
@@ -129,10 +137,7 @@ class QuantLinear(QuantLayer):
         x, weight = self.quantized(x), self.effective
         if weight.dim() == 2:
             return F.linear(x, weight, self.bias)
-        lead = weight.dim() - 2
-        y = x.flatten(lead, -2) @ weight.mT
-        if self.bias is not None:
-            y = y + self.bias.unsqueeze(-2)
+        y = linear(x.flatten(1, -2), weight, self.bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -163,6 +168,11 @@ class QuantConv2d(QuantLayer):
         return y.view(y.shape[0], runs, -1, *y.shape[2:]).transpose(0, 1)
 
 
+def beside(sites: Sequence[Tensor]) -> Tensor:
+    """Matrices of one shape in one tensor, behind the runs' axis where they have one: (…, sites, rows, columns)."""
+    return torch.stack(list(sites), dim=-3)
+
+
 class Bundle:
     """Weight sites of one shape under one quantizer, quantized together."""
 
@@ -175,8 +185,8 @@ class Bundle:
         self.source: Tensor | None = None
 
     def stack(self) -> Tensor:
-        """The weights side by side, (sites, …, rows, columns)."""
-        return torch.stack([layer.matrix() for layer in self.layers])
+        """The weights side by side, (…, sites, rows, columns)."""
+        return beside([layer.matrix() for layer in self.layers])
 
     def refresh(self, quantize: Callable[[Tensor], Tensor] | None = None) -> None:
         """Quantize the weights as they are now and hand each layer its part."""
@@ -186,7 +196,7 @@ class Bundle:
         self.latent = stack.requires_grad_(trains)
         self.source = (self.call if quantize is None else quantize)(self.latent)
         trains = self.source.requires_grad
-        for layer, part in zip(self.layers, self.source.detach().unbind(), strict=True):
+        for layer, part in zip(self.layers, self.source.detach().unbind(-3), strict=True):
             layer.used = layer.as_weight(part).requires_grad_(trains)
 
     def pull_back(self) -> None:
@@ -195,9 +205,9 @@ class Bundle:
         grads = [None if layer.used is None else layer.used.grad for layer in self.layers]
         if any(grad is not None for grad in grads):
             parts = [torch.zeros_like(layer.weight) if g is None else g for g, layer in zip(grads, self.layers, strict=True)]
-            self.source.backward(torch.stack(parts).view(self.source.shape))
+            self.source.backward(beside([part.reshape(layer.matrix().shape) for part, layer in zip(parts, self.layers, strict=True)]))
         if self.latent.grad is not None:
-            for layer, part in zip(self.layers, self.latent.grad.unbind(), strict=True):
+            for layer, part in zip(self.layers, self.latent.grad.unbind(-3), strict=True):
                 grad, before = layer.as_weight(part), layer.weight.grad
                 layer.weight.grad = grad if before is None else before + grad
         self.release()

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import UsageError
+from qbench.places import unplaced
 
-REASONS = ("oom", "diverged", "timeout", "signal", "data", "plugin", "eval")
 _KEY = re.compile(r"[0-9a-f]{32}")
+_BEGINNING = re.compile(r"[0-9a-f]{2,32}")
+LEAST, MOST_NAMED = 6, 8
+"""Letters of a key that name a run; runs that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,21 @@ class Attempt:
         return (self.folder / "trust.json").exists()
 
     @property
+    def believed(self) -> bool:
+        """Whether it was trained here: it is our own, or was merged and then reproduced. Nothing may be chosen, or go on, by another's word."""
+        return not self.merged or (self.read("trust") or {}).get("level") == "reproduced"
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
 
     @property
     def export(self) -> Path:
         return self.folder / "export"
+
+    @property
+    def artefact(self) -> Path:
+        return self.export / "weights.safetensors"
 
     @property
     def curve(self) -> Path:
@@ -72,6 +85,9 @@ class Attempt:
         return data if isinstance(data, dict) else None
 
     def write(self, name: str, data: Mapping[str, Any]) -> None:
+        """As JSON. A message loses the places of this machine: records travel."""
+        if data.get("message"):
+            data = {**data, "message": unplaced(str(data["message"]))}
         write_atomically(self.folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
@@ -120,12 +136,28 @@ def announced(results: Path) -> dict[Path, Attempt]:
 
 def only(results: Path, beginning: str) -> str:
     """The key of the one run whose key begins so."""
-    found = sorted((results / "runs" / beginning[:2]).glob(f"{beginning}*"))
-    if len(found) != 1:
-        raise UsageError(
-            f"{beginning!r} is the beginning of {len(found)} runs: {', '.join(f.name[:12] for f in found[:4]) or 'none is here'}"
-        )
-    return found[0].name
+    found = _beginning(results, beginning)
+    if not LEAST <= len(beginning) <= 32 or not _BEGINNING.fullmatch(beginning):
+        few = "begins the keys of runs, but" if found else "is no run's key:"
+        raise UsageError(f"{beginning!r} {few} it takes at least {LEAST} of a key's 32 letters, which are 0-9 and a-f, to name one")
+    if not found:
+        raise UsageError(f"no run's key begins with {beginning!r}; `qbench show BOARD --runs` lists the runs of a board with their keys")
+    if len(found) > 1:
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise UsageError(f"{beginning!r} begins {len(found)} keys, write more of it: {', '.join(found[:MOST_NAMED])}{more}")
+    return found[0]
+
+
+def may_begin(results: Path, word: str) -> bool:
+    """Whether a word is meant to be a run's key or the beginning of one: it is as long, or there is a run that it begins."""
+    return bool(_BEGINNING.fullmatch(word)) and (len(word) >= LEAST or bool(_beginning(results, word)))
+
+
+def _beginning(results: Path, word: str) -> list[str]:
+    """The keys that begin so."""
+    if not re.fullmatch("[0-9a-f]{1,32}", word):
+        return []
+    return sorted(d.name for d in (results / "runs").glob(f"{word[:2]}*/{word}*") if _KEY.fullmatch(d.name))
 
 
 def latest(results: Path, beginning: str) -> dict[str, Any]:
@@ -159,6 +191,14 @@ def finite(numbers: Mapping[str, float]) -> tuple[dict[str, float | None], dict[
 
 def _kind(x: float) -> str:
     return "nan" if math.isnan(x) else "inf" if x > 0 else "-inf"
+
+
+def like_other_files(path: Path) -> None:
+    """Readable for whoever may read what else is written here: safetensors makes its files for their owner alone."""
+    other = path.with_name(f".{path.name}.{os.getpid()}")
+    other.touch()
+    shutil.copymode(other, path)
+    other.unlink()
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:

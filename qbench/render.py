@@ -124,7 +124,8 @@ def _in_pieces(
     fixed: Sequence[_Column], columns: Sequence[_Column], console: Console, again: Callable[[int, int, int], bool] = lambda *_: False
 ) -> Iterator[Table]:
     """`again` says of a row, a piece's first column and another of its columns whether that one only repeats the first."""
-    widths = [min(column.width, NAME_WIDTH) for column in fixed]
+    longest = max(NAME_WIDTH, console.width // 4)
+    widths = [min(column.width, longest) for column in fixed]
     room, start = console.width - sum(widths) - GAP * len(fixed), 0
     while start < len(columns):
         stop, used = start + 1, columns[start].width

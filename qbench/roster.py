@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.config import RunConfig, cell_title
 from qbench.errors import QbenchError, UsageError, unknown
+from qbench.places import unplaced
 from qbench.record import write_atomically
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _cell(cell: Cell, plan: Plan, runs: bool) -> dict[str, Any]:
         "label": cell.label,
         "variant": cell.variant,
         "provenance": registry.load_method(cell.example.method).provenance,
-        "refusal": cell.refusal,
+        "refusal": cell.refusal and unplaced(cell.refusal),
         "spec": (cell.whole or cell.example).to_json(),
         "keys": [cell.key(seed) for seed in seeds] if runs else [],
         **(tuned if cell.stage else {}),

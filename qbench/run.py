@@ -16,10 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qbench.config import RunConfig
 from qbench.formats import Site
 from qbench.grid import Grid, widen
-from qbench.quantizer import Bundle, Quantizer, QuantLayer
+from qbench.parallel import Team, add_up, take_gradients
+from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
 from qbench.task import Batch, Problem
 
 if TYPE_CHECKING:
+    from qbench.company import Pieces
     from qbench.method import Method
 
 __all__ = ["Batch", "Run", "attach", "frozen_copy", "sites"]
@@ -47,13 +49,21 @@ class Run:
     distills: bool = False
     """Whether the board has everybody imitate it."""
     step: int = 0
-    lr_scale: dict[str, float] = field(default_factory=dict)
-    """Multipliers of the learning rate by parameter group; read again each step."""
-    optimizer: torch.optim.Optimizer | None = None
+    lr_scale: dict[str, float | list[float]] = field(default_factory=dict)
+    """Multipliers of the learning rate by parameter group, one for all runs side by side or one each; read again each step."""
+    optimizer: torch.optim.Optimizer | Pieces | None = None
     parameters: list[nn.Parameter] = field(default_factory=list)
     """All that is trained, the model's and the quantizers'."""
     accumulate: int = 1
     autocast: torch.dtype | None = None
+    team: Team | None = None
+    """The processes that train it together; None where one does."""
+    blank: nn.Module | None = None
+    """Of a run whose network is divided among them, on the first one: a network to ship it in."""
+    peaks: tuple[float, ...] = ()
+    """The recipe's learning rate, of each run side by side."""
+    members: list[Run] = field(default_factory=list)
+    """The runs side by side in this one, each as if it were alone, on the same memory; none in a run that is alone."""
 
     def __post_init__(self) -> None:
         self.network: nn.Module = self.problem.model
@@ -66,6 +76,31 @@ class Run:
     def begin(self, step: int) -> None:
         self.step = step
         self.clock.fill_(step)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the processes of the run each hold a part of its weights."""
+        return self.team is not None and self.team.divided
+
+    @property
+    def lead(self) -> int:
+        """Axes in front of everything: one where runs train side by side."""
+        return 1 if self.members else 0
+
+    def each(self, batch: Batch) -> Iterator[tuple[Run, Batch]]:
+        """The runs one by one, with their batches: for what is done too seldom to be done for all at once."""
+        if not self.members:
+            yield self, batch
+        for place, member in enumerate(self.members):
+            member.begin(self.step)
+            yield member, batch.of(place)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all axes but that of the runs."""
+        return x.flatten(self.lead).sum(-1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.flatten(self.lead).mean(-1)
 
     def see_part(self, first: int, count: int) -> None:
         self.part[0].fill_(first)
@@ -111,14 +146,26 @@ class Run:
 
     def probe_batches(self, count: int) -> list[Batch]:
         """Training data outside the data order."""
-        return [self.problem.batch(-1 - index) for index in range(count)]
+        return [self.batch(-1 - index) for index in range(count)]
+
+    def batch(self, index: int) -> Batch:
+        """Batch `index` of the data order; runs of one seed side by side see one and the same."""
+        if not self.members:
+            return self.problem.batch(index)
+        made: dict[int, Batch] = {}
+        for member in self.members:
+            if member.seed not in made:
+                made[member.seed] = member.problem.batch(index)
+        return Batch.beside([made[member.seed] for member in self.members])
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""
         totals: dict[str, Tensor] = {}
         for bundle in self.bundles:
             bundle.refresh()
-        for first, part in _numbered(batch.split(self.accumulate)):
+        before = take_gradients(self)
+        parts = self.team.parts(batch, self.accumulate) if self.team else _numbered(batch.split(self.accumulate))
+        for first, part in parts:
             share = part.count / batch.count
             self.see_part(first, part.count)
             with torch.autocast(part.device.type, self.autocast, enabled=self.autocast is not None):
@@ -129,9 +176,14 @@ class Run:
                 value = term.detach() * share
                 totals[name] = totals[name] + value if name in totals else value
         self.see_part(0, batch.count)
+        add_up(self, before, totals)
         for bundle in self.bundles:
             bundle.pull_back()
         return totals
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """The sum of what each process of the run has gathered from its part of a batch: what `losses` sees is a part."""
+        return self.team.total(x) if self.team else x
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss as it is trained, in float32, eager and twice differentiable; by site, the quantized tensors it was computed with.
@@ -157,13 +209,13 @@ class Run:
         """The diagonal of the loss's Hessian in a bundle's weights: exact where the task knows it, an empirical Fisher elsewhere."""
         exact = [self.problem.hessian_diagonal(layer) for layer in bundle.layers]
         if all(h is not None for h in exact):
-            return torch.stack([h for h in exact if h is not None])
+            return beside([h for h in exact if h is not None])
         total = torch.zeros_like(bundle.stack())
         weights = [layer.weight for layer in bundle.layers]
         for batch in batches:
             loss = self.problem.loss(self.model(batch.inputs), batch)
-            grads = torch.autograd.grad(loss, weights)
-            total += torch.stack([g.reshape(layer.matrix().shape) for g, layer in zip(grads, bundle.layers, strict=True)]).square_()
+            grads = torch.autograd.grad(loss.sum(), weights)
+            total += beside([g.reshape(layer.matrix().shape) for g, layer in zip(grads, bundle.layers, strict=True)]).square_()
         return total * self.labels_per_step
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
@@ -263,15 +315,16 @@ def sites(problem: Problem, config: RunConfig) -> list[Site]:
     return found
 
 
-def attach(problem: Problem, method: Method, config: RunConfig) -> Run:
+def attach(problem: Problem, method: Method, config: RunConfig, team: Team | None = None) -> Run:
     """A run with the method's quantizers in place. Weight sites of one shape share a quantizer, unless the method wants one each."""
-    run = Run(problem, method, config.seed, config.recipe.steps)
+    run = Run(problem, method, config.seed, config.recipe.steps, peaks=(config.recipe.lr,), team=team)
+    together = method.bundles and not run.divided
     layers = problem.layers()
     stacks: dict[object, list[Site]] = {}
     for site in sites(problem, config):
         run.declared.append(site.name)
         if site.role == "weight":
-            stacks.setdefault(site.shape if method.bundles else site.name, []).append(site)
+            stacks.setdefault(site.shape if together else site.name, []).append(site)
         elif (quantizer := method.quantizer(site)) is None:
             run.declined.append(site.name)
         else:

@@ -156,6 +156,13 @@ class InputRange(Quantizer):
         return straight_through(x, value, inside)
 
 
+def undivided(method: str, rule: TrainedScaleRule) -> str | None:
+    """Why a rule cannot be followed by a method whose weights are divided among processes; None where each weight alone says its scale."""
+    if rule == "learned":
+        return f"{method} with scale = learned has parameters of its own, which are not divided among processes"
+    return f"{method} with scale = hessian looks at the gradients of whole weights, which no process holds" if rule == "hessian" else None
+
+
 # ---- while a run goes on ----
 
 TIMES = 10

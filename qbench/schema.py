@@ -61,6 +61,7 @@ MIGRATIONS = (
         value DOUBLE, stderr DOUBLE, better VARCHAR, chance DOUBLE, ceiling DOUBLE
     )
     """,
+    "ALTER TABLE runs DROP COLUMN worst",
 )
 ANSWERS_SINCE = 6
 """The first version that holds answers: what was answered before is taken in when a store comes to it."""
@@ -105,7 +106,7 @@ RUN = (
     *_columns(int, "spec", "", "seed"),
     Column("metric", str, ("result", "metric", "name")),
     *_columns(str, "result", "metric", "unit", "better"),
-    *_columns(float, "result", "metric", "floor", "worst"),
+    *_columns(float, "result", "metric", "floor"),
     *_columns(int, "result", "metric", "digits"),
     *_columns(float, "result", "metric", "effect"),
     *_columns(float, "result", "scores", "packed", "validation", "simulated", "latent", "rr_mean", "rr_std"),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qbench.text import count, spell
 from qbench.trials import Known, ranked
-from qbench.tuning import Tuning, spelled
+from qbench.tuning import Tuning
 
 if TYPE_CHECKING:
     from qbench.plan import Cell
@@ -76,7 +77,7 @@ class Search:
             values, share = self.points[number], self.tuning.rungs[rung]
             cell = self.make(values, share)
             whole = cell if share == 1 else self.make(values, 1.0)
-            told = (cell.variant, spell(values), f"trial {number}", f"{cell.example.recipe.steps} steps" if share < 1 else "")
+            told = (cell.variant, spell(values), f"trial {number}", count(cell.example.recipe.steps, "step") if share < 1 else "")
             self.made[rung, number] = dataclasses.replace(
                 cell, variant=", ".join(filter(None, told)), stage="trial", rung=rung, trial=number, chosen=values, whole=whole.example
             )
@@ -101,9 +102,4 @@ class Search:
 
     @property
     def failed(self) -> Cell:
-        return dataclasses.replace(self.pending, failure=f"each of its {len(self.points)} trials failed, so there is nothing to choose")
-
-
-def spell(values: Mapping[str, Any]) -> str:
-    """`lr=0.003, scale=mse`."""
-    return ", ".join(f"{name}={spelled(value)}" for name, value in values.items())
+        return dataclasses.replace(self.pending, failure=f"none of its {count(len(self.points), 'trial')} succeeded, so there is nothing to choose")

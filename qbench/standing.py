@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,13 +44,15 @@ class Standing:
 
 
 NEW = Standing("new")
+ANOTHERS = Standing("new", message="there is only another's run, which was not reproduced here")
 
 
-def standing(results: Path, key: str) -> Standing:
-    """The best that a run has come to in any attempt."""
-    tried = attempts(results, key)[::-1]
+def standing(results: Path, key: str, ours: bool = False) -> Standing:
+    """The best that a run has come to in any attempt; with `ours`, in any that was made or reproduced here."""
+    known = attempts(results, key)[::-1]
+    tried = [attempt for attempt in known if attempt.believed] if ours else known
     if not tried:
-        return NEW
+        return ANOTHERS if known else NEW
     found = [standing_of(attempt, attempt.read("result")) for attempt in tried]
     cached = [s for s in found if s.state == "cached"]
     if len(cached) > 1:
@@ -84,6 +86,11 @@ def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
     return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
 
 
+def tries_in_a_sweep(details: Mapping[str, Any]) -> int:
+    """How often a run is tried whose worker was ended from outside. That a node was lost says nothing against the run, until it always is."""
+    return 10 if details.get("node") else 2
+
+
 def how_it_ended(details: Mapping[str, Any], execution: Execution) -> tuple[str, str]:
     """Reason and message for a worker that left no result."""
     code = int(details.get("exitcode") or 0)
@@ -91,9 +98,11 @@ def how_it_ended(details: Mapping[str, Any], execution: Execution) -> tuple[str,
         return "timeout", f"not finished after {execution.timeout_s:g} s"
     if details.get("hung"):
         return "timeout", f"no sign of life for {execution.silence_s:g} s"
+    if details.get("gone"):
+        return "signal", str(details["gone"])
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
-        return "signal", f"the worker was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+        return "signal", f"{details.get('who', 'the worker')} was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
     return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
 
 
@@ -111,6 +120,7 @@ def known_keys(results: Path) -> set[str]:
     return {name for shelf in shelves for name in os.listdir(shelf)}
 
 
-def standings(results: Path, keys: list[str]) -> dict[str, Standing]:
+def standings(results: Path, keys: list[str], ours: Container[str] = ()) -> dict[str, Standing]:
+    """`ours` are those of which only our own word counts."""
     known = known_keys(results)
-    return {key: standing(results, key) if key in known else NEW for key in keys}
+    return {key: standing(results, key, key in ours) if key in known else NEW for key in keys}

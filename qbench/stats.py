@@ -20,7 +20,6 @@ Only scipy.special is used: importing scipy.stats takes longer than the whole of
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -245,13 +244,6 @@ def mcnemar(a: Sequence[bool] | npt.NDArray[np.bool_], b: Sequence[bool] | npt.N
     assert x.shape == y.shape, "the same items, in the same order"
     first, second = int(np.sum(x & ~y)), int(np.sum(y & ~x))
     return Discordant(first, second, min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5))))
-
-
-def mcnemar_over_tasks(answers: Mapping[str, tuple[Sequence[bool], Sequence[bool]]]) -> dict[str, Discordant]:
-    """McNemar's test on each task's items; p is Holm's over the tasks."""
-    tests = {task: mcnemar(a, b) for task, (a, b) in answers.items()}
-    adjusted = holm([test.p for test in tests.values()])
-    return {task: dataclasses.replace(test, p=p) for (task, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
 # ---- over cells ----

@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -336,15 +337,32 @@ def view(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         _catch_up(results)
         connection = _connect(results / SNAPSHOT, read_only=True)
         version = _version(connection)
-    with closing(connection):
+    with ExitStack() as stack:
+        if version < len(MIGRATIONS):
+            connection.close()
+            connection = _newer(results, stack)
+        stack.enter_context(closing(connection))
         if version > len(MIGRATIONS):
             raise QbenchError(f"{results / SNAPSHOT} was made by a newer qbench (schema {version}): upgrade qbench")
-        if version < len(MIGRATIONS):
-            raise QbenchError(f"{results / SNAPSHOT} was made by an older qbench: run `qbench db rebuild`")
         try:
             yield connection
         except duckdb.Error as error:
             raise QbenchError(f"{results / SNAPSHOT}: {_first_line(error)}; run `qbench db rebuild`") from error
+
+
+def _newer(results: Path, stack: ExitStack) -> duckdb.DuckDBPyConnection:
+    """The snapshot of an older qbench, brought up to date; where that cannot be written, a copy."""
+    with suppress(OSError):
+        _catch_up(results)
+    connection = _connect(results / SNAPSHOT, read_only=True)
+    if _version(connection) == len(MIGRATIONS):
+        return connection
+    connection.close()
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbench-snapshot-"))) / SNAPSHOT
+    shutil.copyfile(results / SNAPSHOT, copy)
+    connection = _connect(copy)
+    _migrate(connection, copy)
+    return connection
 
 
 def _behind(results: Path) -> bool:

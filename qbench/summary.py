@@ -5,14 +5,13 @@ is not clearly above rounding has no gap and is left out for everyone, and said.
 are missing: its mean is over the others, nothing is imputed, and it stands behind those that have them all.
 
 The interval of the mean is Welch–Satterthwaite's over tasks. Cells of one task share its seeds, whatever their size and format, so they are
-averaged within each seed first; tasks are independent. A ratio's noise is taken to first order (`stats.linearised`), where a single cell has
-Fieller's interval; it covers 95 to 97 % even where the gap is only just clear. Such a column weighs as much as any other and is noisy; the
-interquartile mean does not follow it.
+averaged within each seed first; tasks are independent. A ratio's noise is taken to first order (`stats.linearised`); it covers 95 to 97 % even
+where the gap is only just clear. Such a column weighs as much as any other and is noisy; the interquartile mean does not follow it. An entrant of
+one cell has that cell's own interval, which is Fieller's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qbench import stats
-from qbench.board import Cell, Section, plain
+from qbench.board import Cell, Section, place_names, plain
 from qbench.equaltime import Curves, EqualTime, budgets, equal_time
 from qbench.leaderboard import SectionMaker
 from qbench.stats import Estimate
@@ -107,8 +106,7 @@ class Summary:
 def summarise(makers: Sequence[SectionMaker], curves: Curves, title: str = "") -> Summary:
     """The summary of a board's sections (`leaderboard.section_makers`) and the evaluations of its runs."""
     sections = [maker.build() for maker in makers]
-    titles = Counter(section.title for section in sections)
-    names = [s.title if titles[s.title] == 1 else f"{s.title} ({s.setting})" for s in sections]
+    names = place_names([(section.title, section.setting) for section in sections])
     parts = [_Part(maker, section, name) for maker, section, name in zip(makers, sections, names, strict=True)]
     cells = sum(len(part.open) for part in parts)
     entrants = sorted({n for part in parts for n in part.maker.rivals})
@@ -151,9 +149,12 @@ class _Task:
     places: list[str] = field(default_factory=list)
     gains: list[Scores] = field(default_factory=list)
     gaps: list[Scores] = field(default_factory=list)
+    recovered: list[Estimate] = field(default_factory=list)
+    """As the board has it."""
 
-    def add(self, place: str, gain: Scores, gap: Scores) -> None:
+    def add(self, place: str, recovered: Estimate, gain: Scores, gap: Scores) -> None:
         self.places.append(place)
+        self.recovered.append(recovered)
         self.gains.append(gain)
         self.gaps.append(gap)
 
@@ -174,9 +175,10 @@ def _overall(parts: Sequence[_Part], n: int) -> Overall:
         else:
             missing += [f"{place}: no seed in common with its other cells" for place in task.places]
     seeds = min((gains.shape[1] for gains, _ in arrays), default=0)
-    mean = _mean(arrays) if arrays else None
-    iqm, profile = _distribution(arrays, seeds) if arrays else (None, None)
     cells = sum(len(gains) for gains, _ in arrays)
+    own = [gap for task in tasks for gap in task.recovered]
+    mean = own[0] if cells == len(own) == 1 else _mean(arrays) if arrays else None
+    iqm, profile = _distribution(arrays, seeds) if arrays else (None, None)
     e = next(part.maker.entrants[n] for part in parts if n in part.maker.entrants)
     control = any(e.method == part.maker.control for part in parts)
     return Overall(e.label, e.method, e.params, e.reconstructed, control, mean, iqm, profile, cells, seeds, tuple(missing))
@@ -190,7 +192,7 @@ def _tasks(parts: Sequence[_Part], n: int) -> tuple[list[_Task], list[str]]:
         for column in part.open:
             cell = part.cells.get((n, column), Cell("absent"))
             if cell.whole and cell.gap is not None:
-                tasks.setdefault(part.maker.identity["task"], _Task()).add(part.place(column), *part.ratio(n, column))
+                tasks.setdefault(part.maker.identity["task"], _Task()).add(part.place(column), cell.gap, *part.ratio(n, column))
             else:
                 missing.append(f"{part.place(column)}: {_why(cell)}")
     return list(tasks.values()), missing

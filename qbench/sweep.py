@@ -15,7 +15,6 @@ What becomes of a run that did not end well:
 from __future__ import annotations
 
 import errno
-import heapq
 import os
 import signal
 import threading
@@ -26,15 +25,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qbench.engines import Assignment, Engine, Event, Execution
 from qbench.errors import QbenchError
-from qbench.outlook import must_run, settled
-from qbench.plan import Plan, PlannedRun, Planner
+from qbench.outcome import Listener, Silence, Summary
+from qbench.outlook import look, made_again, must_run, settled
+from qbench.plan import Cell, Plan, PlannedRun, Planner
+from qbench.queue import Queue
 from qbench.record import Attempt, attempts, new_attempt
 from qbench.roster import roster_of
-from qbench.standing import NEW, Standing, how_it_ended, resumable, standing_of, standings
+from qbench.shard import WHOLE, Shard
+from qbench.standing import Standing, how_it_ended, resumable, standing_of, tries_in_a_sweep
 from qbench.sweepfile import SweepConfig
 
 if TYPE_CHECKING:
@@ -50,40 +52,6 @@ ENDED_FROM_OUTSIDE = ("signal", "timeout")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Listener(Protocol):
-    """Who is told how the sweep goes: the live display, plain lines, or nobody."""
-
-    def start(self, total: int, cached: int) -> None: ...
-    def event(self, kind: str, run_label: str, **details: Any) -> None: ...
-    def stop(self, summary: Any) -> None: ...
-
-
-class Silence:
-    def start(self, total: int, cached: int) -> None: ...
-    def event(self, kind: str, run_label: str, **details: Any) -> None: ...
-    def stop(self, summary: Any) -> None: ...
-
-
-@dataclass
-class Summary:
-    """How a sweep ended, counted in runs; `skipped` counts cells."""
-
-    ok: int = 0
-    failed: int = 0
-    skipped: int = 0
-    cached: int = 0
-    """Of `ok` and `failed`, those that were there before."""
-    left: int = 0
-    interrupted: bool = False
-    seconds: float = 0.0
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
-    """Title, reason and message of every failed run."""
-
-    @property
-    def code(self) -> int:
-        return 130 if self.interrupted else 4 if self.left else 3 if self.failed else 0
-
-
 def sweep(
     config: SweepConfig,
     results: Path,
@@ -92,13 +60,14 @@ def sweep(
     progress: Listener | None = None,
     *,
     retry: bool = True,
+    shard: Shard = WHOLE,
 ) -> Summary:
-    """Train whatever a sweep file asks for and the results folder lacks. The same call again trains nothing."""
+    """Train whatever a sweep file asks for, or a part of it, and the results folder lacks. The same call again trains nothing."""
     from qbench.store import Store
 
     planner = Planner(config)
     with _plain_errors(results), Store(results) as store:
-        coordinator = _Coordinator(planner, results, store, engine, execution, progress or Silence(), retry)
+        coordinator = _Coordinator(planner, results, store, engine, execution, progress or Silence(), retry, shard)
         with coordinator.listening():
             return coordinator.run()
 
@@ -122,17 +91,19 @@ class _Coordinator:
     execution: Execution
     progress: Listener
     retry: bool
+    shard: Shard = WHOLE
     found: dict[str, Standing] = field(default_factory=dict)
     over: set[str] = field(default_factory=set)
     """Runs that are not made any more in this sweep."""
     known: dict[str, float | None] = field(default_factory=dict)
     """How they ended, as trials are judged. What was known once stays: a choice is not taken back while its runs are made."""
     cached: int = 0
-    ready: list[tuple[int, str]] = field(default_factory=list)
-    """A heap of places in the plan and keys."""
+    ready: Queue = field(init=False)
+    kinds: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     waiting: dict[str, list[str]] = field(default_factory=dict)
     """The runs that go on from another, by its key."""
-    going: dict[int, _Going] = field(default_factory=dict)
+    going: dict[int, list[_Going]] = field(default_factory=dict)
+    """By the number of the group that they train in."""
     again: dict[str, tuple[int, Execution]] = field(default_factory=dict)
     """Tries so far and how to carry out the next, for runs that are tried again."""
     fresh: list[Attempt] = field(default_factory=list)
@@ -146,6 +117,9 @@ class _Coordinator:
     began: float = field(default_factory=time.monotonic)
     snapshot_at: float = 0.0
     members_due: bool = False
+
+    def __post_init__(self) -> None:
+        self.ready = Queue(self.execution)
 
     def run(self) -> Summary:
         self.open()
@@ -173,7 +147,7 @@ class _Coordinator:
         """Plan again where a search has all that it waited for: its next rung, or its runs at the values that it has chosen."""
         while not self.interrupts and any(self.known.keys() >= set(waiting.keys) for waiting in self.plan.waiting):
             plan = self.planner.plan(self.known)
-            self.adopt(plan, standings(self.results, [key for key in plan.runs if key not in self.found]))
+            self.adopt(plan, look(plan, self.results, [key for key in plan.runs if key not in self.found]))
             self.progress.event("planned", "", total=self.total, cached=self.cached)
 
     def adopt(self, plan: Plan, new: dict[str, Standing]) -> None:
@@ -183,7 +157,9 @@ class _Coordinator:
         done = {key: was.validation for key, was in new.items() if not must_run(was, self.retry)}
         self.over |= done.keys()
         self.known = done | self.known
-        again = self.miss_artefacts()
+        again = made_again(plan, self.found, self.over)
+        self.found |= again
+        self.over -= again.keys()
         self.cached += len(done) - len(again)
         self.members_due = True
         for key, was in new.items():
@@ -194,49 +170,69 @@ class _Coordinator:
             if key in new or key in again:
                 self.enqueue(key)
 
-    def miss_artefacts(self) -> set[str]:
-        """A finished run that others must go on from, and whose artefact is gone, is made again. Bases come before their followers."""
-        again = set[str]()
-        for run in reversed(list(self.plan.runs.values())):
-            was = self.found[run.base] if run.base and run.key not in self.over else NEW
-            if run.base and was.attempt and was.state == "cached" and not was.diverged and not was.attempt.export.is_dir():
-                self.found[run.base] = Standing("lost", was.attempt)
-                again.add(run.base)
-                self.over.remove(run.base)
-        return again
-
     @property
     def total(self) -> int:
-        return len(self.plan.runs) + sum(waiting.runs for waiting in self.plan.waiting)
+        later = sum(waiting.runs for waiting in self.plan.waiting) if self.shard == WHOLE else 0
+        return len(self.plan.runs) + later - len(self.elsewhere)
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """Runs that other parts of the sweep have to make."""
+        return {key for key in self.plan.runs if key not in self.over and not self.shard.has(self.plan, key)}
 
     def enqueue(self, key: str) -> None:
         """Queue a run that must be made, behind the one it goes on from."""
-        if key in self.over:
+        if key in self.over or not self.shard.has(self.plan, key):
             return
         base = self.plan.runs[key].base
         if base is None or base in self.over:
-            heapq.heappush(self.ready, (self.order[key], key))
+            self.push(key)
         else:
             self.waiting.setdefault(base, []).append(key)
 
     # ---- handing out ----
 
+    def push(self, key: str) -> None:
+        run = self.plan.runs[key]
+        self.ready.push(self.order[key], key, None if key in self.again else self.kind(run.cell))
+
+    def kind(self, cell: Cell) -> str | None:
+        """What a cell's runs have in common with others that they may train beside."""
+        from qbench.grouping import kind_of
+
+        if cell.parts not in self.kinds:
+            self.kinds[cell.parts] = kind_of(cell.example) if self.execution.group != 1 and self.execution.gpus_per_run == 1 else None
+        return self.kinds[cell.parts]
+
     def hand_out(self) -> None:
         while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
-            key = heapq.heappop(self.ready)[1]
-            run, was = self.plan.runs[key], self.found[key]
-            base = self.found[run.base] if run.base else None
-            tries, execution = self.again.pop(key, (0, self.execution))
-            going = _Going(run, new_attempt(self.results, key), execution, tries + 1)
-            if base and (base.state != "cached" or base.diverged):
-                self.cannot(going, base)
+            keys = self.ready.pop(self.engine.capacity, lambda key: self.plan.runs[key].config)
+            group = [going for key in keys if (going := self.begun(key))]
+            if not group:
                 continue
-            resume = resumable(self.results, key) if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE else None
-            folder = base.attempt.folder if base and base.attempt else None
             self.groups += 1
-            self.engine.submit(self.groups, [Assignment(run.config, going.attempt.folder, resume, folder)], execution)
-            self.going[self.groups] = going
-            self.progress.event("started", run.title, key=key, attempt=going.attempt.number)
+            self.going[self.groups] = group
+            group.sort(key=lambda going: going.run.cell.example.recipe.lr)  # those of one rate are stepped in one go
+            execution = replace(group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s)
+            self.engine.submit(self.groups, [self.assignment(going) for going in group], execution)
+            for going in group:
+                self.progress.event("started", going.run.title, key=going.run.key, attempt=going.attempt.number)
+
+    def begun(self, key: str) -> _Going | None:
+        """A new attempt at a run; None if the one it goes on from has failed, and it with it."""
+        run = self.plan.runs[key]
+        base = self.found[run.base] if run.base else None
+        tries, execution = self.again.pop(key, (0, self.execution))
+        going = _Going(run, new_attempt(self.results, key), execution, tries + 1)
+        if base and (base.state != "cached" or base.diverged):
+            self.cannot(going, base)
+            return None
+        return going
+
+    def assignment(self, going: _Going) -> Assignment:
+        was, base = self.found[going.run.key], self.found[going.run.base] if going.run.base else None
+        resume = resumable(self.results, going.run.key) if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE else None
+        return Assignment(going.run.config, going.attempt.folder, resume, base.attempt.folder if base and base.attempt else None)
 
     def cannot(self, going: _Going, base: Standing) -> None:
         """The run it goes on from has failed, and so has it."""
@@ -262,10 +258,12 @@ class _Coordinator:
             if going is None:
                 continue
             if event.kind == "step":
-                self.progress.event("step", going.run.title, **event.details)
+                said = next((one for one in going if one.run.key == event.key), going[0])
+                self.progress.event("step", said.run.title, **event.details)
             elif event.kind == "ended":
                 del self.going[event.group]
-                self.ended(going, event)
+                for one in going:
+                    self.ended(one, event)
 
     def ended(self, going: _Going, event: Event) -> None:
         was = standing_of(going.attempt, going.attempt.read("result"))
@@ -286,7 +284,7 @@ class _Coordinator:
     def lost(self, going: _Going, was: Standing, details: dict[str, Any]) -> None:
         """A worker ended and left no result."""
         reason, message = how_it_ended(details, going.execution)
-        if reason in ENDED_FROM_OUTSIDE and not details.get("late") and going.tries < ATTEMPTS_IN_A_SWEEP:
+        if reason in ENDED_FROM_OUTSIDE and not details.get("late") and going.tries < tries_in_a_sweep(details):
             self.found[going.run.key] = was
             if self.interrupts:
                 self.progress.event("lost", going.run.title, reason=reason, message=message)
@@ -299,7 +297,7 @@ class _Coordinator:
         key = going.run.key
         self.found[key] = was
         self.again[key] = (going.tries, execution)
-        heapq.heappush(self.ready, (self.order[key], key))
+        self.push(key)
         self.progress.event("retry", going.run.title, reason=was.reason or "lost", message=message or was.message)
 
     def finish(self, going: _Going, was: Standing) -> None:
@@ -311,7 +309,7 @@ class _Coordinator:
         kind = "finished" if was.reason is None else "failed"
         self.progress.event(kind, going.run.title, reason=was.reason, message=was.message)
         for follower in self.waiting.pop(key, ()):
-            heapq.heappush(self.ready, (self.order[follower], follower))
+            self.push(follower)
 
     def take_in(self) -> None:
         if self.fresh:
@@ -327,7 +325,7 @@ class _Coordinator:
     def heed_interrupts(self) -> None:
         """A signal handler only counts; this acts."""
         if self.interrupts == 1 and not self.heeded:
-            self.progress.event("draining", "", running=len(self.going))
+            self.progress.event("draining", "", running=sum(map(len, self.going.values())))
         if self.interrupts > 1:
             self.cancel()
         self.heeded = self.interrupts
@@ -347,16 +345,21 @@ class _Coordinator:
         self.store.snapshot()
 
     def tell_members(self) -> None:
-        """Who belongs to the board by the latest plan; for a large one that takes a second."""
+        """Who belongs to the board by the latest plan; for a large one that takes a second. What was chosen stands until a failed trial that is
+        tried again has come to something else."""
         if self.members_due:
-            self.store.set_board(roster_of(self.plan))
+            hoping = self.plan.waiting and any(was.state == "failed" for was in self.found.values())
+            self.store.set_board(roster_of(settled(self.planner, self.results, retry=False)[0] if hoping else self.plan))
             self.members_due = False
 
     def summary(self) -> Summary:
         summary = Summary(
             skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0, seconds=time.monotonic() - self.began
         )
+        elsewhere = self.elsewhere
         for key, was in self.found.items():
+            if key in elsewhere:
+                continue
             if was.state == "cached" and not was.diverged:
                 summary.ok += 1
             elif was.reason is not None:
@@ -364,7 +367,9 @@ class _Coordinator:
                 summary.failures.append((self.plan.runs[key].title, was.reason, was.message or ""))
             else:
                 summary.left += 1
-        summary.left += sum(waiting.runs for waiting in self.plan.waiting)
+        later = sum(waiting.runs for waiting in self.plan.waiting)
+        summary.left += later if self.shard == WHOLE else 0
+        summary.elsewhere = len(elsewhere) + (0 if self.shard == WHOLE else later)
         return summary
 
     @contextmanager

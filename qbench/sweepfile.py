@@ -33,7 +33,7 @@
     label = "STE"                       # what tables call it
     preset = "cifar"                    # a recipe of the method's own; only in the as-published track
 
-    [tuning]                            # left out: nothing is tuned
+    [tuning]                            # left out: nothing is tuned; with a start, all trials go on from one network, of the untuned recipe
     trials = 16                         # for every method, controls included; each on validation, at seeds that are not reported
     sampler = "sobol"                   # or "halton", or "grid", which is of lists and has as many trials as points
     seed = 0                            # of the sampler
@@ -44,6 +44,10 @@
 
     [tuning.own.lotion]                 # at most two of the knobs that a method names
     lam = { low = 10, high = 1e5, log = true }
+
+    [engine]                            # how a run is carried out, which is part of no key
+    gpus_per_run = 2                    # processes that train it together, each on a GPU, or all on the CPU with --device cpu
+    fsdp = true                         # and divide its weights and what the optimizer keeps: for what one GPU cannot hold
 
     [downstream]
     tasks = ["grammar_recall"]          # asked of every finished run that is a language model: names, or files of lm-eval's
@@ -70,7 +74,9 @@ from typing import Any, get_type_hints
 from qbench import registry
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
+from qbench.processes import Processes, read_processes
 from qbench.retired import Retired, read_retired
+from qbench.text import count
 from qbench.tuning import Tuning, check_seeds, read_tuning
 from qbench.values import line, list_of, strings, whole
 
@@ -93,6 +99,7 @@ TOP = (
     "method",
     "tuning",
     "downstream",
+    "engine",
     "retired",
 )
 OURS = {
@@ -144,6 +151,7 @@ class SweepConfig:
     tuning: Tuning | None = None
     downstream: tuple[str, ...] = ()
     """What is asked of finished runs. It cannot move a score, so it is in no key."""
+    engine: Processes = field(default_factory=Processes)
     retired: tuple[Retired, ...] = ()
     file: str = ""
     text: str = ""
@@ -153,8 +161,8 @@ class SweepConfig:
         if steps is None and seeds is None:
             return self
         if self.tuning:
-            check_seeds(self.tuning.seeds, range(seeds or 0), f"{self.file}: {seeds} seeds")
-        few = [f"{n} {word}" for n, word in ((steps, "steps"), (seeds, "seeds")) if n is not None]
+            check_seeds(self.tuning.seeds, range(seeds or 0), f"{self.file}: {count(seeds or 0, 'seed')}")
+        few = [count(n, word) for n, word in ((steps, "step"), (seeds, "seed")) if n is not None]
         cut = {} if steps is None else {"steps": (steps,)}
         return dataclasses.replace(
             self,
@@ -212,6 +220,7 @@ def read_text(text: str, file: str) -> SweepConfig:
         else Formats(),
         recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
         downstream=_downstream(data.get("downstream", {"tasks": []}), f"{file}: [downstream]"),
+        engine=read_processes(data.get("engine", {}), f"{file}: [engine]"),
         retired=tuple(read_retired(data.get("retired", []), f"{file}: [[retired]]")),
         file=file,
         text=text,
@@ -323,8 +332,6 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
     tuning = read_tuning(table, [entry.name for entry in sweep.methods], sweep.seeds, where)
     if sweep.track != TRACKS[0]:
         raise UsageError(f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned")
-    if sweep.start != "scratch":
-        raise UsageError(f"{where}: with start = {sweep.start!r} every trial would start from a network of its own rate: tune from scratch")
     if sweep.retired:
         raise UsageError(f"{sweep.file}: [[retired]]: what a version had chosen for it is not known any more; not beside [tuning]")
     for recipe, place in (

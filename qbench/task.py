@@ -9,11 +9,12 @@ Losses reduce over trailing axes only: with runs side by side in front, `loss` r
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from qbench.config import Metric, Recipe
 from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
+from qbench.rows import beside_as_laid_out, one_by_one, times
 
 __all__ = [
     "Batch",
@@ -38,8 +40,12 @@ __all__ = [
     "Task",
     "Tokenizer",
     "UsageError",
+    "beside_as_laid_out",
     "generator",
     "key_of",
+    "one_by_one",
+    "times",
+    "with_model",
 ]
 
 Split = Literal["train", "val", "test"]
@@ -56,6 +62,22 @@ class Batch:
     @property
     def device(self) -> torch.device:
         return self.inputs.device if self.inputs is not None else torch.device("cpu")
+
+    def of(self, place: int) -> Batch:
+        """The batch of one of several runs side by side."""
+        own = [None if x is None else x[place] for x in (self.inputs, self.targets)]
+        return Batch(own[0], own[1], self.count)
+
+    @staticmethod
+    def beside(batches: Sequence[Batch]) -> Batch:
+        """Those of runs side by side: an axis of runs in front, without a copy where all have the same one."""
+        first = batches[0]
+        if first.inputs is None or first.targets is None:
+            return first
+        if all(batch is first for batch in batches):
+            inputs, targets = (x.expand(len(batches), *x.shape) for x in (first.inputs, first.targets))
+            return Batch(inputs, targets, first.count)
+        return Batch(torch.stack([b.inputs for b in batches]), torch.stack([b.targets for b in batches]), first.count)  # type: ignore[misc]
 
     def split(self, parts: int) -> list[Batch]:
         """Micro-batches; one without data cannot be split."""
@@ -116,6 +138,16 @@ class Quiz:
     ceiling: float | None = None
 
 
+P = TypeVar("P", bound="Problem")
+
+
+def with_model(problem: P, model: nn.Module) -> P:
+    """The same problem for another model: all that `beside` needs where the loss reduces over trailing axes and all seeds share the rest."""
+    found = copy.copy(problem)
+    found.model = model
+    return found
+
+
 class Problem(ABC):
     """One model, one data order and one loss, on one device."""
 
@@ -153,6 +185,12 @@ class Problem(ABC):
         """The layers whose weights are quantized: the body. First and last stay in full precision unless a task says otherwise."""
         found = [(name, module) for name, module in self.model.named_modules() if isinstance(module, QuantLayer)]
         return dict(found[1:-1])
+
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem | None:
+        """What is needed of the problem of several runs side by side, of which this one is the first: `model`, its own with an axis of runs in
+        front of each parameter, and a loss that gives one number a run for outputs and batches with that axis. None where the task is not
+        written for it; then its runs train alone."""
+        return None
 
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor | None:
         """The exact diagonal of the loss's Hessian in a layer's weight, (rows, columns), where it is known."""

@@ -6,8 +6,11 @@ spreadsheet formulas. Every renderer passes them through here.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 LONGEST = 200
 LONGEST_CELL = 1_000_000
@@ -49,6 +52,26 @@ def uncell(text: str) -> str:
 
 def superscript(number: int) -> str:
     return str(number).translate(_SUPERSCRIPT)
+
+
+def count(n: int, one: str) -> str:
+    """`1 run`, `2 runs`: no number stands before the wrong form of a word."""
+    number = f"{n:,}" if n >= 10_000 else str(n)
+    return f"{number} {one}{'s' * (n != 1)}"
+
+
+def value(x: Any) -> str:
+    """A parameter's value as tables and labels say it: `mse`, `true`, `100`, `0.25`; no digit is lost."""
+    if isinstance(x, str):
+        return x
+    if isinstance(x, float) and (short := f"{x:g}") and float(short) == x:
+        return short
+    return json.dumps(x)
+
+
+def spell(values: Mapping[str, Any]) -> str:
+    """`clip=true, scale=mse`: by name, so that the same values are spelled in one way."""
+    return ", ".join(f"{name}={value(x)}" for name, x in sorted(values.items()))
 
 
 def number(x: float, digits: int) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qbench.table import Array, Table, read_frame
+from qbench.text import count, spell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,11 +106,6 @@ def parameters(text: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def spell(params: Mapping[str, Any]) -> str:
-    """`scale=mse, clip=true`."""
-    return ", ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in sorted(params.items()))
-
-
 # ---- reading ----
 
 
@@ -185,7 +181,7 @@ def _one_attempt(table: Table, notes: list[str]) -> Table:
     tolerance = np.where(np.isfinite(effect), effect, 10.0 ** -np.nan_to_num(table.columns["digits"], nan=3.0))
     same = (np.abs(score - score[chosen]) <= tolerance) | (np.isnan(score) & np.isnan(score[chosen]))
     if other := sorted(set(key[outcome & outcome[chosen] & ~same])):
-        notes.append(f"conflict: {len(other)} runs have another attempt with other numbers: qbench show {other[0][:12]}")
+        notes.append(f"conflict: {count(len(other), 'run')} with another attempt of other numbers: qbench show {other[0][:12]}")
     return table.take(chosen == np.arange(len(key)))
 
 
@@ -210,7 +206,7 @@ def _current(table: Table, notes: list[str]) -> Table:
         if old.any():
             which = sorted({(names[g], int(n)) for g, n in zip(group[old], number[old], strict=True)})
             listed = ", ".join(f"{name} version {n}" for name, n in which)
-            notes.append(f"{int(old.sum())} runs of older versions are left out: {listed}")
+            notes.append(f"left out: {count(int(old.sum()), 'run')} of older versions: {listed}")
             table = table.take(~old)
     return table
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from qbench.parts import Part
 from qbench.table import Array
+from qbench.text import count, value
 from qbench.tidy import NOT_RUN, Tidy, parameters
 from qbench.trials import best_of, leaders
-from qbench.tuning import Tuning, spelled
+from qbench.tuning import Tuning
 
 UNFINISHED = frozenset(NOT_RUN) - {"skipped"}
 """A trial that was skipped is a trial that failed: its method has no rule for such values."""
@@ -72,14 +73,14 @@ def chosen(part: Part, data: Tidy) -> dict[str, Any]:
 def at_edge(values: Mapping[str, Any], method: str, tuning: Tuning | None) -> list[str]:
     """`lr=0.0001` for each chosen value at an end of what was tried."""
     axes = {**tuning.axes, **tuning.own.get(method, {})} if tuning else {}
-    return [f"{name}={spelled(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)]
+    return [f"{name}={value(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)]
 
 
 def notes(trials: Mapping[str, Mapping[str, Tried]], better: str, effect: float, tuning: Tuning | None) -> Iterator[str]:
     """For a section: how it was tuned, and where who leads hangs on the number of trials. `trials` are by column, then by entrant."""
     cells = [(name, cell) for column in trials.values() for name, cell in column.items()]
     counts = sorted({cell.count for _, cell in cells})
-    yield f"tuned on validation: {tuning or f'{counts[-1]} trials'}"
+    yield f"tuned on validation: {tuning or count(counts[-1], 'trial')}"
     if len(counts) > 1:
         each = {name: cell.count for name, cell in reversed(cells) if cell.count < counts[-1]}
         yield (
@@ -90,13 +91,13 @@ def notes(trials: Mapping[str, Mapping[str, Tried]], better: str, effect: float,
     for column, found in trials.items():
         order = leaders({name: cell.curve for name, cell in found.items()}, better, effect)
         if len(order) > 1:
-            yield f"{column}: {_succession(order)} (best of n on validation{_shorter(found.values())})"
+            yield f"{column}: {_succession(order)} (by the expected test score of the trial that is the best of n on validation{_shorter(found.values())})"
 
 
 def _succession(order: Sequence[tuple[str, int]]) -> str:
     """`ste leads up to 3 trials, lsq up to 7, lotion from 8`."""
     ends = [after - 1 for _, after in order[1:]]
-    first = f"{order[0][0]} leads up to {ends[0]} trial{'s' * (ends[0] > 1)}"
+    first = f"{order[0][0]} leads up to {count(ends[0], 'trial')}"
     return ", ".join(
         [
             first,

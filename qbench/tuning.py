@@ -21,9 +21,10 @@ from typing import Any, get_type_hints
 
 from qbench.config import Recipe, coerce
 from qbench.errors import UsageError, unknown
+from qbench.text import count, value
 from qbench.values import whole
 
-__all__ = ["FIRST_SEED", "MOST_KNOBS", "Axis", "Halving", "Tuning", "check_seeds", "read_tuning", "spelled"]
+__all__ = ["FIRST_SEED", "MOST_KNOBS", "Axis", "Halving", "Tuning", "check_seeds", "read_tuning"]
 
 FIRST_SEED = 1000
 """Of tuning: a board's own seeds begin at 0, and no run may both choose and be reported."""
@@ -72,7 +73,7 @@ class Axis:
 
     def __str__(self) -> str:
         if self.values:
-            return f"in {{{', '.join(spelled(v) for v in self.values)}}}"
+            return f"in {{{', '.join(map(value, self.values))}}}"
         return f"from {self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
 
@@ -140,7 +141,7 @@ class Tuning:
         drawn = self.sampler if self.sampler == "grid" else f"{self.sampler}, seed {self.seed}"
         spaces = [_space(self.axes), *(f"and of its own for {method} {_space(axes)}" for method, axes in sorted(self.own.items()))]
         seeds = f"at seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
-        parts = [f"{self.trials} trials for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"]
+        parts = [f"{count(self.trials, 'trial')} for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"]
         if self.halving:
             rungs = zip(self.counts(), self.rungs, strict=True)
             parts.append("halving: " + ", then ".join(f"{n} with {100 * share:g} % of the steps" for n, share in rungs))
@@ -149,11 +150,6 @@ class Tuning:
 
 def _space(axes: Mapping[str, Axis]) -> str:
     return ", ".join(f"{name} {axis}" for name, axis in sorted(axes.items()))
-
-
-def spelled(value: Any) -> str:
-    """A value as tables say it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @cache

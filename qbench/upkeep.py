@@ -9,6 +9,7 @@ from qbench.errors import QbenchError
 from qbench.intake import Batch
 from qbench.record import all_attempts
 from qbench.store import Store
+from qbench.text import count
 
 
 @dataclass
@@ -24,20 +25,24 @@ class Report:
     """Rows of which there is no folder."""
     refused: list[str] = field(default_factory=list)
     """Folders that are not what they say."""
+    lost: list[str] = field(default_factory=list)
+    """Our own finished attempts whose artefact is gone: their scores stand, and nobody can ask, export or submit them whole."""
 
     @property
     def agrees(self) -> bool:
         return not (self.missing or self.different or self.foreign)
 
     def __str__(self) -> str:
-        lines = [f"{self.runs} finished attempts, {self.unfinished} unfinished"]
+        lines = [f"{count(self.runs, 'finished attempt')}, {self.unfinished} unfinished"]
         for words, found in (
             ("not in the store", self.missing),
             ("differs from its files", self.different),
             ("in the store without files", self.foreign),
             ("refused", self.refused),
+            ("without its artefact", self.lost),
         ):
             lines += [f"{words}: {name}" for name in found[:20]] + ([f"{words}: {len(found) - 20} more"] if len(found) > 20 else [])
+        lines += [f"`qbench sweep` makes a run again once its folder is removed: {self.lost[0]}"] if self.lost else []
         return "\n".join([*lines, "the store agrees with the files" if self.agrees else "run `qbench db rebuild`"])
 
 
@@ -66,6 +71,8 @@ def check(results: Path) -> Report:
             report.unfinished += not batch.refused
             continue
         report.runs += 1
+        if batch.runs[0]["artefact_sha256"] and not attempt.merged and not attempt.artefact.is_file():
+            report.lost.append(name)
         found = stored.pop((attempt.key, attempt.number), None)
         if found is None:
             report.missing.append(name)

@@ -13,10 +13,10 @@ from typing import Any
 from qbench.config import RunConfig
 from qbench.conformance import Kit
 from qbench.engines import Assignment
+from qbench.making import run_one
 from qbench.record import Attempt, new_attempt
 from qbench.submissions import zipped
 from qbench.submissions.bundle import FILES, MANIFEST, Bundle, spell, submit
-from qbench.train import run_one
 from tests.made_runs import roster
 
 Files = dict[str, dict[str, bytes]]
@@ -60,9 +60,9 @@ def packed(results: Path, out: Path, *words: str) -> Path:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], Files]:
-    """The manifest of a good bundle and the files of its runs."""
+    """The manifest of a good bundle, without its boards, and the files of its runs."""
     bundle = Bundle(io.BytesIO(data))
-    return bundle.manifest, {run.key: {name: bundle.read(run, name) or b"" for name in run.files} for run in bundle.runs}
+    return {**bundle.manifest, "boards": []}, {run.key: {name: bundle.read(run, name) or b"" for name in run.files} for run in bundle.runs}
 
 
 def assemble(manifest: dict[str, Any], files: Files) -> bytes:

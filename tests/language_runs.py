@@ -14,11 +14,11 @@ from torch import nn
 from qbench.config import RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.export import ARTEFACT, restore
+from qbench.making import open_problem, run_one
 from qbench.plan import make_plan
 from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Problem
-from qbench.train import open_problem, run_one
 
 SWEEP = """
 board = "language"

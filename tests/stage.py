@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from qbench import registry
 from qbench.config import Metric, Recipe, RunConfig
@@ -40,6 +41,9 @@ after = tests.stage:After
 actor = tests.stage:Actor
 villain = tests.stage:Villain
 heir = tests.stage:Heir
+deserter = tests.stage:Deserter
+drifter = tests.stage:Drifter
+weigher = tests.stage:Weigher
 broken = tests.no_such_module:Broken
 [qbench.tasks]
 stage = tests.stage:Stage
@@ -137,6 +141,60 @@ class Actor(Method):
 
 
 @dataclass
+class Deserter(Actor):
+    """Its second process is killed at one step, a few times over. Alone it behaves."""
+
+    name = "deserter"
+    times: int = 1
+    counted_in: str = ""
+    """A folder with a file for each time."""
+
+    def undivided(self) -> None:
+        return None
+
+    def before_step(self, run: Run, batch: Batch) -> None:
+        if run.team and run.team.rank == 1 and run.step == self.at and len(os.listdir(self.counted_in)) < self.times:
+            Path(self.counted_in, str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Drifter(Actor):
+    """Trains on what its own part of the batch told it."""
+
+    name = "drifter"
+
+    def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
+        self.told = run.problem.loss(output, batch)
+        return {"task": self.told}
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        for layer in run.problem.layers().values():
+            layer.weight += 1e-3 * self.told
+
+
+@dataclass
+class Weigher(Actor):
+    """Says how much of the weights, and of what the optimizer keeps of them, this process holds."""
+
+    name = "weigher"
+
+    def undivided(self) -> None:
+        return None
+
+    def metrics(self, run: Run) -> dict[str, float]:
+        if run.optimizer is None:
+            return {}  # trained, and one process has it all
+        moments = [run.optimizer.state[p]["exp_avg_sq"] for p in run.parameters]
+        return {name: held(tensors) for name, tensors in (("weights", run.parameters), ("moments", moments))}
+
+
+def held(tensors: Sequence[Tensor]) -> float:
+    return sum(x.to_local().numel() if isinstance(x, DTensor) else x.numel() for x in tensors) / sum(x.numel() for x in tensors)
+
+
+@dataclass
 class Villain(Plain):
     """Full precision that never comes to an end."""
 
@@ -189,7 +247,7 @@ ACTS: dict[str, Callable[[Any], None]] = {
 
 
 def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Like train.run_one, without training: plays the `role` of the run's parameters."""
+    """Like making.run_one, without training: plays the `role` of the run's parameters."""
     attempt, role = Attempt(assignment.folder), str(assignment.config.method_params["role"])
     attempt.write("spec", assignment.config.to_json())
     attempt.write(

@@ -12,6 +12,7 @@ from qbench import asking
 from qbench.engines import Execution
 from qbench.engines.local import LocalEngine
 from qbench.errors import UsageError
+from qbench.outlook import status
 from qbench.plan import make_plan
 from qbench.sweep import sweep
 from qbench.sweepfile import SweepConfig, plugin_modules, read_text
@@ -64,6 +65,35 @@ def test_finished_runs_are_asked_once_and_not_trained_again(results: Path, engin
 
 
 @pytest.mark.slow
+def test_answers_to_another_definition_are_asked_again_and_others_stay(results: Path, engine: LocalEngine) -> None:
+    sweep_file = config("grammar_recall")
+    asking.ask(sweep_file, results, engine, Execution(device="cpu"))
+    assert not list(asking.lacking(sweep_file, results))
+    files = sorted(results.rglob("downstream.json"))
+    before = [file.read_bytes() for file in files]
+    old = json.loads(before[0])
+    recall = old["tasks"]["grammar_recall"]
+    files[0].write_text(json.dumps({**old, "tasks": {**old["tasks"], "grammar_recall": {**recall, "sha256": "0" * 64, "version": 0}}}))
+    (todo,) = asking.lacking(sweep_file, results)
+    assert (todo.attempt.folder, todo.names) == (files[0].parent, ("grammar_recall",))
+    assert {line.unanswered for line in status(sweep_file, results)} == {(), ("grammar_recall",)}
+    assert vars(asking.ask(sweep_file, results, engine, Execution(device="cpu"))) == {"asked": 1, "failures": []}
+    assert [file.read_bytes() for file in files] == before and not list(asking.lacking(sweep_file, results))
+
+
+def test_the_hash_of_a_quiz_is_the_one_that_lm_eval_would_be_asked_under() -> None:
+    from qbench import downstream
+
+    for run in make_plan(config()).runs.values():
+        present, quizzes = asking.hashes(run.config), asking.quizzes(run.config.task, run.config.task_params)
+        asked = downstream.find(list(quizzes), quizzes)
+        assert [present(one.name) for one in asked] == [one.sha256 for one in asked]
+        for one in asked:
+            assert one.sha256 == downstream.digest([one.name, quizzes[one.name].version, [dict(doc) for doc in one.task.eval_docs]])
+        assert present("lambada") is None
+
+
+@pytest.mark.slow
 def test_what_cannot_be_answered_is_told_and_fails_no_run(results: Path, engine: LocalEngine, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(
         "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\noutput_type: multiple_choice\n"
@@ -72,7 +102,7 @@ def test_what_cannot_be_answered_is_told_and_fails_no_run(results: Path, engine:
     assert found.asked == 2 and len(found.failures) == 2
     title, message = found.failures[0]
     assert title == "fp grammar/xs seed 0" and message.startswith(f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task")
-    assert str(asking.complain(found.failures)).endswith("(and 1 more runs); the scores stand, and the next sweep asks again")
+    assert str(asking.complain(found.failures)).endswith("(and 1 more run); the scores stand, and the next sweep asks again")
     assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {"ok"}
 
 
@@ -99,6 +129,20 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
     with pytest.raises(UsageError, match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same"):
         asking.check(read_text(file + tables, "asked.toml"))
     asking.check(read_text(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml"))
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "line"),
+    [
+        ("digits", '[downstream]\ntasks = ["arc_easy"]', r"asked.toml: \[downstream\]: no task here has downstream questions: digits trains no"),
+        ("grammar", '[[task]]\nname = "digits"\ndownstream = ["arc_esy"]', r"\[\[task\]\] 1: the task digits has no downstream questions"),
+    ],
+)
+def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, line: str) -> None:
+    file = FILE.split("tasks =")[0].format() + f'tasks = ["{task}"]\n{more}\n'
+    with pytest.raises(UsageError, match=line) as error:
+        asking.check(read_text(file, "asked.toml"))
+    assert "did you mean" not in str(error.value)
 
 
 @pytest.mark.parametrize(

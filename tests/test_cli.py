@@ -15,6 +15,7 @@ import torch
 from click import Context, Group
 
 from qbench import cli
+from qbench.record import all_attempts
 from qbench.store import Store
 from tests.made_runs import config, make, roster
 
@@ -94,10 +95,26 @@ def test_errors_are_one_line(qbench: Qbench, tmp_path: Path, words: list[str], c
     assert not (tmp_path / "results" / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [["sweep", "--workers", "0"], ["sweep", "--nonsense"], ["show", "--steps", "3"]])
-def test_click_errors_exit_with_2(qbench: Qbench, words: list[str]) -> None:
-    code, _, err = qbench(*words)
-    assert code == 2 and "Error" in err
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep", "--workers", "0"], "sweep: invalid value for '--workers': 0 is not in the range x>=1; see qbench sweep --help"),
+        (["sweep", "--worker", "1"], "--workers"),
+        (["show", "--steps", "3"], "show: no such option"),
+        (["check"], "check: missing argument 'METHOD'; see qbench check --help"),
+        (["new", "method"], "new method: missing argument 'NAME'"),
+        (["completion", "csh"], "'csh' is not one of 'bash', 'zsh', 'fish'"),
+        (["--nonsense"], "no such option"),
+    ],
+)
+def test_what_click_finds_wrong_is_one_line_too(qbench: Qbench, words: list[str], says: str) -> None:
+    code, out, err = qbench(*words)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("qbench: ") and says in err
+
+
+def test_without_a_command_it_explains_itself(qbench: Qbench) -> None:
+    code, out, err = qbench()
+    assert code == 2 and "Commands:" in out + err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test asks for in vain")
@@ -143,8 +160,8 @@ def test_json_is_all_that_stdout_holds(qbench: Qbench, tmp_path: Path, swept: Pa
 def test_a_shortened_sweep_is_another_board(qbench: Qbench, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     code, out, _ = qbench("sweep", "small.toml", "--steps", 3, "--seeds", 1, "--workers", 1)
-    assert code == 0 and "cut to 3 steps and 1 seeds" in out and "3 steps" in out
-    assert [p.stem for p in (tmp_path / "results" / "boards").iterdir()] == ["small-3-steps-1-seeds"]
+    assert code == 0 and "cut to 3 steps and 1 seed" in out and "3 steps" in out
+    assert [p.stem for p in (tmp_path / "results" / "boards").iterdir()] == ["small-3-steps-1-seed"]
 
 
 def test_a_dry_run_and_status_train_and_write_nothing(qbench: Qbench, tmp_path: Path, swept: Path) -> None:
@@ -166,6 +183,27 @@ def test_failed_cells_exit_with_3(qbench: Qbench, tmp_path: Path) -> None:
 
 
 # ---- reading ----
+
+
+def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
+    long = "a label that goes on and on beyond any column of a terminal"
+    cells = [(config(seed, method, fmt), None) for method, fmt in (("fp", None), ("rtn", "int4")) for seed in (0,)]
+    for spec, _ in cells:
+        make(tmp_path, spec)
+    members = roster("wide", cells, 1)
+    members["cells"][1]["label"] = long
+    with Store(tmp_path) as store:
+        store.ingest(all_attempts(tmp_path))
+        store.set_board(members)
+        store.snapshot()
+
+    def lines(**env: str) -> list[str]:
+        command = [sys.executable, "-m", "qbench", "show", "wide", "--results", str(tmp_path)]
+        outside = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        return subprocess.run(command, env=outside | env, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    assert any(line.startswith(long) for line in lines()) and any(len(line) > 200 for line in lines())
+    assert max(map(len, lines(COLUMNS="70"))) <= 70
 
 
 def test_a_board_in_every_form(qbench: Qbench, swept: Path) -> None:
@@ -192,7 +230,10 @@ def test_two_entrants_are_compared(qbench: Qbench, swept: Path) -> None:
     assert code == 0 and out.startswith("ste − rtn\ntoy/xs: loss, lower is better; int2; 2 seeds\n")
     (found,) = json.loads(qbench("compare", "ste", "rtn", "--board", "small", "--json", "--results", swept)[1])
     assert found["seeds"] == 2 and found["verdict"]
-    assert qbench("compare", "ste", "rtm", "--results", swept)[::2] == (2, "qbench: unknown entrant 'rtm'; did you mean rtn?\n")
+    assert qbench("compare", "ste", "rtm", "--results", swept)[::2] == (
+        2,
+        "qbench: unknown entrant 'rtm'; did you mean rtn? known: fp, rtn, ste\n",
+    )
 
 
 def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
@@ -214,13 +255,39 @@ def test_a_cell_is_made_again(qbench: Qbench, swept: Path) -> None:
     )
 
 
+def test_the_beginning_of_a_key_that_is_too_short_says_so(qbench: Qbench, swept: Path) -> None:
+    key = next(d.name for d in swept.glob("runs/*/*"))
+    for words in (["show", key[:4]], ["reproduce", key[:4]], ["submit", key[:4], "--out", "x.qbench.zip"]):
+        code, out, err = qbench(*words, "--results", swept)
+        assert (code, out) == (2, "") and f"'{key[:4]}' begins the keys of runs, but it takes at least 6" in err
+    code, _, err = qbench("submit", "smal", "--out", "x.qbench.zip", "--results", swept)
+    assert code == 2 and "unknown board or run 'smal'; did you mean small?" in err
+
+
+def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_path: Path) -> None:
+    text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace("recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }")
+    (tmp_path / "wild.toml").write_text(text.replace("seeds = 2", "seeds = 1"))
+    assert qbench("sweep", "wild.toml", "--workers", "1", "--quiet")[0] == 3
+    key = next(d.name for d in (tmp_path / "results").glob("runs/*/*"))
+    code, out, err = qbench("reproduce", key)
+    assert code == 0 and not err and out.splitlines()[0] == f"{key}: same" and "recorded  failed: diverged: " in out
+
+
+def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    with Store(results) as store:
+        store.set_board(roster("many", [(config(0, "ste", f"int{bits}", size=size), None) for bits in (1, 2, 3, 4, 8) for size in ("xs", "s", "m")], 1))
+    code, _, err = qbench("reproduce", "zzz")
+    assert code == 2 and err.count("digits/") == 8 and err.endswith(" and 7 more\n")
+
+
 def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     make(results, config())
     with Store(results) as store:
         store.set_board(roster("b", [(config(), None)], 1))
         store.snapshot()
-    assert qbench("db", "check")[:2] == (0, "1 finished attempts, 0 unfinished\nthe store agrees with the files\n")
+    assert qbench("db", "check")[:2] == (0, "1 finished attempt, 0 unfinished\nthe store agrees with the files\n")
     make(results, config(1))
     code, out, _ = qbench("db", "check", "--json")
     assert code == 5 and json.loads(out)["missing"] == [f"{config(1).key}/1"]

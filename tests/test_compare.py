@@ -76,6 +76,27 @@ def test_nothing_in_common_is_nothing_and_wrong_names_are_one_line() -> None:
             compared(a, b, FP, STE, runs("lotion", "int2", [0.2]))
 
 
+def test_no_minimum_effect_is_no_reason_to_fail() -> None:
+    rows = [{**r, "effect": 0.0} for r in (*FP, *RTN, *STE)]
+    (c,) = compared("ste", "rtn", rows)
+    assert c.minimum_effect == 0 and comparison(c).splitlines()[1].startswith("  -0.0838 [")
+
+
+def test_sections_of_one_title_are_told_apart_by_their_setting() -> None:
+    longer = [{**r, "steps": 999, "key": "long" + r["key"]} for r in (*FP, *RTN, *STE)]
+    alone, both = compared("ste", "rtn", FP, RTN, STE), compared("ste", "rtn", FP, RTN, STE, longer)
+    assert [c.section for c in alone] == ["digits/xs"]
+    assert len({c.section for c in both}) == 2 and any("digits/xs (" in c.section and "999 steps" in c.section for c in both)
+    assert all(comparison(c).startswith(f"{c.section}: ") for c in both)
+
+
+def test_an_unknown_entrant_is_told_who_is_there() -> None:
+    with pytest.raises(UsageError, match=r"unknown entrant 'zzz'; known: fp, rtn, ste$"):
+        compared("ste", "zzz", FP, RTN, STE)
+    with pytest.raises(UsageError, match=r"unknown entrant 'rtm'; did you mean rtn\? known: fp, rtn, ste$"):
+        compared("ste", "rtm", FP, RTN, STE)
+
+
 def test_no_seed_in_common_is_json_too() -> None:
     (c,) = compared("ste", "lotion", FP, STE, [{**r, "seed": 9} for r in runs("lotion", "int2", [0.2])])
     assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None and "0 shared seeds" in c.verdict

@@ -101,3 +101,17 @@ def test_a_crash_is_a_finding_and_not_the_end() -> None:
     with registered(Crashes):
         findings = list(check_method("broken", quick=True))
     assert any(not f.passed and "boom" in f.detail for f in findings) and any(f.passed for f in findings)
+
+
+def test_what_could_not_be_trained_is_never_ok() -> None:
+    def raises(q: Quantizer) -> Any:
+        def relax(x: Tensor) -> Tensor:
+            raise RuntimeError("boom")
+
+        return relax
+
+    with registered(ste_with(relax=raises)):
+        findings = {f.check: f for f in check_method("broken", quick=True)}
+    for check in ("learns", "repeats", "resumes", "budget"):
+        assert not findings[check].passed and "boom" in findings[check].detail
+    assert findings["budget"].detail.startswith("not run, for the training failed: ")

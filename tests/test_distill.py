@@ -16,11 +16,11 @@ from qbench.config import Recipe, RunConfig
 from qbench.conformance import Kit, ToyProblem
 from qbench.engines import Assignment
 from qbench.errors import UsageError
+from qbench.making import run_one
 from qbench.plan import Plan, make_plan
 from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Batch
-from qbench.train import run_one
 
 SWEEP = """
 board = "imitation"

@@ -20,10 +20,11 @@ from qbench import Site, registry
 from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
+from qbench.making import open_problem
 from qbench.optim import make_optimizer, parameter_groups, set_learning_rates
 from qbench.rounding import straight_through
 from qbench.run import Run, attach, frozen_copy
-from qbench.train import one_step, open_problem
+from qbench.train import one_step
 
 SHAPE = (4, 64)
 BITS = (1, 2, 3, 4, 8)
@@ -233,7 +234,8 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
 def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
     run = attached(EWGS(rate=0.01), activations="int4")
     assert run.optimizer is not None
-    set_learning_rates(run, Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0), 30)
+    run.peaks = (1e-3,)
+    set_learning_rates(run, Recipe(steps=60, schedule="constant", warmup=0.0), 30)
     groups = {g["name"]: g for g in run.optimizer.param_groups}
     assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"]["lr"] == pytest.approx(1e-3)
     assert groups["interval"]["weight_decay"] == 0.0 and groups["decay"]["weight_decay"] == 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,28 @@ def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(language_r
     with np.load(tmp_path / "out" / "tensors.npz") as found:
         assert set(found) == set(expected)
         assert all(np.array_equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("file", [None, b"", b"\xff" * 64, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"])
+def test_what_the_packed_decoder_cannot_read_is_one_line(file: bytes | None, tmp_path: Path) -> None:
+    if file is not None:
+        (tmp_path / "w.safetensors").write_bytes(file)
+    decoder = Path(str(sys.modules[decode.__module__].__file__))
+    done = subprocess.run([sys.executable, "-I", decoder, "w.safetensors", "t.npz"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("w.safetensors: "), done.stderr
+    assert not (tmp_path / "t.npz").exists()
+
+
+@pytest.mark.parametrize("to", ["packed", "hf"])
+def test_every_file_may_be_read_by_whom_the_umask_lets(to: str, language_runs: Runs, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        files = export_run(language_runs.results, language_runs.int4, to, tmp_path / "out")
+        assert {file.name: oct(file.stat().st_mode & 0o777) for file in files} == {file.name: "0o640" for file in files}
+    finally:
+        os.umask(before)
+    artefact = language_runs.folder(language_runs.int4) / "export" / ARTEFACT
+    assert artefact.stat().st_mode == (artefact.parent.parent / "result.json").stat().st_mode
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(language_runs: Runs, tmp_path: Path) -> None:

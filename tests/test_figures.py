@@ -18,8 +18,9 @@ from qbench.publish import overall
 from qbench.publish.axes import Axis, fit, spell
 from qbench.publish.curves import curves
 from qbench.publish.document import About, document
+from qbench.publish.effort import _counts, unknown_time
 from qbench.publish.figures import figures
-from qbench.publish.sketch import Figure, score_axis, short, styles
+from qbench.publish.sketch import Figure, score_axis, short, styles, whisker
 from qbench.publish.svg import NEAR, Style, el, label, path, spread, thin
 from tests.made_sites import ENV, MEANS, board, losses, one_of_everything, ranked
 from tests.synthetic_runs import frame, runs
@@ -65,6 +66,21 @@ def test_ticks_are_few_round_and_within(low: float, factor: float) -> None:
 def test_axes_turn_logarithmic_where_numbers_span_far() -> None:
     assert not fit([0.1, 1.9], 0, 1).log and fit([0.1, 2.0], 0, 1).log and not fit([-0.1, 20], 0, 1).log
     assert fit([1e-3, 10], 0, 100)(0.1) == pytest.approx(50)
+
+
+def test_an_interval_that_goes_on_beyond_its_axis_ends_in_an_arrowhead() -> None:
+    axis = Axis(0.0, 1.0, 100, 200)
+    cells = [{"score": {"value": 0.5, "low": low, "high": high}} for low, high in ((0.2, 0.8), (-1, 0.8), (0.2, 3), (2, 3))]
+    whole, left, right, gone = (whisker(cell, axis, 10) for cell in cells)
+    assert whole.count("M") == 1 and gone == ""
+    assert "M104 7l-4 3 4 3" in left and "M196 7l4 3-4 3" in right
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 16, 20, 32, 64, 100, 512])
+def test_numbers_of_trials_keep_apart_on_their_axis(most: int) -> None:
+    ticks = _counts(most)
+    assert ticks[0] == 1 and len(ticks) <= 9 and ticks == sorted(set(ticks)) and ticks[-1] <= most
+    assert all((b - a) * 280 / max(most - 1, 1) >= 14 for a, b in itertools.pairwise(ticks))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +195,21 @@ def test_costs_and_tuning_are_drawn_where_they_are_known() -> None:
     more = {f.name: f for f in figures(doc["sections"][0], styles(doc["sections"]), {})}
     assert len(more["tuning"].panels) == len(more["time"].panels) == 2 and "losses" not in more
     assert "lsq 0.3 of 3" in more["tuning"].panels[0].said
+
+
+def test_a_view_at_equal_time_that_cannot_be_drawn_is_a_sentence() -> None:
+    section = doc_of(ranked(seeds=2))["sections"][0]
+    cells = [cell for row in section["rows"] for cell in row["cells"]]
+    for cell in cells:
+        cell["equal_time"] = {"at_time": None, "at_steps": None, "progress": None, "note": "2 of 2 runs without a validation curve"}
+    assert "time" not in {f.name for f in figures(section, styles([section]), {})}
+    assert unknown_time(section) == "At equal training time nothing can be shown: the validation curves of its runs are not here."
+    cells[0]["equal_time"]["note"] = "1 of 2 runs not evaluated by then"
+    assert unknown_time(section).endswith("too few runs had been evaluated when full precision was done.")
+    e = {"value": 0.4, "low": None, "high": None}
+    for cell in cells:
+        cell["equal_time"] = {"at_time": e, "at_steps": e, "progress": 0.5, "note": ""}
+    assert unknown_time(section) == ""
 
 
 def tuned(curves_of: dict[str, list[float | None]], share: float = 1.0) -> Figure:

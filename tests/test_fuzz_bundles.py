@@ -217,8 +217,8 @@ def mutate(value: Any, chance: Chance) -> None:
         del node[key]
     elif kind == 1 and isinstance(node, dict):
         node[chance.choice(("more", "", "__proto__", "x" * 200, key.upper()))] = copy.deepcopy(chance.choice(VALUES))
-    elif kind == 2 and isinstance(node[key], int | float) and not isinstance(node[key], bool):
-        node[key] = chance.choice((-node[key], node[key] + 1, node[key] * 2, node[key] * 1e300, node[key] + 1e-9))
+    elif kind == 2 and isinstance(node[key], int | float) and not isinstance(node[key], bool) and abs(node[key]) < 1e300:
+        node[key] = chance.choice((-node[key], node[key] + 1, node[key] * 2, node[key] * 1e8, node[key] + 1e-9))
     elif kind == 3:
         deep: Any = node[key]
         for _ in range(chance.choice((1, 5, 200))):

@@ -11,8 +11,8 @@ import torch
 from qbench import registry
 from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
+from qbench.making import run_one
 from qbench.noise import key_of, uniform
-from qbench.train import run_one
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)

@@ -17,8 +17,8 @@ METHODS, TASKS = (sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind
 ONLY = {
     "duckdb": {"store"},
     "lm_eval": {"downstream"},
-    "rich": {"render", "overview", "listing", "progress", "cli.boards", "cli.plugins", "cli.sweeps"},
-    "ray": {"engines.ray"},
+    "rich": {"render", "overview", "listing", "progress", "cli.common"},
+    "ray": {"engines.raydriver"},
     "fastjsonschema": {"submissions.strict"},
     "pyarrow": {"publish.archive"},
 }
@@ -60,6 +60,7 @@ LIGHT += (
     "axes",
     "lock",
     "outlook",
+    "processes",
     "retired",
     "values",
     "withdrawn",
@@ -73,8 +74,13 @@ LIGHT += (
     "asking",
     "grades",
     "marks",
+    "shard",
+    "gather",
+    "source",
+    "places",
+    "definition",
 )
-LIGHT += tuple(f"submissions.{name}" for name in ("artefact", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped"))
+LIGHT += tuple(f"submissions.{name}" for name in ("artefact", "boards", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped"))
 
 
 def name_of(file: Path) -> str:

@@ -314,7 +314,7 @@ def test_old_versions_are_left_out_and_said(column: str, said_of: str) -> None:
     assert cell(only, "ste").score == cell(section(FP, RTN, STE), "ste").score and row(only, "ste").version == (
         2 if column[0] == "m" else 1
     )
-    assert got.notes == (f"3 runs of older versions are left out: {said_of}",) and got.notes[0] in to_markdown(got)
+    assert got.notes == (f"left out: 3 runs of older versions: {said_of}",) and got.notes[0] in to_markdown(got)
 
 
 def test_the_best_learning_rate_on_validation_is_shown() -> None:

@@ -96,7 +96,7 @@ def test_a_bundle_comes_in_and_the_board_says_that_it_was_evaluated(empty: Path,
     assert (found.added, found.present, dict(found.levels)) == (3, 0, {"verified": 3})
     cell, notes = cells(empty)
     assert cell.score.value == cells(trained)[0].score.value
-    assert notes == ["1 of 1 runs merged: their artefacts were evaluated here, nobody trained them here"]
+    assert notes == ["1 of 1 run merged: their artefacts were evaluated here, nobody trained them here"]
     assert cells(trained)[1] == []
     assert check(empty).agrees and set(qbench.results(empty).runs["trust"]) == {"verified"}
     copied = {name for name in files(empty) if name.startswith("runs") and not name.endswith("trust.json")}
@@ -253,7 +253,7 @@ def test_other_numbers_under_one_key_are_a_conflict_and_the_first_is_shown(empty
     assert before.items() <= files(empty).items(), "something was overwritten"
     assert [(a.number, (a.read("result") or {})["attempt"]) for a in attempts(empty, key)] == [(1, 1), (2, 2)]
     assert cells(empty)[0].score == cell.score
-    assert qbench.results(empty).board("b").notes == (f"conflict: 1 runs have another attempt with other numbers: qbench show {key[:12]}",)
+    assert qbench.results(empty).board("b").notes == (f"conflict: 1 run with another attempt of other numbers: qbench show {key[:12]}",)
     shown = latest(empty, key)
     assert shown["attempt"] == 1 and [a["trust"] for a in shown["attempts"]] == ["claimed", "claimed"]
     again = merge(empty, tmp_path / "other.zip", score=False)
@@ -309,7 +309,7 @@ def test_a_run_that_is_trained_again_here_is_reproduced(empty: Path, good: Path)
     key = ste(empty)
     found = reproduce(empty, key)
     assert found.verdict == "same" and settle(empty, key, found.verdict) == "reproduced" and settle(empty, key, "same") is None
-    assert cells(empty)[1] == ["1 of 1 runs merged, and reproduced here"]
+    assert cells(empty)[1] == ["1 of 1 run merged, and reproduced here"]
     assert check(empty).agrees and latest(empty, key)["trust"]["level"] == "reproduced"
     merge(empty, good, score=False)
     assert latest(empty, key)["trust"]["level"] == "reproduced"
@@ -403,7 +403,7 @@ def test_the_three_commands(trained: Path, empty: Path, tmp_path: Path) -> None:
     checked = command("verify", out, "--rerun", "1", "--json")
     assert checked.returncode == 0 and json.loads(checked.stdout)["passed"]
     merged = command("merge", out, "--results", empty)
-    assert merged.returncode == 0 and merged.stdout.splitlines()[-1] == "3 runs merged (3 verified), 0 were here already"
+    assert merged.returncode == 0 and merged.stdout.splitlines()[-2] == "3 runs merged (3 verified), 0 here already"
     key = ste(empty)
     assert command("reproduce", key, "--results", empty).returncode == 0
     assert "reproduced: merged" in command("show", key, "--results", empty).stdout

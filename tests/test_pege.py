@@ -22,9 +22,10 @@ from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
+from qbench.making import open_problem
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import Run, attach
-from qbench.train import one_step, open_problem
+from qbench.train import one_step
 
 SHAPE = (4, 64)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qbench_methods.placebo import Placebo, stretched
 
-from qbench import registry, train
+from qbench import making, registry
 from qbench.config import RunConfig
 from qbench.conformance import Kit
 from qbench.engines import Assignment
@@ -40,17 +40,17 @@ def config(kit: Kit, **params: object) -> RunConfig:
 def test_without_strength_it_is_ste_bit_for_bit(tmp_path: Path) -> None:
     placebo, ste = Kit("placebo", tmp_path), Kit("ste", tmp_path)
     results = [
-        train.run_one(Assignment(c, tmp_path / str(i) / "1")) for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))
+        making.run_one(Assignment(c, tmp_path / str(i) / "1")) for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))
     ]
     assert results[0]["artefact_sha256"] == results[1]["artefact_sha256"]
-    stretched_run = train.run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
+    stretched_run = making.run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
     assert stretched_run["artefact_sha256"] != results[0]["artefact_sha256"]
 
 
 def test_slopes_are_fresh_at_every_step_and_the_same_again(tmp_path: Path) -> None:
     def gradient(step: int) -> torch.Tensor:
         conf = config(Kit("placebo", tmp_path))
-        _, problem = train.open_problem(conf, torch.device("cpu"))
+        _, problem = making.open_problem(conf, torch.device("cpu"))
         run: Run = attach(problem, registry.build("methods", "placebo", {}), conf)
         run.begin(step)
         run.method.step(run, problem.batch(0))

@@ -49,6 +49,13 @@ def doc_of(rows: pd.DataFrame, **more: Any) -> dict[str, Any]:
     return document(About("made", "Made up"), built, rows, summary)
 
 
+def test_the_sweep_file_is_published_without_the_places_of_a_machine() -> None:
+    built, summary = board(frame(runs("fp", None, [0.1, 0.2, 0.15], **ENV)))
+    text = 'board = "made"\n\n[[task]]\nname = "text"\ncorpus = "path:/home/ada/my texts/c.txt" # see https://example.org/a/b\n'
+    found = document(About("made", sweep=text), built, frame(runs("fp", None, [0.1, 0.2, 0.15], **ENV)), summary)["sweep"]
+    assert found == text.replace("/home/ada/my texts/", "").removesuffix("\n")
+
+
 def nasty() -> pd.DataFrame:
     """Every word that a plugin or a submission chooses is one of the nasty ones."""
     rows = [*runs("fp", None, [0.1, 0.2, 0.15], **ENV), *runs("rtn", "int2", [0.9, 0.8, 0.85], **ENV)]

@@ -12,9 +12,9 @@ import torch
 from qbench.conformance import Kit
 from qbench.engines import Assignment
 from qbench.errors import QbenchError, UsageError
+from qbench.making import run_one
 from qbench.record import Attempt, new_attempt
 from qbench.reproduce import compare, reproduce
-from qbench.train import run_one
 
 
 @pytest.fixture
@@ -77,5 +77,5 @@ def test_a_run_without_a_result_has_nothing_to_compare_with(swept: tuple[Path, s
     (record(results, fp).folder / "result.json").unlink()
     with pytest.raises(QbenchError, match="no result to compare with"):
         reproduce(results, fp)
-    with pytest.raises(UsageError, match="0 runs"):
+    with pytest.raises(UsageError, match="no run's key begins with 'ffffffffffff'"):
         reproduce(results, "ffffffffffff")

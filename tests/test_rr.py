@@ -18,10 +18,11 @@ from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
+from qbench.making import open_problem, prepare
 from qbench.record import Attempt
 from qbench.registry import build
 from qbench.scales import InputRange
-from qbench.train import one_step, open_problem, prepare
+from qbench.train import one_step
 
 SHAPE = (4, 16)
 UNCLIPPED = [f for f in FORMATS if f != "int1"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qbench import registry, train
+from qbench import making, registry
 from qbench.conformance import Kit
 from qbench.run import Run, attach
 from qbench.task import Problem
@@ -62,7 +62,7 @@ def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_
 
 def test_attention_can_be_probed_twice() -> None:
     config = dataclasses.replace(Kit("ste", Path()).config("int4"), task="grammar")
-    _, problem = train.open_problem(config, torch.device("cpu"))
+    _, problem = making.open_problem(config, torch.device("cpu"))
     run = attach(problem, registry.build("methods", "ste", {}), config)
     loss, made = run.probe_loss(problem.batch(-1))
     gradients = torch.autograd.grad(loss, list(made.values()), create_graph=True)
@@ -78,7 +78,7 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
     if task == "digits":
         config = dataclasses.replace(config, task_params={"model": "cnn"})
     for parts in (1, 3):
-        _, problem = train.open_problem(
+        _, problem = making.open_problem(
             dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)), torch.device("cpu")
         )
         run = attach(problem, registry.build("methods", "ste", {}), config)

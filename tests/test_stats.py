@@ -172,15 +172,6 @@ def test_mcnemar_of_equal_answers_and_of_none() -> None:
         stats.mcnemar([True], [True, False])
 
 
-def test_mcnemar_is_corrected_over_tasks() -> None:
-    answers = {"a": ([True] * 9 + [False], [False] * 9 + [True]), "b": ([True] * 6, [False] * 6)}
-    single = {task: stats.mcnemar(*pair).p for task, pair in answers.items()}
-    got = stats.mcnemar_over_tasks(answers)
-    assert {task: test.p for task, test in got.items()} == pytest.approx({"a": 2 * single["a"], "b": 2 * single["a"]})
-    assert single["a"] < single["b"] < 2 * single["a"], "no task is surer than a surer one"
-    assert (got["a"].first, got["a"].second) == (9, 1)
-
-
 def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items() -> None:
     """Of a hundred items 4 are lost and 2 won: without the pairs nothing would be seen of it."""
     rng, draws = np.random.default_rng(0), 2000

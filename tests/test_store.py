@@ -18,9 +18,10 @@ import duckdb
 import pytest
 
 import qbench
-from qbench import schema, store
+from qbench import record, schema, store
 from qbench.errors import LockedError, QbenchError, UsageError
 from qbench.intake import Batch, NotARun, row_of
+from qbench.record import all_attempts
 from qbench.roster import roster_of, write
 from qbench.store import DATABASE, SNAPSHOT, Store, view
 from qbench.sweepfile import read_text
@@ -372,3 +373,26 @@ def test_unknown_boards_and_runs_are_one_line(filled: Path) -> None:
         qbench.results(filled).board("quick")
     with pytest.raises(UsageError, match="0 runs with a curve"):
         qbench.results(filled).curve("zzz")
+
+
+def test_what_is_no_beginning_of_a_key_stands_for_no_run(tmp_path: Path) -> None:
+    spec = config()
+    make(tmp_path, spec)
+    assert record.only(tmp_path, spec.key[:6]) == record.only(tmp_path, spec.key) == spec.key
+    for word in ("", "*", f"{spec.key[:6]}*", "..", f"{spec.key[:6]}/..", spec.key + "0"):
+        with pytest.raises(UsageError):
+            record.only(tmp_path, word)
+
+
+def test_an_artefact_that_is_gone_is_listed_and_the_store_agrees(filled: Path) -> None:
+    """Made runs have none; of a merged run it may never have come."""
+    whole, gone, merged, failed, *_ = all_attempts(filled)
+    whole.export.mkdir()
+    whole.artefact.write_bytes(b"")
+    merged.write("trust", {"level": "claimed"})
+    failed.write("result", {name: value for name, value in (failed.read("result") or {}).items() if name != "artefact_sha256"})
+    rebuild(filled)
+    found = check(filled)
+    name = f"{gone.key}/{gone.number}"
+    assert found.agrees and name in found.lost and len(found.lost) == 2
+    assert f"without its artefact: {name}" in str(found) and str(found).endswith("the store agrees with the files")

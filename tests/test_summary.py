@@ -20,7 +20,7 @@ from qbench import stats
 from qbench.cli import cli
 from qbench.equaltime import Curves, Evaluations, Timed, at
 from qbench.frames import Results
-from qbench.leaderboard import section_makers
+from qbench.leaderboard import build, section_makers
 from qbench.overview import show_summary
 from qbench.store import Store
 from qbench.summary import THRESHOLDS, Overall, Point, Summary, summarise
@@ -68,6 +68,13 @@ def test_the_mean_over_cells_is_of_the_gaps_that_the_board_shows() -> None:
     assert (ste.cells, found.cells, ste.seeds, ste.missing) == (2, 2, 4, ())
     assert entry(found, "rtn").gap == stats.Estimate(0, 0, 0, 3) and entry(found, "rtn").control
     assert [e.entrant for e in found.overall] == ["ste", "rtn"], "full precision recovers everything by definition"
+
+
+def test_the_interval_of_one_cell_is_the_one_that_its_board_shows() -> None:
+    rows = frame(task(FP, {"int4": RTN["int4"]}, ste={"int4": STE["int4"]}))
+    shown = next(row.cells[0].gap for row in build(rows, defaults=DEFAULTS).sections[0].rows if row.entrant == "ste")
+    ste = entry(summary(task(FP, {"int4": RTN["int4"]}, ste={"int4": STE["int4"]})), "ste")
+    assert ste.gap == shown and shown is not None and shown.low is not None
 
 
 def test_cells_of_a_task_are_averaged_within_a_seed_and_tasks_are_independent() -> None:
@@ -243,8 +250,8 @@ def test_a_slow_method_is_seen_where_it_was_when_full_precision_was_done() -> No
     assert (ste.at_time.value, ste.at_time.low) == pytest.approx((0.35 + 0.01, expected.low))
     assert ste.at_steps.value == pytest.approx(0.11) and ste.progress == pytest.approx(0.375) and ste.note == ""
     assert fp.at_time == fp.at_steps and fp.progress == 1.0
-    assert rtn.at_time is None and rtn.at_steps is None and rtn.note == "3 of 3 runs have no validation curve"
-    assert "– 3 of 3 runs have no validation curve: rtn int4" in printed(found) and "38 %" in printed(found)
+    assert rtn.at_time is None and rtn.at_steps is None and rtn.note == "3 of 3 runs without a validation curve"
+    assert "– 3 of 3 runs without a validation curve: rtn int4" in printed(found) and "38 %" in printed(found)
 
 
 def test_a_fast_method_counts_with_its_last_evaluation() -> None:
@@ -260,7 +267,7 @@ def test_a_run_that_was_not_evaluated_by_then_leaves_its_cell_open() -> None:
     curves[late, 1] = curves[late, 1]._replace(seconds=curves[late, 1].seconds * 10)
     ste = timed(summary(rows, curves=curves), "ste", "int4")
     assert ste.at_time is None and ste.at_steps is not None
-    assert ste.note == "1 of 3 runs were not evaluated by then", "the other two are no sample of the three"
+    assert ste.note == "1 of 3 runs not evaluated by then", "the other two are no sample of the three"
 
 
 def test_time_is_of_the_same_device() -> None:
@@ -282,7 +289,7 @@ def test_the_curve_of_the_attempt_that_counts_is_read() -> None:
     rows = task(FP[:3], {"int4": RTN["int4"][:3]}, ste={"int4": STE["int4"][:3]})
     second = [{**r, "attempt": 2} for r in rows]
     curves = curves_of(rows, {"fp": 1.5, "ste": 1.5})
-    assert timed(summary(second, curves=curves), "ste", "int4").note == "3 of 3 runs have no validation curve"
+    assert timed(summary(second, curves=curves), "ste", "int4").note == "3 of 3 runs without a validation curve"
     again = {(key, 2): value for (key, _), value in curves.items()}
     assert timed(summary(second, curves=again), "ste", "int4").at_time is not None
 

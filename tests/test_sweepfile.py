@@ -98,7 +98,7 @@ def test_every_axis_multiplies_and_full_precision_is_not_multiplied_by_formats()
         "what `after` takes, and the starts at half the budget: one a recipe, and ten of Fast actor's rates"
     )
     assert {c.variant for c in plan.cells if c.label == "Fast actor"} == {
-        f"{t}lr={lr}" for lr in (1, 2) for t in ("tilt=1, ", "tilt=2, ", "")
+        f"lr={lr}{t}" for lr in (1, 2) for t in (", tilt=1", ", tilt=2", "")
     }
     assert {cell.refusal for cell in plan.skipped if cell.refusal} == {"too coarse for an actor"}
     assert all(run.seed in (4, 1) for run in plan.runs.values())

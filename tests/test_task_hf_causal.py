@@ -20,10 +20,10 @@ from torch import nn
 from qbench import registry
 from qbench.engines import Assignment
 from qbench.errors import UsageError
+from qbench.making import run_one
 from qbench.plan import make_plan
 from qbench.sweepfile import read_text
 from qbench.task import QuantLinear
-from qbench.train import run_one
 
 transformers = pytest.importorskip("transformers")
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -22,9 +22,9 @@ from qbench import registry
 from qbench.config import RunConfig
 from qbench.engines import Assignment
 from qbench.errors import UsageError
+from qbench.making import run_one
 from qbench.plan import Plan, make_plan
 from qbench.sweepfile import read_text
-from qbench.train import run_one
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 WORDS = ["the", "cat", "sat", "on", "a", "größer", "mat", "while", "文字", "ran", "away\n"]

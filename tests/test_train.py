@@ -20,11 +20,11 @@ from qbench.config import RunConfig
 from qbench.conformance import Kit, Toy, ToyProblem
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
+from qbench.making import run_one
 from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.record import Attempt, attempts, finite, new_attempt
 from qbench.run import Batch, Run
-from qbench.train import run_one
 
 
 def train(config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any) -> tuple[dict[str, Any], Attempt]:

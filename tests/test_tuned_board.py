@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ from qbench.engines.local import local_engine
 from qbench.frames import Results
 from qbench.leaderboard import build
 from qbench.outlook import status
-from qbench.plaintext import best_of, read_runs_csv, runs_csv, to_csv, to_markdown
+from qbench.plaintext import best_of, chosen, read_runs_csv, runs_csv, to_csv, to_markdown
 from qbench.plan import make_plan
+from qbench.publish import publish
 from qbench.record import all_attempts
 from qbench.registry import load
 from qbench.render import show_board, show_plan
@@ -258,7 +260,7 @@ def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(t
         for label in ("Fragile", "Hopeless"):
             cell = by_label[label]
             assert (cell.state, cell.asked, dict(cell.failures), cell.score, cell.chosen) == ("failed", 2, {"untuned": 2}, None, {})
-            assert cell.message == "each of its 4 trials failed, so there is nothing to choose" and cell.best_of == (None,) * 4
+            assert cell.message == "none of its 4 trials succeeded, so there is nothing to choose" and cell.best_of == (None,) * 4
         assert by_label["plain"].state == "ok"
         assert "untuned" in to_markdown(shown)
     assert to_csv(again(found, FRAGILE + knobs)) == to_csv(found.board())
@@ -383,6 +385,13 @@ def test_it_is_printed_with_what_was_chosen_and_the_best_of_n(board: Path) -> No
     assert data["chosen"].keys() == {"lr", "weight_decay"} and len(data["best_of"]) == 4
 
 
+def test_its_page_shows_what_was_chosen_beside_each_score(board: Path, tmp_path: Path) -> None:
+    publish(Results(board), None, tmp_path / "site")
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<small class="chosen">([^<]*)</small>', page)
+    assert sorted(shown) == sorted(chosen(cell) for *_, cell in cells(Results(board).board())) and all("lr " in words for words in shown)
+
+
 def test_a_board_that_is_not_tuned_says_nothing_of_tuning(tmp_path: Path) -> None:
     text = HEAD.replace("tuned", "plain").replace("seeds = 3", "seeds = 1") + 'methods = ["fp", "rtn"]\n'
     swept(text, tmp_path)
@@ -413,3 +422,17 @@ def test_an_artefact_that_is_gone_is_made_again_without_another_choice(board: Pa
         summary = swept(BOARD, board)
     assert (summary.failed, summary.left) == (0, 0)
     assert files(board) - before == {f"{final.base}/2", f"{final.key}/2"}
+
+
+def test_a_tuned_board_may_start_from_a_network_that_all_trials_share(tmp_path: Path) -> None:
+    text = HALVED.replace("seeds = 3", 'seeds = 2\nstart = "fp:0.5"')
+    summary = swept(text, tmp_path)
+    assert (summary.failed, summary.left) == (0, 0)
+    specs = [attempt.read("spec") or {} for attempt in all_attempts(tmp_path)]
+    networks = [spec for spec in specs if spec["start"] == "scratch"]
+    assert sorted(spec["seed"] for spec in networks) == [0, 1, 1000] and {spec["recipe"]["steps"] for spec in networks} == {10}
+    shown = Results(tmp_path).board()
+    assert len(shown.sections) == 1 and {label for label, _, cell in cells(shown) if cell.state == "ok"} == {"fp", "rtn", "ste"}
+    assert all(cell.trials == 4 and cell.seeds == 2 for _, _, cell in cells(shown))
+    assert swept(text, tmp_path).cached == summary.ok
+    assert to_csv(again(Results(tmp_path), text)) == to_csv(shown)

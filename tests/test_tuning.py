@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qbench import registry
 from qbench.errors import UsageError
 from qbench.plan import Plan, PlannedRun, Planner, make_plan
 from qbench.roster import roster_of
@@ -180,10 +181,30 @@ def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
 # ---- what is planned ----
 
 
-def test_trials_all_start_from_one_network_so_tuning_is_from_scratch() -> None:
-    text = 'board = "b"\nmethods = ["fp", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\n[tuning]\ntrials = 2\n'
-    with pytest.raises(UsageError, match="every trial would start from a network of its own rate: tune from scratch"):
-        read_text(text + "lr = { low = 0.001, high = 0.1, log = true }\n", "s.toml")
+@pytest.mark.parametrize("more", ["", "halving = { rungs = [0.25], keep = 0.5 }\n"])
+def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
+    """A network a seed, trained at the values that the recipe has without tuning, for a share of the whole budget."""
+    text = 'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    text += "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n" + more
+    known: dict[str, float | None] = {}
+    sweep = read_text(text, "s.toml")
+    while (found := make_plan(sweep, known)).waiting:
+        known |= {key: float(n) for n, key in enumerate(found.runs) if key not in known}
+    networks = [run for run in found.runs.values() if run.config.start == "scratch"]
+    usual = registry.build("tasks", "toy", {}).recipe("xs")
+    assert sorted(run.seed for run in networks) == [0, 1, 1000]
+    assert {(run.config.method, run.config.recipe.steps, run.config.recipe.lr, run.config.recipe.weight_decay) for run in networks} == {
+        ("fp", 20, usual.lr, usual.weight_decay)
+    }
+    for run in found.runs.values():
+        if run.config.start != "scratch" and run.config.method != "rtn":
+            assert run.base == next(network.key for network in networks if network.seed == run.seed)
+        elif run.config.method == "rtn":
+            base = found.runs[str(run.base)]
+            assert (base.config.method, base.config.recipe, base.config.start) == ("fp", run.config.recipe, "fp:0.5")
+    assert {cell.stage for cell in found.cells if cell.example.start == "scratch"} == {""} and all(
+        cell.extra for cell in found.cells if cell.example.start == "scratch"
+    )
 
 
 def test_everybody_has_the_same_trials_controls_included() -> None:
@@ -286,7 +307,7 @@ def test_rungs_of_one_length_are_rungs_each() -> None:
 
 def test_a_cell_of_which_every_trial_failed_has_failed_and_is_not_attempted() -> None:
     whole, _ = played(SMALL + FOUR, lambda run: None if run.cell.label == "actor" else 1.0)
-    assert {(c.label, c.failure) for c in whole.failed} == {("actor", "each of its 4 trials failed, so there is nothing to choose")}
+    assert {(c.label, c.failure) for c in whole.failed} == {("actor", "none of its 4 trials succeeded, so there is nothing to choose")}
     assert not any(run.cell.label == "actor" and run.cell.stage == "final" for run in whole.runs.values())
     cells = [cell for cell in roster_of(whole)["cells"] if cell["label"] == "actor" and cell["stage"] == "final"]
     assert [(c["keys"], c["seeds"], bool(c["failure"])) for c in cells] == [([], [0, 1], True)] * 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.server
 import io
 import json
 import math
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,7 @@ def test_what_was_trained_here_is_verified(good: bytes) -> None:
     report = report_of(good, score=True)
     assert report.passed and report.runs == 3 and set(report.trust.values()) == {"verified"}
     assert [f.check for f in report.findings] == [
-        *("archive", "manifest", "schema", "keys", "results", "scores", "audits", "curves", "artefacts", "plugins", "evaluation"),
+        *("archive", "manifest", "boards", "schema", "keys", "results", "scores", "audits", "curves", "artefacts", "plugins", "evaluation"),
     ]
 
 
@@ -455,3 +457,31 @@ def test_a_run_is_refused_in_words_that_are_safe_to_print(good: bytes) -> None:
         run = Bundle(io.BytesIO(data))
         problems = [p for entry in run.runs for p in load_run(run, entry)[1]]
         assert problems and all(sentence.isprintable() for _, sentence in problems)
+
+
+def test_training_a_strangers_run_again_fetches_nothing(good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on a corpus of the hub's, and a hub that would answer."""
+    from qbench import registry
+
+    asked, hub = [], http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "handle", lambda self: asked.append(self.client_address))
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    task = registry.build("tasks", "text", {"corpus": "hf:nobody/nothing"})
+    manifest, files = unpack(good)
+    own = files[ste(files)]
+    spec, result = json.loads(own["spec.json"]), json.loads(own["result.json"])
+    spec |= {"task": "text", "task_version": task.version, "task_params": dict(task.params), "size": next(iter(task.sizes))}
+    key = RunConfig.from_json(spec).key
+    result |= {"key": key, "metric": vars(task.metric), "metrics": {task.metric.name: result["scores"]["packed"]}}
+    files = {key: {"spec.json": json.dumps(spec).encode(), "result.json": json.dumps(result).encode(), "curve.jsonl": own["curve.jsonl"]}}
+    try:
+        report = report_of(assemble(manifest, files), rerun=None)
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    assert report.passed and report.trust == {key: "claimed"} and not asked, report.failures()
+    (note,) = (f for f in report.findings if f.check == "rerun" and f.verdict == "note")
+    assert note.detail.startswith(f"run {key[:12]} cannot be trained here: hf:nobody/nothing") and "nothing is fetched" in note.detail

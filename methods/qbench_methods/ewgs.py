@@ -66,6 +66,9 @@ class EWGS(Method):
             return f"rate must not be negative and follow must be in [0, 1), not {self.rate} and {self.follow}"
         return None
 
+    def alone(self) -> None:
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"{site.format} is a codebook, and the levels of EWGS are uniform"
@@ -89,16 +92,17 @@ class EWGS(Method):
             look_again(run)
         updates, probes = plan(run.steps)
         if self.delta == "hessian" and run.step in updates:
-            measure_delta(run, run.probe_batches(min(2, probes)), probes)
+            for one, _ in run.each(batch):
+                measure_delta(one, one.probe_batches(min(2, probes)), probes)
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         for quantizer in map(own, run.quantizers()):
             quantizer.high.clamp_(min=quantizer.low + quantizer.least)
 
-    def metrics(self, run: Run) -> dict[str, float]:
-        deltas = [float(quantizer.delta.mean()) for quantizer in map(own, run.quantizers())]
-        return {} if self.delta == "adaptive" or not deltas else {"delta": sum(deltas) / len(deltas)}
+    def metrics(self, run: Run) -> dict[str, float | Tensor]:
+        deltas = [run.mean(quantizer.delta).double() for quantizer in map(own, run.quantizers())]
+        return {} if self.delta == "adaptive" or not deltas else {"delta": torch.stack(deltas).sum(0) / len(deltas)}
 
 
 class EWGSQuantizer(Quantizer):
@@ -259,7 +263,7 @@ def by_site(run: Run, made: Mapping[str, Tensor], make: Callable[[EWGSQuantizer,
     """What `make` says of each site's elements, in the shape in which the network uses them."""
     found = {name + INPUT: make(own(q), made[name + INPUT]) for name, q in run.inputs.items()}
     for bundle in run.bundles:
-        parts = make(own(bundle.quantizer), bundle.stack()).unbind()
+        parts = make(own(bundle.quantizer), bundle.stack()).unbind(-3)
         found |= {n: layer.as_weight(part) for n, layer, part in zip(bundle.names, bundle.layers, parts, strict=True)}
     return found
 

@@ -16,5 +16,11 @@ class FP(Method):
     title = "Full precision"
     quantizes = False
 
+    def alone(self) -> None:
+        return None
+
+    def undivided(self) -> None:
+        return None
+
     def quantizer(self, site: Site) -> None:
         return None

@@ -83,6 +83,11 @@ class GDNSQ(Method):
             return f"warmup must be in [0, {MET_BY}), not {self.warmup}"
         return None if 0 < self.rho <= 1 else f"rho must be in (0, 1], not {self.rho}"
 
+    def alone(self) -> str | None:
+        if self.distill or self.rho < 1 or not self.pressure:
+            return "gdnsq side by side needs distill = false, rho = 1 and pressure > 0: the others follow one run's outputs, codes or rate"
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"gdnsq learns the step between equal levels, and those of {site.format} are not equally spaced"
@@ -114,33 +119,33 @@ class GDNSQ(Method):
             self.t = self.pressure * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup)
         elif run.progress >= self.warmup:
             self.t += 2 * run.optimizer.param_groups[0]["lr"]
-        if self.rho < 1 and not self.unmet(run):
+        if self.rho < 1 and not float(self.unmet(run)):
             self.cooling *= self.rho
         for group in run.optimizer.param_groups:
             run.lr_scale[group["name"]] = self.cooling
         if self.bits_rate:
             travel = max(q.start - q.bits_allowed for q in noisy(run))
-            run.lr_scale["bits"] *= self.bits_rate * max(1.0, travel) / (run.steps * run.optimizer.defaults["lr"])
+            run.lr_scale["bits"] = [self.cooling * (self.bits_rate * max(1.0, travel) / (run.steps * peak)) for peak in run.peaks]
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
         name, loss = ("distance", run.distance(output, batch)) if self.distill else (run.objective, run.loss(output, batch))
-        self.now = self.now + loss.detach().mean() * (batch.count / self.count)
+        self.now = self.now + loss.detach() * (batch.count / self.count)
         return {name: loss, "penalty": self.t * self.seen / (run.step + 1) * excess(run)}
 
     def after_step(self, run: Run) -> None:
-        self.seen, self.now = self.seen + self.now, torch.zeros_like(self.now)
+        self.seen, self.now = self.seen + run.everywhere(self.now), torch.zeros_like(self.now)
         for q, x in tensors(run):
             q.confine(x)
 
-    def unmet(self, run: Run) -> float:
+    def unmet(self, run: Run) -> Tensor:
         """The share of groups whose codes do not fit the format: what would be forced if the run ended here."""
         with torch.no_grad():
-            return float(torch.cat([(~q.fits(x)).flatten() for q, x in tensors(run)]).double().mean())
+            return torch.cat([(~q.fits(x)).flatten(run.lead) for q, x in tensors(run)], -1).double().mean(-1)
 
-    def metrics(self, run: Run) -> dict[str, float]:
+    def metrics(self, run: Run) -> dict[str, float | Tensor]:
         with torch.no_grad():
-            bits = [(q.site.role, float(q.bits(x).amax())) for q, x in tensors(run)]
-        worst = {f"bits_{role}": max(b for r, b in bits if r == role) for role, _ in bits}
+            bits = [(q.site.role, q.bits(x).flatten(run.lead).amax(-1)) for q, x in tensors(run)]
+        worst = {f"bits_{role}": torch.stack([b for r, b in bits if r == role]).amax(0) for role, _ in bits}
         return {"t": self.t, "forced": self.unmet(run), **worst}
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,6 +169,9 @@ class Noise(Quantizer):
         self.bits_allowed = float(site.number_format.bits)
         self.start = method.start_bits or self.bits_allowed + 3
         self.log_step = nn.Parameter(torch.zeros(site.scale_shape))
+
+    def step_size(self) -> Tensor:
+        return self.by_run(torch.exp2, self.log_step)
 
     def logarithms(self) -> list[nn.Parameter]:
         """The parameters that bits are made of."""
@@ -207,32 +215,32 @@ class WeightNoise(Noise):
     def reset(self, x: Tensor) -> None:
         """A group of one value has no range to divide: it starts as if that were 1."""
         low, high = self.ends(x)
-        self.log_step.copy_(torch.where(high > low, high - low, 1.0).log2() - log_count(self.start))
+        self.log_step.copy_(self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - log_count(self.start))
 
     def bits(self, x: Tensor) -> Tensor:
         low, high = self.ends(x)
-        return (high - low + self.log_step.exp2()).log2() - self.log_step
+        return self.by_run(torch.log2, high - low + self.step_size()) - self.log_step
 
     def fits(self, x: Tensor) -> Tensor:
         low, high = self.ends(x)
-        return ((high - low) / self.log_step.exp2()).round() <= self.levels.high
+        return ((high - low) / self.step_size()).round() <= self.levels.high
 
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
         """No more bits than at the start: a group that began at zero found its range only now."""
         low, high = self.ends(x)
-        self.log_step.copy_(torch.maximum(self.log_step, (high - low).log2() - log_count(self.start)))
+        self.log_step.copy_(torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - log_count(self.start)))
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         """A step that is still too fine is forced up to the least that fits."""
         low, high = self.ends(x)
-        step = torch.where(self.fits(x), self.log_step.exp2(), (high - low) / self.levels.high)
+        step = torch.where(self.fits(x), self.step_size(), (high - low) / self.levels.high)
         return Grid(self.levels, self.site.grouping, step, low)
 
     def relax(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
-        step, grouped = self.log_step.exp2(), self.site.grouping.group(x)
+        step, grouped = self.step_size(), self.site.grouping.group(x)
         with torch.no_grad():
             low = grouped.amin(-1, keepdim=True)
             v = (grouped - low) / step
@@ -287,12 +295,12 @@ class InputNoise(Noise):
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         """Forced by a coarser step, not by a narrower range."""
-        step = torch.where(self.fits(x), self.log_step.exp2(), (self.log_range - self.bits_allowed).exp2())
+        step = torch.where(self.fits(x), self.step_size(), (self.log_range - self.bits_allowed).exp2())
         return Grid(self.levels, self.site.grouping, step, None if self.site.unsigned else self.offset.detach())
 
     def relax(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
-        step, width, low = self.log_step.exp2(), self.log_range.exp2(), self.offset
+        step, width, low = self.step_size(), self.log_range.exp2(), self.offset
         with torch.no_grad():
             high = low + width - step
             above, below = x > high, x < low
@@ -325,8 +333,8 @@ def excess(run: Run) -> Tensor:
     """m_w P_w + m_a P_a: by how many bits the groups of each role are over, on average, weighted by the role's share of those that are."""
     over: dict[str, list[Tensor]] = {}
     for q, x in tensors(run):
-        over.setdefault(q.site.role, []).append((q.bits(x) - (q.bits_allowed - MARGIN)).relu().flatten())
-    roles = [torch.cat(parts) for parts in over.values()]
-    violated = [(role > 0).sum() for role in roles]
-    total = torch.stack(violated).sum()
-    return torch.stack([(n + EPSILON) / (total + EPSILON) * role.mean() for n, role in zip(violated, roles, strict=True)]).sum()
+        over.setdefault(q.site.role, []).append((q.bits(x) - (q.bits_allowed - MARGIN)).relu().flatten(run.lead))
+    roles = [torch.cat(parts, -1) for parts in over.values()]
+    violated = [(role > 0).sum(-1) for role in roles]
+    total = torch.stack(violated).sum(0)
+    return torch.stack([(n + EPSILON) / (total + EPSILON) * role.mean(-1) for n, role in zip(violated, roles, strict=True)]).sum(0)

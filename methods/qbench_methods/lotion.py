@@ -27,7 +27,7 @@ from torch import Tensor
 from qbench.formats import Site
 from qbench.grid import widen
 from qbench.method import Method, Preset, UsageError
-from qbench.quantizer import Bundle, Quantizer, QuantLayer
+from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
 from qbench.run import Batch, Run
 from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, absmax_scale, settle, settle_now_and_then
 
@@ -83,6 +83,9 @@ class LOTION(Method):
             return f"decay must be in [0, 1), not {self.decay}"
         return None
 
+    def alone(self) -> None:
+        return None
+
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else LOTIONWeight(site, self)
 
@@ -102,9 +105,9 @@ class LOTION(Method):
         for bundle in run.bundles:
             assert isinstance(bundle.quantizer, LOTIONWeight)
             weights = widen(bundle.stack().detach()).requires_grad_()
-            penalty = 0.5 * (self.strength(run) * self.curvature(run, bundle) * bundle.quantizer.variance(weights)).sum()
-            (force,) = torch.autograd.grad(penalty, weights)
-            for layer, part in zip(bundle.layers, force.unbind(), strict=True):
+            penalty = 0.5 * run.total(self.strength(run) * self.curvature(run, bundle) * bundle.quantizer.variance(weights))
+            (force,) = torch.autograd.grad(penalty.sum(), weights)
+            for layer, part in zip(bundle.layers, force.unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(gradient(layer) + part.to(layer.weight.dtype))
             self.penalty = self.penalty + penalty.detach()
 
@@ -120,7 +123,7 @@ class LOTION(Method):
 
     def updated_average(self, run: Run, bundle: Bundle) -> Tensor:
         """The own running mean with this step's gradient in it, its bias corrected."""
-        squares = torch.stack([widen(gradient(layer)) for layer in bundle.layers]).square_()
+        squares = beside([widen(gradient(layer)) for layer in bundle.layers]).square_()
         average = self.average.get(bundle.quantizer.site.name, torch.zeros_like(squares))
         self.average[bundle.quantizer.site.name] = average.lerp(squares, 1 - self.decay)
         return self.average[bundle.quantizer.site.name] / (1 - self.decay ** (run.step + 1))
@@ -133,19 +136,19 @@ class LOTION(Method):
             raise UsageError("lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here")
         found = [(run.second_moment(layer.weight), layer.matrix()) for layer in bundle.layers]
         moments = [torch.zeros_like(matrix) if m is None else m.view(matrix.shape) for m, matrix in found]
-        return torch.stack(moments).detach() / (1 - betas[1] ** max(run.step, 1))
+        return beside(moments).detach() / (1 - betas[1] ** max(run.step, 1))
 
-    def metrics(self, run: Run) -> dict[str, float]:
-        return {"lambda": self.strength(run), "penalty": float(self.penalty)}
+    def metrics(self, run: Run) -> dict[str, float | Tensor]:
+        return {"lambda": self.strength(run), "penalty": self.penalty}
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         settle(run, batches)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average}
+        return {"average": self.average, "penalty": self.penalty}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average = dict(state["average"])
+        self.average, self.penalty = dict(state["average"]), state["penalty"]
 
 
 class LOTIONWeight(ScaledQuantizer):

@@ -56,6 +56,9 @@ class LSQ(Method):
     def check(self) -> str | None:
         return None if self.rate >= 0 else f"rate must not be negative, not {self.rate}"
 
+    def alone(self) -> None:
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"lsq learns the step between equal levels, and those of {site.format} are not equally spaced"

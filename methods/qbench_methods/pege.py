@@ -26,7 +26,7 @@ from torch import Tensor
 from qbench.formats import Site
 from qbench.grid import Grid, widen
 from qbench.method import Method
-from qbench.quantizer import Quantizer
+from qbench.quantizer import Quantizer, beside
 from qbench.rounding import straight_through
 from qbench.run import INPUT, Batch, Run
 from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, affine_grid, settle, settle_now_and_then
@@ -70,6 +70,9 @@ class PEGE(Method):
             return "raw_unreplaced uses elements that no scale has touched, so base = learned has no gradient there: choose one"
         return None
 
+    def alone(self) -> str | None:
+        return "pege with decoupled = true pulls by one learning rate, and runs side by side have their own" if self.decoupled else None
+
     def unsupported(self, site: Site) -> str | None:
         if self.base == "affine" and site.number_format.codebook:
             return f"{site.format} is a codebook, which has no affine grid"
@@ -84,7 +87,8 @@ class PEGE(Method):
     def before_step(self, run: Run, batch: Batch) -> None:
         settle_now_and_then(run)
         if self.kappa and not self.decoupled and run.step % max(1, run.steps // MEASUREMENTS) == 0:
-            self.measure(run, batch)
+            for one, part in run.each(batch):
+                self.measure(one, part)
         rate = replacement_rate(run.progress, self.schedule, self.log_base, self.ramp)
         for quantizer in run.quantizers():
             set_rate(own(quantizer), rate)
@@ -100,7 +104,7 @@ class PEGE(Method):
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
             weights = widen(bundle.stack().detach())  # as they are, not as they were clipped: the grid follows from them
-            g = torch.stack([grads[name] for name in bundle.names]).view(weights.shape)
+            g = beside([grads[name].view(layer.matrix().shape) for name, layer in zip(bundle.names, bundle.layers, strict=True)])
             learn_error_weight(own(bundle.quantizer), weights, g, self.kappa)
         for name, seen in run.inputs.items():
             learn_error_weight(own(seen), made[name + INPUT], grads[name + INPUT], self.kappa)
@@ -114,7 +118,7 @@ class PEGE(Method):
         for bundle in run.bundles:
             w = bundle.stack()
             gap = torch.where(replaced(own(bundle.quantizer), w), w - bundle.quantizer.grid(w).snap(w), 0.0)
-            for layer, part in zip(bundle.layers, gap.unbind(), strict=True):
+            for layer, part in zip(bundle.layers, gap.unbind(-3), strict=True):
                 layer.weight.sub_(layer.as_weight(part), alpha=lr * self.kappa)
 
     def metrics(self, run: Run) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qbench.formats import Site
 from qbench.method import Method
-from qbench.quantizer import Quantizer
+from qbench.quantizer import Quantizer, beside
 from qbench.rounding import straight_through
 from qbench.run import Batch, Run
 from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, settle, settle_now_and_then
@@ -35,6 +35,9 @@ class Placebo(Method):
     def check(self) -> str | None:
         return None if 0 <= self.strength < 1 else f"strength must be in [0, 1), or a slope is not positive; not {self.strength}"
 
+    def alone(self) -> None:
+        return None
+
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else PlainRounding(site, self.scale)
 
@@ -48,10 +51,10 @@ class Placebo(Method):
     def after_backward(self, run: Run) -> None:
         for bundle in run.bundles:
             reached = [(layer, layer.weight.grad) for layer in bundle.layers]
-            g = torch.stack(
+            g = beside(
                 [layer.matrix().new_zeros(layer.matrix().shape) if d is None else d.view(layer.matrix().shape) for layer, d in reached]
             )
-            for (layer, _), part in zip(reached, stretched(g, bundle.quantizer.draw(g), self.strength).unbind(), strict=True):
+            for (layer, _), part in zip(reached, stretched(g, bundle.quantizer.draw(g), self.strength).unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(part)
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:

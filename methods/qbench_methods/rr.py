@@ -19,7 +19,7 @@ from qbench.formats import Site
 from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, settle, settle_now_and_then
+from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, settle, settle_now_and_then, undivided
 
 
 @dataclass
@@ -32,6 +32,12 @@ class RR(Method):
     knobs = ("scale",)
 
     scale: TrainedScaleRule = "absmax"
+
+    def alone(self) -> None:
+        return None
+
+    def undivided(self) -> str | None:
+        return undivided(self.name, self.scale)
 
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else RandomRounding(site, self.scale)

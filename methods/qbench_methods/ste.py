@@ -19,7 +19,7 @@ from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.rounding import straight_through
 from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, absmax_scale, settle, settle_now_and_then
+from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, absmax_scale, settle, settle_now_and_then, undivided
 
 
 @dataclass
@@ -41,6 +41,12 @@ class STE(Method):
         if self.scale_gradient and self.scale != "absmax":
             return f"scale_gradient needs the scale rule absmax: a searched one has no gradient, a learned one its own; not {self.scale}"
         return None
+
+    def alone(self) -> None:
+        return None
+
+    def undivided(self) -> str | None:
+        return undivided(self.name, self.scale)
 
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else STEWeight(site, self)

@@ -7,7 +7,7 @@ import sys
 import click
 
 from qbench.cli import boards, bundles, plugins, runs, sweeps, upkeep
-from qbench.cli.common import cli
+from qbench.cli.common import cli, in_a_line
 from qbench.errors import QbenchError
 
 __all__ = ["boards", "bundles", "cli", "main", "plugins", "runs", "sweeps", "upkeep"]
@@ -16,12 +16,15 @@ __all__ = ["boards", "bundles", "cli", "main", "plugins", "runs", "sweeps", "upk
 def main() -> None:
     """The entry point: every error that a user can cause is one line, and every exit code means something."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="qbench", standalone_mode=False)
     except QbenchError as error:
         click.echo(f"qbench: {error}", err=True)
         code = error.code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"qbench: {in_a_line(error)}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from qbench.cli.common import cli, emit, json_option, results_option
+from qbench.cli.common import cli, console, emit, json_option, results_option
 from qbench.errors import UsageError
 
 
@@ -38,17 +41,28 @@ def print_board(name: str | None, results: Path, form: str, randomised: bool = F
     if form == "runs":
         click.echo(plaintext.runs_csv(found.board_runs(found.board_name(name))), nl=False)
         return
-    board = found.board(name)
+    with uncollected():
+        board = found.board(name)
     if form == "json":
         emit(board.to_json())
     elif form in ("csv", "markdown"):
         click.echo(plaintext.to_csv(board) if form == "csv" else plaintext.to_markdown(board), nl=False)
     else:
-        from rich.console import Console
-
         from qbench.render import show_board
 
-        show_board(board, Console(), randomised=randomised)
+        show_board(board, console(), randomised=randomised)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for garbage: what a large board is made of lives to its end, and looking takes a twentieth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def print_summary(name: str | None, results: Path, form: str | None) -> None:
@@ -60,11 +74,9 @@ def print_summary(name: str | None, results: Path, form: str | None) -> None:
     if form:
         emit(found.to_json())
     else:
-        from rich.console import Console
-
         from qbench.overview import show_summary
 
-        show_summary(found, Console())
+        show_summary(found, console())
 
 
 def print_run(key: str, results: Path, form: str | None) -> None:
@@ -76,16 +88,16 @@ def print_run(key: str, results: Path, form: str | None) -> None:
     elif form:
         raise UsageError(f"a run is printed whole or as JSON, not as {form}")
     else:
-        from rich.console import Console
-
         from qbench.render import show_run
 
-        show_run(run, Console())
+        show_run(run, console())
 
 
 def is_run(what: str, results: Path) -> bool:
-    """Whether a word is the beginning of a run's key rather than a board's name."""
-    return len(what) >= 6 and set(what) <= set("0123456789abcdef") and any((results / "runs" / what[:2]).glob(f"{what}*"))
+    """Whether a word is a run's key, or the beginning of one, rather than a board's name."""
+    from qbench.record import may_begin
+
+    return (results / "runs").is_dir() and may_begin(results, what) and not (results / "boards" / f"{what}.json").exists()
 
 
 @cli.command()
@@ -134,12 +146,13 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
 
     from qbench.frames import Results
     from qbench.publish import publish as write
+    from qbench.text import count
 
     site = write(Results(results), board, out)
     if as_json:
         emit(asdict(site))
     else:
         click.echo(
-            f"{out / 'index.html'}: {site.board}, {site.runs:,} runs in {site.sections} tables, {site.sizes['index.html'] / 1000:.0f} kB"
+            f"{out / 'index.html'}: {site.board}, {count(site.runs, 'run')} in {count(site.sections, 'table')}, {site.sizes['index.html'] / 1000:.0f} kB"
         )
     return 0

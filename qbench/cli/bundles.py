@@ -49,21 +49,38 @@ def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: b
 
 
 @cli.command()
-@bundle_argument
+@click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--own", is_flag=True, help="WHAT are results folders of your own, such as shards of a sweep; their runs stay your own.")
 @score_option
 @results_option
 @json_option
-def merge(bundle: Path, score: bool, results: Path, as_json: bool) -> int:
-    """Check a BUNDLE and take its runs in, all or none; exit code 5 if something does not hold. The same bundle again adds nothing."""
+def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json: bool) -> int:
+    """Check a bundle and take its runs in, all or none; exit code 5 if something does not hold. The same again adds nothing."""
+    if own:
+        return merge_own(what, results, as_json)
+    bundle = what[0]
+    if len(what) > 1 or bundle.is_dir():
+        raise UsageError(f"{bundle}: one bundle at a time" if len(what) > 1 else f"{bundle}: is a folder; one of your own is merged with --own")
     from qbench.submissions.merge import merge as take_in
 
     merged = take_in(results, bundle, score=score, say=progress())
     if as_json:
-        emit({**vars(merged), "report": merged.report.to_json()})
+        emit({**vars(merged), "report": merged.report.to_json(), "boards": [vars(board) for board in merged.boards]})
     else:
         shown = merged.report.findings if merged.report.passed else [f for f in merged.report.findings if f.verdict == "FAILED"]
         click.echo("\n".join([*map(str, shown), str(merged)]))
     return 0 if merged.report.passed else 5
+
+
+def merge_own(folders: tuple[Path, ...], results: Path, as_json: bool) -> int:
+    from qbench.gather import gather
+
+    gathered = [gather(results, folder) for folder in folders]
+    if as_json:
+        emit([{**vars(one), "boards": [vars(share) for share in one.boards]} for one in gathered])
+    else:
+        click.echo("\n".join([line for one in gathered for line in one.lines] + [str(share) for share in gathered[-1].boards]))
+    return 5 if any(one.refused for one in gathered) else 0
 
 
 def how_many(word: str | None) -> int | None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qbench import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ENDLESS = 100_000
+"""Columns of what is no terminal."""
 
 
 def results_folder() -> Path:
@@ -24,8 +31,36 @@ results_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+class GroupSize(click.ParamType):  # type: ignore[type-arg]
+    """`auto`, which is None, or a number from 1."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        return None if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+
+
 def emit(data: Any) -> None:
     click.echo(json.dumps(data, indent=1, allow_nan=False, default=str))
+
+
+def console() -> Console:
+    """Where tables go. A terminal keeps its width; in a file or a pipe nothing is wrapped, unless COLUMNS asks for it."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal or os.environ.get("COLUMNS") else Console(width=ENDLESS)
+
+
+def in_a_line(error: click.ClickException) -> str:
+    """What click says in three lines: what is wrong, and where to read on."""
+    words = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return words
+    path = context.command_path
+    words = words[:1].lower() + words[1:]
+    return f"{path.partition(' ')[2]}: {words}; see {path} --help".removeprefix(": ")
 
 
 class Commands(click.Group):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.common import Commands, cli, emit, json_option
+from qbench.cli.common import Commands, cli, console, emit, json_option
 
 
 @cli.command()
@@ -19,11 +19,9 @@ def methods(as_json: bool) -> int:
     if as_json:
         emit(found)
     else:
-        from rich.console import Console
-
         from qbench.render import show_methods
 
-        show_methods(found, Console())
+        show_methods(found, console())
     return 0
 
 
@@ -37,11 +35,9 @@ def tasks(as_json: bool) -> int:
     if as_json:
         emit(found)
     else:
-        from rich.console import Console
-
         from qbench.render import show_tasks
 
-        show_tasks(found, Console())
+        show_tasks(found, console())
     return 0
 
 

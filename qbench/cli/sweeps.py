@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING
 import click
 
 from qbench.cli.boards import print_board
-from qbench.cli.common import cli, emit, json_option, results_option
+from qbench.cli.common import GroupSize, cli, console, emit, json_option, results_option
 
 if TYPE_CHECKING:
+    from qbench.shard import Shard
     from qbench.sweepfile import SweepConfig
+
+
+def read_shard(_: click.Context, __: click.Parameter, words: str | None) -> Shard | None:
+    from qbench.shard import Shard
+
+    return None if words is None else Shard.read(words)
+
+
+shard_option = click.option(
+    "--shard", metavar="I/N", callback=read_shard, help="Only part I of N, from 0 to N-1: each part on a machine of its own, then `qbench merge --own`."
+)
 
 
 @cli.command()
@@ -20,8 +32,14 @@ if TYPE_CHECKING:
 @results_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes; a core each by default, or a GPU each.")
+@click.option("--engine", "engine_name", default="local", show_default=True, help="Where to train: local, ray or a plugin's.")
+@click.option("--address", help="Of --engine ray: the cluster; by default RAY_ADDRESS, the one on this machine, or a new one here.")
+@click.option("--cpus-per-run", "cpus", type=click.FloatRange(min=0), help="Of --engine ray: CPUs that a run takes; 1 by default.")
+@click.option("--gpus-per-run", "gpus", type=click.FloatRange(min=0), help="Of --engine ray: GPUs that a run takes; 0.25 puts four on one.")
+@shard_option
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile models; by default on CUDA and not on the CPU.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
+@click.option("--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number.")
 @click.option("--micro-batches", type=click.IntRange(min=1), default=1, show_default=True, help="Parts that a step's batch is computed in.")
 @click.option("--steps", type=click.IntRange(min=1), help="Cut every run to this many steps: another board, to try things on.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Train this many seeds instead of the file's.")
@@ -30,8 +48,9 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="No progress.")
 @json_option
 def sweep(
-    file: Path | None, results: Path, device: str, workers: int | None, compiled: bool | None, timeout_s: float, micro_batches: int,
-    steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
+    file: Path | None, results: Path, device: str, workers: int | None, engine_name: str, address: str | None, cpus: float | None,
+    gpus: float | None, shard: Shard | None, compiled: bool | None, timeout_s: float, group: int | None, micro_batches: int, steps: int | None,
+    seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
     from qbench.asking import ask, check, complain
@@ -39,20 +58,19 @@ def sweep(
     config = sweep_config(file).shortened(steps, seeds)
     check(config)
     if dry_run:
-        return show_status(file, config, results, as_json)
-    from qbench.engines import Execution
-    from qbench.engines.local import LocalEngine
+        return show_status(file, config, results, as_json, shard)
+    from qbench import registry
+    from qbench.engines import Execution, Wishes
     from qbench.progress import Progress
+    from qbench.shard import WHOLE
     from qbench.sweep import sweep as run_sweep
     from qbench.sweepfile import plugin_modules
 
-    execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s)
+    execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine))
     progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
-    with closing(LocalEngine(workers, device, plugin_modules(config))) as engine:
-        engine.start()
-        if device != "auto":
-            engine.devices  # noqa: B018 - one that is not there is an error before anything is written
-        summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry)
+    wishes = Wishes(workers, device, tuple(plugin_modules(config)), address, cpus, gpus, config.engine.gpus_per_run)
+    with closing(registry.load("engines", engine_name).open(wishes)) as engine:
+        summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE)
         answered = None if summary.interrupted else ask(config, results, engine, execution)
     if as_json:
         from qbench.frames import Results
@@ -74,26 +92,26 @@ def sweep_config(file: Path | None) -> SweepConfig:
     return read(file / "sweep.toml" if file.is_dir() else file)
 
 
-def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: bool) -> int:
+def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None) -> int:
     from qbench.outlook import status as sweep_status
+    from qbench.shard import WHOLE
 
-    lines = sweep_status(config, results)
+    lines = sweep_status(config, results, shard or WHOLE)
     if as_json:
         emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
-               "stale": line.stale, "older": line.older, "unanswered": line.unanswered} for line in lines])  # fmt: skip
+               "stale": line.stale, "edited": line.edited, "older": line.older, "unanswered": line.unanswered} for line in lines])  # fmt: skip
         return 0
-    from rich.console import Console
-
     from qbench.render import show_plan
 
-    show_plan(lines, Console(), str(file or ""))
+    show_plan(lines, console(), str(file or ""))
     return 0
 
 
 @cli.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @results_option
+@shard_option
 @json_option
-def status(file: Path | None, results: Path, as_json: bool) -> int:
+def status(file: Path | None, results: Path, shard: Shard | None, as_json: bool) -> int:
     """What of a sweep FILE is done, missing, failed (why), skipped or made by other code."""
-    return show_status(file, sweep_config(file), results, as_json)
+    return show_status(file, sweep_config(file), results, as_json, shard)

@@ -29,6 +29,30 @@ class Execution:
     """Longest time without a sign of life before a worker counts as hung."""
     checkpoint_s: float = 60.0
     """Wall time between checkpoints."""
+    gpus_per_run: int = 1
+    """Processes that train a run together, each on a GPU of its own, or all on the CPU."""
+    fsdp: bool = False
+    """Whether they divide the parameters and the optimizer's state among them, too."""
+    group: int | None = None
+    """Runs that train side by side at most. None: as many as pay."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a command says of where to train. An engine takes what concerns it and refuses the rest."""
+
+    workers: int | None = None
+    """How many groups at once, at most."""
+    device: str = "auto"
+    preload: tuple[str, ...] = ()
+    """Modules of the sweep's plugins, for workers to import once."""
+    address: str | None = None
+    """Of a cluster."""
+    cpus: float | None = None
+    gpus: float | None = None
+    """CPUs and GPUs that a run takes; parts of one are allowed where the engine can share it."""
+    processes: int = 1
+    """That train a run together."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,11 @@ class Event:
 
 class Engine(ABC):
     """Trains groups of runs somewhere."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, wishes: Wishes) -> Engine:
+        """The engine as a command wants it. One that cannot be had is an error here, before anything is written."""
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
@@ -31,7 +31,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from qbench.engines import Assignment, Engine, Event, Execution
+from qbench.engines import Assignment, Engine, Event, Execution, Wishes
+from qbench.errors import UsageError
 from qbench.sweepfile import SweepConfig, plugin_modules
 
 GRACE_S = 2.0
@@ -52,7 +53,7 @@ ORPHANED = 255
 @contextmanager
 def local_engine(config: SweepConfig, execution: Execution, workers: int | None = None) -> Iterator[LocalEngine]:
     """The engine for a sweep, its fork server already on the way; whatever happens, none of its workers is left."""
-    engine = LocalEngine(workers, execution.device, plugin_modules(config))
+    engine = LocalEngine(workers, execution.device, plugin_modules(config), gpus_per_run=execution.gpus_per_run)
     engine.start()
     try:
         yield engine
@@ -90,12 +91,27 @@ class LocalEngine(Engine):
     """Worker processes on this machine: one a core, or one a GPU."""
 
     def __init__(
-        self, workers: int | None = None, device: str = "auto", preload: Sequence[str] = (), train: str = "qbench.train:run_one"
+        self,
+        workers: int | None = None,
+        device: str = "auto",
+        preload: Sequence[str] = (),
+        train: str = "qbench.making:run_one",
+        gpus_per_run: int = 1,
     ) -> None:
-        self.limit, self.device, self.preload, self.train = workers, device, preload, train
+        self.limit, self.device, self.preload, self.train, self.gpus_per_run = workers, device, preload, train, gpus_per_run
         self.workers: dict[int, _Worker] = {}
         self.context: Any = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
         self.names: list[str] = []
+
+    @classmethod
+    def open(cls, wishes: Wishes) -> LocalEngine:
+        if wishes.address or wishes.cpus or wishes.gpus:
+            raise UsageError("--address, --cpus-per-run and --gpus-per-run are for --engine ray")
+        engine = cls(wishes.workers, wishes.device, wishes.preload, gpus_per_run=wishes.processes)
+        engine.start()
+        if wishes.device != "auto" or wishes.processes > 1:
+            engine.devices  # noqa: B018 - one that is not there is an error before anything is written
+        return engine
 
     def start(self) -> None:
         """Let the fork server import torch while the caller goes on planning. Needs not be called."""
@@ -104,7 +120,7 @@ class LocalEngine(Engine):
         self.context.set_forkserver_preload(["qbench.engines.warm", "qbench.engines.local"])
         resource_tracker.ensure_running()  # before the mask: it clears SIGINT from it
         modules = ",".join((self.train.partition(":")[0], *self.preload))
-        with _without_interrupts(), _environment({PRELOAD: modules}), _anonymous_main():
+        with without_interrupts(), worker_environment({PRELOAD: modules}), anonymous_main():
             forkserver.ensure_running()
 
     @property
@@ -116,7 +132,11 @@ class LocalEngine(Engine):
             from qbench.hardware import device_named
 
             device = device_named(self.device)
-            if device.type == "cpu" or device.index is not None:
+            if self.gpus_per_run > 1:
+                from qbench.engines.torchrun import slots
+
+                self.names = slots(self.device, self.gpus_per_run, self.limit)
+            elif device.type == "cpu" or device.index is not None:
                 self.names = [str(device)] * (self.limit or (cores() if device.type == "cpu" else 1))
             else:
                 count = torch.cuda.device_count()
@@ -134,7 +154,7 @@ class LocalEngine(Engine):
         execution = replace(execution, device=self.devices[slot % self.capacity])
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
-        with _environment({}), _anonymous_main():
+        with worker_environment({}), anonymous_main():
             process.start()
         theirs.close()
         now = time.monotonic()
@@ -204,7 +224,7 @@ def cores() -> int:
 
 
 @contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
+def worker_environment(more: Mapping[str, str]) -> Iterator[None]:
     """What must stand in the environment before a worker's interpreter starts; the user's own settings win."""
     wanted = {k: v for k, v in WORKER_ENVIRONMENT.items() if k not in os.environ} | dict(more)
     wanted["PYTHONPATH"] = os.pathsep.join(sys.path)  # the fork server does not take sys.path from us (bpo gh-117378)
@@ -221,7 +241,7 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _anonymous_main() -> Iterator[None]:
+def anonymous_main() -> Iterator[None]:
     """A new process imports the caller's main module again: a script without a guard would sweep from its workers. Hide it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -232,7 +252,7 @@ def _anonymous_main() -> Iterator[None]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Processes that are started in here, and theirs, never see Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -247,14 +267,18 @@ def _without_interrupts() -> Iterator[None]:
 def work(assignments: list[Assignment], execution: Execution, train: str, link: Connection) -> None:
     """Train a group, one run after another, and say how it goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_the_coordinator(link)
+    end_with(link)
     module, _, name = train.partition(":")
     try:
         _print_to(assignments[0].folder)
         import torch
 
         torch.set_num_threads(1)
-        run_one = getattr(importlib.import_module(module), name)
+        trainer = importlib.import_module(module)
+        run_one, run_group = getattr(trainer, name), getattr(trainer, "run_group", None)
+        if run_group and len(assignments) > 1 and not any(assignment.downstream for assignment in assignments):
+            _side_by_side(run_group, assignments, execution, link)
+            return
         for assignment in assignments:
             _print_to(assignment.folder)
             key = assignment.folder.parent.name
@@ -265,11 +289,25 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
         traceback.print_exc()
         words = str(error).strip().splitlines()
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _say(link, "failed", "", {"error": f"{type(error).__name__}: {words[0] if words else ''}"[:300], "disk_full": full})
+        _say(
+            link,
+            "failed",
+            "",
+            {"error": f"{type(error).__name__}: {words[0] if words else ''}"[:300], "disk_full": full, **getattr(error, "details", {})},
+        )
         sys.exit(1)
     finally:
         with suppress(OSError, ValueError):
             _drop_log_if_empty(assignments[0].folder)
+
+
+def _side_by_side(run_group: Callable[..., Any], assignments: list[Assignment], execution: Execution, link: Connection) -> None:
+    """Train a group in one pass. What it prints goes to the first run's folder."""
+    keys = [assignment.folder.parent.name for assignment in assignments]
+    for key in keys:
+        _say(link, "started", key, {"pid": os.getpid()})
+    run_group(assignments, execution, [lambda details, key=key: _say(link, "step", key, details) for key in keys])
+    _drop_log_if_empty(assignments[0].folder)
 
 
 def _say(link: Connection, kind: str, key: str, details: dict[str, Any]) -> None:
@@ -279,7 +317,8 @@ def _say(link: Connection, kind: str, key: str, details: dict[str, Any]) -> None
         os._exit(1)  # nobody is listening any more
 
 
-def _end_with_the_coordinator(link: Connection) -> None:
+def end_with(link: Connection) -> None:
+    """End this process when the other end of the link is gone, or the one that started it."""
     with suppress(AttributeError, TypeError, OSError):
         # Workers hold the fork server alive by this; let go, so that it ends with the coordinator and we with it.
         os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]

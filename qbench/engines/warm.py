@@ -1,7 +1,7 @@
 """Imported by the fork server before it forks the first worker: whatever every worker would otherwise do again.
 
 torch's first optimizer imports its compiler (0.9 s); asking git for the commit takes two processes, and the answer belongs to the
-code that was loaded here. A plugin that cannot be imported is the planner's to report.
+code that was loaded here, as do the hashes of the source of methods and tasks. A plugin that cannot be imported is the planner's to report.
 """
 
 from __future__ import annotations
@@ -18,5 +18,7 @@ for name in ("torch", "torch._dynamo", *os.environ.get(PRELOAD, "").split(",")):
 
 with suppress(Exception):
     from qbench.environment import environment
+    from qbench.source import remember
 
     environment()
+    remember(os.environ.get(PRELOAD, "").split(","))

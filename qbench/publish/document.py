@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qbench import plaintext
 from qbench.board import Board, Cell, Cost, Exam, Row, Section
 from qbench.leaderboard import RANKED_FROM
+from qbench.places import unplaced
 from qbench.publish import overview
 from qbench.publish.values import Json, estimate, known, plain, score, short, spelled, tidied, whole, word
 from qbench.stats import CONFIDENCE
@@ -61,7 +62,7 @@ def document(about: About, board: Board, runs: pd.DataFrame, summary: Summary | 
         "used": sum(len(cell["runs"]["key"]) for section in sections for row in section["rows"] for cell in row["cells"]),
         "started": book.edge("started", min),
         "finished": book.edge("finished", max),
-        "sweep": "\n".join(plain(line, keep=True) for line in about.sweep.splitlines()),
+        "sweep": "\n".join(plain(unplaced(line), keep=True) for line in about.sweep.splitlines()),
         "legend": [plain(line) for line in plaintext.legend(board)],
         "notes": [plain(note) for note in board.notes],
         "environments": [dict(e) for e in book.environments],

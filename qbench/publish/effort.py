@@ -8,6 +8,7 @@ from typing import Any
 from qbench.publish.axes import Axis, fit
 from qbench.publish.sketch import CROWDED, LINE, LONGEST, NARROW, Figure, Json, Styles, at, base, gutter, metric, short, stroke
 from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, outline, path, thin
+from qbench.text import count
 
 
 def figures(section: Json, look: Styles) -> list[Figure]:
@@ -37,15 +38,19 @@ def _cost_panel(title: str, head: str, known: Sequence[tuple[Json, float]], look
         middle, style = 24 + LINE * (n + 0.5), look[row["entrant"]]
         # A number after its bar needs no class.
         words = [
-            label(x(value) + 6, middle + 4, f"{value:.3g}"),
+            label(x(value) + 6, middle + 4, _number(value)),
             label(names - 8, middle + 4, short(row["entrant"], LONGEST), "", "end"),
         ]
         bar = stroke(path([(names, middle), (max(x(value), names + 0.5), middle)]), "bar")
         parts.append(el("g", join([bar, *words]), cls=f"{style.classes} m"))
-    said = "; ".join(f"{short(row['entrant'], 40)} {value:.3g}" for row, value in ordered)
+    said = "; ".join(f"{short(row['entrant'], 40)} {_number(value)}" for row, value in ordered)
     return Panel(
         title, said, NARROW, bottom + 34, join([*parts, label((names + NARROW - 46) / 2, bottom + 20, title, "name", "middle", 50)])
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def best_of(section: Json, look: Styles) -> Figure:
@@ -75,20 +80,28 @@ def _tuning_panel(section: Json, fmt: str, i: int, lines: Sequence[tuple[Style, 
     x = Axis(1, most, left + 4, right) if most > 1 else Axis(0, 2, left, right)
     y = _tuning_axis(lines, bottom, top)
     name = "trials" + (f", with {100 * share:g} % of the steps" if share < 1 else "")
-    parts = [frame(x, y, name, metric(section), sorted({1, *range(2, most + 1, max(1, most // 6))}))]
+    parts = [frame(x, y, name, metric(section), _counts(most))]
     off = [(style, known) for style, known in lines if not y.low <= known[-1][1] <= y.high]
     for place, (style, known) in enumerate(off):
-        words = f"{'↓' if known[-1][1] < y.low else '↑'} {short(style.name, LONGEST)} {known[-1][1]:.4g}"
-        parts.append(el("g", label(right - 2, bottom - 6 - 12 * place, words, "end", "end"), cls=f"{style.classes} m"))
+        below = known[-1][1] < y.low
+        words = f"{'↓' if below else '↑'} {short(style.name, LONGEST)} {known[-1][1]:.4g}"
+        height = bottom - 6 - 12 * place if below else top + 10 + 12 * place
+        parts.append(el("g", label(right - 2, height, words, "end", "end"), cls=f"{style.classes} m"))
     for style, known in lines:
         inside = [stroke(path(thin([(x(n), y(v)) for n, v in known if y.low <= v <= y.high])), "line")]
         for n, v in known:
             if n in doubled and y.low <= v <= y.high:
-                words = f"{short(style.name, 40)}, {n} trial{'s' * (n > 1)}: {v:.4g}"
+                words = f"{short(style.name, 40)}, {count(n, 'trial')}: {v:.4g}"
                 inside.append(el("path", el("title", words), d=outline(x(n), y(v), style.shape, 2.6)))
         parts.append(el("g", join(inside), cls=f"{style.classes} m"))
     said = "; ".join(f"{short(style.name, 40)} {known[-1][1]:.4g} of {known[-1][0]}" for style, known in lines)
     return Panel(fmt, said, NARROW, bottom + 36, join([label(right, 13, fmt, "head", "end", 24), *parts]), i)
+
+
+def _counts(most: int) -> list[float]:
+    """Round numbers of trials below an axis, none on its neighbour."""
+    step = next((s for s in (1, 2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500) if most <= 8 * s), -(-most // 8))
+    return [1, *range(step, most + 1, step)] if step > 1 else [*range(1, most + 1)]
 
 
 def _tuning_axis(lines: Sequence[tuple[Style, list[tuple[int, float]]]], bottom: float, top: float) -> Axis:
@@ -97,6 +110,18 @@ def _tuning_axis(lines: Sequence[tuple[Style, list[tuple[int, float]]]], bottom:
     rivals = [v for style, known in lines if style.colour != "ctl" for _, v in known]
     crowded = rivals and max(everyone) - min(everyone) > CROWDED * (max(rivals) - min(rivals)) > 0
     return fit(rivals if crowded else everyone, bottom, top)
+
+
+def unknown_time(section: Json) -> str:
+    """Why nothing can be drawn of equal training time; nothing where it is drawn."""
+    told = [c["equal_time"] for row in section["rows"] for c in row["cells"] if c["equal_time"]]
+    known = [e for e in told if e["at_time"] and e["at_steps"]]
+    notes = [e["note"] for e in told if e["note"]]
+    if len(known) > 1 or not notes:
+        return ""
+    none = all("without a validation curve" in note for note in notes)
+    why = "the validation curves of its runs are not here" if none else "too few runs had been evaluated when full precision was done"
+    return f"At equal training time nothing can be shown: {why}."
 
 
 def equal_time(section: Json, look: Styles) -> Figure:

@@ -41,6 +41,7 @@ from qbench.publish.sketch import (
     whisker,
 )
 from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, outline, path, spread, thin
+from qbench.text import count
 
 
 def figures(section: Json, look: Styles, losses: Mapping[str, Curve]) -> list[Figure]:
@@ -119,7 +120,7 @@ def _bits_panel(section: Json, look: Styles, points: Sequence[tuple[Json, Json]]
         ends.append((places[-1][1], style))
     parts += [*_end_labels(ends, right + 8, top, bottom), label(right, 13, head, "head", "end", 40)]
     title = ", ".join(filter(None, ("Score against bits", section["title"], head)))
-    return Panel(title, f"{len(points)} cells; the table above has their numbers.", BROAD, bottom + 36, join(parts))
+    return Panel(title, f"{count(len(points), 'cell')}; the table above has their numbers.", BROAD, bottom + 36, join(parts))
 
 
 def _end_labels(ends: Sequence[tuple[float, Style]], x: float, top: float, bottom: float) -> Iterator[Markup]:
@@ -136,7 +137,10 @@ def _end_labels(ends: Sequence[tuple[float, Style]], x: float, top: float, botto
 def front(section: Json, look: Styles) -> Figure:
     """Score, bits and training time at once: filled where no other cell is at least as good in all three and better in one."""
     points = [(row, c) for row, c in scored(section) if c["cost"] is not None and c["bits_per_weight"] is not None]
-    caption = "Filled: no other cell is as good in score, bits and training time, and better in one. Rounding counts the training of what it rounds."
+    caption = (
+        "Filled: no other cell is as good in score, bits and training time, and better in one. Rounding counts the training of what it rounds. "
+        "The dashed line and its band are full precision."
+    )
     return Figure("front", "Worth its bits and its training", caption, [_front_panel(section, look, points)] if len(points) > 2 else [])
 
 

@@ -45,7 +45,9 @@ def _table(section: Section) -> Iterator[str]:
     heads = [column.format for column in section.columns] or ["fp32"]
     yield r"\begin{table}"
     yield r"\centering"
-    yield rf"\caption{{{latex(plaintext.heading(section))}. {latex(plaintext.details(section), 1000)}.}}"
+    details = plaintext.details(section)
+    yield rf"\caption{{{latex(plaintext.heading(section))}. {latex(details[:1].upper() + details[1:], 1000)}.}}"
+    yield r"\par\smallskip"
     yield rf"\begin{{tabular}}{{l{'r' * ranked}{'r' * len(heads)}r}}"
     yield r"\toprule"
     yield _line(["method", *(["rank"] if ranked else []), *map(latex, heads), "step / fp"])
@@ -58,8 +60,10 @@ def _table(section: Section) -> Iterator[str]:
         yield _line(_row(row, section, ranked, len(heads)))
     yield r"\bottomrule"
     yield r"\end{tabular}"
-    for n, note in enumerate(section.notes, 1):
-        yield rf"\par\footnotesize\textsuperscript{{{n}}} {latex(note, 1000)}"
+    if section.notes:
+        yield r"\par\medskip\begin{minipage}{\linewidth}\footnotesize\raggedright"
+        yield from (rf"\textsuperscript{{{n}}} {latex(note, 1000)}\par" for n, note in enumerate(section.notes, 1))
+        yield r"\end{minipage}"
     yield r"\end{table}"
 
 

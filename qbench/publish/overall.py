@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from qbench import text
 from qbench.publish.axes import Axis, fit
 from qbench.publish.sketch import BROAD, LINE, Figure, Json, Styles, gutter, short
 from qbench.publish.svg import Panel, Style, el, frame, join, label, mark, numbers, path
@@ -51,7 +52,7 @@ def _gap_row(row: Json, style: Style, x: Axis, names: float, middle: float, cell
             x(100 * gap["value"]),
             middle,
             style,
-            title=f"{short(row['entrant'], 40)}: {words} over {row['cells']} cells",
+            title=f"{short(row['entrant'], 40)}: {words} over {text.count(row['cells'], 'cell')}",
             inside=join(inside),
         )
     ]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from qbench import plaintext, text
 from qbench.board import Board, Cell, Row, Section
-from qbench.publish import overall
+from qbench.publish import effort, overall
 from qbench.publish.curves import Curve
 from qbench.publish.embedding import embedded
 from qbench.publish.figures import figures
@@ -84,13 +84,9 @@ def _summary(doc: Json) -> str:
     tasks = {(s["task"], s["size"]) for s in sections}
     formats = {c["format"] for s in sections for c in s["columns"]}
     seeds = sorted({s["seeds"] for s in sections})
-    counts = (_count(len(methods), "entrant"), _count(len(tasks), "task"), _count(len(formats), "format"))
+    counts = (text.count(len(methods), "entrant"), text.count(len(tasks), "task"), text.count(len(formats), "format"))
     each = text.span(tuple(map(float, seeds)))
-    return f"{', '.join(counts)}, {each} seed{'s' * (each != '1')}: {doc['runs']:,} runs."
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}{'s' * (n != 1)}"
+    return f"{', '.join(counts)}, {each} seed{'s' * (each != '1')}: {text.count(doc['runs'], 'run')}."
 
 
 def _facts(doc: Json) -> list[str]:
@@ -131,7 +127,7 @@ def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
         return None
     drawn = _drawn(overall.figures(doc["overall"], looks))
     key = _key([looks[row["entrant"]] for row in doc["overall"]["rows"]])
-    return {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": doc["overall"]["cells"]} if drawn else None
+    return {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": text.count(doc["overall"]["cells"], "cell")} if drawn else None
 
 
 # ---- tables ----
@@ -154,6 +150,7 @@ def _section(doc: Json, section: Section, looks: Mapping[str, Style], losses: Ma
         "downstream": _downstream(section, looks),
         "key": _key([looks[row["entrant"]] for row in doc["rows"]]),
         "figures": _drawn(figures(doc, looks, losses)),
+        "untold": effort.unknown_time(doc),
     }
 
 
@@ -203,8 +200,9 @@ def _cell(doc: Json, cell: Cell, row: Row, section: Section) -> Json:
         "linked": cell.state != "absent",
         "span": max(len(section.columns), 1) if row.spans else 0,
         "score": plaintext.score(cell, section.digits),
-        "marks": plaintext.marks(cell),
+        "marks": "†" * bool(cell.audits_failed) + ",".join(map(str, cell.notes)),
         "gap": plaintext.gap(cell) if cell.score and not row.spans else "",
+        "chosen": plaintext.chosen(cell),
     }
 
 

@@ -23,6 +23,8 @@ FAR = 30.0
 """Full precision does not stretch a logarithmic axis by more than this."""
 FEW = 8
 """Lines in a panel whose bands can still be told apart."""
+ROOM = 1.3
+"""The interval of full precision may stretch an axis by so much."""
 CROWDED = 2.5
 """Controls that would stretch an axis by more stand at its end, with an arrow and their number."""
 
@@ -63,17 +65,25 @@ def base(x: Axis, bottom: float, top: float, section: Json) -> Markup:
 def whisker(cell: Json, axis: Axis, place: float, vertical: bool = False) -> str:
     """The path of an interval, which others can follow; empty where there is none."""
     low, high = cell["score"]["low"], cell["score"]["high"]
-    if low is None or high is None:
+    if low is None or high is None or high < axis.low or low > axis.high:
         return ""
     a, b = axis(low), axis(high)
-    return path([(place, a), (place, b)] if vertical else [(a, place), (b, place)])
+    line = path([(place, a), (place, b)] if vertical else [(a, place), (b, place)])
+    cut = [(end, other) for value, end, other in ((low, a, b), (high, b, a)) if not axis.low <= value <= axis.high]
+    return line + "".join(_arrowhead(end, 1 if other > end else -1, place, vertical) for end, other in cut)
+
+
+def _arrowhead(end: float, back: int, place: float, vertical: bool) -> str:
+    """Where an interval goes on beyond the axis; `back` is where it comes from."""
+    corners = [(end + 4 * back, place - 3), (end, place), (end + 4 * back, place + 3)]
+    return path([(y, x) for x, y in corners] if vertical else corners)
 
 
 def stroke(d: str, cls: str = "ci") -> Markup:
     return el("path", d=d, cls=cls or None) if d else Markup("")
 
 
-def beyond(cell: Json, axis: Axis, section: Json, x: float, y: float) -> Markup:
+def beyond(cell: Json, axis: Axis, section: Json, x: float, y: float, who: str = "") -> Markup:
     """An arrow and the number of a score that lies off the axis."""
     value = cell["score"]["value"]
     if axis.low <= value <= axis.high:
@@ -82,7 +92,7 @@ def beyond(cell: Json, axis: Axis, section: Json, x: float, y: float) -> Markup:
     arrow = ("↓" if less else "↑") if upright else ("←" if less else "→")
     left = less or upright
     words = text.number(value, section["digits"])
-    return label(x + (8 if left else -8), y - 8 * upright, f"{arrow} {words}", "value", None if left else "end")
+    return label(x + (8 if left else -8), y - 8 * upright, f"{arrow} {who}{words}", "value", None if left else "end")
 
 
 def band(section: Json, axis: Axis, start: float, stop: float, across: bool = False) -> Markup:
@@ -93,6 +103,8 @@ def band(section: Json, axis: Axis, start: float, stop: float, across: bool = Fa
     s = cell["score"]
     low, value, high = (axis(v if v is not None else s["value"]) for v in (s["low"], s["value"], s["high"]))
     a, b = sorted((low, high))
+    if not axis.low <= s["value"] <= axis.high:
+        return el("g", beyond(cell, axis, section, start + 4 if across else value, value if across else start + 10, "fp "), cls="ref fp")
     x, y, width, height = (start, a, stop - start, b - a) if across else (a, start, b - a, stop - start)
     line = [(start, value), (stop, value)] if across else [(value, start), (value, stop)]
     return el("g", join([el("rect", cls="band", x=x, y=y, width=width, height=height), el("path", d=path(line), cls="line")]), cls="ref fp")
@@ -137,7 +149,10 @@ def score_axis(section: Json, cells: Sequence[Json], start: float, stop: float) 
     inner = _ends(rivals, log, level)
     outer = _ends(everyone, log, level)
     crowded = len(rivals) > 1 and (_span(outer, log) > CROWDED * _span(inner, log))
-    return fit(inner if crowded else outer, start, stop, log=log)
+    held = inner if crowded else outer
+    whole = [*held, *(v for v in (fp["score"]["low"], fp["score"]["high"]) if v is not None)] if fp and fp["score"] and held else held
+    # The band of full precision whole, where that costs the others little.
+    return fit(whole if (not log or min(whole) > 0) and _span(whole, log) <= ROOM * _span(held, log) else held, start, stop, log=log)
 
 
 def _wide(means: Sequence[float]) -> bool:
@@ -184,6 +199,6 @@ def told(section: Json, i: int) -> str:
     """The best three in words."""
     found = [(c["score"]["value"], row["entrant"]) for row in section["rows"] if (c := at(row, i)) and c["score"]]
     best = sorted(found, reverse=section["better"] == "higher")[:3]
-    return f"{len(found)} entrants; the best means: " + "; ".join(
+    return f"{text.count(len(found), 'entrant')}; the best means: " + "; ".join(
         f"{short(who, 40)} {text.number(v, section['digits'])}" for v, who in best
     )

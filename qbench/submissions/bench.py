@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import select
@@ -24,6 +25,7 @@ from qbench.errors import QbenchError, UsageError
 from qbench.submissions.bundle import FILES, Bundle, Entry
 from qbench.submissions.checks import Record
 from qbench.submissions.refused import Refused
+from qbench.text import count
 
 if TYPE_CHECKING:
     from qbench.submissions.verify import Report
@@ -32,8 +34,9 @@ PATIENCE_S = 300.0
 """For one evaluation."""
 AGREEMENT = 1e-4
 """How far a score from another machine may be from ours, relatively; or by a tenth of the minimum effect, if that is more."""
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-"""Of the process that evaluates: no stranger's word makes it fetch anything."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""Of the processes that evaluate and train: no stranger's word makes them fetch anything. Libraries read these when they are imported."""
+MODES = {"evaluate": {**OFFLINE, "OMP_NUM_THREADS": "1"}, "train": OFFLINE}
 Say = Callable[[str], None]
 Kind = Literal["methods", "tasks"]
 
@@ -63,9 +66,9 @@ class Known:
             self.wrong.append(str(reason))
 
     def tell(self, report: Report) -> None:
-        report.add("plugins", f"method and task of {len(self.runs)} of {report.runs} runs are known here", self.wrong)
-        for reason, count in self.strange.items():
-            report.add("plugins", f"{count} runs stay claimed: {reason}", verdict="note")
+        report.add("plugins", f"method and task of {len(self.runs)} of {count(report.runs, 'run')} are known here", self.wrong)
+        for reason, n in self.strange.items():
+            report.add("plugins", f"{count(n, 'run')} left as claimed: {reason}", verdict="note")
 
 
 def fit(record: Record) -> None:
@@ -75,7 +78,8 @@ def fit(record: Record) -> None:
     task = registry.load_task(config.task)
     if config.size not in task.sizes:
         raise Refused(f"{where}: task {config.task} has no size {config.size}")
-    if "metric" in record.result and record.result["metric"] != dataclasses.asdict(task.metric):
+    told = {name: value for name, value in record.result.get("metric", {}).items() if name != "worst"}  # which early results have
+    if told and told != dataclasses.asdict(task.metric):
         raise Refused(f"{where}: its metric is not that of task {config.task}")
     _plugin("methods", config.method, config.method_version)
     for problem in (
@@ -130,10 +134,10 @@ def evaluate(bundle: Bundle, report: Report, known: Iterable[Entry], say: Say) -
             else:
                 report.trust[run.key] = "verified"
                 done += 1
-            say(f"{done} artefacts evaluated")
+            say(f"{count(done, 'artefact')} evaluated")
     report.add("evaluation", f"{done} artefacts come to their scores here", wrong)
-    for sentence, count in mute.items():
-        report.add("evaluation", f"{count} runs stay claimed, their artefacts could not be evaluated: {sentence}", verdict="note")
+    for sentence, n in mute.items():
+        report.add("evaluation", f"{count(n, 'run')} left as claimed, whose artefacts could not be evaluated: {sentence}", verdict="note")
 
 
 def differs(result: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
@@ -154,9 +158,11 @@ def differs(result: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
 
 
 class Worker:
-    """A process that evaluates, started when it is asked and again if it has died."""
+    """A process that evaluates, or trains, started when it is asked and again if it has died."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: Literal["evaluate", "train"] = "evaluate", patience_s: float | None = None) -> None:
+        """`patience_s` for one answer; that of an evaluation by default."""
+        self.mode, self.patience_s = mode, PATIENCE_S if patience_s is None else patience_s
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Worker:
@@ -168,12 +174,12 @@ class Worker:
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "qbench.submissions.worker"],
+                [sys.executable, "-P", "-m", "qbench.submissions.worker", self.mode],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, **OFFLINE},
+                env={**os.environ, **MODES[self.mode]},
             )
         pipe, answers = self.process.stdin, self.process.stdout
         assert pipe and answers
@@ -182,12 +188,13 @@ class Worker:
             pipe.flush()
         except BrokenPipeError:
             pass
-        line = answers.readline() if select.select([answers], [], [], PATIENCE_S)[0] else "late"
+        limit = None if math.isinf(self.patience_s) else self.patience_s
+        line = answers.readline() if select.select([answers], [], [], limit)[0] else "late"
         if line.endswith("\n"):
             found: dict[str, Any] = json.loads(line)
             return found
         self.stop()
-        return {"error": f"took more than {PATIENCE_S:.0f} s" if line else "the process that evaluates died", "misfit": False}
+        return {"error": f"took more than {self.patience_s:.0f} s" if line else f"the process that {self.mode}s died", "misfit": False}
 
     def stop(self) -> None:
         if self.process is not None:
@@ -199,13 +206,11 @@ class Worker:
 # ---- trained again ----
 
 
-def train_again(bundle: Bundle, report: Report, known: list[Entry], count: int | None, device: str, say: Say) -> None:
-    """Train `count` of the runs that are known here, drawn by chance, or all, and compare. Submitted artefacts are no part of it."""
-    from qbench.reproduce import reproduce
-
-    drawn = known if count is None else random.SystemRandom().sample(known, min(count, len(known)))
+def train_again(bundle: Bundle, report: Report, known: list[Entry], most: int | None, device: str, say: Say) -> None:
+    """Train `most` of the runs that are known here, drawn by chance, or all, and compare. Submitted artefacts are no part of it."""
+    drawn = known if most is None else random.SystemRandom().sample(known, min(most, len(known)))
     verdicts, wrong = [], []
-    with tempfile.TemporaryDirectory(prefix="qbench-rerun-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="qbench-rerun-") as scratch, Worker("train", math.inf) as worker:
         for run, data in records_of(bundle):
             folder = Path(scratch) / "runs" / run.key[:2] / run.key / str(run.attempt)
             folder.mkdir(parents=True)
@@ -213,18 +218,17 @@ def train_again(bundle: Bundle, report: Report, known: list[Entry], count: int |
                 (folder / FILES[name]).write_bytes(data[name])
         for run in drawn:
             say(f"training run {run} again")
-            try:
-                found = reproduce(Path(scratch), run.key, device)
-            except QbenchError as error:
-                report.add("rerun", f"run {run} cannot be trained here: {error}", verdict="note")
+            found = worker.ask({"results": scratch, "key": run.key, "device": device})
+            if "error" in found:
+                report.add("rerun", f"run {run} cannot be trained here: {found['error']}", verdict="note")
                 continue
-            verdicts.append(found.verdict)
-            if found.verdict == "different":
-                wrong.append(f"run {run} comes to something else: {found.recorded}, here {found.found}")
+            verdicts.append(found["verdict"])
+            if found["verdict"] == "different":
+                wrong.append(f"run {run} comes to something else: {found['recorded']}, here {found['found']}")
             else:
                 report.trust[run.key] = "reproduced"
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "none"
-    report.add("rerun", f"{len(verdicts)} of {report.runs} runs trained again: {counts}", wrong)
+    report.add("rerun", f"{len(verdicts)} of {count(report.runs, 'run')} trained again: {counts}", wrong)
 
 
 def records_of(bundle: Bundle) -> Iterator[tuple[Entry, dict[str, bytes]]]:

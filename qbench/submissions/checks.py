@@ -14,6 +14,7 @@ from qbench.submissions import artefact, strict
 from qbench.submissions.artefact import Facts
 from qbench.submissions.bundle import Bundle, Entry
 from qbench.submissions.refused import Refused
+from qbench.text import count
 
 AGREEMENT = 1e-5
 """As in the audit: how far the simulated and the packed score may be apart, relatively."""
@@ -102,7 +103,7 @@ def outcome(run: Record) -> Iterator[str]:
     if not run.ok and run.facts:
         yield "failed, and has an artefact"
     if "train" in result and int(result["train"]["steps"]) != run.config.recipe.steps:
-        yield f"trained {result['train']['steps']} steps, its configuration asks for {run.config.recipe.steps}"
+        yield f"trained {count(result['train']['steps'], 'step')}, its configuration asks for {run.config.recipe.steps}"
     cost = result.get("cost", {})
     quartiles = [cost[name] for name in ("step_s_q25", "step_s_median", "step_s_q75") if cost.get(name) is not None]
     if quartiles != sorted(quartiles):

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,9 +21,11 @@ from typing import Any
 from qbench.errors import QbenchError
 from qbench.record import Attempt, attempts, latest
 from qbench.store import Store
+from qbench.submissions.boards import Taken, take
 from qbench.submissions.bundle import FILES, Bundle, Entry, opened, spell
 from qbench.submissions.refused import Refused
 from qbench.submissions.verify import LEVELS, Level, Report, examine
+from qbench.text import count
 
 TRUST_VERSION = 1
 STAGE = ".merge"
@@ -41,13 +43,17 @@ class Merged:
     """Of those, the ones that are now believed more."""
     levels: Mapping[Level, int] = field(default_factory=dict)
     """What is believed of those that were added."""
+    boards: Sequence[Taken] = ()
+    """The sweep files that came along."""
 
     def __str__(self) -> str:
         if not self.report.passed:
             return "nothing merged"
-        told = f" ({', '.join(f'{count} {level}' for level, count in self.levels.items())})" if self.added else ""
-        more = f", {self.raised} of them are believed more now" if self.raised else ""
-        return f"{self.added} runs merged{told}, {self.present} were here already{more}"
+        told = f" ({', '.join(f'{n} {level}' for level, n in self.levels.items())})" if self.added else ""
+        more = f", {self.raised} of them believed more now" if self.raised else ""
+        return f"{count(self.added, 'run')} merged{told}, {self.present} here already{more}" + "".join(
+            f"\n{board}" for board in self.boards
+        )
 
 
 def merge(results: Path, path: Path, *, score: bool = True, say: Callable[[str], None] = lambda _: None) -> Merged:
@@ -112,7 +118,14 @@ class _Intake:
         raised = sum(_raise(attempt, self.report.trust[run.key], self.store) for run, attempt in present)
         self.store.snapshot()
         levels = Counter(self.report.trust[attempt.key] for attempt in moves)
-        return Merged(self.report, len(moves), len(present), raised, {level: levels[level] for level in LEVELS if levels[level]})
+        return Merged(
+            self.report,
+            len(moves),
+            len(present),
+            raised,
+            {level: levels[level] for level in LEVELS if levels[level]},
+            take(self.results, self.bundle),
+        )
 
     def _write(self, run: Entry, files: Mapping[str, bytes], number: int) -> Attempt:
         """Stage a run, as attempt `number` of its key; where it will be."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qbench.submissions import checks
+from qbench.submissions import boards, checks
 from qbench.submissions.bundle import Bundle, opened
 from qbench.submissions.refused import Refused
-from qbench.text import plain, size
+from qbench.text import count, plain, size
 
 Verdict = Literal["ok", "note", "FAILED"]
 Level = Literal["claimed", "verified", "reproduced"]
@@ -97,8 +97,15 @@ def examine(
     made = bundle.manifest["made"]
     who = f" by {plain(made['by'], 60)}" if made["by"] else ""
     report.add("archive", f"{report.files} stored files, {size(bundle.archive.size)}")
-    report.add("manifest", f"{report.runs} runs, made{who} with qbench {plain(made['qbench'], 20)}; every file has its hash")
+    report.add("manifest", f"{count(report.runs, 'run')}, made{who} with qbench {plain(made['qbench'], 20)}; every file has its hash")
     failures: dict[str, list[str]] = {}
+    if bundle.boards:
+        for board in bundle.boards:
+            try:
+                boards.checked(bundle.read_board(board), board)
+            except Refused as error:
+                failures.setdefault("boards", []).append(str(error))
+        report.add("boards", f"with the sweep file of {', '.join(bundle.boards)}", failures.get("boards"))
     artefacts, known = 0, bench.Known()
     for run in bundle.runs:
         record, problems = checks.load(bundle, run)
@@ -114,7 +121,7 @@ def examine(
     report.add("scores", "every score is a number or says why not", failures.get("scores"))
     report.add("audits", "every verdict is that of its checks", failures.get("audits"))
     report.add("curves", "every curve goes forward to the end of its budget", failures.get("curves"))
-    told = f"{artefacts} of {report.runs} runs have theirs; bytes, bits, levels and parameters are as the results say"
+    told = f"{artefacts} of {count(report.runs, 'run')} with theirs; bytes, bits, levels and parameters are as the results say"
     report.add("artefacts", told, failures.get("artefacts"))
     known.tell(report)
     if score and report.passed:

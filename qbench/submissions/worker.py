@@ -1,7 +1,8 @@
-"""The process that puts submitted artefacts into networks: a line of JSON in, a line of JSON out, nothing else shared with whoever started it.
+"""The process that puts submitted artefacts into networks, or trains submitted runs again: a line of JSON in, a line of JSON out, nothing else
+shared with whoever started it.
 
-A specification may ask for a network of any size, so this process limits its own memory, and its parent its time. If it dies, only the run that it
-was at goes without a score.
+A specification may ask for a network of any size, so a process that evaluates limits its own memory, and its parent its time; whoever asks for
+training has asked for what that takes. If the process dies, only the run that it was at goes without an answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 ROOM = 4 << 30
 """Bytes of address space beyond what the libraries take."""
+NO_DATA = "failed: data: "
 
 
 def main() -> None:
@@ -23,10 +25,13 @@ def main() -> None:
     # Whatever a task prints goes to stderr; the answers have stdout for themselves.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    torch.set_num_threads(1)
-    limit_memory()
+    train = sys.argv[1:] == ["train"]
+    if not train:
+        torch.set_num_threads(1)
+        limit_memory()
     for line in sys.stdin:
-        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        question = json.loads(line)
+        answers.write(json.dumps(train_again(question) if train else answer(question)) + "\n")
         answers.flush()
 
 
@@ -49,14 +54,29 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {first}"[:300], "misfit": "state_dict" in first}
 
 
+def train_again(question: dict[str, Any]) -> dict[str, Any]:
+    """How a run comes out here; or why it cannot be trained, which says nothing against it. Data that is not here and must not be fetched is such
+    a reason."""
+    from qbench.errors import QbenchError
+    from qbench.reproduce import reproduce
+
+    try:
+        found = reproduce(Path(question["results"]), question["key"], question["device"])
+    except QbenchError as error:
+        return {"error": str(error)}
+    if found.found.startswith(NO_DATA) and not found.recorded.startswith(NO_DATA):
+        return {"error": f"{found.found.removeprefix(NO_DATA)}; nothing is fetched for a submission"}
+    return vars(found)
+
+
 def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
     import torch
 
     from qbench.config import RunConfig
     from qbench.export import restore
+    from qbench.making import open_problem
     from qbench.record import finite
     from qbench.run import sites
-    from qbench.train import open_problem
 
     config = RunConfig.from_json(spec)
     task, problem = open_problem(config, torch.device("cpu"))

@@ -34,7 +34,7 @@ class HFCausal(Task):
 
     name = "hf-causal"
     title = "Language model, a given checkpoint"
-    metric = Metric("bits_per_byte", "bits/byte", better="lower", worst=8.0, effect=0.01)
+    metric = Metric("bits_per_byte", "bits/byte", better="lower", effect=0.01)
     sizes = {name: {"context": context} for name, context in CONTEXTS.items()}
     tuning = {"lr": (1e-5, 3e-5, 1e-4, 3e-4)}
     activations = True

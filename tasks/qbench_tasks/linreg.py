@@ -8,13 +8,13 @@ quantized. The loss is exact unless mini-batches are asked for; the metric is al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator
+from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, with_model
 from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
 
 STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}
@@ -91,11 +91,16 @@ class LinRegProblem(Problem):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
 
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
+        found = with_model(self, model)  # type: ignore[type-var]
+        found.population = self.population.beside([problem.population for problem in problems if isinstance(problem, LinRegProblem)])
+        return found
+
     def layers(self) -> dict[str, QuantLayer]:
         return {"line": self.model.line}  # type: ignore[dict-item]
 
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor:
-        return self.population.diagonal().unsqueeze(0)
+        return self.population.diagonal().unsqueeze(-2)
 
     def input_moment(self, layer: QuantLayer) -> Tensor:
         return self.population.moment()

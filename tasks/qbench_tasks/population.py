@@ -6,10 +6,13 @@ H = Q diag(i^−alpha) Qᵀ, with Q the identity or a random rotation. A linear 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from qbench.task import Batch, generator
+from qbench.task import Batch, beside_as_laid_out, generator, times
 
 LARGEST_ROTATION = 2048
 
@@ -23,17 +26,24 @@ class Population:
         self.root = (rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device) if rotated else None
         """Q diag(λ)^½, so that H = root rootᵀ."""
 
+    def beside(self, others: Sequence[Population]) -> Population:
+        """The populations of runs side by side, of which this one is the first: an axis of runs in front of what depends on the seed."""
+        found = copy.copy(self)
+        found.teacher = torch.stack([other.teacher for other in others])
+        found.root = None if self.root is None else beside_as_laid_out([other.root for other in others if other.root is not None])
+        return found
+
     def excess(self, predictor: Tensor) -> Tensor:
         """The population loss of predictors (…, 1, d) over the teacher's: (…)."""
         error = predictor - self.teacher
-        squares = error.square() * self.eigenvalues if self.root is None else (error @ self.root).square()
+        squares = error.square() * self.eigenvalues if self.root is None else times(error, self.root).square()
         return 0.5 * squares.sum((-2, -1))
 
     def diagonal(self) -> Tensor:
         return self.eigenvalues if self.root is None else self.root.square().sum(-1)
 
     def moment(self) -> Tensor:
-        return torch.diag(self.eigenvalues) if self.root is None else self.root @ self.root.mT
+        return torch.diag(self.eigenvalues) if self.root is None else times(self.root, self.root.mT)
 
     def sample(self, index: int, count: int) -> Batch:
         """Batch `index` of an endless stream."""

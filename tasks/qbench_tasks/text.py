@@ -58,7 +58,7 @@ class Text(Task):
 
     name = "text"
     title = "Language model, real text"
-    metric = Metric("bits_per_byte", "bits/byte", better="lower", worst=8.0, effect=0.01)
+    metric = Metric("bits_per_byte", "bits/byte", better="lower", effect=0.01)
     sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
     tuning = {"lr": (0.0003, 0.001, 0.003, 0.01)}
     activations = True

@@ -8,13 +8,13 @@ v_j² h_i for W_ji and (W H Wᵀ)_jj for v_j. Both layers are quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator
+from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator, times, with_model
 from qbench_tasks.population import Population, squared_error
 
 INPUTS = 256
@@ -73,7 +73,7 @@ class TwoLines(nn.Module):
 
     def forward(self, x: Tensor | None) -> Tensor:
         if x is None:
-            return self.second.effective @ self.first.effective
+            return times(self.second.effective, self.first.effective)
         return self.second(self.first(x))  # type: ignore[no-any-return]
 
 
@@ -92,6 +92,11 @@ class TwoLayerProblem(Problem):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
 
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
+        found = with_model(self, model)  # type: ignore[type-var]
+        found.population = self.population.beside([problem.population for problem in problems if isinstance(problem, TwoLayerProblem)])
+        return found
+
     def layers(self) -> dict[str, QuantLayer]:
         return {"first": self.model.first, "second": self.model.second}
 
@@ -99,13 +104,13 @@ class TwoLayerProblem(Problem):
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor:
         first, second = self.model.first.effective, self.model.second.effective
         if layer is self.model.first:
-            return second.mT.square() * self.population.diagonal()
-        return (first @ self.population.moment() * first).sum(-1).unsqueeze(-2)
+            return second.mT.square() * self.population.diagonal().unsqueeze(-2)
+        return (times(first, self.population.moment()) * first).sum(-1).unsqueeze(-2)
 
     @torch.no_grad()
     def input_moment(self, layer: QuantLayer) -> Tensor:
         moment, first = self.population.moment(), self.model.first.effective
-        return moment if layer is self.model.first else first @ moment @ first.mT
+        return moment if layer is self.model.first else times(times(first, moment), first.mT)
 
     @property
     def labels_per_step(self) -> int:

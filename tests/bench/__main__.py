@@ -8,6 +8,8 @@ store     a hundred thousand runs
 publish   the site of ten thousand runs, and a page of a thousand cells in a browser
 text      the task `text`: a step against plain PyTorch, loading, tokenising
 statistics  intervals, tests, ranks and bootstraps of a large board
+engines   what an engine costs a run: local, Ray
+scale     planning 10⁶ runs, keeping 10⁵
 downstream  an evaluation against the bare forward passes of its tokens
 """
 
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-PARTS = ("start", "harness", "steps", "methods", "store", "publish", "text", "statistics", "downstream")
+PARTS = ("start", "harness", "steps", "methods", "store", "publish", "text", "statistics", "engines", "scale", "downstream")
 
 
 def main(words: list[str]) -> int:

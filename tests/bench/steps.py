@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from qbench import registry
 from qbench.config import Quantization, Recipe, RunConfig
+from qbench.making import compile_parts
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import Run, attach
 from qbench.task import Batch, Problem, QuantLayer, Split
-from qbench.train import compile_parts, one_step
+from qbench.train import one_step
 
 SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=384, context=128)
 RECIPE = Recipe(steps=10_000, lr=1e-4)

@@ -65,7 +65,7 @@ const details = data => {
     const block = (title, list) => (list.length ? [h("h4", {}, title), terms(list)] : []);
     return [
       block("Method", [["method", bdi(row.method)], ["version", row.version ? String(row.version) : ""], ["provenance", row.provenance], ...pairs(row.params)]),
-      block(`Chosen on validation${cell.trials ? `, of ${cell.trials} trials` : ""}`, pairs(cell.chosen).map(([name, value]) => [name, (cell.at_edge || []).some(edge => edge === name || edge.startsWith(`${name}=`)) ? `${value}, at the edge of what was tried` : value])),
+      block(`Chosen on validation${cell.trials ? `, of ${cell.trials} trial${cell.trials === 1 ? "" : "s"}` : ""}`, pairs(cell.chosen).map(([name, value]) => [name, (cell.at_edge || []).some(edge => edge === name || edge.startsWith(`${name}=`)) ? `${value}, at the edge of what was tried` : value])),
       block("Task and format", [...plain.map(([name, value]) => [name, spell(value)]), ...pairs(setting.task_params)]),
       block("Recipe", pairs(setting.recipe)),
     ].flat();

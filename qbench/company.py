@@ -1,0 +1,197 @@
+"""Runs side by side: one run with an axis in front of every tensor, made of runs that could each train alone.
+
+A step of a small network costs its calls, not its arithmetic, so runs that differ in the seed and the learning rate alone take their steps
+together. Each is prepared as if it trained alone. Then its tensors move into rows of larger ones, of which its own become views: the
+loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its score) is asked of that one, which sees its
+numbers as they are now and knows nothing of its neighbours.
+
+What each gets is, on the CPU, bit for bit what it gets alone. Quantizers reduce over trailing axes; products are those of `qbench.rows`;
+norms are taken by row; and the optimizer steps whole rows only where a row fills its vectors, for the last elements of a row that does
+not are computed in another order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qbench.config import Recipe
+from qbench.optim import make_optimizer, parameter_groups
+from qbench.quantizer import Bundle
+from qbench.rows import fills_vectors
+from qbench.run import Run
+
+
+def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
+    """One run of several that agree in all but seed and learning rate; None where their task is not written for it. From now on the tensors of
+    `runs` are views of its own."""
+    first = runs[0]
+    twins: dict[int, list[nn.Parameter]] = {}
+    model = stacked([run.model for run in runs], twins, {}, buffers=False)
+    assert isinstance(model, nn.Module)
+    problem = first.problem.beside([run.problem for run in runs], model)
+    if problem is None:
+        return None
+    method = copy.copy(first.method)
+    method.load_state_dict(_rows_beside([run.method.state_dict() for run in runs]))
+    layers = problem.layers()
+    bundles = []
+    for place, bundle in enumerate(first.bundles):
+        quantizer = stacked([run.bundles[place].quantizer for run in runs], twins, {id(first.method): method})
+        quantizer.site = replace(bundle.quantizer.site, shape=(len(runs), *bundle.quantizer.site.shape))
+        quantizer.lead = 1
+        bundles.append(Bundle(bundle.names, [layers[name] for name in bundle.names], quantizer))
+    whole = replace(first, problem=problem, method=method, bundles=bundles, lr_scale=dict(first.lr_scale), members=list(runs))
+    whole.peaks = tuple(recipe.lr for recipe in recipes)
+    for run in (whole, *runs):
+        run.clock = whole.clock
+        for quantizer in run.quantizers():
+            quantizer.step = whole.clock
+    whole.optimizer = Pieces(whole, recipes, twins)
+    whole.parameters = whole.optimizer.parameters
+    return whole
+
+
+def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known: dict[int, Any], buffers: bool = True) -> Any:
+    """A copy of the first of several alike modules, with the tensors of all in front of each other; theirs become its rows.
+
+    A buffer without axes says what is the same for all."""
+    whole = copy.deepcopy(modules[0], dict(known))
+    parts = [dict(module.named_modules()) for module in modules]
+    for path, module in whole.named_modules():
+        own = [part[path] for part in parts]
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            alone = [getattr(one, name) for one in own]
+            row = nn.Parameter(torch.stack([p.detach() for p in alone]), requires_grad=tensor.requires_grad)
+            setattr(module, name, row)
+            twins[id(row)] = alone
+            for place, p in enumerate(alone):
+                p.data = row.data[place]
+        for name, tensor in list(module.named_buffers(recurse=False)) if buffers else ():
+            rows = torch.stack([getattr(one, name) for one in own]) if tensor.dim() > 1 else tensor
+            setattr(module, name, rows)
+            for place, one in enumerate(own):
+                setattr(one, name, rows[place] if tensor.dim() > 1 else rows)
+    return whole
+
+
+def _rows_beside(states: Sequence[Any]) -> Any:
+    """The states of several methods as the state of one: tensors beside each other, mappings by name, and what is the same for all."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(states))
+    if isinstance(first, Mapping):
+        return {name: _rows_beside([state[name] for state in states]) for name in first}
+    assert all(state == first for state in states), "what runs side by side do not share must be a tensor"
+    return first
+
+
+def _row(state: Any, place: int) -> Any:
+    """The state of one of them again."""
+    if isinstance(state, Tensor):
+        return state[place].clone()
+    return {name: _row(part, place) for name, part in state.items()} if isinstance(state, Mapping) else state
+
+
+def hand_back(run: Run) -> None:
+    """Give each member what does not lie in its views: the optimizer's moments, the method's state and the rates. Then it can go on alone."""
+    assert isinstance(run.optimizer, Pieces)
+    state = run.method.state_dict()
+    for place, member in enumerate(run.members):
+        member.begin(run.step)
+        member.method.load_state_dict(_row(state, place))
+        member.lr_scale = {name: [scale[place]] if isinstance(scale, list) else scale for name, scale in run.lr_scale.items()}
+        run.optimizer.hand_back(place, member)
+
+
+# ---- the optimizer ----
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one parameter that are stepped in one go, from the run `first` on."""
+
+    whole: nn.Parameter
+    first: int
+    last: int
+    rows: nn.Parameter
+
+
+class Pieces:
+    """An optimizer over the rows of the large parameters: those of one learning rate together, where the bits allow it."""
+
+    def __init__(self, run: Run, recipes: Sequence[Recipe], twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
+        self.twins = twins
+        self.pieces: list[Piece] = []
+        groups = []
+        for group in parameter_groups(run, recipes[0]):
+            for first, count in _alike([recipe.lr for recipe in recipes]):
+                found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
+                self.pieces += found
+                groups.append(group | {"params": [piece.rows for piece in found], "peak": recipes[first].lr, "place": first})
+        self.optimizer = make_optimizer(groups, recipes[0])
+        self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())
+        for piece in self.pieces:
+            self._take_over(piece, run.members)
+
+    def _take_over(self, piece: Piece, members: Sequence[Run]) -> None:
+        """What the members' own optimizers have gathered, if they come from checkpoints."""
+        alone = list(zip(members, self.twins[id(piece.whole)], strict=True))[piece.first : piece.last]
+        states = [member.optimizer.state[p] for member, p in alone if member.optimizer and member.optimizer.state.get(p)]
+        if states:
+            assert len(states) == len(alone), "runs side by side are at one step"
+            rows = {name: torch.stack([s[name] for s in states]) if value.dim() else value.clone() for name, value in states[0].items()}
+            self.optimizer.state[piece.rows] = {name: v.view(piece.rows.shape) if v.dim() else v for name, v in rows.items()}
+
+    def hand_back(self, place: int, member: Run) -> None:
+        assert member.optimizer is not None
+        for piece in self.pieces:
+            if piece.first <= place < piece.last and (state := self.optimizer.state.get(piece.rows)):
+                own = {name: (v[place - piece.first] if v.dim() else v).clone() for name, v in state.items()}
+                member.optimizer.state[self.twins[id(piece.whole)][place]] = own
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """By the large parameters, as an optimizer of a run that is alone has it by its own."""
+        found: dict[nn.Parameter, list[dict[str, Tensor]]] = {}
+        for piece in self.pieces:
+            if state := self.optimizer.state.get(piece.rows):
+                found.setdefault(piece.whole, []).append(state)
+        return {p: {name: torch.cat([s[name] for s in states]) for name, v in states[0].items() if v.dim()} for p, states in found.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        for piece in self.pieces:
+            grad = piece.whole.grad  # a fused optimizer reads memory in order, whatever the strides say
+            piece.rows.grad = None if grad is None else grad[piece.first : piece.last].contiguous()
+        self.optimizer.step()
+
+
+def _alike(rates: Sequence[float]) -> list[tuple[int, int]]:
+    """Neighbours of one rate: the first, and how many."""
+    found, first = [], 0
+    for _, same in groupby(rates):
+        count = len(list(same))
+        found.append((first, count))
+        first += count
+    return found
+
+
+def _cut(parameter: nn.Parameter, first: int, count: int) -> list[Piece]:
+    """The rows of `count` runs as one piece where each fills its vectors, else one piece a run."""
+    size = count if fills_vectors(parameter[0].numel(), parameter.device) else 1
+    starts = range(first, first + count, size)
+    return [Piece(parameter, start, start + size, nn.Parameter(parameter.data[start : start + size])) for start in starts]

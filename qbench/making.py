@@ -1,0 +1,313 @@
+"""From a run's configuration to its files: open, train, export, audit, score, and the result written last.
+
+Several runs that may train side by side are made together. Each has a making of its own, so that what one of them does wrong is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qbench import checkpoint, registry
+from qbench.company import hand_back, side_by_side
+from qbench.config import RunConfig
+from qbench.divided import divide, reunite
+from qbench.engines import Assignment, Execution
+from qbench.environment import environment
+from qbench.errors import Diverged, QbenchError
+from qbench.export import ARTEFACT, restore
+from qbench.hardware import Stopwatch, device_named, forget_memory, peak_flops, peak_memory, quartiles
+from qbench.method import Method
+from qbench.noise import key_of
+from qbench.optim import make_optimizer, parameter_groups
+from qbench.parallel import current
+from qbench.record import Attempt, finite
+from qbench.run import Run, attach, frozen_copy
+from qbench.score import score
+from qbench.source import sources
+from qbench.task import Problem, Task
+from qbench.train import Failed, Report, Seat, blame, train
+
+CALIBRATION_BATCHES = 4
+GRAPHS = 256
+
+
+def run_one(assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None) -> dict[str, Any]:
+    """Train, export, audit and score one run in this process. Writes the attempt's files, result.json last, and returns the result."""
+    if assignment.downstream:
+        from qbench.evaluate import ask_one
+
+        return ask_one(assignment, execution, report)
+    if execution.gpus_per_run > 1:
+        if registry.load("methods", assignment.config.method).after is None:
+            from qbench.engines.torchrun import run_together
+
+            return conclude(Attempt(assignment.folder), run_together(assignment, execution, report))
+        execution = replace(execution, gpus_per_run=1, fsdp=False)
+    return run_group([assignment], execution, [report])[0]
+
+
+def conclude(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
+    """Write the result of an attempt that is over."""
+    attempt.checkpoint.unlink(missing_ok=True)
+    attempt.write("result", result)
+    return result
+
+
+def run_group(assignments: Sequence[Assignment], execution: Execution, reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """The same for several runs, trained side by side. What goes wrong among several is tried again by halves, from their last checkpoints,
+    until each run has a verdict of its own."""
+    makings = [Making(assignment, execution, report) for assignment, report in zip(assignments, reports, strict=True)]
+    todo = [makings]
+    while todo:
+        several = todo.pop()
+        for making in several:
+            with making.blamed():
+                making.open()
+        for group in _at_one_step([making for making in several if making.going]):
+            if not _trained(group, execution):
+                middle = len(group) // 2
+                todo += [group[middle:], group[:middle]]
+    return [conclude(making.attempt, making.finish()) for making in makings]
+
+
+def _at_one_step(makings: Sequence[Making]) -> list[list[Making]]:
+    found: dict[int, list[Making]] = {}
+    for making in makings:
+        found.setdefault(making.first, []).append(making)
+    return list(found.values())
+
+
+def _trained(group: Sequence[Making], execution: Execution) -> bool:
+    """Train what is to be trained. False where several failed together, so that nothing is known of each."""
+    with blame("plugin"):
+        run = side_by_side([making.run for making in group], [making.config.recipe for making in group]) if len(group) > 1 else None
+    if run is None:
+        for making in group:
+            with making.blamed():
+                making.train(making.run, [making], execution)
+        return True
+    try:
+        with blame("plugin"):
+            group[0].train(run, group, execution)
+            hand_back(run)
+    except Failed:
+        traceback.print_exc()
+        return False
+    return True
+
+
+@dataclass
+class Making:
+    """One run on its way through this process."""
+
+    assignment: Assignment
+    execution: Execution
+    report: Report
+    result: dict[str, Any] = field(default_factory=dict)
+    first: int = 0
+    before_s: float = 0.0
+    build_s: float = 0.0
+    train_s: float = 0.0
+    watch: Stopwatch | None = None
+    company: int = 1
+    """How many runs took its steps side by side."""
+
+    def __post_init__(self) -> None:
+        self.attempt, self.config = Attempt(self.assignment.folder), self.assignment.config
+        self.device = device_named(self.execution.device)
+        self.attempt.folder.mkdir(parents=True, exist_ok=True)
+        self.attempt.write("spec", self.config.to_json())
+        self.result = {"result_version": 1, "key": self.config.key, "attempt": self.attempt.number, "state": "ok", "reason": None}
+        self.result |= {"message": None, "started": now()}
+
+    @property
+    def going(self) -> bool:
+        return bool(self.result["state"] == "ok")
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What goes wrong in here is the run's own failure."""
+        try:
+            yield
+        except (Failed, Diverged) as error:
+            traceback.print_exc()
+            reason = error.reason if isinstance(error, Failed) else "diverged"
+            self.result |= {"state": "failed", "reason": reason, "message": str(error)}
+
+    def open(self) -> None:
+        """The data, the network and the method, at the first step to be taken."""
+        began = time.perf_counter()
+        forget_memory(self.device)
+        self.attempt.write("env", self.environment())
+        with blame("data"):
+            task, self.problem = open_problem(self.config, self.device)
+            if task.fingerprint() != self.config.data:
+                raise QbenchError(f"task {self.config.task} has other data here than the run asks for")
+        self.metric = task.metric
+        self.result["metric"] = vars(task.metric)
+        with blame("plugin"):
+            self.run = prepare(self.assignment, self.execution, self.problem, self.device)
+        self.first, self.before_s = resume(self.run, self.assignment.resume, self.attempt)
+        self.build_s = time.perf_counter() - began
+
+    def environment(self) -> dict[str, Any]:
+        return {
+            **environment(),
+            **sources(self.config.method, self.config.task),
+            "device": self.device.type,
+            "device_name": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "accumulate": self.execution.accumulate,
+            "compiled": compiles(self.execution, self.device),
+            **({"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp} if self.execution.gpus_per_run > 1 else {}),
+        }
+
+    @staticmethod
+    def train(run: Run, group: Sequence[Making], execution: Execution) -> None:
+        """Take the steps of a run, or of several side by side."""
+        if run.optimizer is None:
+            return
+        if run.members and compiles(execution, run.clock.device):
+            compile_parts(run)
+        began = time.perf_counter()
+        seats = [Seat(making.run, making.attempt, making.report, making.before_s) for making in group]
+        with blame("plugin"):
+            watch = train(run, group[0].config.recipe, seats, execution, group[0].first)
+        for making, seat in zip(group, seats, strict=True):
+            making.run = reunite(making.run)
+            making.watch, making.company, making.train_s = watch, len(group), (time.perf_counter() - began) / len(group)
+            with making.blamed():
+                making.seen(seat)
+
+    def seen(self, seat: Seat) -> None:
+        if seat.diverged:
+            raise Diverged(seat.diverged)
+        terms = seat.terms
+        self.result["train"] = {
+            "steps": self.config.recipe.steps,
+            "final_loss": finite({"x": sum(terms.values())})[0]["x"],
+            "terms": finite(terms)[0],
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Export, audit and score what was trained. Returns the result."""
+        if self.going:
+            with self.blamed():
+                self.score()
+        self.result["finished"] = now()
+        return self.result
+
+    def score(self) -> None:
+        began = time.perf_counter()
+        with blame("plugin"):
+            self.run.begin(self.config.recipe.steps)
+            self.run.method.finalize(self.run, self.run.probe_batches(CALIBRATION_BATCHES))
+            self.result["method"] = finite({name: float(value) for name, value in self.run.method.metrics(self.run).items()})[0]
+        trained = time.perf_counter()
+        with blame("eval"):
+            self.result |= score(self.run, self.config, self.metric, self.attempt.export)
+        train_s = self.before_s + self.train_s + trained - began
+        self.result["cost"] = self.cost(train_s, time.perf_counter() - trained)
+
+    def cost(self, train_s: float, eval_s: float) -> dict[str, Any]:
+        """What the run took, its share of what runs took side by side. Step times are synchronised and leave out warm-up, logging and validation."""
+        found: dict[str, Any] = {"build_s": self.build_s, "train_s": train_s, "eval_s": eval_s, "wall_s": self.build_s + train_s + eval_s}
+        found["peak_memory_bytes"] = peak_memory(self.device)
+        if self.company > 1:
+            found["company"] = self.company
+        if times := self.watch.steps() if self.watch else []:
+            low, middle, high = (seconds / self.company for seconds in quartiles(times))
+            found |= {"step_s_median": middle, "step_s_q25": low, "step_s_q75": high}
+            recipe = self.config.recipe
+            found |= {"samples_per_s": recipe.batch / middle, "tokens_per_s": self.problem.tokens_per_step / middle}
+            if flops := self.problem.flops_per_step:
+                dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+                found["peak_share"] = flops / middle / (peak_flops(self.device, dtype) * self.execution.gpus_per_run)
+        return found
+
+
+# ---- opening ----
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def open_problem(config: RunConfig, device: torch.device) -> tuple[Task, Problem]:
+    """The task of a configuration and its problem, as the configuration pinned them."""
+    task: Task = registry.build("tasks", config.task, config.task_params)
+    if task.version != config.task_version:
+        raise QbenchError(f"task {config.task} is at version {task.version} here, the run asks for {config.task_version}")
+    torch.manual_seed(key_of(config.task, config.seed))
+    return task, task.problem(config.size, config.seed, config.recipe.batch, device)
+
+
+def prepare(assignment: Assignment, execution: Execution, problem: Problem, device: torch.device) -> Run:
+    """The run with its quantizers, its start and its optimizer; a post-training method has none."""
+    config, recipe = assignment.config, assignment.config.recipe
+    method: Method = registry.build("methods", config.method, config.method_params)
+    if method.version != config.method_version:
+        raise QbenchError(f"method {config.method} is at version {method.version} here, the run asks for {config.method_version}")
+    if assignment.base is not None:
+        restore(assignment.base / "export" / ARTEFACT, problem.model)
+    run = attach(problem, method, config, current(execution.fsdp))
+    run.accumulate = execution.accumulate
+    run.autocast = torch.bfloat16 if recipe.precision == "bf16" else None
+    if assignment.base is not None and method.after is None:
+        run.reference = frozen_copy(problem.model)
+        run.distills = recipe.objective == "distill"
+    for bundle in run.bundles:
+        bundle.quantizer.reset(bundle.stack().detach())
+    if method.after is not None:
+        return run
+    method.prepare(run, run.probe_batches(CALIBRATION_BATCHES))
+    if run.divided:
+        divide(run)
+    groups = parameter_groups(run, recipe)
+    run.optimizer = make_optimizer(groups, recipe, run.divided)
+    run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    torch.backends.cudnn.allow_tf32 = recipe.precision != "float32"
+    if compiles(execution, device):
+        compile_parts(run)
+    return run
+
+
+def compiles(execution: Execution, device: torch.device) -> bool:
+    """A divided network is not compiled: its weights come and go between the layers of one graph."""
+    return not execution.fsdp and (device.type == "cuda" if execution.compile is None else execution.compile)
+
+
+def compile_parts(run: Run) -> None:
+    """The model and each quantizer as graphs of their own: what the loop calls stays what it is.
+
+    Never with dynamic sizes: the compiler would take levels for sizes too, and was seen to round wrongly then.
+    A graph is made for each shape of weights, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
+    """
+    torch._dynamo.config.recompile_limit = GRAPHS
+    run.network = torch.compile(run.model, dynamic=False)  # type: ignore[assignment]
+    for bundle in run.bundles:
+        bundle.call = torch.compile(bundle.quantizer, dynamic=False)
+
+
+def resume(run: Run, folder: Path | None, attempt: Attempt) -> tuple[int, float]:
+    """Go on from the checkpoint of this attempt or of the earlier one in `folder`, if there is one. Returns the first step to take, and the
+    seconds that those before it took."""
+    earlier = attempt if attempt.checkpoint.exists() or folder is None else Attempt(folder)
+    first, seconds = checkpoint.load(run, earlier.checkpoint) if run.optimizer and earlier.checkpoint.exists() else (0, 0.0)
+    lines = earlier.curve.read_text().splitlines(keepends=True) if first else []
+    attempt.curve.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first))
+    return first, seconds

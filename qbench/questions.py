@@ -1,0 +1,71 @@
+"""Questions that planning asks of methods and tasks, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import torch
+
+from qbench import registry
+from qbench.config import Metric, RunConfig
+from qbench.formats import Site
+from qbench.method import Method
+from qbench.run import sites as run_sites
+from qbench.task import Problem, Task
+
+
+@cache
+def _layers(task: str, params: str, size: str) -> Problem:
+    """A problem to be asked for its layers' shapes: on a device without memory, so that a large network costs nothing."""
+    instance: Task = registry.build("tasks", task, json.loads(params))
+    return instance.problem(size, 0, 1, torch.device("meta"))
+
+
+def sites(config: RunConfig) -> list[Site]:
+    """The tensors that a run would quantize."""
+    return run_sites(_layers(*_network(config)), config)
+
+
+def reads_text(config: RunConfig) -> bool:
+    """Whether it trains a language model, of which something can be asked downstream."""
+    return _layers(*_network(config)).tokenizer is not None
+
+
+def _network(config: RunConfig) -> tuple[str, str, str]:
+    return config.task, json.dumps(dict(config.task_params)), config.size
+
+
+def parameters(config: RunConfig) -> int:
+    """Of the network that a run trains."""
+    return sum(p.numel() for p in _layers(*_network(config)).model.parameters())
+
+
+def beside(config: RunConfig) -> bool:
+    """Whether the task is written for runs side by side."""
+    problem = _layers(*_network(config))
+    return problem.beside([problem], problem.model) is not None
+
+
+def has_batches(config: RunConfig) -> bool:
+    """Whether there are inputs; a loss in closed form has none."""
+    return _layers(*_network(config)).batch(0).inputs is not None
+
+
+def refusal(config: RunConfig) -> str | None:
+    """Why a method cannot run in this format, in a sentence; None if it can."""
+    method: Method = registry.build("methods", config.method, config.method_params)
+    if method.needs_reference and config.start == "scratch":
+        return f"{method.name} is to imitate the network that a run starts from, and here every run starts from scratch"
+    if config.recipe.objective == "distill" and not has_batches(config):
+        return f"{config.task} has its loss in closed form, and no outputs to imitate"
+    for site in sites(config):
+        sentence = site.grouping.misfit(site.shape) if site.role == "weight" else None
+        if sentence := sentence or method.unsupported(site):
+            return sentence
+    return None
+
+
+def metric_of(config: RunConfig) -> Metric:
+    task: Task = registry.build("tasks", config.task, config.task_params)
+    return task.metric

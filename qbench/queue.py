@@ -1,0 +1,72 @@
+"""The queue of a sweep: runs in the order of the plan, and beside each the others of its kind."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from qbench.config import RunConfig
+from qbench.engines import Execution
+
+Entry = tuple[int, str]
+
+
+@dataclass
+class Queue:
+    """Hands out groups: the next run, and of those that may train beside it as many as pay."""
+
+    execution: Execution
+    order: list[Entry] = field(default_factory=list)
+    """A heap of places in the plan and keys."""
+    kinds: dict[str, list[Entry]] = field(default_factory=dict)
+    """The same by kind."""
+    waiting: dict[str, str | None] = field(default_factory=dict)
+    """The kind of every run that was not handed out yet; the heaps may hold others."""
+    left: Counter[str] = field(default_factory=Counter)
+    """How many of each kind those are."""
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)
+
+    def push(self, place: int, key: str, kind: str | None) -> None:
+        self._forget(key)
+        self.waiting[key] = kind
+        heapq.heappush(self.order, (place, key))
+        if kind is not None:
+            self.left[kind] += 1
+            heapq.heappush(self.kinds.setdefault(kind, []), (place, key))
+
+    def pop(self, workers: int, config: Callable[[str], RunConfig]) -> list[str]:
+        """The next group. No worker stands idle so that another's group may be larger."""
+        from qbench.grouping import group_size
+
+        first = next(key for _, key in self._popped(self.order) if key in self.waiting)
+        kind = self.waiting[first]
+        share = -(-self.left[kind] // workers) if kind is not None else 1
+        self._forget(first)
+        group = [first]
+        if kind is not None and share > 1:
+            most = min(self.execution.group or group_size(config(first), self.device), share)
+            mates = (key for _, key in self._popped(self.kinds[kind]) if self.waiting.get(key) == kind)
+            while len(group) < most and (key := next(mates, None)) is not None:
+                self._forget(key)
+                group.append(key)
+        return group
+
+    def _forget(self, key: str) -> None:
+        if (kind := self.waiting.pop(key, None)) is not None:
+            self.left[kind] -= 1
+
+    @staticmethod
+    def _popped(heap: list[Entry]) -> Iterator[Entry]:
+        while heap:
+            yield heapq.heappop(heap)
+
+    @property
+    def device(self) -> str:
+        """The kind of device that runs will train on."""
+        from qbench.hardware import device_named
+
+        return device_named(self.execution.device).type

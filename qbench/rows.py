@@ -1,0 +1,104 @@
+"""Arithmetic for runs side by side: for each run the bits that it would have alone.
+
+Sums, products and roots of elements do not depend on where an element stands; three things do, on a CPU.
+
+A batched product of matrices is not a loop over products. Its kernels add in the order of a single product's if the operands are given as
+`F.linear` gives them, forward and backward, if each run's begin on a cache line as they would alone, and if the product is neither tiny
+nor one with a single row or column. All others are computed one by one, on operands that begin where they would alone.
+
+An exponential or a logarithm is computed by one formula in the body of a tensor and by another in its last few elements, and so is the
+step of an optimizer. Where a run's elements fill whole vectors they are all in the body, whoever stands beside them; else each run is
+computed by itself.
+
+That it holds on a machine is what tests show, not what libraries promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VECTOR = 32
+"""Elements that a loop over the widest vectors takes at a time."""
+LINE = 16
+"""Elements of a cache line, which is where a tensor that is alone begins."""
+SMALLEST = 400
+"""Multiplications below which a batch has kernels of its own."""
+
+
+def fills_vectors(row: int, device: torch.device) -> bool:
+    """Whether runs of so many elements each may be computed in one go."""
+    return row % VECTOR == 0 or device.type != "cpu"
+
+
+def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
+    """Stacked, each in the order in memory that it had: a product's kernel depends on it."""
+    rows = x[0].new_empty_strided((len(x), *x[0].shape), (x[0].numel(), *x[0].stride()))
+    for row, one in zip(rows, x, strict=True):
+        row.copy_(one)
+    return rows
+
+
+def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
+    """f of each run by itself."""
+    own = _OnItsOwn.apply
+    return torch.stack([own(f(*map(own, rows))) for rows in zip(*(one.unbind() for one in x), strict=True)])  # type: ignore[no-untyped-call]
+
+
+def by_run(f: Callable[[Tensor], Tensor], x: Tensor, lead: int) -> Tensor:
+    """An elementwise function that is no plain arithmetic, of a tensor that has `lead` (0 or 1) axes of runs."""
+    return f(x) if not lead or fills_vectors(x[0].numel(), x.device) else one_by_one(f, x)
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices, or of each run's: exact on small ones, where a batch would gain nothing."""
+    return a @ b if a.dim() == 2 else one_by_one(torch.matmul, a, b.expand(len(a), *b.shape[-2:]))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x Wᵀ + b` of each run: (runs, samples, inputs) and (runs, outputs, inputs) to (runs, samples, outputs)."""
+    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device):
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return one_by_one(F.linear, x, weight) if bias is None else one_by_one(F.linear, x, weight, bias)
+
+
+def batched(samples: int, inputs: int, outputs: int, device: torch.device) -> bool:
+    """Whether a batch of products has the bits of single ones."""
+    if device.type != "cpu":
+        return True
+    starts = all(size % LINE == 0 for size in (samples * inputs, outputs * inputs, samples * outputs))
+    return starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            grad @ weight if wants_x else None,
+            grad.mT @ x if wants_weight else None,
+            grad.sum(-2) if wants_bias and ctx.biased else None,
+        )
+
+
+class _OnItsOwn(torch.autograd.Function):
+    """A copy, forward and backward, so that what comes and what goes back begin where they would alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone()

@@ -1,0 +1,390 @@
+"""`make gpu OUT=folder`: everything that only a GPU can show, in one JSON and one Markdown file, in under ten minutes.
+
+    python -m tests.bench.gpu --out folder [--device cpu --sizes xs --steps 2 --train xs --train-steps 4 --methods fp,ste]
+
+steps      the step of every method on the task `text`, compiled, in bf16: median, quartiles, tokens a second, memory, the share of the measured
+           peak of a bf16 matrix product, all beside full precision, which is measured first and last
+compiled   on the toy task: the first losses of compiled and of eager training, and whether the compiled network still quantizes (the audit)
+runs       a short training at 10M parameters: score, cost and audit of every method
+tests      those that are marked `gpu`
+
+A part that fails, or for which no time is left, says so in the report. Needed are torch, pandas and safetensors; nothing is looked for elsewhere, and
+where qbench is not installed its plugins are registered from pyproject.toml: PYTHONPATH=.:methods:tasks python -m tests.bench.gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PARTS = ("steps", "compiled", "runs", "tests")
+LIMIT_S = 570.0
+SHARES = {"steps": 0.5, "compiled": 0.65, "runs": 0.85, "tests": 1.0}
+"""By when, of the time, a part begins nothing new."""
+WARMUP, TOKENS = 8, 65_536
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ewgs, fixed": ("ewgs", {"delta": 1e-3}),
+    "ewgs, adaptive": ("ewgs", {"delta": "adaptive"}),
+    "gdnsq, with its teacher": ("gdnsq", {"distill": True}),
+}
+"""Beside every method as it is by default."""
+Row = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What is asked for, and what has been found so far."""
+
+    out: Path
+    device: torch.device
+    sizes: list[str]
+    steps: int
+    train: str
+    train_steps: int
+    methods: list[str]
+    tokens: int = TOKENS
+    compile: bool = True
+    limit_s: float = LIMIT_S
+    found: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def late(self, part: str) -> bool:
+        return time.monotonic() - self.began > SHARES[part] * self.limit_s
+
+    def save(self) -> None:
+        """After every row, so that whatever ends the bench leaves what was measured."""
+        self.found["seconds"] = round(time.monotonic() - self.began, 1)
+        (self.out / "gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
+        (self.out / "gpu.md").write_text("\n".join(markdown(self.found)) + "\n")
+
+    def part(self, name: str, rows: Callable[[Bench], Iterator[Row]]) -> None:
+        self.found[name] = []
+        try:
+            for row in rows(self):
+                self.found[name].append(row)
+                self.save()
+        except Exception as error:  # noqa: BLE001 - the other parts can still be measured
+            self.found[name].append(
+                {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+            )
+        self.save()
+
+
+# ---- the parts ----
+
+
+def steps(bench: Bench) -> Iterator[Row]:
+    from qbench import registry
+    from qbench.hardware import peak_flops
+
+    peak = peak_flops(bench.device, torch.bfloat16)
+    yield {"peak_bf16_flops": peak}
+    chosen = {name: (name, {}) for name in bench.methods} | {label: v for label, v in VARIANTS.items() if v[0] in bench.methods}
+    trained = {label: v for label, v in chosen.items() if not registry.load("methods", v[0]).after}
+    order = ["fp", *(label for label in trained if label != "fp"), "fp, again"]
+    for size in bench.sizes:
+        usual: float | None = None
+        for label in order:
+            method, params = ("fp", {}) if label == "fp, again" else trained.get(label, (label, {}))
+            row: Row = {"size": size, "method": label}
+            if bench.late("steps"):
+                yield row | {"failed": "no time left"}
+                continue
+            row |= attempted(lambda m=method, p=params, s=size: step_times(bench, m, p, s, peak))  # type: ignore[misc]
+            usual = usual or row.get("median_s")
+            if usual and "median_s" in row:
+                row["over_fp"] = row["median_s"] / usual
+            yield row
+
+
+def attempted(measure: Callable[[], Row]) -> Row:
+    """A row, or why there is none; with the memory given back."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+    except Exception as error:  # noqa: BLE001 - a row of the table
+        return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, peak: float) -> Row:
+    from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
+    from qbench.train import one_step
+
+    run, recipe = ready(bench, method, params, size)
+    forget_memory(bench.device)
+    watch, began = Stopwatch(bench.device), time.monotonic()
+    for taken in range(WARMUP + bench.steps):
+        step = 0 if taken == 0 else 1000 + 37 * taken  # the first one, and then ordinary ones: what is rare has its place in `runs`
+        one_step(run, recipe, step)
+        if taken >= WARMUP - 1:
+            watch.mark()
+        else:
+            synchronise(bench.device)
+            built = time.monotonic() - began
+    low, middle, high = quartiles(watch.steps())
+    tokens = run.problem.tokens_per_step
+    return {
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "tokens": tokens,
+        "compiled": bench.compile,
+        "median_s": middle,
+        "q25_s": low,
+        "q75_s": high,
+        "tokens_per_s": tokens / middle,
+        "peak_memory_bytes": peak_memory(bench.device),
+        "peak_share": (run.problem.flops_per_step or 0.0) / middle / peak,
+        "first_steps_s": built,
+    }
+
+
+def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> tuple[Any, Any]:
+    """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
+    from qbench import registry
+    from qbench.config import Quantization, RunConfig
+    from qbench.engines import Assignment, Execution
+    from qbench.making import open_problem, prepare
+    from qbench.run import frozen_copy
+
+    task, instance = registry.build("tasks", "text", {}), registry.build("methods", method, dict(params))
+    context = task.sizes[size]["context"]
+    recipe = replace(task.recipe(size), batch=max(1, bench.tokens // context), steps=100_003, precision="bf16")
+    weights = Quantization("int4", "channel") if instance.quantizes else None
+    config = RunConfig(
+        0, method, instance.version, instance.params, "text", task.version, task.params, "", size, weights, None, recipe, "scratch", 0
+    )
+    _, problem = open_problem(config, bench.device)
+    execution = Execution(device=str(bench.device), compile=bench.compile)
+    run = prepare(Assignment(config, bench.out / "nowhere"), execution, problem, bench.device)
+    if instance.needs_reference:
+        run.reference = frozen_copy(problem.model)
+    run.model.train()
+    return run, recipe
+
+
+def compiled(bench: Bench) -> Iterator[Row]:
+    from qbench import registry
+    from qbench.conformance import Kit, first_losses
+    from qbench.engines import Execution
+
+    for name in bench.methods:
+        if registry.load("methods", name).after:
+            continue
+        if bench.late("compiled"):
+            yield {"method": name, "failed": "no time left"}
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            kit = Kit(name, Path(folder))
+            ways = {way: Execution(device=str(bench.device), compile=way == "compiled") for way in ("eager", "compiled")}
+            made = {way: kit.run(kit.config("int4"), execution, again=True) for way, execution in ways.items()}
+            wrong = [result["message"] for result, _ in made.values() if result["state"] != "ok"]
+            if wrong:
+                yield {"method": name, "failed": str(wrong[0])}
+                continue
+            pairs = zip(*(first_losses(place) for _, place in made.values()), strict=True)
+            apart = max(abs(a - b) / abs(a) for a, b in pairs)
+            scores = {way: result["scores"]["packed"] for way, (result, _) in made.items()}
+            yield {"method": name, "apart": apart, "audit": made["compiled"][0]["audit"]["passed"], **scores}
+
+
+def runs(bench: Bench) -> Iterator[Row]:
+    """Trained one after another in this process, so that what is compiled for one serves the next."""
+    from qbench.engines import Assignment, Execution
+    from qbench.making import run_one
+    from qbench.plan import make_plan
+    from qbench.sweepfile import read_text
+
+    words = ", ".join(f'"{name}"' for name in bench.methods)
+    batch = max(1, min(bench.tokens, TOKENS // 2) // context_of(bench.train))
+    sweep = read_text(
+        f'board = "gpu"\nmethods = [{words}]\nformats = ["int4"]\n[[task]]\nname = "text"\nsizes = ["{bench.train}"]\n'
+        f'[recipe]\nsteps = {bench.train_steps}\nbatch = {batch}\nprecision = "bf16"\n',
+        "gpu.toml",
+    )
+    folders: dict[str, Path] = {}
+    for run in make_plan(sweep).runs.values():
+        row: Row = {"method": run.config.method, "steps": bench.train_steps, "key": run.key}
+        if bench.late("runs"):
+            yield row | {"failed": "no time left"}
+            continue
+        folders[run.key] = bench.out / "runs" / run.key / "1"
+        base = folders.get(run.base) if run.base else None
+        execution = Execution(device=str(bench.device), compile=bench.compile)
+        result = run_one(Assignment(run.config, folders[run.key], base=base), execution)
+        if result["state"] != "ok":
+            yield row | {"failed": f"{result['reason']}: {result['message']}"}
+            continue
+        cost = {
+            name: result["cost"].get(name) for name in ("build_s", "train_s", "eval_s", "tokens_per_s", "peak_share", "peak_memory_bytes")
+        }
+        yield row | {"bits_per_byte": result["scores"]["packed"], "audit": result["audit"]["passed"], **cost}
+
+
+def context_of(size: str) -> int:
+    from qbench import registry
+
+    return int(registry.load("tasks", "text").sizes[size]["context"])
+
+
+def tests(bench: Bench) -> Iterator[Row]:
+    """In a process of their own, and only files that have such a test: others may import what is not installed here."""
+    if find_spec("pytest") is None:
+        yield {"failed": "pytest is not installed"}
+        return
+    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "pytest.ini"
+        settings.write_text("[pytest]\nmarkers =\n    gpu: needs a CUDA device\n    slow: more than ten seconds\n")
+        left = max(30.0, bench.limit_s - (time.monotonic() - bench.began))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            "-c",
+            str(settings),
+            f"--rootdir={ROOT}",
+            "--noconftest",
+            "-p",
+            "no:cacheprovider",
+        ]
+        try:
+            done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=left, cwd=ROOT)
+        except subprocess.TimeoutExpired:
+            yield {"failed": f"not over after {left:.0f} s"}
+            return
+    yield {"files": [Path(f).name for f in files], "exit": done.returncode, "summary": (done.stdout.strip().splitlines() or [""])[-1]}
+    yield from ({"failed": line} for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")))
+
+
+# ---- the report ----
+
+
+def markdown(found: Mapping[str, Any]) -> Iterator[str]:
+    env = found["environment"]
+    yield f"# {env['device_name']}, {env['date']}\n"
+    yield f"torch {env['torch']}, CUDA {env['cuda']}, Python {env['python']}, commit {env['commit']}; {found['seconds']} s in all.\n"
+    for part in PARTS:
+        if rows := found.get(part):
+            yield f"## {part}\n"
+            measured = [row for row in rows if "median_s" in row or "apart" in row or "bits_per_byte" in row]
+            if measured:
+                columns = list(measured[0])
+                columns += [key for row in measured for key in row if key not in columns]
+                columns = list(dict.fromkeys(columns))
+                yield "| " + " | ".join(columns) + " |"
+                yield "|" + "---|" * len(columns)
+                for row in measured:
+                    yield "| " + " | ".join(shown(key, row.get(key)) for key in columns) + " |"
+                yield ""
+            for row in rows:
+                if row not in measured:
+                    yield "* " + ", ".join(f"{key}: {shown(key, value)}" for key, value in row.items())
+            yield ""
+
+
+def shown(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if key.endswith("_bytes"):
+        return f"{value / 2**30:.2f} GiB"
+    if key.endswith("_flops"):
+        return f"{value / 1e12:.1f} T/s"
+    if key in ("median_s", "q25_s", "q75_s"):
+        return f"{1e3 * value:.2f} ms"
+    if key == "peak_share":
+        return f"{100 * value:.1f} %"
+    if key == "tokens_per_s":
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def environment(device: torch.device) -> Row:
+    from qbench.environment import environment as machine
+
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: what this shows is that the bench works"
+    return {**machine(), "device_name": named, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def register_plugins(folder: Path) -> None:
+    """Where qbench lies in a checkout and is not installed: entry points as an installation would have them."""
+    from qbench import registry
+
+    if "fp" in registry.plugins("methods"):
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / "qbench-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qbench\nVersion: 0\n")
+    groups = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in entries.items()) for group, entries in project["entry-points"].items()]
+    (info / "entry_points.txt").write_text("\n".join(groups) + "\n")
+    sys.path.append(str(folder))
+    registry.plugins.cache_clear()
+
+
+def main(words: list[str]) -> int:
+    from qbench import registry
+    from qbench.hardware import device_named
+
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description="What only a GPU can show.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--sizes", default="30m,150m")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--train", default="10m")
+    parser.add_argument("--train-steps", type=int, default=300)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--limit", type=float, default=LIMIT_S)
+    asked = parser.parse_args(words)
+    with tempfile.TemporaryDirectory(prefix="qbench-gpu-") as folder:
+        register_plugins(Path(folder))
+        device = device_named(asked.device)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        methods = asked.methods.split(",") if asked.methods else sorted(registry.plugins("methods"), key=lambda name: name != "fp")
+        bench = Bench(
+            asked.out, device, asked.sizes.split(","), asked.steps, asked.train, asked.train_steps, methods, asked.tokens, not asked.eager, asked.limit
+        )  # fmt: skip
+        bench.found["environment"] = environment(device)
+        for name, rows in {"steps": steps, "compiled": compiled, "runs": runs, "tests": tests}.items():
+            if name in asked.parts.split(","):
+                bench.part(name, rows)
+    print(bench.out / "gpu.md")
+    return int(
+        any(
+            "failed" in row or row.get("audit") is False or row.get("exit", 0) not in (0, 5)
+            for part in PARTS
+            for row in bench.found.get(part, [])
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""`make gpu` on a CPU, with everything tiny: what a GPU would have to prove is the device alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--device", "cpu", "--sizes", "xs", "--steps", "2", "--tokens", "256", "--train", "xs", "--train-steps", "4"]
+
+
+def bench(out: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.bench.gpu", "--out", str(out), *TINY, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+@pytest.mark.slow
+def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--methods", "fp,ste,rtn")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, text = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+    peak, *steps = found["steps"]
+    assert peak["peak_bf16_flops"] > 0 and [row["method"] for row in steps] == ["fp", "ste", "fp, again"]
+    for row in steps:
+        assert row["q25_s"] <= row["median_s"] <= row["q75_s"] and row["compiled"] and row["tokens"] == 256
+        assert row["tokens_per_s"] == pytest.approx(256 / row["median_s"]) and 0 < row["peak_share"] < 1 and row["over_fp"] > 0
+    assert [(row["method"], row["audit"], row["apart"] < 1e-3) for row in found["compiled"]] == [("fp", True, True), ("ste", True, True)]
+    assert [(row["method"], row["audit"]) for row in found["runs"]] == [("fp", True), ("ste", True), ("rtn", True)]
+    assert all(1 < row["bits_per_byte"] < 9 for row in found["runs"])
+    assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
+    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "tests"))
+
+
+@pytest.mark.slow
+def test_what_fails_or_finds_no_time_is_a_line_of_the_report(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--methods", "fp,ste", "--parts", "steps,compiled,runs", "--limit", "0")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.returncode == 1
+    assert all(row["failed"] == "no time left" for part in ("steps", "compiled", "runs") for row in found[part] if "method" in row)
+    assert "no time left" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_it_needs_neither_an_installation_nor_the_store_nor_lm_eval(tmp_path: Path) -> None:
+    """On a machine that has torch and little else: no metadata of qbench, and imports that must not happen are errors."""
+    guard = tmp_path / "guard"
+    guard.mkdir()
+    hidden = [
+        "duckdb",
+        "lm_eval",
+        "click",
+        "rich",
+        "sklearn",
+        "pyarrow",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "fastjsonschema",
+        "jinja2",
+    ]
+    (guard / "sitecustomize.py").write_text(
+        "import sys, importlib.metadata as m\n"
+        f"sys.modules.update(dict.fromkeys({hidden!r}))\n"
+        "real = m.distributions\n"
+        "m.distributions = lambda **k: (d for d in real(**k) if d.metadata['Name'] != 'qbench' or d.version == '0')\n"
+    )
+    path = os.pathsep.join(map(str, (guard, ROOT, ROOT / "methods", ROOT / "tasks")))
+    done = bench(tmp_path / "out", "--methods", "fp,ste", "--parts", "steps,runs", "--eager", PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert [row["method"] for row in found["runs"]] == ["fp", "ste"]

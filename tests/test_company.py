@@ -1,0 +1,383 @@
+"""Runs side by side: every run gets the bits that it gets alone, whoever trains beside it and whatever becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qbench import load_method, load_task
+from qbench.company import hand_back, side_by_side
+from qbench.config import Quantization, RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.formats import Site
+from qbench.grouping import MOST, alone, group_size, kind_of
+from qbench.making import open_problem, prepare, run_group, run_one
+from qbench.method import Method
+from qbench.quantizer import Quantizer
+from qbench.queue import Queue
+from qbench.record import Attempt, new_attempt
+from qbench.rows import by_run, linear, times
+from qbench.run import Run
+from qbench.train import one_step
+from tests.test_train import registered
+
+STEPS = 24
+CPU = torch.device("cpu")
+COMPANY = ((0, 0.01), (1, 0.01), (0, 0.003), (2, 0.03), (1, 0.1))
+"""Seeds and rates: some share their data, some their rate."""
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp": ("fp", {}), "ste": ("ste", {}), "ste mse": ("ste", {"scale": "mse"}), "ste hessian": ("ste", {"scale": "hessian"}),
+    "ste learned": ("ste", {"scale": "learned"}), "rr": ("rr", {}), "placebo": ("placebo", {}), "lsq": ("lsq", {}), "lotion": ("lotion", {}),
+    "lotion optimizer": ("lotion", {"fisher": "optimizer"}), "gdnsq": ("gdnsq", {}), "pege": ("pege", {}),
+    "ewgs": ("ewgs", {}), "ewgs adaptive": ("ewgs", {"delta": "adaptive"}),
+}  # fmt: skip
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits": ("digits", {}), "linreg": ("linreg", {}), "rotated": ("linreg", {"rotated": True}), "batches": ("linreg", {"exact": False}),
+    "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
+}  # fmt: skip
+
+
+def config(method: str = "ste", task: str = "digits", seed: int = 0, lr: float = 0.01, steps: int = STEPS, **recipe: Any) -> RunConfig:
+    name, params = METHODS.get(method, (method, {}))
+    bed, options = TASKS[task]
+    m, t = load_method(name)(**params), load_task(bed)(**options)
+    return RunConfig(
+        0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
+        None, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
+    )  # fmt: skip
+
+
+def company(*args: Any, **more: Any) -> list[RunConfig]:
+    return [config(*args, seed=seed, lr=lr, **more) for seed, lr in COMPANY]
+
+
+def assignments(configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None) -> list[Assignment]:
+    fresh = [Assignment(c, new_attempt(folder, c.key).folder) for c in configs]
+    return [dataclasses.replace(a, resume=r) for a, r in zip(fresh, resume or [None] * len(fresh), strict=True)]
+
+
+def together(configs: Sequence[RunConfig], folder: Path, execution: Execution = Execution(), **more: Any) -> list[dict[str, Any]]:
+    return run_group(assignments(configs, folder, **more), execution, [lambda _: None] * len(configs))
+
+
+def by_themselves(configs: Sequence[RunConfig], folder: Path) -> list[dict[str, Any]]:
+    return [run_one(a) for a in assignments(configs, folder)]
+
+
+TIMED = ("attempt", "started", "finished", "cost")
+
+
+def outcome(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in TIMED}
+
+
+def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
+    path = folder / "runs" / c.key[:2] / c.key / str(number) / "curve.jsonl"
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_number_is_the_one_of_a_run_alone(method: str, task: str, tmp_path: Path) -> None:
+    """Results, curves and artefacts, after training among five."""
+    configs = company(method, task)
+    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    fine = [r["cost"] for r in many if r["state"] == "ok"]
+    assert {cost["company"] for cost in fine} <= {5} and not any("company" in r.get("cost", {}) for r in one)
+    assert fine or method == "lotion optimizer"
+    for c, a, b in zip(configs, many, one, strict=True):
+        assert outcome(a) == outcome(b)
+        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+
+
+def prepared(c: RunConfig, folder: Path) -> Run:
+    return prepare(Assignment(c, folder), Execution(), open_problem(c, CPU)[1], CPU)
+
+
+def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
+    run = side_by_side([prepared(c, folder) for c in configs], [c.recipe for c in configs])
+    assert run is not None
+    return run
+
+
+@pytest.mark.parametrize("method", ["ste", "gdnsq", "ewgs"])
+@pytest.mark.parametrize("size", [2, 7, 16])
+def test_neither_the_slot_nor_the_number_matters(method: str, size: int, tmp_path: Path) -> None:
+    me = config(method, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw")
+    lonely = prepared(me, tmp_path)
+    for step in range(STEPS):
+        one_step(lonely, me.recipe, step)
+    for slot in {0, size // 2, size - 1}:
+        others = [
+            dataclasses.replace(me, seed=10 + i, recipe=dataclasses.replace(me.recipe, lr=0.01 + 0.01 * (i // 4))) for i in range(size - 1)
+        ]
+        configs = [*others[:slot], me, *others[slot:]]
+        run = whole(configs, tmp_path)
+        for step in range(STEPS):
+            one_step(run, me.recipe, step)
+        for (name, mine), (_, its) in zip(lonely.model.state_dict().items(), run.members[slot].model.state_dict().items(), strict=True):
+            assert torch.equal(mine, its), name
+
+
+def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
+    configs = company("lsq")
+    run = whole(configs, tmp_path)
+    one_step(run, configs[0].recipe, 0)
+    for place, member in enumerate(run.members):
+        for mine, large in zip(member.model.parameters(), run.model.parameters(), strict=True):
+            assert torch.equal(mine, large[place]) and mine.data_ptr() == large[place].data_ptr()
+        for bundle, wide in zip(member.bundles, run.bundles, strict=True):
+            assert torch.equal(bundle.quantizer.size, wide.quantizer.size[place])  # type: ignore[operator, arg-type, index]
+    hand_back(run)
+    states = [m.optimizer.state[p] for m in run.members for p in m.model.parameters()]  # type: ignore[union-attr]
+    assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
+
+
+# ---- what becomes of one ----
+
+
+def test_one_that_diverges_takes_nobody_with_it(tmp_path: Path) -> None:
+    configs = [config("ste", "linreg", seed=s, lr=lr, optimizer="sgd", momentum=0.0) for s, lr in ((0, 0.1), (1, 1e30), (2, 0.2))]
+    many = together(configs, tmp_path / "many")
+    assert [(r["state"], r["reason"]) for r in many] == [("ok", None), ("failed", "diverged"), ("ok", None)]
+    for a, b in zip(many, by_themselves(configs, tmp_path / "one"), strict=True):
+        assert outcome(a) == outcome(b)
+    assert len(curve(tmp_path / "many", configs[1])) < STEPS == len(curve(tmp_path / "many", configs[0]))
+
+
+@dataclass
+class Moody(Method):
+    """STE that bears little company, and one seed badly."""
+
+    name = "moody"
+    most: ClassVar[int] = 9
+    hated: ClassVar[int] = -1
+    tried: ClassVar[list[int]] = []
+
+    def alone(self) -> None:
+        return None
+
+    def quantizer(self, site: Site) -> Quantizer:
+        return load_method("ste")().quantizer(site)  # type: ignore[return-value]
+
+    def after_backward(self, run: Run) -> None:
+        runs = run.members or [run]
+        if run.step == 5:
+            self.tried.append(len(runs))
+        if run.step == 5 and len(runs) > self.most:
+            raise torch.OutOfMemoryError("no room")
+        if run.step == 5 and any(one.seed == self.hated for one in runs):
+            raise ValueError("not with that one")
+
+
+def moody(seed: int) -> RunConfig:
+    return dataclasses.replace(config(seed=seed), method="moody", method_params={}, method_version=1)
+
+
+@pytest.fixture
+def mood() -> Any:
+    Moody.most, Moody.hated, Moody.tried = 9, -1, []
+    with registered(Moody):
+        yield Moody
+
+
+def test_out_of_memory_goes_on_by_halves(mood: type[Moody], tmp_path: Path) -> None:
+    mood.most = 2
+    found = together([moody(seed) for seed in range(7)], tmp_path / "many")
+    assert [r["state"] for r in found] == ["ok"] * 7
+    assert mood.tried == [7, 3, 1, 2, 4, 2, 2] and [r["cost"].get("company", 1) for r in found] == [1, 2, 2, 2, 2, 2, 2]
+    assert [outcome(r) for r in found] == [outcome(r) for r in by_themselves([moody(seed) for seed in range(7)], tmp_path / "one")]
+    assert all(len(curve(tmp_path / "many", moody(seed))) == STEPS for seed in range(7)), "a first try leaves no lines"
+
+
+def test_what_goes_wrong_is_blamed_on_the_run_that_did_it(mood: type[Moody], tmp_path: Path) -> None:
+    mood.hated = 2
+    found = together([moody(seed) for seed in range(4)], tmp_path)
+    assert [r["reason"] for r in found] == [None, None, "plugin", None]
+    assert found[2]["message"] == "ValueError: not with that one"
+
+
+def test_one_that_cannot_begin_fails_alone(tmp_path: Path) -> None:
+    configs = company()
+    configs[1] = dataclasses.replace(configs[1], data="other data")
+    found = together(configs, tmp_path)
+    assert [r["reason"] for r in found] == [None, "data", None, None, None] and found[0]["cost"]["company"] == 4
+
+
+class Cut(BaseException):
+    """Ends a process, as a kill would."""
+
+
+@pytest.mark.parametrize("method", ["lotion", "gdnsq", "pege", "ewgs", "lsq"])
+def test_killed_midway_it_goes_on_in_another_grouping(method: str, tmp_path: Path) -> None:
+    """From the checkpoints of single runs: five side by side, then two, two and one."""
+    configs = company(method)
+
+    def cut(progress: dict[str, Any]) -> None:
+        if progress["step"] > STEPS // 2:
+            raise Cut
+
+    first = assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Cut):
+        run_group(first, Execution(checkpoint_s=0), [cut] * 5)
+    assert all(Attempt(a.folder).checkpoint.exists() for a in first)
+    folders = [a.folder for a in first]
+    found = []
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        found += together(configs[part], tmp_path / "many", resume=folders[part])
+    for c, a, b in zip(configs, found, by_themselves(configs, tmp_path / "one"), strict=True):
+        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
+
+
+def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> None:
+    configs = company()
+    seen: list[int] = []
+
+    def cut(progress: dict[str, Any]) -> None:
+        if progress["step"] > 8:
+            raise Cut
+
+    first = assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Cut):
+        run_group(first[:2], Execution(checkpoint_s=0), [cut] * 2)
+    again = assignments(configs, tmp_path / "many", [a.folder for a in first])
+    found = run_group(again, Execution(), [lambda p: seen.append(p["step"])] * 5)
+    assert [r["cost"]["company"] for r in found] == [2, 2, 3, 3, 3] and min(seen) == 1
+    assert [outcome(r) for r in found] == [outcome(r) for r in by_themselves(configs, tmp_path / "one")]
+
+
+# ---- who trains with whom ----
+
+
+def test_kinds_differ_in_all_but_seed_and_rate() -> None:
+    assert len({kind_of(c) for c in company()}) == 1 and kind_of(config()) is not None
+    other = [
+        config("lsq"),
+        config(task="linreg"),
+        config(steps=9),
+        config(beta2=0.9),
+        dataclasses.replace(config(), weights=Quantization("int3", "channel")),
+    ]
+    assert len({kind_of(c) for c in [config(), *other]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"method": "rtn", "method_params": load_method("rtn")().params}, "trains nothing"),
+        ({"activations": Quantization("int4", "tensor")}, "run by run"),
+        ({"task_params": {"model": "cnn"}}, "not been written for runs side by side"),
+        ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one learning rate"),
+        ({"method": "gdnsq", "method_params": load_method("gdnsq")(rho=0.9).params}, "rho = 1"),
+    ],
+)  # fmt: skip
+def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str) -> None:
+    c = dataclasses.replace(config(), **changed)
+    assert sentence in str(alone(c)) and kind_of(c) is None
+
+
+def test_groups_are_as_large_as_pays() -> None:
+    assert (
+        group_size(config(), "cpu") == MOST["cpu"]
+        and group_size(dataclasses.replace(config(task="linreg"), size="l"), "cpu") == MOST["cpu"]
+    )
+    assert group_size(dataclasses.replace(config(task="twolayer"), size="l"), "cpu") == 1 < group_size(config(), "cuda")
+
+
+@given(st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3]))
+def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(kinds: list[str], workers: int, most: int | None) -> None:
+    queue, c = Queue(Execution(device="cpu", group=most)), config()
+    for place, kind in enumerate(kinds):
+        queue.push(place, str(place), None if kind == "-" else kind)
+    groups = []
+    while queue:
+        groups.append(queue.pop(workers, lambda _: c))
+    assert sorted(int(key) for group in groups for key in group) == list(range(len(kinds)))
+    for group in groups:
+        of = {kinds[int(key)] for key in group}
+        assert len(of) == 1 and (of != {"-"} or len(group) == 1) and len(group) <= (most or MOST["cpu"])
+        assert len(group) <= -(-kinds.count(of.pop()) // workers), "every worker has its share"
+    firsts = [int(group[0]) for group in groups]
+    assert firsts == sorted(firsts), "in the order of the plan"
+
+
+def test_a_run_that_is_tried_again_is_tried_alone() -> None:
+    queue = Queue(Execution(device="cpu"))
+    for place in range(4):
+        queue.push(place, str(place), "a")
+    assert queue.pop(2, lambda _: config()) == ["0", "1"]
+    queue.push(0, "0", None)
+    assert [queue.pop(1, lambda _: config()) for _ in range(2)] == [["0"], ["2", "3"]] and not queue
+
+
+# ---- arithmetic ----
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [t.clone().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("samples", "inputs", "outputs"), [(64, 64, 32), (64, 32, 10), (297, 31, 7), (64, 256, 1), (1, 256, 16), (13, 1, 5), (8, 512, 48)]
+)
+@pytest.mark.parametrize("runs", [1, 2, 5])
+def test_a_linear_layer_of_runs_is_that_of_each(runs: int, samples: int, inputs: int, outputs: int, biased: bool) -> None:
+    draw = torch.Generator().manual_seed(samples + inputs)
+    x, w, b, g = (
+        torch.randn(runs, *shape, generator=draw) for shape in ((samples, inputs), (outputs, inputs), (outputs,), (samples, outputs))
+    )
+    many = leaves(x, w, b)
+    out = linear(many[0], many[1], many[2] if biased else None)
+    out.backward(g)
+    for run in range(runs):
+        one = leaves(x[run], w[run], b[run])
+        y = F.linear(one[0], one[1], one[2] if biased else None)
+        y.backward(g[run].clone())
+        assert torch.equal(out[run], y)
+        assert all(torch.equal(m.grad[run], o.grad) for m, o in list(zip(many, one, strict=True))[: 3 if biased else 2])  # type: ignore[index, arg-type]
+
+
+def test_a_linear_layer_of_runs_can_be_differentiated_twice() -> None:
+    x, w, b = (torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (5, 4), (5,)))
+    assert torch.autograd.gradgradcheck(linear, (x, w, b))
+
+
+@pytest.mark.parametrize("row", [1, 7, 16, 17, 32, 64])
+def test_functions_of_elements_do_not_depend_on_where_they_stand(row: int) -> None:
+    x = torch.randn(6, row, generator=torch.Generator().manual_seed(row))
+    assert torch.equal(by_run(torch.exp2, x, 1), torch.stack([one.clone().exp2() for one in x]))
+
+
+def test_products_of_matrices_run_by_run() -> None:
+    a, b = torch.randn(3, 2, 5), torch.randn(3, 5, 4)
+    assert (
+        torch.equal(times(a, b)[1], a[1] @ b[1])
+        and torch.equal(times(a, b[0])[2], a[2] @ b[0])
+        and torch.equal(times(a[0], b[0]), a[0] @ b[0])
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
+    """And keeps its gradients: with those of a rounding dropped nothing would move."""
+    torch.compiler.reset()
+    configs = company("ewgs")
+    results = [together(configs, tmp_path / name, Execution(compile=compiled)) for name, compiled in (("eager", False), ("compiled", True))]
+    assert [r["state"] for r in results[1]] == ["ok"] * 5 and all(r["audit"]["passed"] for r in results[1])
+    for c in configs:
+        one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
+        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+        assert one[0]["grad_norm"] == pytest.approx(other[0]["grad_norm"], rel=1e-3)
