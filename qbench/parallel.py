@@ -172,4 +172,4 @@ def _tensors(state: Any, device: torch.device) -> Iterator[Tensor]:
 def _fingerprint(x: Tensor) -> Tensor:
     """The sum of the bits, which NaN does not hide from."""
     bits = x.contiguous().view(torch.uint8) if x.dim() else x.reshape(1).view(torch.uint8)
-    return bits.to(torch.int64).sum()
+    return bits.sum(dtype=torch.int64)

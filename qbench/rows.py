@@ -93,12 +93,16 @@ class _Linear(torch.autograd.Function):
 
 
 class _OnItsOwn(torch.autograd.Function):
-    """A copy, forward and backward, so that what comes and what goes back begin where they would alone."""
+    """Nothing, but that what comes and what goes back begin on a cache line, as they would alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
+        return x.view_as(x) if _on_a_line(x) else x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.clone()
+        return grad if _on_a_line(grad) else grad.clone()
+
+
+def _on_a_line(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or x.data_ptr() % (LINE * 4) == 0

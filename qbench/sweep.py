@@ -368,8 +368,7 @@ class _Coordinator:
             else:
                 summary.left += 1
         later = sum(waiting.runs for waiting in self.plan.waiting)
-        summary.left += later if self.shard == WHOLE else 0
-        summary.elsewhere = len(elsewhere) + (0 if self.shard == WHOLE else later)
+        summary.left, summary.elsewhere = (summary.left + later, 0) if self.shard == WHOLE else (summary.left, len(elsewhere) + later)
         return summary
 
     @contextmanager

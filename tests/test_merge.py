@@ -106,7 +106,7 @@ def test_a_bundle_comes_in_and_the_board_says_that_it_was_evaluated(empty: Path,
 
 def test_without_evaluation_the_board_says_claimed(empty: Path, good: Path) -> None:
     assert dict(merge(empty, good, score=False).levels) == {"claimed": 3}
-    assert cells(empty)[1] == ["1 of 1 runs claimed, not verified here"]
+    assert cells(empty)[1] == ["1 of 1 run claimed, not verified here"]
 
 
 def test_the_same_bundle_again_adds_nothing_and_may_raise_what_is_believed(empty: Path, good: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_submission_never_takes_the_place_of_an_own_run(trained: Path, good: P
     merge(results, changed(good, key, tmp_path / "other.zip", better), score=False)
     cell, notes = cells(results)
     assert cell.state == ("ok" if own_state == "ok" else "failed") and not any("claimed" in note for note in notes)
-    assert qbench.results(results).board("b").notes[0].startswith("conflict: 1 runs")
+    assert qbench.results(results).board("b").notes[0].startswith("conflict: 1 run")
     decides = standing(results, key).attempt
     assert decides and decides.number == 1 and latest(results, key)["attempt"] == 1
 
@@ -297,7 +297,7 @@ def test_a_submission_fills_the_place_of_an_own_mishap(trained: Path, good: Path
     rebuild(results)
     merge(results, good, score=False)
     cell, notes = cells(results)
-    assert cell.state == "ok" and notes == ["1 of 1 runs claimed, not verified here"]
+    assert cell.state == "ok" and notes == ["1 of 1 run claimed, not verified here"]
     assert [a.number for a in attempts(results, ste(results))] == [1, 2] and qbench.results(results).board("b").notes == ()
 
 
@@ -320,7 +320,7 @@ def test_a_run_that_comes_to_something_else_is_not(empty: Path, good: Path, tmp_
     merge(empty, changed(good, key, tmp_path / "b.zip", lambda d: [better(d), d.update(artefact_sha256="0" * 64)]), score=False)
     found = reproduce(empty, key)
     assert found.verdict == "different" and settle(empty, key, found.verdict) is None
-    assert cells(empty)[1] == ["1 of 1 runs claimed, not verified here"]
+    assert cells(empty)[1] == ["1 of 1 run claimed, not verified here"]
 
 
 def test_trust_in_a_bundle_is_worth_nothing(trained: Path, empty: Path, good: Path, tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ import multiprocessing as mp
 import os
 import signal
 import sys
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from qbench.engines import Assignment, Engine, Event, Execution, Wishes
@@ -60,10 +58,7 @@ class RayEngine(Engine):
 
         context = mp.get_context("spawn")
         self.link, theirs = context.Pipe()
-        handle, log = tempfile.mkstemp(prefix="qbench-ray-", suffix=".log")
-        os.close(handle)
-        self.log = Path(log)
-        self.process = context.Process(target=drive, args=(theirs, log, self.wishes, self.train, list(sys.path)), daemon=True)
+        self.process = context.Process(target=drive, args=(theirs, self.wishes, self.train, list(sys.path)), daemon=True)
         with without_interrupts(), anonymous_main():
             self.process.start()
         theirs.close()
@@ -140,5 +135,4 @@ class RayEngine(Engine):
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.log.unlink(missing_ok=True)
         self.process = None

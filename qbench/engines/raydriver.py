@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -67,10 +66,10 @@ class Slot:
     cancelled: bool = False
 
 
-def drive(link: Connection, log: str, wishes: Wishes, train: str, path: list[str]) -> None:
+def drive(link: Connection, wishes: Wishes, train: str, path: list[str]) -> None:
     """The process: until the other end of the link closes, or the cluster is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _print_to(log)
+    _be_quiet()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     driver = Driver(link, wishes, train, path)
     try:
@@ -78,19 +77,23 @@ def drive(link: Connection, log: str, wishes: Wishes, train: str, path: list[str
         driver.run()
     except QbenchError as error:
         driver.tell("fatal", str(error))
+    except Exception as error:  # noqa: BLE001 - Ray's, of whatever kind: it is the last that is heard of the cluster
+        driver.tell(
+            "fatal",
+            f"{type(error).__name__}: {_first_line(error)}; what is finished or in a checkpoint is kept: run the same command again",
+        )
     finally:
         threading.Timer(10, os._exit, [1]).start()  # should Ray not let go
         driver.disconnect()
         os._exit(0)
 
 
-def _print_to(log: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _be_quiet() -> None:
+    """Ray writes to the terminal what it thinks of its cluster."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
-        os.dup2(file, descriptor)
-    os.close(file)
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 class Driver:

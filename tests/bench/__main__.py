@@ -4,6 +4,7 @@ start     qbench --help against click alone; qbench show
 harness   the quick board end to end, and the harness's own share of it
 steps     a quantized training step against full precision, and other libraries' fake quantization
 methods   each method's training against full precision
+groups    runs side by side against one by one
 store     a hundred thousand runs
 publish   the site of ten thousand runs, and a page of a thousand cells in a browser
 text      the task `text`: a step against plain PyTorch, loading, tokenising
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-PARTS = ("start", "harness", "steps", "methods", "store", "publish", "text", "statistics", "engines", "scale", "downstream")
+PARTS = ("start", "harness", "steps", "methods", "groups", "store", "publish", "text", "statistics", "engines", "scale", "downstream")
 
 
 def main(words: list[str]) -> int:

@@ -1,0 +1,190 @@
+"""Throughput of runs side by side against a loop over the same runs, one by one, in one process on one core.
+
+    python -m tests.bench groups
+
+Both are eager. What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported.
+Last, a language model, which is too large to gain from company on a CPU: two processes against one. Where JAX is installed (pip install jax) the
+same MLP is swept by `jit(vmap(…))` over `scan`, too: the arithmetic of STE, Adam and clipping written for it alone, without curves,
+checkpoints or scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing as mp
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qbench import load_method, load_task
+from qbench.company import side_by_side
+from qbench.config import Quantization, RunConfig
+from qbench.engines import Assignment, Execution
+from qbench.making import open_problem, prepare
+from qbench.run import Run
+from qbench.train import one_step
+
+ROUNDS = 7
+CPU = torch.device("cpu")
+RATES = (0.003, 0.01, 0.03, 0.1)
+BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float], ...] = (
+    ("digits MLP", "digits", "xs", {}, False, 32, 7.0),
+    ("linreg, d = 12 000, full gradient", "linreg", "l", {}, False, 32, 8.0),
+    ("linreg, d = 256, full gradient", "linreg", "xs", {}, False, 32, 8.0),
+    ("linreg, d = 512, mini-batches, one stream", "linreg", "s", {"exact": False}, True, 32, 18.0),
+    ("linreg, d = 12 000, mini-batches, one stream", "linreg", "l", {"exact": False}, True, 32, 18.0),
+)
+"""Title, task, size, options, whether all share a seed, runs side by side, and the target."""
+
+
+def config(task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste") -> RunConfig:
+    m, t = load_method(method)(), load_task(task)(**options)
+    recipe = dataclasses.replace(t.recipe(size), steps=1_000_000, lr=lr)
+    weights = Quantization("int4", "channel") if m.quantizes else None
+    return RunConfig(
+        0, method, m.version, m.params, task, t.version, t.params, t.fingerprint(), size, weights, None, recipe, "scratch", seed
+    )
+
+
+def prepared(c: RunConfig) -> Run:
+    return prepare(Assignment(c, Path("unused")), Execution(), open_problem(c, CPU)[1], CPU)
+
+
+def stepper(run: Run, c: RunConfig) -> Callable[[int], float]:
+    """Takes so many steps and gives the seconds of the processor that they took."""
+    step = 0
+
+    def take(count: int) -> float:
+        nonlocal step
+        began = time.process_time()
+        for _ in range(count):
+            one_step(run, c.recipe, step)
+            step += 1
+        return time.process_time() - began
+
+    return take
+
+
+def throughput(
+    task: str, size: str, options: dict[str, Any], one_seed: bool, count: int, method: str = "ste"
+) -> tuple[float, float, float]:
+    """Microseconds of a run's step alone and side by side, and the median ratio."""
+    seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
+    configs = [config(task, size, options, seed, RATES[place * len(RATES) // count], method) for place, seed in enumerate(seeds)]
+    alone = stepper(prepared(configs[0]), configs[0])
+    whole = side_by_side([prepared(c) for c in configs], [c.recipe for c in configs])
+    assert whole is not None
+    beside = stepper(whole, configs[0])
+    steps = max(4, min(200, int(0.5 / (beside(3) / 3))))
+    pairs = [(alone(steps) / steps, beside(steps) / steps / count) for _ in range(ROUNDS)]
+    return (*(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
+
+
+def table() -> Iterator[str]:
+    torch.set_num_threads(1)
+    yield "| side by side | runs | alone, µs a step | in company | ratio | target |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for title, task, size, options, one_seed, count, target in BEDS:
+        alone, beside, ratio = throughput(task, size, options, one_seed, count)
+        yield f"| STE, {title} | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | {target:.0f} |"
+    for method in ("fp", "lotion", "gdnsq", "pege", "ewgs", "lsq"):
+        alone, beside, ratio = throughput("digits", "xs", {}, False, 32, method)
+        yield f"| {method}, digits MLP | 32 | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
+    yield f"| STE, grammar xs: two processes against one | 2 | | | {two_processes():.2f} | 1.9 |"
+    if find_spec("jax"):
+        yield f"| JAX, digits MLP: jit(vmap) over scan | 32 | | {jax_sweep(32):,.1f} | | |"
+
+
+# ---- two processes ----
+
+
+def language(steps: int, start: Any, done: Any) -> None:
+    torch.set_num_threads(1)
+    c = config("grammar", "xs", {}, 0, 0.003)
+    run = prepared(c)
+    for step in range(3):
+        one_step(run, c.recipe, step)
+    done.wait()
+    for part in range(ROUNDS):
+        start.wait()
+        for step in range(steps):
+            one_step(run, c.recipe, 3 + part * steps + step)
+        done.wait()
+
+
+def two_processes(steps: int = 40) -> float:
+    """How many times the steps of one process two get done."""
+
+    def seconds(count: int) -> float:
+        context = mp.get_context("spawn")
+        start, done = context.Barrier(count + 1), context.Barrier(count + 1)
+        workers = [context.Process(target=language, args=(steps, start, done)) for _ in range(count)]
+        for worker in workers:
+            worker.start()
+        done.wait()
+        times = []
+        for _ in range(ROUNDS):
+            start.wait()
+            began = time.perf_counter()
+            done.wait()
+            times.append(time.perf_counter() - began)
+        for worker in workers:
+            worker.join()
+        return statistics.median(times)
+
+    return 2 * seconds(1) / seconds(2)
+
+
+# ---- the same in JAX ----
+
+
+def jax_sweep(count: int, steps: int = 300) -> float:
+    """Microseconds of a run's step: digits MLP xs, STE int4 by channel, AdamW and clipping, batches drawn beforehand."""
+    import jax
+    import jax.numpy as jnp
+
+    problem = open_problem(config("digits", "xs", {}, 0, 0.01), CPU)[1]
+    drawn = [problem.batch(index) for index in range(steps)]
+    xs, ys = (jnp.stack([jnp.asarray(getattr(b, part).numpy()) for b in drawn]) for part in ("inputs", "targets"))
+    named = [jnp.asarray(p.detach().numpy()) for p in problem.model.parameters()]
+    start = jax.tree.map(lambda p: jnp.broadcast_to(p, (count, *p.shape)), named)
+    rates = jnp.asarray([RATES[place * len(RATES) // count] for place in range(count)])
+
+    def quantized(w: Any) -> Any:
+        top = jnp.abs(w).max(-1, keepdims=True) / 7
+        scale = jnp.where(top > 0, top, 1.0)
+        return w + jax.lax.stop_gradient(jnp.clip(jnp.round(w / scale), -7, 7) * scale - w)
+
+    def loss(ps: Any, x: Any, y: Any) -> Any:
+        layers = list(zip(ps[::2], ps[1::2], strict=True))
+        for place, (w, b) in enumerate(layers):
+            x = x @ (quantized(w) if 0 < place < len(layers) - 1 else w).T + b
+            x = jax.nn.relu(x) if place < len(layers) - 1 else x
+        return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], -1).mean()
+
+    def step(state: Any, batch: Any) -> Any:
+        ps, ms, vs, t, lr = state
+        value, gs = jax.value_and_grad(loss)(ps, *batch)
+        norm = jnp.sqrt(sum((g * g).sum() for g in gs))
+        gs = [g * jnp.minimum(1.0, 1.0 / (norm + 1e-6)) for g in gs]
+        ms, vs = [0.9 * m + 0.1 * g for m, g in zip(ms, gs, strict=True)], [0.95 * v + 0.05 * g * g for v, g in zip(vs, gs, strict=True)]
+        moved = [m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.95**t)) + 1e-8) for m, v in zip(ms, vs, strict=True)]
+        return ([p - lr * d for p, d in zip(ps, moved, strict=True)], ms, vs, t + 1, lr), value
+
+    def train(ps: Any, lr: Any) -> Any:
+        zeros = [jnp.zeros_like(p) for p in ps]
+        return jax.lax.scan(step, (ps, zeros, zeros, 1.0, lr), (xs, ys))[1]
+
+    sweep = jax.jit(jax.vmap(train))
+    jax.block_until_ready(sweep(start, rates))
+    times = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        jax.block_until_ready(sweep(start, rates))
+        times.append(time.process_time() - began)
+    return 1e6 * statistics.median(times) / steps / count
