@@ -19,7 +19,7 @@ from qbench import grades, stats, tuned
 from qbench.board import Board, Cell, Column, Cost, Row, Section, State
 from qbench.parts import Part, Place, best_rate, first, known, mean, only_finite, rows_at, scores_of, slices, why
 from qbench.stats import Estimate
-from qbench.table import Table, read_frame
+from qbench.table import Array, Table, read_frame
 from qbench.text import count, spell
 from qbench.tidy import NOT_RUN, Defaults, Tidy, parameters, tidy, unusual
 from qbench.tuned import Tried
@@ -283,9 +283,10 @@ class SectionMaker:
         ratios = np.full(len(own["step_s_median"]), np.nan)
         if self.fp is not None:
             fp = self.parts[self.fp, -1]
-            for device in np.unique(own["device_name"]):
-                base = only_finite(fp["step_s_median"][fp["good"] & (fp["device_name"] == device)])
-                here = own["device_name"] == device
+            for device, company in np.unique([own["device_name"], alone_is_one(own)], axis=1).T:
+                there = (fp["device_name"] == device) & (alone_is_one(fp) == company)
+                base = only_finite(fp["step_s_median"][fp["good"] & there])
+                here = (own["device_name"] == device) & (alone_is_one(own) == company)
                 if len(base) and np.median(base) > 0:
                     ratios[here] = own["step_s_median"][here] / np.median(base)
         ratios, train, peak, audits = (only_finite(x) for x in (ratios, own["train_s"], own["peak_memory_bytes"], own["audit_passed"]))
@@ -370,4 +371,9 @@ class SectionMaker:
         return (self.notes.index(text) + 1,)
 
 
-_COST = ("step_s_median", "device_name", "train_s", "peak_memory_bytes", "audit_passed")
+def alone_is_one(part: Mapping[str, Array]) -> Array:
+    """How many runs shared a step: times are compared among equals."""
+    return np.nan_to_num(part["company"], nan=1.0)
+
+
+_COST = ("step_s_median", "device_name", "company", "train_s", "peak_memory_bytes", "audit_passed")

@@ -36,7 +36,13 @@ def show_run(run: Mapping[str, Any], console: Console) -> None:
     title.append(f"  attempt {text.plain(run.get('attempt', 1))}: ", style="not bold")
     title.append(text.plain(state), style="green" if state == "ok" else "red")
     console.print(title)
-    lines = [*_what(spec), *_outcome(result), *_curve(run, min(max(20, console.width - 14), LINE)), *_audit(result), *_origin(run, result, env)]
+    lines = [
+        *_what(spec),
+        *_outcome(result),
+        *_curve(run, min(max(20, console.width - 14), LINE)),
+        *_audit(result),
+        *_origin(run, result, env),
+    ]
     console.print(_grid(lines))
 
 
@@ -224,11 +230,7 @@ def _why(state: str, line: Planned) -> str:
     made = [f"{' and '.join(line.edited)} edited under the same version: raise version"] if line.edited else []
     made += [f"made by {line.stale}"] if line.stale else []
     words = (
-        [f"{', '.join(made)}, key {(line.key or '')[:12]}"]
-        if state == "stale"
-        else [f"there is one of {line.older}"]
-        if line.older
-        else []
+        [f"{', '.join(made)}, key {(line.key or '')[:12]}"] if state == "stale" else [f"there is one of {line.older}"] if line.older else []
     )
     return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))
 

@@ -82,9 +82,7 @@ def rank(row: Row) -> str:
 
 def chosen(cell: Cell) -> str:
     """`lr 0.003, scale mse`: what was best on validation."""
-    return ", ".join(
-        f"{name} {text.plain(text.value(value), 40)}" for name, value in cell.chosen.items()
-    )
+    return ", ".join(f"{name} {text.plain(text.value(value), 40)}" for name, value in cell.chosen.items())
 
 
 def best_of(section: Section) -> list[str]:
@@ -207,7 +205,11 @@ def grade(cell: Cell, exam: Exam) -> str:
         return NONE
     half, value = found.score.half, found.score.value
     spread = "" if half is None else f" ± {text.half_width(half, value, DOWNSTREAM_DIGITS)}"
-    return text.number(value, DOWNSTREAM_DIGITS) + spread + (f" ({found.seeds} of {text.count(cell.asked, 'seed')})" if found.seeds < cell.asked else "")
+    return (
+        text.number(value, DOWNSTREAM_DIGITS)
+        + spread
+        + (f" ({found.seeds} of {text.count(cell.asked, 'seed')})" if found.seeds < cell.asked else "")
+    )
 
 
 def exam_lines(exam: Exam) -> list[str]:

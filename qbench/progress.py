@@ -389,4 +389,3 @@ def roughly(x: float) -> str:
     """No more precise than a guess can be, and calmer to look at."""
     step = 1 if x < 60 else 10 if x < 600 else 60
     return minutes(step * math.ceil(x / step))
-

@@ -137,7 +137,9 @@ class QuantLinear(QuantLayer):
         x, weight = self.quantized(x), self.effective
         if weight.dim() == 2:
             return F.linear(x, weight, self.bias)
-        y = linear(x.flatten(1, -2), weight, self.bias)
+        lead = weight.dim() - 2
+        bias = None if self.bias is None else self.bias.flatten(0, lead - 1)
+        y = linear(x.flatten(lead, -2).flatten(0, lead - 1), weight.flatten(0, lead - 1), bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -38,13 +38,14 @@ class Queue:
             self.left[kind] += 1
             heapq.heappush(self.kinds.setdefault(kind, []), (place, key))
 
-    def pop(self, workers: int, config: Callable[[str], RunConfig]) -> list[str]:
-        """The next group. No worker stands idle so that another's group may be larger."""
+    def pop(self, idle: int, config: Callable[[str], RunConfig]) -> list[str]:
+        """The next group, for one of the `idle` places; none stays idle so that another's group may be larger."""
         from qbench.grouping import group_size
 
         first = next(key for _, key in self._popped(self.order) if key in self.waiting)
         kind = self.waiting[first]
-        share = -(-self.left[kind] // workers) if kind is not None else 1
+        others = len(self.waiting) - self.left[kind] if kind is not None else 0
+        share = -(-self.left[kind] // max(1, idle - others)) if kind is not None else 1
         self._forget(first)
         group = [first]
         if kind is not None and share > 1:

@@ -62,6 +62,7 @@ MIGRATIONS = (
     )
     """,
     "ALTER TABLE runs DROP COLUMN worst",
+    "ALTER TABLE runs ADD COLUMN company INTEGER",
 )
 ANSWERS_SINCE = 6
 """The first version that holds answers: what was answered before is taken in when a store comes to it."""
@@ -114,7 +115,7 @@ RUN = (
     *_columns(dict, "result", "", "kinds", "metrics"),
     *_columns(float, "result", "train", "final_loss"),
     *_columns(float, "result", "cost", "build_s", "train_s", "eval_s", "wall_s", "step_s_median", "step_s_q25", "step_s_q75"),
-    *_columns(int, "result", "cost", "peak_memory_bytes"),
+    *_columns(int, "result", "cost", "peak_memory_bytes", "company"),
     *_columns(float, "result", "cost", "samples_per_s", "tokens_per_s", "peak_share"),
     *_columns(int, "result", "size", "parameters", "quantized_parameters"),
     *_columns(float, "result", "size", "bits_per_weight"),

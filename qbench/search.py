@@ -102,4 +102,6 @@ class Search:
 
     @property
     def failed(self) -> Cell:
-        return dataclasses.replace(self.pending, failure=f"none of its {count(len(self.points), 'trial')} succeeded, so there is nothing to choose")
+        return dataclasses.replace(
+            self.pending, failure=f"none of its {count(len(self.points), 'trial')} succeeded, so there is nothing to choose"
+        )

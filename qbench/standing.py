@@ -102,7 +102,9 @@ def how_it_ended(details: Mapping[str, Any], execution: Execution) -> tuple[str,
         return "signal", str(details["gone"])
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
-        return "signal", f"{details.get('who', 'the worker')} was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+        return "signal", f"{details.get('who', 'the worker')} was killed by {name}" + (
+            " (out of memory, perhaps)" if name == "SIGKILL" else ""
+        )
     return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
 
 

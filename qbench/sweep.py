@@ -206,7 +206,7 @@ class _Coordinator:
 
     def hand_out(self) -> None:
         while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
-            keys = self.ready.pop(self.engine.capacity, lambda key: self.plan.runs[key].config)
+            keys = self.ready.pop(self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config)
             group = [going for key in keys if (going := self.begun(key))]
             if not group:
                 continue

@@ -37,7 +37,7 @@ TEXT = (
 NUMBERS = (
     *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation"),
     *("rr_mean", "digits", "effect", "bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
-    *("rung", "trial", "budget"),
+    *("rung", "trial", "budget", "company"),
 )
 
 

@@ -134,7 +134,11 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
 @pytest.mark.parametrize(
     ("task", "more", "line"),
     [
-        ("digits", '[downstream]\ntasks = ["arc_easy"]', r"asked.toml: \[downstream\]: no task here has downstream questions: digits trains no"),
+        (
+            "digits",
+            '[downstream]\ntasks = ["arc_easy"]',
+            r"asked.toml: \[downstream\]: no task here has downstream questions: digits trains no",
+        ),
         ("grammar", '[[task]]\nname = "digits"\ndownstream = ["arc_esy"]', r"\[\[task\]\] 1: the task digits has no downstream questions"),
     ],
 )

@@ -50,7 +50,10 @@ def partial() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sites on a disk, by name."""
-    home, made = tmp_path_factory.mktemp("sites"), {"ranked": ranked(), "partial": partial(), "all": one_of_everything(), "nasty": nasty(), "retired": retired()}
+    home, made = (
+        tmp_path_factory.mktemp("sites"),
+        {"ranked": ranked(), "partial": partial(), "all": one_of_everything(), "nasty": nasty(), "retired": retired()},
+    )
     for name, rows in made.items():
         archive.place(files(rows), home / name)
     return {name: home / name / "index.html" for name in made}

@@ -101,7 +101,7 @@ def test_runs_that_would_be_refused_are_not_packed(trained: Path, tmp_path: Path
 
 
 def test_submit_without_anything_to_submit_is_one_line(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(UsageError, match="unknown board or run .nothing."):
+    with pytest.raises(UsageError, match=r"unknown board or run .nothing"):
         submit(trained, ["nothing"], tmp_path / "b.zip")
     with pytest.raises(QbenchError, match="No such file"):
         submit(trained, ["b"], tmp_path / "nowhere" / "b.zip")

@@ -276,7 +276,9 @@ def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_pa
 def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     with Store(results) as store:
-        store.set_board(roster("many", [(config(0, "ste", f"int{bits}", size=size), None) for bits in (1, 2, 3, 4, 8) for size in ("xs", "s", "m")], 1))
+        store.set_board(
+            roster("many", [(config(0, "ste", f"int{bits}", size=size), None) for bits in (1, 2, 3, 4, 8) for size in ("xs", "s", "m")], 1)
+        )
     code, _, err = qbench("reproduce", "zzz")
     assert code == 2 and err.count("digits/") == 8 and err.endswith(" and 7 more\n")
 
@@ -284,6 +286,10 @@ def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path
 def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     make(results, config())
+    (run,) = all_attempts(results)
+    assert "without its artefact" in qbench("db", "check")[1]
+    run.export.mkdir()
+    run.artefact.write_bytes(b"packed")
     with Store(results) as store:
         store.set_board(roster("b", [(config(), None)], 1))
         store.snapshot()

@@ -297,20 +297,34 @@ def test_groups_are_as_large_as_pays() -> None:
 
 
 @given(st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3]))
-def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(kinds: list[str], workers: int, most: int | None) -> None:
+def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(kinds: list[str], idle: int, most: int | None) -> None:
     queue, c = Queue(Execution(device="cpu", group=most)), config()
     for place, kind in enumerate(kinds):
         queue.push(place, str(place), None if kind == "-" else kind)
     groups = []
     while queue:
-        groups.append(queue.pop(workers, lambda _: c))
+        groups.append(queue.pop(idle, lambda _: c))
     assert sorted(int(key) for group in groups for key in group) == list(range(len(kinds)))
     for group in groups:
         of = {kinds[int(key)] for key in group}
         assert len(of) == 1 and (of != {"-"} or len(group) == 1) and len(group) <= (most or MOST["cpu"])
-        assert len(group) <= -(-kinds.count(of.pop()) // workers), "every worker has its share"
     firsts = [int(group[0]) for group in groups]
     assert firsts == sorted(firsts), "in the order of the plan"
+
+
+@pytest.mark.parametrize(("runs", "places", "shares"), [(6, 2, [3, 3]), (7, 3, [3, 2, 2]), (2, 4, [1, 1]), (100, 2, [32, 32])])
+def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> None:
+    queue = Queue(Execution(device="cpu"))
+    for place in range(runs):
+        queue.push(place, str(place), "a")
+    assert [len(queue.pop(places - busy, lambda _: config())) for busy in range(len(shares))] == shares
+
+
+def test_a_kind_stays_whole_where_there_are_others_for_the_rest() -> None:
+    queue = Queue(Execution(device="cpu"))
+    for place, kind in enumerate("aaaabbbb"):
+        queue.push(place, str(place), kind)
+    assert [len(queue.pop(idle, lambda _: config())) for idle in (2, 1)] == [4, 4]
 
 
 def test_a_run_that_is_tried_again_is_tried_alone() -> None:

@@ -66,7 +66,7 @@ def test_a_method_is_added_as_told(tmp_path: Path) -> None:
     site = tmp_path / "site"
     env = {**os.environ, "PYTHONPATH": str(site)}
     for command in told:
-        words = [sys.executable, "-m", *command.removeprefix("python -m ").split()]
+        words = [sys.executable, "-m", *shlex.split(command.removeprefix("python -m "))]
         if words[2] == "pip":
             words = [w for w in words if w != "-e"] + ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(site)]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=240)
@@ -91,7 +91,7 @@ def test_the_code_runs(desk: Path, code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("document", [*DOCS, *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("results/*/notes.md")))])
+@pytest.mark.parametrize("document", [*DOCS, *(str(p.relative_to(ROOT)) for part in ("results/*/notes.md", "docs/*.md") for p in sorted(ROOT.glob(part)))])
 def test_links_lead_somewhere(document: str) -> None:
     file = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):

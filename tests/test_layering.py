@@ -80,7 +80,9 @@ LIGHT += (
     "places",
     "definition",
 )
-LIGHT += tuple(f"submissions.{name}" for name in ("artefact", "boards", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped"))
+LIGHT += tuple(
+    f"submissions.{name}" for name in ("artefact", "boards", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped")
+)
 
 
 def name_of(file: Path) -> str:

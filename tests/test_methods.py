@@ -189,7 +189,9 @@ def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
 def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).config("int2", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "learned"})
-    run = making.prepare(Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = making.prepare(
+        Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu")
+    )
     start = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
     for step in range(20):
         train.one_step(run, config.recipe, step)
@@ -204,7 +206,9 @@ def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Pat
 def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).config("int2", activations="int4", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "hessian"})
-    run = making.prepare(Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = making.prepare(
+        Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu")
+    )
     quantizer = run.bundles[0].quantizer
     assert isinstance(quantizer, ScaledQuantizer)
     seen = []
@@ -278,7 +282,9 @@ def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
 
 def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).config("int2", activations="int4")
-    run = making.prepare(Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = making.prepare(
+        Assignment(config, tmp_path), Execution(), making.open_problem(config, torch.device("cpu"))[1], torch.device("cpu")
+    )
     full, empty = run.problem.batch(-1), Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0)
     run.calibrate([full])
     alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]

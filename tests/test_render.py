@@ -417,10 +417,10 @@ def test_methods_and_tasks() -> None:
     methods, tasks = (
         re.sub(r"\s*\n {10,}(?=\S)", " ", out) for out in (printed(show_methods, list_methods()), printed(show_tasks, list_tasks()))
     )
-    for entry in list_methods():
+    for entry in (m for m in list_methods() if m["error"] is None):
         assert f"{entry['name']}  {entry['title']}" in methods and entry["summary"] in methods
     assert "grid=symmetric, scale=absmax" in methods
-    for entry in list_tasks():
+    for entry in (t for t in list_tasks() if t["error"] is None):
         assert f"{entry['name']}  {entry['title']}" in tasks and f"{entry['metric']['better']} is better" in tasks
     assert "xs: 300 steps of 64" in tasks
 

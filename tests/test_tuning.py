@@ -184,7 +184,9 @@ def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
 @pytest.mark.parametrize("more", ["", "halving = { rungs = [0.25], keep = 0.5 }\n"])
 def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
     """A network a seed, trained at the values that the recipe has without tuning, for a share of the whole budget."""
-    text = 'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    text = (
+        'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    )
     text += "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n" + more
     known: dict[str, float | None] = {}
     sweep = read_text(text, "s.toml")
@@ -410,8 +412,11 @@ def test_seeds_that_tune_are_not_reported() -> None:
         config.shortened(None, 1001)
 
 
-@given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                                                        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3))))  # fmt: skip
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NESTED = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=5), PLAIN | st.lists(PLAIN, max_size=3), max_size=3)
+
+
+@given(st.dictionaries(st.text(max_size=8), NESTED))
 @settings(max_examples=60, deadline=None)
 def test_no_table_is_worse_than_one_line(table: dict[str, Any]) -> None:
     base = {"trials": 4, "lr": {"low": 1e-3, "high": 1e-1}}

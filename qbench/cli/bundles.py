@@ -60,7 +60,9 @@ def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json
         return merge_own(what, results, as_json)
     bundle = what[0]
     if len(what) > 1 or bundle.is_dir():
-        raise UsageError(f"{bundle}: one bundle at a time" if len(what) > 1 else f"{bundle}: is a folder; one of your own is merged with --own")
+        raise UsageError(
+            f"{bundle}: one bundle at a time" if len(what) > 1 else f"{bundle}: is a folder; one of your own is merged with --own"
+        )
     from qbench.submissions.merge import merge as take_in
 
     merged = take_in(results, bundle, score=score, say=progress())

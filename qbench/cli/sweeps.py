@@ -23,7 +23,10 @@ def read_shard(_: click.Context, __: click.Parameter, words: str | None) -> Shar
 
 
 shard_option = click.option(
-    "--shard", metavar="I/N", callback=read_shard, help="Only part I of N, from 0 to N-1: each part on a machine of its own, then `qbench merge --own`."
+    "--shard",
+    metavar="I/N",
+    callback=read_shard,
+    help="Only part I of N, from 0 to N-1: each part on a machine of its own, then `qbench merge --own`.",
 )
 
 
@@ -39,7 +42,9 @@ shard_option = click.option(
 @shard_option
 @click.option("--compile/--no-compile", "compiled", default=None, help="Compile models; by default on CUDA and not on the CPU.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
-@click.option("--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number.")
+@click.option(
+    "--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number."
+)
 @click.option("--micro-batches", type=click.IntRange(min=1), default=1, show_default=True, help="Parts that a step's batch is computed in.")
 @click.option("--steps", type=click.IntRange(min=1), help="Cut every run to this many steps: another board, to try things on.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Train this many seeds instead of the file's.")
@@ -66,7 +71,9 @@ def sweep(
     from qbench.sweep import sweep as run_sweep
     from qbench.sweepfile import plugin_modules
 
-    execution = Execution(device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine))
+    execution = Execution(
+        device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine)
+    )
     progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
     wishes = Wishes(workers, device, tuple(plugin_modules(config)), address, cpus, gpus, config.engine.gpus_per_run)
     with closing(registry.load("engines", engine_name).open(wishes)) as engine:

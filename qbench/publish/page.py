@@ -127,7 +127,11 @@ def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
         return None
     drawn = _drawn(overall.figures(doc["overall"], looks))
     key = _key([looks[row["entrant"]] for row in doc["overall"]["rows"]])
-    return {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": text.count(doc["overall"]["cells"], "cell")} if drawn else None
+    return (
+        {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": text.count(doc["overall"]["cells"], "cell")}
+        if drawn
+        else None
+    )
 
 
 # ---- tables ----
