@@ -91,7 +91,9 @@ def test_the_code_runs(desk: Path, code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("document", [*DOCS, *(str(p.relative_to(ROOT)) for part in ("results/*/notes.md", "docs/*.md") for p in sorted(ROOT.glob(part)))])
+@pytest.mark.parametrize(
+    "document", [*DOCS, *(str(p.relative_to(ROOT)) for part in ("results/*/notes.md", "docs/*.md") for p in sorted(ROOT.glob(part)))]
+)
 def test_links_lead_somewhere(document: str) -> None:
     file = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):

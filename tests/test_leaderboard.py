@@ -141,7 +141,9 @@ def test_cost_is_a_ratio_to_full_precision_on_the_same_device() -> None:
     assert row(section(FP, RTN, fast), "ste").cost.step_ratio is None, "full precision never ran there"
     beside = [{**r, "step_s_median": 0.0001, "company": 8} for r in STE]
     assert row(section(FP, RTN, beside), "ste").cost.step_ratio is None, "a share of a step is compared with such a share"
-    assert row(section([{**r, "step_s_median": 0.0002, "company": 8} for r in FP], RTN, beside), "ste").cost.step_ratio == pytest.approx(0.5)
+    assert row(section([{**r, "step_s_median": 0.0002, "company": 8} for r in FP], RTN, beside), "ste").cost.step_ratio == pytest.approx(
+        0.5
+    )
     cost = row(section(FP, RTN, STE), "ste").cost
     assert (cost.step_ratio, cost.train_s, cost.peak_memory_bytes) == (pytest.approx(1.25), 1.5, 2**27)
 
