@@ -47,7 +47,7 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
         quantizer.site = replace(bundle.quantizer.site, shape=(len(runs), *bundle.quantizer.site.shape))
         quantizer.lead = 1
         bundles.append(Bundle(bundle.names, [layers[name] for name in bundle.names], quantizer))
-    whole = replace(first, problem=problem, method=method, bundles=bundles, lr_scale=dict(first.lr_scale), members=list(runs))
+    whole = replace(first, problem=problem, method=method, bundles=bundles, lr_scale=_scales(runs), members=list(runs))
     whole.peaks = tuple(recipe.lr for recipe in recipes)
     for run in (whole, *runs):
         run.clock = whole.clock
@@ -56,6 +56,12 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
     whole.optimizer = Pieces(whole, recipes, twins)
     whole.parameters = whole.optimizer.parameters
     return whole
+
+
+def _scales(runs: Sequence[Run]) -> dict[str, float | list[float]]:
+    """Multipliers of rates: one for all, or the only one of each."""
+    scales = {name: [run.lr_scale[name] for run in runs] for name in runs[0].lr_scale}
+    return {name: [s[0] for s in each if isinstance(s, list)] or each[0] for name, each in scales.items()}
 
 
 def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known: dict[int, Any], buffers: bool = True) -> Any:

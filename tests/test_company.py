@@ -145,6 +145,18 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
 
 
+def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
+    runs = [prepared(c, tmp_path) for c in company("lsq")]
+    for place, run in enumerate(runs):
+        run.lr_scale["decay"] = [0.1 * place]
+    run = side_by_side(runs, [c.recipe for c in company("lsq")])
+    assert run is not None and run.lr_scale == {"quantizer": 1.0, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
+    one_step(run, config("lsq").recipe, 0)
+    first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
+    one_step(run, config("lsq").recipe, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True))
+
+
 # ---- what becomes of one ----
 
 

@@ -15,7 +15,7 @@ from jsonschema import Draft7Validator
 from rich.console import Console
 
 import qbench
-from qbench import leaderboard, schema, stats, store
+from qbench import intake, leaderboard, schema, stats, store
 from qbench.asking import ask
 from qbench.board import Board, Exam, Section
 from qbench.engines import Execution
@@ -220,6 +220,7 @@ def test_a_store_from_before_takes_in_what_was_answered_then(tmp_path: Path, mon
     with monkeypatch.context() as before:
         before.setattr(store, "MIGRATIONS", schema.MIGRATIONS[: schema.ANSWERS_SINCE - 1])
         before.setattr(Store, "hear", lambda self: None)
+        before.setattr(intake, "RUN", tuple(column for column in intake.RUN if column.name != "company"))  # it came after answers
         with Store(tmp_path) as opened:
             opened.ingest(attempts)
             opened.set_board(roster("b", [(config(), None)], 2))
