@@ -87,7 +87,7 @@ class Cost:
     """What training the entrant costs, over its runs in a section."""
 
     step_ratio: float | None = None
-    """Median step time over full precision's, on the same device."""
+    """Median step time over full precision's, on the same device and in as large a company."""
     step_runs: int = 0
     train_s: float | None = None
     peak_memory_bytes: int | None = None

@@ -157,7 +157,7 @@ def legend(board: Board, best: str = "bold") -> list[str]:
         f"Best ({best}): beats every other whole cell of its column, paired by seed, Holm over rivals and columns at {percent}, by the minimum effect. A cell with a failed"
         " seed or audit never is.",
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
-        "Cost: median step time over fp's on the same device, from the sweep's own runs (not interleaved); median training time; peak memory."
+        "Cost: median step time over fp's on the same device and in as large a company, from the sweep's own runs (not interleaved); median training time; peak memory."
         f" {NONE}: not trained, or not known.",
         *[_DOWNSTREAM.format(percent=percent)] * any(section.downstream for section in board.sections),
         *board.notes,
