@@ -149,14 +149,15 @@ class Pieces:
     def _take_over(self, piece: Piece, members: Sequence[Run]) -> None:
         """What the members' own optimizers have gathered, if they come from checkpoints."""
         alone = list(zip(members, self.twins[id(piece.whole)], strict=True))[piece.first : piece.last]
-        states = [member.optimizer.state[p] for member, p in alone if member.optimizer and member.optimizer.state.get(p)]
+        optimizers = [(member.optimizer, p) for member, p in alone if isinstance(member.optimizer, torch.optim.Optimizer)]
+        states = [optimizer.state[p] for optimizer, p in optimizers if optimizer.state.get(p)]
         if states:
             assert len(states) == len(alone), "runs side by side are at one step"
             rows = {name: torch.stack([s[name] for s in states]) if value.dim() else value.clone() for name, value in states[0].items()}
             self.optimizer.state[piece.rows] = {name: v.view(piece.rows.shape) if v.dim() else v for name, v in rows.items()}
 
     def hand_back(self, place: int, member: Run) -> None:
-        assert member.optimizer is not None
+        assert isinstance(member.optimizer, torch.optim.Optimizer)
         for piece in self.pieces:
             if piece.first <= place < piece.last and (state := self.optimizer.state.get(piece.rows)):
                 own = {name: (v[place - piece.first] if v.dim() else v).clone() for name, v in state.items()}
@@ -166,14 +167,10 @@ class Pieces:
     def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
-    @property
-    def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """By the large parameters, as an optimizer of a run that is alone has it by its own."""
-        found: dict[nn.Parameter, list[dict[str, Tensor]]] = {}
-        for piece in self.pieces:
-            if state := self.optimizer.state.get(piece.rows):
-                found.setdefault(piece.whole, []).append(state)
-        return {p: {name: torch.cat([s[name] for s in states]) for name, v in states[0].items() if v.dim()} for p, states in found.items()}
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor | None:
+        """What the optimizer keeps of a large parameter, by its name there."""
+        rows = [self.optimizer.state.get(piece.rows, {}).get(name) for piece in self.pieces if piece.whole is parameter]
+        return torch.cat([row for row in rows if row is not None]) if any(row is not None for row in rows) else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:

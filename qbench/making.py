@@ -89,20 +89,20 @@ def _at_one_step(makings: Sequence[Making]) -> list[list[Making]]:
 
 def _trained(group: Sequence[Making], execution: Execution) -> bool:
     """Train what is to be trained. False where several failed together, so that nothing is known of each."""
-    with blame("plugin"):
-        run = side_by_side([making.run for making in group], [making.config.recipe for making in group]) if len(group) > 1 else None
-    if run is None:
-        for making in group:
-            with making.blamed():
-                making.train(making.run, [making], execution)
-        return True
-    try:
-        with blame("plugin"):
-            group[0].train(run, group, execution)
-            hand_back(run)
-    except Failed:
-        traceback.print_exc()
-        return False
+    if len(group) > 1:
+        try:
+            with blame("plugin"):
+                run = side_by_side([making.run for making in group], [making.config.recipe for making in group])
+                if run is not None:
+                    Making.train(run, group, execution)
+                    hand_back(run)
+                    return True
+        except Failed:
+            traceback.print_exc()
+            return False
+    for making in group:
+        with making.blamed():
+            making.train(making.run, [making], execution)
     return True
 
 
@@ -113,7 +113,7 @@ class Making:
     assignment: Assignment
     execution: Execution
     report: Report
-    result: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(init=False)
     first: int = 0
     before_s: float = 0.0
     build_s: float = 0.0

@@ -126,7 +126,12 @@ class Run:
 
     def second_moment(self, parameter: nn.Parameter) -> Tensor | None:
         """The optimizer's running mean of the squared gradient, where it keeps one."""
-        moment = self.optimizer.state.get(parameter, {}).get("exp_avg_sq") if self.optimizer else None
+        from qbench.company import Pieces
+
+        optimizer = self.optimizer
+        if isinstance(optimizer, Pieces):
+            return optimizer.moment(parameter, "exp_avg_sq")
+        moment = optimizer.state.get(parameter, {}).get("exp_avg_sq") if optimizer else None
         return moment if isinstance(moment, Tensor) else None
 
     @property

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qbench import load_method, load_task
+from qbench import load_method, load_task, making
 from qbench.company import hand_back, side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
@@ -212,6 +212,20 @@ def test_out_of_memory_goes_on_by_halves(mood: type[Moody], tmp_path: Path) -> N
     assert mood.tried == [7, 3, 1, 2, 4, 2, 2] and [r["cost"].get("company", 1) for r in found] == [1, 2, 2, 2, 2, 2, 2]
     assert [outcome(r) for r in found] == [outcome(r) for r in by_themselves([moody(seed) for seed in range(7)], tmp_path / "one")]
     assert all(len(curve(tmp_path / "many", moody(seed))) == STEPS for seed in range(7)), "a first try leaves no lines"
+
+
+def test_what_cannot_be_put_side_by_side_is_tried_by_halves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where memory ends before the first step."""
+    room = making.side_by_side
+
+    def cramped(runs: Sequence[Run], recipes: Any) -> Run | None:
+        if len(runs) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return room(runs, recipes)
+
+    monkeypatch.setattr(making, "side_by_side", cramped)
+    found = together(company(), tmp_path)
+    assert [r["state"] for r in found] == ["ok"] * 5 and [r["cost"].get("company", 1) for r in found] == [2, 2, 1, 2, 2]
 
 
 def test_what_goes_wrong_is_blamed_on_the_run_that_did_it(mood: type[Moody], tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ from tests.stage import ROOT, stage
 __all__ = ["stage"]
 NO_RAY = importlib.util.find_spec("ray") is None
 pytestmark = [pytest.mark.usefixtures("stage"), pytest.mark.xdist_group("ray")]
-needs_ray = pytest.mark.skipif(NO_RAY, reason='Ray is not installed: pip install "qbench[ray]"')
+needs_ray = pytest.mark.skipif(
+    NO_RAY and os.environ.get("QBENCH_RAY") != "required", reason='Ray is not installed: pip install "qbench[ray]"'
+)
 EAGER = Execution(device="cpu", checkpoint_s=0)
 """A checkpoint after every step."""
 MEASURED = ("started", "finished", "cost")
