@@ -1,7 +1,7 @@
 """Runs side by side: one run with an axis in front of every tensor, made of runs that could each train alone.
 
-A step of a small network costs its calls, not its arithmetic, so runs that differ in the seed and the learning rate alone take their steps
-together. Each is prepared as if it trained alone. Then its tensors move into rows of larger ones, of which its own become views: the
+A step of a small network costs its calls, not its arithmetic, so runs that differ in the seed, in numbers of the recipe or of the method, or in
+the width of their integers take their steps together. Each is prepared as if it trained alone. Then its tensors move into rows of larger ones, of which its own become views: the
 loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its score) is asked of that one, which sees its
 numbers as they are now and knows nothing of its neighbours.
 
@@ -13,6 +13,7 @@ not are computed in another order.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,15 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from qbench.config import Recipe
+from qbench.formats import Levels, LevelsBeside
+from qbench.method import Method
 from qbench.optim import make_optimizer, parameter_groups
-from qbench.quantizer import Bundle
-from qbench.rows import fills_vectors
+from qbench.quantizer import Bundle, Quantizer
+from qbench.rows import fills_vectors, one_each
 from qbench.run import Run
 
 
 def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
-    """One run of several that agree in all but seed and learning rate; None where their task is not written for it. From now on the tensors of
-    `runs` are views of its own."""
+    """One run of several of one kind (`grouping.kind_of`); None where their task is not written for it. From now on the tensors of `runs` are
+    views of its own."""
     first = runs[0]
     twins: dict[int, list[nn.Parameter]] = {}
     model = stacked([run.model for run in runs], twins, {}, buffers=False)
@@ -38,7 +41,7 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
     problem = first.problem.beside([run.problem for run in runs], model)
     if problem is None:
         return None
-    method = copy.copy(first.method)
+    method = _without_differences(runs)
     method.load_state_dict(_rows_beside([run.method.state_dict() for run in runs]))
     layers = problem.layers()
     bundles = []
@@ -46,9 +49,10 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
         quantizer = stacked([run.bundles[place].quantizer for run in runs], twins, {id(first.method): method})
         quantizer.site = replace(bundle.quantizer.site, shape=(len(runs), *bundle.quantizer.site.shape))
         quantizer.lead = 1
+        _put_numbers_beside(quantizer, [run.bundles[place].quantizer for run in runs])
         bundles.append(Bundle(bundle.names, [layers[name] for name in bundle.names], quantizer))
     whole = replace(first, problem=problem, method=method, bundles=bundles, lr_scale=_scales(runs), members=list(runs))
-    whole.peaks = tuple(recipe.lr for recipe in recipes)
+    whole.recipes = tuple(recipes)
     for run in (whole, *runs):
         run.clock = whole.clock
         for quantizer in run.quantizers():
@@ -59,9 +63,30 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
 
 
 def _scales(runs: Sequence[Run]) -> dict[str, float | list[float]]:
-    """Multipliers of rates: one for all, or the only one of each."""
+    """Multipliers of rates, one of each run."""
     scales = {name: [run.lr_scale[name] for run in runs] for name in runs[0].lr_scale}
-    return {name: [s[0] for s in each if isinstance(s, list)] or each[0] for name, each in scales.items()}
+    return {name: [s[0] if isinstance(s, list) else s for s in each] for name, each in scales.items()}
+
+
+def _without_differences(runs: Sequence[Run]) -> Method:
+    """A method for all. In the place of a number in which they differ stands none, so that whoever forgets to ask each run is found out."""
+    method = copy.copy(runs[0].method)
+    for name, value in method.params.items():
+        if any(getattr(run.method, name) != value for run in runs):
+            setattr(method, name, math.nan)
+    return method
+
+
+def _put_numbers_beside(quantizer: Quantizer, own: Sequence[Quantizer]) -> None:
+    """What a quantizer keeps as numbers, and runs do not agree in, becomes a tensor that broadcasts against its groups."""
+    axes, device = len(quantizer.site.scale_shape), quantizer.key.device
+    for name, value in vars(own[0]).items():
+        each = [vars(one)[name] for one in own]
+        if isinstance(value, Levels):
+            if any(levels != value for levels in each):
+                setattr(quantizer, name, LevelsBeside.of(each, axes, device))
+        elif isinstance(value, int | float) and any(number != value for number in each):
+            setattr(quantizer, name, one_each(each, axes, device))
 
 
 def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known: dict[int, Any], buffers: bool = True) -> Any:
@@ -88,12 +113,15 @@ def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known:
 
 
 def _rows_beside(states: Sequence[Any]) -> Any:
-    """The states of several methods as the state of one: tensors beside each other, mappings by name, and what is the same for all."""
+    """The states of several methods as the state of one: tensors beside each other, mappings by name, lists (of numbers, one of each run) end
+    to end, and what is the same for all."""
     first = states[0]
     if isinstance(first, Tensor):
         return torch.stack(list(states))
     if isinstance(first, Mapping):
         return {name: _rows_beside([state[name] for state in states]) for name in first}
+    if isinstance(first, list):
+        return [number for state in states for number in state]
     assert all(state == first for state in states), "what runs side by side do not share must be a tensor"
     return first
 
@@ -102,6 +130,8 @@ def _row(state: Any, place: int) -> Any:
     """The state of one of them again."""
     if isinstance(state, Tensor):
         return state[place].clone()
+    if isinstance(state, list):
+        return state[place : place + 1]
     return {name: _row(part, place) for name, part in state.items()} if isinstance(state, Mapping) else state
 
 
@@ -130,17 +160,18 @@ class Piece:
 
 
 class Pieces:
-    """An optimizer over the rows of the large parameters: those of one learning rate together, where the bits allow it."""
+    """An optimizer over the rows of the large parameters: those of one recipe together, where the bits allow it."""
 
     def __init__(self, run: Run, recipes: Sequence[Recipe], twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
         self.twins = twins
         self.pieces: list[Piece] = []
         groups = []
         for group in parameter_groups(run, recipes[0]):
-            for first, count in _alike([recipe.lr for recipe in recipes]):
+            for first, count in _alike(recipes):
                 found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
                 self.pieces += found
-                groups.append(group | {"params": [piece.rows for piece in found], "peak": recipes[first].lr, "place": first})
+                own = {"weight_decay": recipes[first].weight_decay if group["name"] == "decay" else 0.0, "momentum": recipes[first].momentum}
+                groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
         self.optimizer = make_optimizer(groups, recipes[0])
         self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())
         for piece in self.pieces:
@@ -183,10 +214,10 @@ class Pieces:
         self.optimizer.step()
 
 
-def _alike(rates: Sequence[float]) -> list[tuple[int, int]]:
-    """Neighbours of one rate: the first, and how many."""
+def _alike(recipes: Sequence[Recipe]) -> list[tuple[int, int]]:
+    """Neighbours whom the optimizer need not tell apart: the first, and how many."""
     found, first = [], 0
-    for _, same in groupby(rates):
+    for _, same in groupby(replace(recipe, clip=0.0) for recipe in recipes):
         count = len(list(same))
         found.append((first, count))
         first += count

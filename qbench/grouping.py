@@ -7,24 +7,47 @@ until the device is full. Beyond that a larger group only makes everybody wait f
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from qbench import registry
-from qbench.config import RunConfig, canonical
+from qbench.config import Quantization, RunConfig, canonical
 from qbench.method import Method
 from qbench.questions import beside, parameters
 
 MOST = {"cpu": 32, "cuda": 256}
 """Runs in a group."""
+RECIPE = ("lr", "weight_decay", "momentum", "warmup", "decay", "floor", "clip")
+"""Words in which runs side by side may differ."""
+SWITCHES = ("momentum", "clip")
+"""Those of them that are off at zero."""
+WIDTHS = tuple(f"int{bits}" for bits in range(2, 9))
+"""Formats in which they may: those that differ in where their levels end."""
 FULL = {"cpu": 500_000, "cuda": 100_000_000}
 """Parameters of all of them."""
 
 
 def kind_of(config: RunConfig) -> str | None:
-    """A name that runs have in common which may train side by side: all but seed and learning rate. None for one that trains alone."""
+    """A name that runs have in common which may train side by side: all but the seed and the numbers that each may have for itself. None for
+    one that trains alone."""
     if alone(config) is not None:
         return None
-    recipe = dataclasses.replace(config.recipe, lr=1.0)
-    return canonical(dataclasses.replace(config, recipe=recipe, seed=0, base=None).to_json())
+    varies = registry.load("methods", config.method).varies
+    params = {name: bare(value) if name in varies else value for name, value in config.method_params.items()}
+    recipe = dataclasses.replace(config.recipe, **{w: bare(getattr(config.recipe, w)) if w in SWITCHES else 1.0 for w in RECIPE})
+    weights = config.weights
+    if weights and "format" in varies and weights.format in WIDTHS:
+        weights = Quantization("int", weights.granularity)
+    return canonical(dataclasses.replace(config, recipe=recipe, method_params=params, weights=weights, seed=0, base=None).to_json())
+
+
+def bare(value: Any) -> Any:
+    """A number without its size: one that is zero switches something off, and is of another kind."""
+    return float(value != 0) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def neighbours(config: RunConfig) -> tuple[Any, ...]:
+    """What a group is sorted by: the optimizer steps neighbours of one recipe in one go."""
+    return tuple(getattr(config.recipe, word) for word in RECIPE)
 
 
 def alone(config: RunConfig) -> str | None:

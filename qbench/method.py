@@ -52,6 +52,9 @@ class Method:
     presets: ClassVar[Mapping[str, Preset]] = {}
     knobs: ClassVar[tuple[str, ...]] = ()
     """Hyper-parameters, at most two, that a board may tune for this method beside the recipe's that it tunes for all."""
+    varies: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters, and `format` for that of the weights, in which runs side by side may differ. Hooks read such a number through
+    `run.own`; a quantizer keeps it, and what follows from it, as an attribute, and gets tensors there. Zero and other numbers never meet."""
     bundles: ClassVar[bool] = True
     """False: one quantizer a site, for a method that treats sites of one shape differently."""
 

@@ -39,8 +39,8 @@ def make_optimizer(groups: list[dict[str, object]], recipe: Recipe, divided: boo
 def set_learning_rates(run: Run, recipe: Recipe, step: int) -> list[float]:
     """The step's learning rate in every group, scaled as the method asks; taken at the middle of the step. Returns each run's shared rate."""
     assert run.optimizer is not None
-    factor = lr_factor(recipe.schedule, (step + 0.5) / recipe.steps, recipe.warmup, recipe.decay, recipe.floor)
-    rates = [peak * factor for peak in run.peaks]
+    middle = (step + 0.5) / recipe.steps
+    rates = [r.lr * lr_factor(r.schedule, middle, r.warmup, r.decay, r.floor) for r in (run.recipes if run.members else (recipe,))]
     for group in run.optimizer.param_groups:
         place, scale = group.get("place", 0), run.lr_scale.get(group["name"], 1.0)
         group["lr"] = rates[place] * (scale[place] if isinstance(scale, list) else scale)
@@ -48,7 +48,7 @@ def set_learning_rates(run: Run, recipe: Recipe, step: int) -> list[float]:
 
 
 def clip(run: Run, limit: float) -> Tensor | None:
-    """Scale all gradients of each run down to the norm `limit`; returns the norm before."""
+    """Scale all gradients down to the norm `limit`, of runs side by side each to its own; returns the norm before."""
     if not limit:
         return None
     if not run.lead:
@@ -56,7 +56,8 @@ def clip(run: Run, limit: float) -> Tensor | None:
         return alone.full_tensor() if run.divided else alone  # type: ignore[attr-defined]
     grads = [p.grad for p in run.parameters if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1)
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    limits = run.number([recipe.clip for recipe in run.recipes], norm)
+    scale = ((norm + 1e-6).reciprocal() * limits).clamp(max=1.0)  # as torch divides a number by a tensor
     for grad in grads:
         grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
     return norm

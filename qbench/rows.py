@@ -43,6 +43,11 @@ def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
     return rows
 
 
+def one_each(values: Sequence[float], axes: int, device: torch.device) -> Tensor:
+    """Numbers, one of each run, for arithmetic with tensors of so many axes: rounded as a Python number is when it meets a tensor."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1)).to(device, non_blocking=True)
+
+
 def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     """f of each run by itself."""
     own = _OnItsOwn.apply

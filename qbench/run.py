@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qbench.config import RunConfig
+from qbench.config import Recipe, RunConfig
 from qbench.formats import Site
 from qbench.grid import Grid, widen
 from qbench.parallel import Team, add_up, take_gradients
 from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
+from qbench.rows import one_each
 from qbench.task import Batch, Problem
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class Run:
     """The processes that train it together; None where one does."""
     blank: nn.Module | None = None
     """Of a run whose network is divided among them, on the first one: a network to ship it in."""
-    peaks: tuple[float, ...] = ()
-    """The recipe's learning rate, of each run side by side."""
+    recipes: tuple[Recipe, ...] = ()
+    """Its recipe, or that of each run side by side."""
     members: list[Run] = field(default_factory=list)
     """The runs side by side in this one, each as if it were alone, on the same memory; none in a run that is alone."""
 
@@ -81,6 +82,19 @@ class Run:
     def divided(self) -> bool:
         """Whether the processes of the run each hold a part of its weights."""
         return self.team is not None and self.team.divided
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs side by side, or itself."""
+        return self.members or [self]
+
+    def own(self, name: str) -> list[float]:
+        """A hyper-parameter of the method's in which runs side by side may differ: the value of each."""
+        return [getattr(one.method, name) for one in self.runs]
+
+    def number(self, each: Sequence[float], x: Tensor) -> float | Tensor:
+        """Numbers, one of each run, as a factor of a tensor that has the runs' axis in front, if there is one."""
+        return each[0] if len(set(each)) == 1 else one_each(each, x.dim(), x.device)
 
     @property
     def lead(self) -> int:
@@ -322,7 +336,7 @@ def sites(problem: Problem, config: RunConfig) -> list[Site]:
 
 def attach(problem: Problem, method: Method, config: RunConfig, team: Team | None = None) -> Run:
     """A run with the method's quantizers in place. Weight sites of one shape share a quantizer, unless the method wants one each."""
-    run = Run(problem, method, config.seed, config.recipe.steps, peaks=(config.recipe.lr,), team=team)
+    run = Run(problem, method, config.seed, config.recipe.steps, recipes=(config.recipe,), team=team)
     together = method.bundles and not run.divided
     layers = problem.layers()
     stacks: dict[object, list[Site]] = {}

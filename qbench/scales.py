@@ -32,7 +32,7 @@ SMALLEST = 1e-12
 def absmax_scale(x: Tensor, site: Site, levels: Levels) -> Tensor:
     """The largest magnitude of each group over the largest level; the mean magnitude for two levels (±mean|x|)."""
     grouped = site.grouping.group(widen(x))
-    if levels.count == 2:
+    if levels.two:
         size = 2 * grouped.abs().mean(-1, keepdim=True)
     else:
         size = grouped.abs().amax(-1, keepdim=True) / levels.high
@@ -59,9 +59,9 @@ def best_fraction(x: Tensor, site: Site, levels: Levels, weight: Tensor | None =
     return best
 
 
-def affine_grid(x: Tensor, site: Site) -> Grid:
+def affine_grid(x: Tensor, site: Site, levels: Levels | None = None) -> Grid:
     """Codes 0 … 2^bits − 1 stretched over the range of each group, ends included."""
-    levels = site.number_format.levels("affine")
+    levels = levels or site.number_format.levels("affine")
     grouped = site.grouping.group(widen(x))
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     scale = (high - low) / levels.high
@@ -121,7 +121,8 @@ class ScaledQuantizer(Quantizer):
         with torch.no_grad():
             v = grid.encode(x)
             inside = (v > self.levels.low) & (v < self.levels.high)
-            slope = (group(value) / grid.scale - torch.where(inside, v, 0.0)) * (v.shape[-1] * self.levels.high) ** -0.5
+            size = self.levels.number(lambda levels: (v.shape[-1] * levels.high) ** -0.5)
+            slope = (group(value) / grid.scale - torch.where(inside, v, 0.0)) * size
         source = x if mask is None else torch.where(mask, x, x.detach())
         return straight_through((group(source) + slope * self.size.abs()).reshape(x.shape), value)
 

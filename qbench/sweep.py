@@ -205,6 +205,8 @@ class _Coordinator:
         return self.kinds[cell.parts]
 
     def hand_out(self) -> None:
+        from qbench.grouping import neighbours
+
         while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
             keys = self.ready.pop(self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config)
             group = [going for key in keys if (going := self.begun(key))]
@@ -212,7 +214,7 @@ class _Coordinator:
                 continue
             self.groups += 1
             self.going[self.groups] = group
-            group.sort(key=lambda going: going.run.cell.example.recipe.lr)  # those of one rate are stepped in one go
+            group.sort(key=lambda going: neighbours(going.run.config))
             execution = replace(group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s)
             self.engine.submit(self.groups, [self.assignment(going) for going in group], execution)
             for going in group:

@@ -150,7 +150,7 @@ def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
     for place, run in enumerate(runs):
         run.lr_scale["decay"] = [0.1 * place]
     run = side_by_side(runs, [c.recipe for c in company("lsq")])
-    assert run is not None and run.lr_scale == {"quantizer": 1.0, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
+    assert run is not None and run.lr_scale == {"quantizer": [1.0] * 5, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
     one_step(run, config("lsq").recipe, 0)
     first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
     one_step(run, config("lsq").recipe, 1)
@@ -289,14 +289,9 @@ def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> N
 
 def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     assert len({kind_of(c) for c in company()}) == 1 and kind_of(config()) is not None
-    other = [
-        config("lsq"),
-        config(task="linreg"),
-        config(steps=9),
-        config(beta2=0.9),
-        dataclasses.replace(config(), weights=Quantization("int3", "channel")),
-    ]
-    assert len({kind_of(c) for c in [config(), *other]}) == 6
+    other = [config("lsq"), config(task="linreg"), config(steps=9), config(beta2=0.9), config(clip=0.0)]
+    other += [dataclasses.replace(config(), weights=Quantization(*words)) for words in (("int1", "channel"), ("int2", "tensor"))]
+    assert len({kind_of(c) for c in [config(), *other]}) == 8
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class EWGS(Method):
     title = "Element-wise gradient scaling"
     paper = "arXiv 2104.00903"
     knobs = ("delta", "rate")
+    varies = ("delta", "rate", "format")
 
     presets = {
         "cifar": Preset("arXiv 2104.00903, CIFAR", {"rate": 0.01}, {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}, "fp:0.5"),
@@ -113,6 +114,7 @@ class EWGSQuantizer(Quantizer):
     def __init__(self, site: Site, delta: float | str) -> None:
         super().__init__(site)
         self.levels, self.adaptive = site.levels("midrise"), delta == "adaptive"
+        self.signed = self.levels.low < 0
         shape = site.scale_shape if site.role == "weight" else (1, 1)
         lead = site.shape[:-2] if site.role == "weight" else ()
         self.low, self.high = nn.Parameter(-torch.ones(shape)), nn.Parameter(torch.ones(shape))
@@ -142,7 +144,7 @@ class EWGSQuantizer(Quantizer):
     def interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """∓3σ, or from the minimum to three deviations of a half-normal law; never empty, and ∓3 where all is zero."""
         deviation = x.std(-1, keepdim=True, correction=0)
-        if self.levels.low < 0:
+        if self.signed:
             size = torch.maximum(3 * deviation, 1.5 * x.abs().mean(-1, keepdim=True))
             size = torch.where(size > 0, size, 3.0)
             return -size, size

@@ -48,6 +48,7 @@ class GDNSQ(Method):
     title = "Gradual differentiable noise scale quantization"
     paper = "arXiv 2508.14004"
     knobs = ("pressure", "bits_rate")
+    varies = ("pressure", "bits_rate", "start_bits", "format")
 
     presets = {
         "cifar": Preset(
@@ -106,7 +107,7 @@ class GDNSQ(Method):
         return {"bits": [p for q in noisy(run) for p in q.logarithms()]}
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
-        self.t, self.cooling, self.count = 0.0, 1.0, 1
+        self.t, self.cooling, self.count = [0.0], 1.0, 1
         self.seen, self.now = torch.zeros(2, device=run.clock.device)  # D summed over the earlier steps, and in this one
         run.lr_scale["bits"] = 0.0
         run.calibrate(batches)
@@ -116,21 +117,21 @@ class GDNSQ(Method):
         if run.optimizer is None:
             return
         if self.pressure:
-            self.t = self.pressure * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup)
+            self.t = [p * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup) for p in run.own("pressure")]
         elif run.progress >= self.warmup:
-            self.t += 2 * run.optimizer.param_groups[0]["lr"]
+            self.t = [t + 2 * run.optimizer.param_groups[0]["lr"] for t in self.t]
         if self.rho < 1 and not float(self.unmet(run)):
             self.cooling *= self.rho
         for group in run.optimizer.param_groups:
             run.lr_scale[group["name"]] = self.cooling
         if self.bits_rate:
-            travel = max(q.start - q.bits_allowed for q in noisy(run))
-            run.lr_scale["bits"] = [self.cooling * (self.bits_rate * max(1.0, travel) / (run.steps * peak)) for peak in run.peaks]
+            way = zip(run.own("bits_rate"), map(travel, run.runs), run.recipes, strict=True)
+            run.lr_scale["bits"] = [self.cooling * (rate * max(1.0, bits) / (run.steps * recipe.lr)) for rate, bits, recipe in way]
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
         name, loss = ("distance", run.distance(output, batch)) if self.distill else (run.objective, run.loss(output, batch))
         self.now = self.now + loss.detach() * (batch.count / self.count)
-        return {name: loss, "penalty": self.t * self.seen / (run.step + 1) * excess(run)}
+        return {name: loss, "penalty": run.number(self.t, self.seen) * self.seen / (run.step + 1) * excess(run)}
 
     def after_step(self, run: Run) -> None:
         self.seen, self.now = self.seen + run.everywhere(self.now), torch.zeros_like(self.now)
@@ -146,7 +147,7 @@ class GDNSQ(Method):
         with torch.no_grad():
             bits = [(q.site.role, q.bits(x).flatten(run.lead).amax(-1)) for q, x in tensors(run)]
         worst = {f"bits_{role}": torch.stack([b for r, b in bits if r == role]).amax(0) for role, _ in bits}
-        return {"t": self.t, "forced": self.unmet(run), **worst}
+        return {"t": torch.tensor(self.t, dtype=torch.float64), "forced": self.unmet(run), **worst}
 
     def state_dict(self) -> dict[str, Any]:
         return {"t": self.t, "cooling": self.cooling, "seen": self.seen}
@@ -168,6 +169,7 @@ class Noise(Quantizer):
         self.levels, self.rule = site.number_format.levels("affine"), method.scale_gradient
         self.bits_allowed = float(site.number_format.bits)
         self.start = method.start_bits or self.bits_allowed + 3
+        self.log_start, self.free, self.least = log_count(self.start), self.bits_allowed - MARGIN, self.bits_allowed - 2 * MARGIN
         self.log_step = nn.Parameter(torch.zeros(site.scale_shape))
 
     def step_size(self) -> Tensor:
@@ -215,7 +217,7 @@ class WeightNoise(Noise):
     def reset(self, x: Tensor) -> None:
         """A group of one value has no range to divide: it starts as if that were 1."""
         low, high = self.ends(x)
-        self.log_step.copy_(self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - log_count(self.start))
+        self.log_step.copy_(self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - self.log_start)
 
     def bits(self, x: Tensor) -> Tensor:
         low, high = self.ends(x)
@@ -229,7 +231,7 @@ class WeightNoise(Noise):
     def confine(self, x: Tensor) -> None:
         """No more bits than at the start: a group that began at zero found its range only now."""
         low, high = self.ends(x)
-        self.log_step.copy_(torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - log_count(self.start)))
+        self.log_step.copy_(torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - self.log_start))
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
@@ -278,7 +280,7 @@ class InputNoise(Noise):
         self.high.copy_(torch.maximum(self.high, x.amax()))
         width = torch.where(self.high > self.low, self.high - self.low, 1.0)
         self.offset.copy_(self.low)
-        self.log_step.copy_(width.log2() - log_count(self.start))
+        self.log_step.copy_(width.log2() - self.log_start)
         self.log_range.copy_(self.log_step + self.start)
 
     def bits(self, x: Tensor) -> Tensor:
@@ -290,7 +292,7 @@ class InputNoise(Noise):
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
         """All codes of the format are used: fewer would train on another range than the one that ships."""
-        self.log_range.copy_(torch.maximum(self.log_range, self.log_step + self.bits_allowed - 2 * MARGIN))
+        self.log_range.copy_(torch.maximum(self.log_range, self.log_step + self.least))
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
@@ -318,6 +320,11 @@ def noisy(run: Run) -> list[Noise]:
     return [q for q in run.quantizers() if isinstance(q, Noise)]
 
 
+def travel(run: Run) -> float:
+    """The most bits that any step has to lose."""
+    return max(q.start - q.bits_allowed for q in noisy(run))
+
+
 def tensors(run: Run) -> list[tuple[Noise, Tensor]]:
     """Every quantizer with the weights that its bits depend on; those of inputs depend on none."""
     weights = [(b.quantizer, widen(b.stack())) for b in run.bundles]
@@ -333,7 +340,7 @@ def excess(run: Run) -> Tensor:
     """m_w P_w + m_a P_a: by how many bits the groups of each role are over, on average, weighted by the role's share of those that are."""
     over: dict[str, list[Tensor]] = {}
     for q, x in tensors(run):
-        over.setdefault(q.site.role, []).append((q.bits(x) - (q.bits_allowed - MARGIN)).relu().flatten(run.lead))
+        over.setdefault(q.site.role, []).append((q.bits(x) - q.free).relu().flatten(run.lead))
     roles = [torch.cat(parts, -1) for parts in over.values()]
     violated = [(role > 0).sum(-1) for role in roles]
     total = torch.stack(violated).sum(0)

@@ -44,6 +44,7 @@ class LOTION(Method):
     title = "LOTION"
     paper = "arXiv 2510.08757"
     knobs = ("lam",)
+    varies = ("lam", "format")
 
     presets = {
         "language": Preset(
@@ -105,15 +106,16 @@ class LOTION(Method):
         for bundle in run.bundles:
             assert isinstance(bundle.quantizer, LOTIONWeight)
             weights = widen(bundle.stack().detach()).requires_grad_()
-            penalty = 0.5 * run.total(self.strength(run) * self.curvature(run, bundle) * bundle.quantizer.variance(weights))
+            strength = run.number(self.strengths(run), weights)
+            penalty = 0.5 * run.total(strength * self.curvature(run, bundle) * bundle.quantizer.variance(weights))
             (force,) = torch.autograd.grad(penalty.sum(), weights)
             for layer, part in zip(bundle.layers, force.unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(gradient(layer) + part.to(layer.weight.dtype))
             self.penalty = self.penalty + penalty.detach()
 
-    def strength(self, run: Run) -> float:
-        """λ."""
-        return self.lam if self.fisher == "exact" else self.lam * run.labels_per_step
+    def strengths(self, run: Run) -> list[float]:
+        """λ of each run."""
+        return [lam if self.fisher == "exact" else lam * run.labels_per_step for lam in run.own("lam")]
 
     def curvature(self, run: Run, bundle: Bundle) -> Tensor:
         """g of the weights side by side."""
@@ -139,7 +141,7 @@ class LOTION(Method):
         return beside(moments).detach() / (1 - betas[1] ** max(run.step, 1))
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
-        return {"lambda": self.strength(run), "penalty": self.penalty}
+        return {"lambda": torch.tensor(self.strengths(run), dtype=torch.float64), "penalty": self.penalty}
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         settle(run, batches)

@@ -38,6 +38,7 @@ class LSQ(Method):
     title = "Learned step size"
     paper = "arXiv 1902.08153"
     knobs = ("rate",)
+    varies = ("rate", "format")
 
     presets = {
         "imagenet": Preset(
@@ -95,7 +96,7 @@ class LearnedStep(Quantizer):
     def reset(self, x: Tensor) -> None:
         """From the first tensor shown; a group whose elements are all zero starts at 1."""
         mean = self.site.grouping.group(x.detach()).abs().mean(-1, keepdim=True)
-        start = torch.where(mean > 0, 2 * mean / self.levels.high**0.5, 1.0).to(self.size.dtype)
+        start = torch.where(mean > 0, 2 * mean / self.levels.number(lambda levels: levels.high**0.5), 1.0).to(self.size.dtype)
         self.size.copy_(torch.where(self.started, self.size, start))
         self.started.fill_(True)
 
@@ -112,10 +113,10 @@ class LearnedStep(Quantizer):
         smooth = torch.where(inside, grouping.group(x), 0.0) + slope * self.size
         return straight_through(smooth.reshape(x.shape), value)
 
-    def gradient_scale(self, x: Tensor) -> float:
+    def gradient_scale(self, x: Tensor) -> float | Tensor:
         """g: it keeps a step's relative updates near its weights', whatever their number and the bits."""
         if self.count == "none":
             return 1.0
         rows = 1 if self.site.role == "activation" and self.count == "group" else x.shape[-2]
         alone = rows * x.shape[-1] if self.site.granularity == "tensor" or self.count == "tensor" else self.site.grouping.group(x).shape[-1]
-        return float((alone * self.levels.high) ** -0.5)
+        return self.levels.number(lambda levels: (alone * levels.high) ** -0.5)

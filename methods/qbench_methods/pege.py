@@ -45,6 +45,7 @@ class PEGE(Method):
     paper = "arXiv 2509.00097"
     provenance = "reconstructed"
     knobs = ("kappa", "ramp")
+    varies = ("kappa", "ramp", "format")
 
     base: Literal["absmax", "mse", "hessian", "learned", "affine"] = "absmax"
     """The grid: a scale rule of the symmetric one, or the affine one."""
@@ -89,25 +90,29 @@ class PEGE(Method):
         if self.kappa and not self.decoupled and run.step % max(1, run.steps // MEASUREMENTS) == 0:
             for one, part in run.each(batch):
                 self.measure(one, part)
-        rate = replacement_rate(run.progress, self.schedule, self.log_base, self.ramp)
+        rates = self.rates(run)
         for quantizer in run.quantizers():
-            set_rate(own(quantizer), rate)
+            set_rate(own(quantizer), min(rates), run.number(rates, own(quantizer).rate))
+
+    def rates(self, run: Run) -> list[float]:
+        """p of each run."""
+        return [replacement_rate(run.progress, self.schedule, self.log_base, ramp) for ramp in run.own("ramp")]
 
     def measure(self, run: Run, batch: Batch) -> None:
         """Set u with nothing replaced: at the first step, but where a site has no rounding error yet (all-zero weights) at a later tenth."""
-        quantizers = [own(quantizer) for quantizer in run.quantizers()]
+        quantizers, (kappa,) = [own(quantizer) for quantizer in run.quantizers()], run.own("kappa")
         if all(bool(quantizer.error_weight.all()) for quantizer in quantizers):
             return
         for quantizer in quantizers:
-            set_rate(quantizer, 0.0)
+            set_rate(quantizer, 0.0, 0.0)
         loss, made = run.probe_loss(batch)
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
             weights = widen(bundle.stack().detach())  # as they are, not as they were clipped: the grid follows from them
             g = beside([grads[name].view(layer.matrix().shape) for name, layer in zip(bundle.names, bundle.layers, strict=True)])
-            learn_error_weight(own(bundle.quantizer), weights, g, self.kappa)
+            learn_error_weight(own(bundle.quantizer), weights, g, kappa)
         for name, seen in run.inputs.items():
-            learn_error_weight(own(seen), made[name + INPUT], grads[name + INPUT], self.kappa)
+            learn_error_weight(own(seen), made[name + INPUT], grads[name + INPUT], kappa)
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
@@ -121,8 +126,8 @@ class PEGE(Method):
             for layer, part in zip(bundle.layers, gap.unbind(-3), strict=True):
                 layer.weight.sub_(layer.as_weight(part), alpha=lr * self.kappa)
 
-    def metrics(self, run: Run) -> dict[str, float]:
-        return {"replaced": replacement_rate(run.progress, self.schedule, self.log_base, self.ramp)}
+    def metrics(self, run: Run) -> dict[str, Tensor]:
+        return {"replaced": torch.tensor(self.rates(run), dtype=torch.float64)}
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         self.prepare(run, batches)
@@ -149,7 +154,7 @@ class PEGEWeight(ScaledQuantizer):
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        return affine_grid(x, self.site) if self.method.base == "affine" else super().grid(x)
+        return affine_grid(x, self.site, self.levels) if self.method.base == "affine" else super().grid(x)
 
     def relax(self, x: Tensor) -> Tensor:
         return mixture(self, x)
@@ -182,13 +187,14 @@ def own(quantizer: Quantizer) -> Either:
 def add_numbers(quantizer: Either, lead: tuple[int, ...]) -> None:
     """The rate p, and the weight u of the error, one a site."""
     quantizer.complete = False
-    quantizer.register_buffer("rate", torch.zeros(()))
+    quantizer.register_buffer("rate", torch.zeros(*lead, 1, 1))
     quantizer.register_buffer("error_weight", torch.zeros(*lead, 1, 1))
 
 
-def set_rate(quantizer: Either, rate: float) -> None:
-    quantizer.rate.fill_(rate)
-    quantizer.complete = rate >= 1
+def set_rate(quantizer: Either, least: float, rate: float | Tensor) -> None:
+    """The rate of each run, and the least of them."""
+    quantizer.rate.copy_(rate) if isinstance(rate, Tensor) else quantizer.rate.fill_(rate)
+    quantizer.complete = least >= 1
 
 
 def replaced(quantizer: Either, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Placebo(Method):
 
     name = "placebo"
     title = "Placebo estimator"
+    varies = ("strength", "format")
 
     scale: ScaleRule = "absmax"
     strength: float = 0.5
@@ -54,14 +55,15 @@ class Placebo(Method):
             g = beside(
                 [layer.matrix().new_zeros(layer.matrix().shape) if d is None else d.view(layer.matrix().shape) for layer, d in reached]
             )
-            for (layer, _), part in zip(reached, stretched(g, bundle.quantizer.draw(g), self.strength).unbind(-3), strict=True):
+            found = stretched(g, bundle.quantizer.draw(g), run.number(run.own("strength"), g))
+            for (layer, _), part in zip(reached, found.unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(part)
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         self.prepare(run, batches)
 
 
-def stretched(g: Tensor, chance: Tensor, strength: float) -> Tensor:
+def stretched(g: Tensor, chance: Tensor, strength: float | Tensor) -> Tensor:
     """Each element by a slope from its number in [0, 1), and the whole back to the norm that it had."""
     found = g * (1 + strength * (2 * chance - 1))
     before, after = (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (g, found))
@@ -71,7 +73,7 @@ def stretched(g: Tensor, chance: Tensor, strength: float) -> Tensor:
 class PlainRounding(ScaledQuantizer):
     def __init__(self, site: Site, rule: ScaleRule) -> None:
         super().__init__(site, rule)
-        self.masks = rule != "absmax" or self.levels.count == 2
+        self.masks = rule != "absmax" or self.levels.two
 
     def relax(self, x: Tensor) -> Tensor:
         grid = self.grid(x)

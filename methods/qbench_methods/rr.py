@@ -30,6 +30,7 @@ class RR(Method):
     title = "Randomised rounding"
     provenance = "reconstructed"
     knobs = ("scale",)
+    varies = ("format",)
 
     scale: TrainedScaleRule = "absmax"
 
@@ -55,7 +56,7 @@ class RR(Method):
 class RandomRounding(ScaledQuantizer):
     def __init__(self, site: Site, rule: TrainedScaleRule) -> None:
         super().__init__(site, rule)
-        self.masks = rule != "absmax" or self.levels.count == 2
+        self.masks = rule != "absmax" or self.levels.two
 
     def relax(self, x: Tensor) -> Tensor:
         grid = self.grid(x)

@@ -30,6 +30,7 @@ class STE(Method):
     title = "Straight-through estimator"
     paper = "arXiv 1308.3432"
     knobs = ("scale",)
+    varies = ("format",)
 
     scale: TrainedScaleRule = "absmax"
     clip_gradient: bool = False
@@ -65,7 +66,7 @@ class STEWeight(ScaledQuantizer):
     def __init__(self, site: Site, method: STE) -> None:
         super().__init__(site, method.scale)
         self.scale_gradient = method.scale_gradient
-        self.masks = not method.clip_gradient and (method.scale != "absmax" or self.levels.count == 2)
+        self.masks = not method.clip_gradient and (method.scale != "absmax" or self.levels.two)
 
     def relax(self, x: Tensor) -> Tensor:
         grid = self.grid(x)

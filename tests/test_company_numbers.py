@@ -1,0 +1,123 @@
+"""Runs side by side that differ in numbers: bits, knobs and words of the recipe. Each has the bits that it has alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qbench import load_method
+from qbench.config import Quantization, RunConfig
+from qbench.formats import Format, Levels, LevelsBeside
+from qbench.grouping import WIDTHS, kind_of, neighbours
+from tests.test_company import CPU, config, curve, outcome, prepared, together, whole
+from tests.test_company import by_themselves as alone
+
+RECIPES: tuple[dict[str, Any], ...] = (
+    {"lr": 0.01, "weight_decay": 0.1, "clip": 0.5, "warmup": 0.1},
+    {"lr": 0.03, "weight_decay": 0.01, "clip": 2.0, "warmup": 0.3, "floor": 0.1},
+    {"lr": 0.01, "weight_decay": 0.1, "clip": 1e-3, "warmup": 0.1},
+    {"lr": 0.003, "weight_decay": 0.3, "clip": 1.0, "warmup": 0.2},
+)
+FORMATS = ("int2", "int4", "int3", "int8")
+KNOBS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, ...]]]] = {
+    "fp": ("fp", {}, {}),
+    "ste": ("ste", {}, {}),
+    "ste hessian": ("ste", {"scale": "hessian"}, {}),
+    "ste learned": ("ste", {"scale": "learned"}, {}),
+    "ste through the scale": ("ste", {"scale_gradient": True}, {}),
+    "rr": ("rr", {"scale": "mse"}, {}),
+    "placebo": ("placebo", {}, {"strength": (0.5, 0.1, 0.9, 0.3)}),
+    "lsq": ("lsq", {}, {"rate": (1.0, 0.1, 3.0, 1.0)}),
+    "lotion": ("lotion", {}, {"lam": (1.0, 0.3, 7.0, 1e-3)}),
+    "gdnsq": ("gdnsq", {}, {"pressure": (10.0, 3.0, 20.0, 1.0), "bits_rate": (6.0, 2.0, 6.0, 3.0)}),
+    "gdnsq from its bits": ("gdnsq", {}, {"start_bits": (8.0, 5.0, 10.0, 9.0)}),
+    "pege": ("pege", {}, {"kappa": (0.1, 0.3, 0.01, 1.0), "ramp": (0.5, 0.25, 1.0, 0.75)}),
+    "pege affine": ("pege", {"base": "affine"}, {"ramp": (0.5, 0.25, 1.0, 0.1)}),
+    "ewgs": ("ewgs", {}, {"rate": (0.01, 0.1, 0.001, 1.0)}),
+    "ewgs given": ("ewgs", {}, {"delta": (0.1, 0.3, 1.0, 0.01)}),
+}
+
+
+def company(title: str, task: str = "digits", granularity: str = "channel", steps: int = 16) -> list[RunConfig]:
+    name, params, knobs = KNOBS[title]
+    found = []
+    for place, (recipe, width) in enumerate(zip(RECIPES, FORMATS, strict=True)):
+        method = load_method(name)(**params, **{knob: values[place] for knob, values in knobs.items()})
+        weights = Quantization(width, granularity) if method.quantizes else None
+        c = config(name, task, seed=place % 3, steps=steps, **recipe)
+        found.append(dataclasses.replace(c, method_params=method.params, weights=weights))
+    return found
+
+
+@pytest.mark.parametrize("title", KNOBS)
+@pytest.mark.parametrize("granularity", ["channel", "block-32"])
+def test_every_number_is_the_one_of_a_run_alone(title: str, granularity: str, tmp_path: Path) -> None:
+    configs = company(title, granularity=granularity)
+    assert len({kind_of(c) for c in configs}) == 1 and len({c.key for c in configs}) == 4
+    many = together(configs, tmp_path / "many")
+    for c, a, b in zip(configs, many, alone(configs, tmp_path / "one"), strict=True):
+        assert a["state"] == "ok" and a["cost"]["company"] == 4
+        assert outcome(a) == outcome(b)
+        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+    assert len({a["artefact_sha256"] for a in many}) == 4
+
+
+@pytest.mark.parametrize("title", ["ste", "lotion", "gdnsq"])
+def test_on_a_closed_loss_by_sgd(title: str, tmp_path: Path) -> None:
+    configs = company(title, "rotated", "tensor")
+    moved = [
+        dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, optimizer="sgd", momentum=m))
+        for c, m in zip(configs, (0.9, 0.5, 0.9, 0.1), strict=True)
+    ]
+    many = together(moved, tmp_path / "many")
+    for a, b in zip(many, alone(moved, tmp_path / "one"), strict=True):
+        assert a["cost"]["company"] == 4 and outcome(a) == outcome(b)
+
+
+def test_a_hook_that_asks_one_for_all_is_found_out(tmp_path: Path) -> None:
+    run = whole(company("lotion"), tmp_path)
+    assert run.method.params["lam"] != run.method.params["lam"] and run.own("lam") == [1.0, 0.3, 7.0, 1e-3]
+    assert whole([company("lotion")[0]] * 2, tmp_path).method.params["lam"] == 1.0, "what they share stands there"
+
+
+def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
+    def kind(name: str, **params: Any) -> str | None:
+        return kind_of(dataclasses.replace(config(name), method_params=load_method(name)(**params).params))
+
+    assert kind("lotion", lam=0.0) != kind("lotion", lam=0.5) == kind("lotion")
+    assert kind("ewgs", delta="adaptive") != kind("ewgs") != kind("ewgs", delta=0.5) == kind("ewgs", delta=0.7)
+    assert kind_of(config(clip=0.0)) != kind_of(config(clip=2.0)) == kind_of(config())
+
+
+def test_every_number_that_may_differ_is_a_field() -> None:
+    for name in ("fp", "ste", "rr", "placebo", "lsq", "lotion", "gdnsq", "pege", "ewgs"):
+        method = load_method(name)
+        assert set(method.varies) <= {*method().params, "format"}, name
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "full", "affine", "midrise"])
+def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
+    own = [Format.named(width).levels(kind) for width in WIDTHS]
+    levels = LevelsBeside.of(own, 3, CPU)
+    for end in ("low", "high", "count"):
+        assert getattr(levels, end).shape == (7, 1, 1) and getattr(levels, end).flatten().tolist() == [getattr(one, end) for one in own]
+    assert levels.shift == own[0].shift and not levels.two
+
+    def half(levels: Levels) -> float:
+        return levels.high**-0.5
+
+    assert torch.equal(levels.number(half).flatten(), torch.tensor([half(one) for one in own]))
+    with pytest.raises(AssertionError, match="of one kind"):
+        LevelsBeside.of([own[0], Format.named("int1").levels(kind)], 3, CPU)
+
+
+def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path) -> None:
+    configs = sorted(company("fp"), key=neighbours)
+    pieces = whole(configs, tmp_path).optimizer.pieces  # type: ignore[union-attr]
+    large = [(piece.first, piece.last) for piece in pieces if piece.whole.dim() == 3]
+    assert set(large) == {(0, 1), (1, 3), (3, 4)}, "two of one recipe"
+    assert prepared(configs[0], tmp_path).recipes == (configs[0].recipe,)
