@@ -170,7 +170,10 @@ class Pieces:
             for first, count in _alike(recipes):
                 found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
                 self.pieces += found
-                own = {"weight_decay": recipes[first].weight_decay if group["name"] == "decay" else 0.0, "momentum": recipes[first].momentum}
+                own = {
+                    "weight_decay": recipes[first].weight_decay if group["name"] == "decay" else 0.0,
+                    "momentum": recipes[first].momentum,
+                }
                 groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
         self.optimizer = make_optimizer(groups, recipes[0])
         self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())

@@ -11,102 +11,31 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from qbench import grouping, making, questions, registry, train
-from qbench.config import Metric, Quantization, Recipe, RunConfig
+from qbench.config import Quantization, Recipe, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.method import Method
 from qbench.optim import parameter_groups
 from qbench.record import Attempt
 from qbench.run import Run, attach
-from qbench.task import Batch, Problem, QuantLinear, Split, Task, generator, one_by_one, with_model
 from qbench.text import count
+from qbench.toy import STEPS, Toy
 from qbench.tuning import MOST_KNOBS, RECIPE
 
 FORMATS = ("int1", "int2", "int3", "int4", "int8", "fp4")
 QUICK_FORMATS = ("int2", "int4", "fp4")
 GRANULARITIES = ("tensor", "channel", "block-32")
-STEPS = 60
 COMPILED, COMPARED_STEPS = ("int4", "fp4", "int2/block-32", "int4 a:int4", "fp32"), 4
 """What is trained compiled, too."""
 LEARNED = 1.0
-
-
-class ToyNet(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.first = QuantLinear(16, 32)
-        self.hidden = QuantLinear(32, 32, unsigned_input=True)
-        self.wide = QuantLinear(32, 64, unsigned_input=True)
-        self.narrow = QuantLinear(64, 32, unsigned_input=True)
-        self.last = QuantLinear(32, 4, unsigned_input=True)
-        draw = generator("toy", "start", seed)
-        for layer in self.children():
-            assert isinstance(layer, QuantLinear)
-            nn.init.normal_(layer.weight, std=(2 / layer.weight.shape[1]) ** 0.5, generator=draw)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.first, self.hidden, self.wide, self.narrow):
-            x = F.relu(layer(x))
-        out: Tensor = self.last(x)
-        return out
-
-
-class ToyProblem(Problem):
-    def __init__(self, seed: int, batch: int, device: torch.device) -> None:
-        self.model = ToyNet(seed).to(device)
-        self.seed, self.size, self.device = seed, batch, device
-        self.truth = torch.randn(16, 4, generator=generator("toy", "truth"))
-
-    def draw(self, count: int, *key: object) -> Batch:
-        x = torch.randn(count, 16, generator=generator("toy", *key))
-        return Batch(x.to(self.device), (x @ self.truth).argmax(-1).to(self.device), count)
-
-    def batch(self, index: int) -> Batch:
-        return self.draw(self.size, self.seed, index)
-
-    def batches(self, split: Split) -> Iterable[Batch]:
-        return [self.draw(256, split)]
-
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
-        return with_model(self, model)
-
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        assert batch.targets is not None
-        return F.cross_entropy(output, batch.targets) if output.dim() == 2 else one_by_one(F.cross_entropy, output, batch.targets)
-
-    @property
-    def labels_per_step(self) -> int:
-        return self.size
-
-
-@dataclass
-class Toy(Task):
-    """A made-up classification for the conformance kit; no board should use it."""
-
-    name = "toy"
-    title = "Toy classification (conformance only)"
-    metric = Metric("loss", unit="nats")
-    sizes = {"xs": {"parameters": 6500}}
-    activations = True
-
-    def recipe(self, size: str) -> Recipe:
-        return Recipe(steps=STEPS, batch=64, lr=1e-2)
-
-    def fingerprint(self) -> str:
-        return "toy-1"
-
-    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
-        return ToyProblem(seed, batch, device)
 
 
 @dataclass(frozen=True)
@@ -302,15 +231,13 @@ def check_resumes(kit: Kit) -> Iterator[Finding]:
 
 
 def check_beside(kit: Kit) -> Iterator[Finding]:
-    """Three runs in one pass end with the artefacts that each has alone, bit for bit; a method may say that its runs train alone."""
+    """Three runs in one pass end with the artefacts that each has alone, bit for bit, whatever of its numbers the method lets them differ in; a
+    method may say that its runs train alone."""
     config = kit.one()
     if (words := grouping.alone(config)) is not None:
         yield Finding("beside", config.format_label, True, words)
         return
-    rates = (1.0, 0.5, 2.0)
-    three = [
-        dataclasses.replace(config, seed=s, recipe=dataclasses.replace(config.recipe, lr=config.recipe.lr * r)) for s, r in enumerate(rates)
-    ]
+    three = [differing(config, place) for place in range(3)]
     folders = [Path(tempfile.mkdtemp(dir=kit.folder)) / "1" for _ in three]
     found = making.run_group([Assignment(c, f) for c, f in zip(three, folders, strict=True)], Execution(), [lambda _: None] * len(three))
     for one, together in zip(three, found, strict=True):
@@ -320,6 +247,20 @@ def check_beside(kit: Kit) -> Iterator[Finding]:
         yield Finding(
             "beside", f"seed {one.seed}", fine, "" if fine else "trained beside others it differs" if not same else "the three fell apart"
         )
+
+
+def differing(config: RunConfig, place: int) -> RunConfig:
+    """A run of the same kind in other numbers: its seed, its rate, the width of its integers, and the method's own where it admits them."""
+    times, varies = (1.0, 0.5, 0.75)[place], registry.load("methods", config.method).varies
+    recipe = dataclasses.replace(config.recipe, lr=config.recipe.lr * times)
+    found = dataclasses.replace(config, seed=place, recipe=recipe)
+    numbers = {name: value * times for name, value in config.method_params.items() if name in varies and isinstance(value, float)}
+    width = grouping.WIDTHS[2 - place] if "format" in varies else None
+    with contextlib.suppress(UsageError):
+        registry.build("methods", config.method, {**config.method_params, **numbers})
+        found = dataclasses.replace(found, method_params={**config.method_params, **numbers})
+    other = dataclasses.replace(found, weights=Quantization(width, "channel")) if width else found
+    return other if questions.refusal(other) is None else found
 
 
 def check_budget(kit: Kit) -> Iterator[Finding]:

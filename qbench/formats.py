@@ -68,7 +68,7 @@ class LevelsBeside(Levels):
 
     own: tuple[Levels, ...] = ()
     axes: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
 
     @staticmethod
     def of(own: Sequence[Levels], axes: int, device: torch.device) -> LevelsBeside:

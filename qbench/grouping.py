@@ -33,7 +33,8 @@ def kind_of(config: RunConfig) -> str | None:
         return None
     varies = registry.load("methods", config.method).varies
     params = {name: bare(value) if name in varies else value for name, value in config.method_params.items()}
-    recipe = dataclasses.replace(config.recipe, **{w: bare(getattr(config.recipe, w)) if w in SWITCHES else 1.0 for w in RECIPE})
+    words: dict[str, Any] = {word: bare(getattr(config.recipe, word)) if word in SWITCHES else 1.0 for word in RECIPE}
+    recipe = dataclasses.replace(config.recipe, **words)
     weights = config.weights
     if weights and "format" in varies and weights.format in WIDTHS:
         weights = Quantization("int", weights.granularity)

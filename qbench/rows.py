@@ -43,7 +43,7 @@ def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
     return rows
 
 
-def one_each(values: Sequence[float], axes: int, device: torch.device) -> Tensor:
+def one_each(values: Sequence[float], axes: int, device: torch.device | None) -> Tensor:
     """Numbers, one of each run, for arithmetic with tensors of so many axes: rounded as a Python number is when it meets a tensor."""
     return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1)).to(device, non_blocking=True)
 

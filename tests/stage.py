@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor
 
 from qbench import registry
 from qbench.config import Metric, Recipe, RunConfig
-from qbench.conformance import ToyProblem
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
 from qbench.method import Method, Preset
@@ -32,6 +31,7 @@ from qbench.rounding import straight_through
 from qbench.run import Batch, Run
 from qbench.scales import ScaledQuantizer
 from qbench.task import Problem, Task
+from qbench.toy import ToyProblem
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = """

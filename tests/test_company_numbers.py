@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 
 from qbench import load_method
 from qbench.config import Quantization, RunConfig
+from qbench.engines import Execution
 from qbench.formats import Format, Levels, LevelsBeside
 from qbench.grouping import WIDTHS, kind_of, neighbours
-from tests.test_company import CPU, config, curve, outcome, prepared, together, whole
+from qbench.making import run_group
+from tests.test_company import CPU, Cut, assignments, config, curve, outcome, prepared, together, whole
 from tests.test_company import by_themselves as alone
 
 RECIPES: tuple[dict[str, Any], ...] = (
@@ -121,3 +124,31 @@ def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path)
     large = [(piece.first, piece.last) for piece in pieces if piece.whole.dim() == 3]
     assert set(large) == {(0, 1), (1, 3), (3, 4)}, "two of one recipe"
     assert prepared(configs[0], tmp_path).recipes == (configs[0].recipe,)
+
+
+@pytest.mark.parametrize("title", ["lotion", "gdnsq", "pege"])
+def test_killed_midway_they_go_on_in_another_grouping(title: str, tmp_path: Path) -> None:
+    configs = company(title)
+
+    def cut(progress: dict[str, Any]) -> None:
+        if progress["step"] > 8:
+            raise Cut
+
+    first = assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Cut):
+        run_group(first, Execution(checkpoint_s=0), [cut] * 4)
+    folders = [a.folder for a in first]
+    found = together(configs[:3], tmp_path / "many", resume=folders[:3]) + together(configs[3:], tmp_path / "many", resume=folders[3:])
+    for c, a, b in zip(configs, found, alone(configs, tmp_path / "one"), strict=True):
+        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_compiled_each_has_its_own_levels(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    configs = company("lsq")
+    results = [together(configs, tmp_path / name, Execution(compile=compiled)) for name, compiled in (("eager", False), ("compiled", True))]
+    assert [r["state"] for r in results[1]] == ["ok"] * 4 and all(r["audit"]["passed"] for r in results[1])
+    for c in configs:
+        one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
+        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)

@@ -13,7 +13,7 @@ from qbench_tasks.digits import Digits
 from torch import Tensor
 
 from qbench.config import Recipe, RunConfig
-from qbench.conformance import Kit, ToyProblem
+from qbench.conformance import Kit
 from qbench.engines import Assignment
 from qbench.errors import UsageError
 from qbench.making import run_one
@@ -21,6 +21,7 @@ from qbench.plan import Plan, make_plan
 from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Batch
+from qbench.toy import ToyProblem
 
 SWEEP = """
 board = "imitation"

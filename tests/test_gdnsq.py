@@ -17,12 +17,13 @@ from torch import Tensor
 
 from qbench import Site, registry
 from qbench.config import Recipe, RunConfig
-from qbench.conformance import Kit, ToyProblem
+from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.questions import refusal
 from qbench.run import Run, attach, frozen_copy
 from qbench.task import Batch
+from qbench.toy import ToyProblem
 from qbench.train import one_step
 
 SHAPE = (4, 64)

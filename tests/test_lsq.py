@@ -16,10 +16,11 @@ from torch import Tensor
 
 from qbench import Site, registry
 from qbench.config import Recipe
-from qbench.conformance import Kit, ToyProblem
+from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import attach
+from qbench.toy import ToyProblem
 from qbench.train import one_step
 
 SHAPE = (4, 64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qbench import registry
-from qbench.conformance import Kit, ToyProblem
+from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.engines.local import local_engine
 from qbench.engines.torchrun import slots
@@ -22,6 +22,7 @@ from qbench.plan import make_plan
 from qbench.record import Attempt, attempts
 from qbench.sweep import Summary, sweep
 from qbench.sweepfile import read_text
+from qbench.toy import ToyProblem
 from tests.stage import stage
 
 __all__ = ["stage"]

@@ -17,7 +17,7 @@ import torch
 
 from qbench import checkpoint, registry, schedule
 from qbench.config import RunConfig
-from qbench.conformance import Kit, Toy, ToyProblem
+from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
 from qbench.making import run_one
@@ -25,6 +25,7 @@ from qbench.method import Method
 from qbench.quantizer import Quantizer
 from qbench.record import Attempt, attempts, finite, new_attempt
 from qbench.run import Batch, Run
+from qbench.toy import Toy, ToyProblem
 
 
 def train(config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any) -> tuple[dict[str, Any], Attempt]:
