@@ -165,6 +165,8 @@ class Pieces:
     def __init__(self, run: Run, recipes: Sequence[Recipe], twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
         self.twins = twins
         self.pieces: list[Piece] = []
+        self.taken: Tensor | None = None
+        """Steps, as AdamW counts them."""
         groups = []
         for group in parameter_groups(run, recipes[0]):
             for first, count in _alike(recipes):
@@ -214,7 +216,27 @@ class Pieces:
         for piece in self.pieces:
             grad = piece.whole.grad  # a fused optimizer reads memory in order, whatever the strides say
             piece.rows.grad = None if grad is None else grad[piece.first : piece.last].contiguous()
-        self.optimizer.step()
+        if isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.state:
+            self._step_adamw()
+        else:
+            self.optimizer.step()
+
+    @torch.no_grad()
+    def _step_adamw(self) -> None:
+        """The kernel that `AdamW.step` calls, without what it does for each parameter on the way there: with pieces by the dozen that is more
+        than the arithmetic. All have taken equally many steps, so one counter serves them all."""
+        state = self.optimizer.state
+        if self.taken is None:
+            self.taken = next(iter(state.values()))["step"]
+            for moments in state.values():
+                moments["step"] = self.taken
+        self.taken += 1
+        for group in self.optimizer.param_groups:
+            rows = [p for p in group["params"] if p.grad is not None]
+            first, second = ([state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq"))
+            grads, steps, (beta1, beta2) = [p.grad for p in rows], [self.taken] * len(rows), group["betas"]
+            numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": group["eps"]}
+            torch._fused_adamw_(rows, grads, first, second, [], steps, **numbers, amsgrad=False, maximize=False)
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[tuple[int, int]]:

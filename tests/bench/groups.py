@@ -25,6 +25,7 @@ from qbench import load_method, load_task
 from qbench.company import side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
+from qbench.hardware import keep_freed_memory
 from qbench.making import open_problem, prepare
 from qbench.run import Run
 from qbench.train import one_step
@@ -87,6 +88,7 @@ def throughput(
 
 def table() -> Iterator[str]:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every worker does
     yield "| side by side | runs | alone, µs a step | in company | ratio | target |"
     yield "|---|--:|--:|--:|--:|--:|"
     for title, task, size, options, one_seed, count, target in BEDS:
