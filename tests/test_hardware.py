@@ -32,4 +32,4 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
         "first = faults(); keep_freed_memory(); faults(); print(first, faults())"
     )
     first, then = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert first > 20_000 and then < 500
+    assert then * 10 < first, (first, then)
