@@ -1,7 +1,7 @@
 """A section at equal training time: what each entrant's runs had reached on the validation split when full precision's runs were done.
 
 Boards compare at equal steps, and a step costs one method three times what it costs another. Here the clock is the budget: T is the
-median training time of the section's full-precision runs on the same device, and a run counts with its validation at T, linear in time between
+median training time of the section's full-precision runs on the same device and in as large a company, and a run counts with its validation at T, linear in time between
 its evaluations. A run that ends before T counts with its last one, and one that had not been evaluated by T with nothing.
 
 What this does not say: how good an entrant is that plans for T. A run that is looked at on its way was cut short in the middle of its learning
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qbench import stats
-from qbench.leaderboard import SectionMaker
+from qbench.leaderboard import SectionMaker, alone_is_one
 from qbench.parts import Part
 from qbench.stats import Estimate
 from qbench.table import Array
@@ -60,7 +60,7 @@ class EqualTime:
     """A section's cells when full precision was done."""
 
     seconds: Mapping[str, float]
-    """When that was, by device."""
+    """When that was, by device, and by company where runs trained side by side."""
     cells: tuple[Timed, ...]
 
 
@@ -71,24 +71,27 @@ def equal_time(maker: SectionMaker, curves: Curves) -> EqualTime:
 
 
 def budgets(maker: SectionMaker) -> dict[str, float]:
-    """Median training time of full precision, by device."""
+    """Median training time of full precision, by where it ran."""
     if maker.fp is None:
         return {}
     part = maker.parts[maker.fp, -1]
-    usable = part["good"] & np.isfinite(part["train_s"])
-    names = maker.data.words["device_name"]
-    return {
-        names[device]: float(np.median(part["train_s"][usable & (part["device_name"] == device)]))
-        for device in np.unique(part["device_name"][usable])
-    }
+    found: dict[str, list[float]] = {}
+    for i in np.flatnonzero(part["good"] & np.isfinite(part["train_s"])):
+        found.setdefault(place(maker, part, i), []).append(part["train_s"][i])
+    return {where: float(np.median(found[where])) for where in sorted(found)}
+
+
+def place(maker: SectionMaker, part: Part, row: int) -> str:
+    """The device that a run trained on, and in what company: among such runs times are compared."""
+    device, company = maker.data.words["device_name"][part["device_name"][row]], int(alone_is_one(part)[row])
+    return device if company == 1 else f"{device}, {company} side by side"
 
 
 def timed(maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapping[str, float]) -> Timed:
     part, entrant = maker.parts[n, column], maker.entrants[n]
-    devices = maker.data.words["device_name"]
     rows = _first_of_each_seed(part)
     runs = [curves.get((part["key"][i], int(np.nan_to_num(part["attempt"][i], nan=1.0)))) for i in rows]
-    limits = [budget.get(devices[part["device_name"][i]]) for i in rows]
+    limits = [budget.get(place(maker, part, i)) for i in rows]
     whole = [run for run in runs if run is not None]
     reached = [at(run, limit) for run, limit in zip(runs, limits, strict=True) if run is not None and limit is not None]
     values = [value for value, _ in reached if value is not None]
@@ -120,5 +123,5 @@ def _note(runs: int, curves: int, limits: int, values: int) -> str:
     if curves < runs:
         return f"{runs - curves} of {count(runs, 'run')} without a validation curve"
     if limits < runs:
-        return f"no full precision on the device of {runs - limits} of {count(runs, 'run')}"
+        return f"no full precision on the device and in the company of {runs - limits} of {count(runs, 'run')}"
     return f"{runs - values} of {count(runs, 'run')} not evaluated by then" if values < runs else ""

@@ -26,9 +26,9 @@ FULL = {"cpu": 500_000, "cuda": 100_000_000}
 """Parameters of all of them."""
 
 
-def kind_of(config: RunConfig) -> str | None:
-    """A name that runs have in common which may train side by side: all but the seed and the numbers that each may have for itself. None for
-    one that trains alone."""
+def kind_of(config: RunConfig, widths: bool = True) -> str | None:
+    """A name that runs have in common which may train side by side: all but the seed and the numbers that each may have for itself, and
+    without `widths` those of their formats. None for one that trains alone."""
     if alone(config) is not None:
         return None
     varies = registry.load("methods", config.method).varies
@@ -36,7 +36,7 @@ def kind_of(config: RunConfig) -> str | None:
     words: dict[str, Any] = {word: bare(getattr(config.recipe, word)) if word in SWITCHES else 1.0 for word in RECIPE}
     recipe = dataclasses.replace(config.recipe, **words)
     weights = config.weights
-    if weights and "format" in varies and weights.format in WIDTHS:
+    if widths and weights and "format" in varies and weights.format in WIDTHS:
         weights = Quantization("int", weights.granularity)
     return canonical(dataclasses.replace(config, recipe=recipe, method_params=params, weights=weights, seed=0, base=None).to_json())
 

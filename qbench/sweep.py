@@ -197,11 +197,13 @@ class _Coordinator:
         self.ready.push(self.order[key], key, None if key in self.again else self.kind(run.cell))
 
     def kind(self, cell: Cell) -> str | None:
-        """What a cell's runs have in common with others that they may train beside."""
+        """What a cell's runs have in common with others that they may train beside. Unless a number is asked for, formats stay apart: steps
+        are timed against full precision's in as large a company, and that has one format."""
         from qbench.grouping import kind_of
 
         if cell.parts not in self.kinds:
-            self.kinds[cell.parts] = kind_of(cell.example) if self.execution.group != 1 and self.execution.gpus_per_run == 1 else None
+            asked = self.execution.group
+            self.kinds[cell.parts] = kind_of(cell.example, asked is not None) if asked != 1 and self.execution.gpus_per_run == 1 else None
         return self.kinds[cell.parts]
 
     def hand_out(self) -> None:

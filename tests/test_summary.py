@@ -274,10 +274,24 @@ def test_time_is_of_the_same_device() -> None:
     rows = task(FP[:3], {"int4": RTN["int4"][:3]}, ste={"int4": STE["int4"][:3]})
     elsewhere = [{**r, "device_name": "gpu"} if r["method"] == "ste" else r for r in rows]
     ste = timed(summary(elsewhere, curves=curves_of(rows, {"fp": 1.5, "ste": 1.5})), "ste", "int4")
-    assert ste.at_time is None and ste.note == "no full precision on the device of 3 of 3 runs"
+    assert ste.at_time is None and ste.note == "no full precision on the device and in the company of 3 of 3 runs"
     both = [*elsewhere, run("fp", None, 7, 0.1, device_name="gpu", train_s=0.8)]
     found = summary(both, curves=curves_of(rows, {"fp": 1.5, "ste": 1.5}))
     assert found.sections[0].equal_time.seconds == {"cpu": 1.5, "gpu": 0.8} and timed(found, "ste", "int4").at_time is not None
+
+
+def test_time_is_of_runs_in_as_large_a_company() -> None:
+    rows = task(FP[:3], {"int4": RTN["int4"][:3]}, ste={"int4": STE["int4"][:3]})
+    curves = curves_of(rows, {"fp": 1.5, "ste": 1.5})
+    beside = [{**r, "company": 6} if r["method"] == "ste" else r for r in rows]
+    alone = summary(beside, curves=curves)
+    assert timed(alone, "ste", "int4").at_time is None and timed(alone, "fp", "fp32").at_time is not None
+    assert [p.cost for p in alone.sections[0].points if p.entrant == "ste"] == [None]
+    both = summary([*beside, run("fp", None, 7, 0.1, company=6, train_s=0.8)], curves=curves)
+    assert (
+        both.sections[0].equal_time.seconds == {"cpu": 1.5, "cpu, 6 side by side": 0.8} and timed(both, "ste", "int4").at_time is not None
+    )
+    assert [p.cost is None for p in both.sections[0].points if p.entrant == "ste"] == [False]
 
 
 def test_between_evaluations_time_is_linear_and_before_the_first_nothing_is_known() -> None:

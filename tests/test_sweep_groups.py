@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -65,6 +66,22 @@ def test_a_board_in_groups_is_the_board_run_by_run(engine: LocalEngine, one_by_o
     assert (summary.ok, summary.failed, summary.left) == (48, 0, 0) and artefacts(found) == artefacts(one_by_one)
     assert companies(found)[:12] == [1] * 12 and min(companies(found)[12:]) >= 3, "all but what is not trained"
     assert swept(engine, tmp_path)[0].cached == 48
+
+
+def test_formats_train_side_by_side_where_a_number_is_asked_for(engine: LocalEngine, tmp_path: Path) -> None:
+    """By itself a sweep keeps them apart, so that every step is timed in as large a company as full precision's."""
+    board = (
+        BOARD.replace('formats = ["int4"]', 'formats = ["int4", "int2"]')
+        .replace('"lotion"]', '"lotion"]\n')
+        .replace("[0.01, 0.03]", "0.01")
+    )
+    for group, size in ((None, 3), (16, 6)):
+        sweep(read_text(board, "b.toml"), tmp_path / str(size), engine, Execution(device="cpu", group=group))
+        results = [json.loads(path.read_text()) for path in (tmp_path / str(size)).glob("runs/*/*/*/result.json")]
+        assert len(results) == 42 and max(r["cost"].get("company", 1) for r in results) == size
+        digests = sorted(r["artefact_sha256"] for r in results)
+        assert group is None or digests == alone
+        alone = digests
 
 
 def test_a_group_is_no_larger_than_asked(engine: LocalEngine, one_by_one: dict[str, list[Attempt]], tmp_path: Path) -> None:
