@@ -76,7 +76,7 @@ def budgets(maker: SectionMaker) -> dict[str, float]:
         return {}
     part = maker.parts[maker.fp, -1]
     found: dict[str, list[float]] = {}
-    for i in np.flatnonzero(part["good"] & np.isfinite(part["train_s"])):
+    for i in np.flatnonzero(part["good"] & np.isfinite(part["train_s"])).tolist():
         found.setdefault(place(maker, part, i), []).append(part["train_s"][i])
     return {where: float(np.median(found[where])) for where in sorted(found)}
 
