@@ -11,7 +11,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--device", "cpu", "--sizes", "xs", "--steps", "2", "--tokens", "256", "--train", "xs", "--train-steps", "4"]
+TINY = [
+    "--device",
+    "cpu",
+    "--sizes",
+    "xs",
+    "--steps",
+    "2",
+    "--tokens",
+    "256",
+    "--train",
+    "xs",
+    "--train-steps",
+    "4",
+    "--beds",
+    "linreg, d = 12 000",
+    "--side-by-side",
+    "2,4",
+]
 
 
 def bench(out: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +49,14 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
     assert [(row["method"], row["audit"], row["apart"] < 1e-3) for row in found["compiled"]] == [("fp", True, True), ("ste", True, True)]
     assert [(row["method"], row["audit"]) for row in found["runs"]] == [("fp", True), ("ste", True), ("rtn", True)]
     assert all(1 < row["bits_per_byte"] < 9 for row in found["runs"])
+    alone, two, four = found["groups"]
+    assert (alone["runs"], two["runs"], four["runs"]) == (1, 2, 4) and not alone["compiled"] and four["compiled"]
+    assert four["run_steps_per_s"] == pytest.approx(4 / four["median_s"]) and four["times"] == pytest.approx(
+        four["run_steps_per_s"] / alone["run_steps_per_s"]
+    )
+    assert max(len(row["curve"]) for row in found["groups"]) == 24 and four["target"] == 50
     assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
-    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "tests"))
+    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "tests"))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ steps      the step of every method on the task `text`, compiled, in bf16: media
            peak of a bf16 matrix product, all beside full precision, which is measured first and last
 compiled   on the toy task: the first losses of compiled and of eager training, and whether the compiled network still quantizes (the audit)
 runs       a short training at 10M parameters: score, cost and audit of every method
+groups     steps a second against the number of runs side by side (`gpu_groups`)
 tests      those that are marked `gpu`
 
 A part that fails, or for which no time is left, says so in the report. Needed are torch, pandas and safetensors; nothing is looked for elsewhere, and
@@ -30,10 +31,12 @@ from typing import Any
 
 import torch
 
+from tests.bench.gpu_groups import BEDS, groups
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ("steps", "compiled", "runs", "tests")
+PARTS = ("steps", "compiled", "runs", "groups", "tests")
 LIMIT_S = 570.0
-SHARES = {"steps": 0.5, "compiled": 0.65, "runs": 0.85, "tests": 1.0}
+SHARES = {"steps": 0.4, "compiled": 0.52, "runs": 0.65, "groups": 0.88, "tests": 1.0}
 """By when, of the time, a part begins nothing new."""
 WARMUP, TOKENS = 8, 65_536
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +62,7 @@ class Bench:
     tokens: int = TOKENS
     compile: bool = True
     limit_s: float = LIMIT_S
+    beds: tuple[tuple[str, str, str, tuple[int, ...], float], ...] = BEDS
     found: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
@@ -314,7 +318,7 @@ def shown(key: str, value: Any) -> str:
         return f"{1e3 * value:.2f} ms"
     if key == "peak_share":
         return f"{100 * value:.1f} %"
-    if key == "tokens_per_s":
+    if key.endswith("_per_s"):
         return f"{value:,.0f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -361,6 +365,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--train", default="10m")
     parser.add_argument("--train-steps", type=int, default=300)
+    parser.add_argument("--beds", default="", help="Titles of the part groups, separated by semicolons; all by default.")
+    parser.add_argument("--side-by-side", default="", help="Numbers of runs of the part groups.")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--limit", type=float, default=LIMIT_S)
     asked = parser.parse_args(words)
@@ -372,8 +378,11 @@ def main(words: list[str]) -> int:
         bench = Bench(
             asked.out, device, asked.sizes.split(","), asked.steps, asked.train, asked.train_steps, methods, asked.tokens, not asked.eager, asked.limit
         )  # fmt: skip
+        counts = tuple(map(int, asked.side_by_side.split(","))) if asked.side_by_side else ()
+        titles = asked.beds.split(";") if asked.beds else [bed[0] for bed in BEDS]
+        bench.beds = tuple((*bed[:3], counts or bed[3], bed[4]) for bed in BEDS if bed[0] in titles)
         bench.found["environment"] = environment(device)
-        for name, rows in {"steps": steps, "compiled": compiled, "runs": runs, "tests": tests}.items():
+        for name, rows in {"steps": steps, "compiled": compiled, "runs": runs, "groups": groups, "tests": tests}.items():
             if name in asked.parts.split(","):
                 bench.part(name, rows)
     print(bench.out / "gpu.md")

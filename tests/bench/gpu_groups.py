@@ -1,0 +1,112 @@
+"""The part `groups` of `make gpu`: steps of single runs a second against how many train side by side, over a plain loop of single eager runs.
+
+A run in company is compiled whole, as a sweep would have it; the loop is eager, as the target says. The bar is the curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from qbench.config import RunConfig
+    from qbench.run import Run
+    from tests.bench.gpu import Bench, Row
+
+BEDS: tuple[tuple[str, str, str, tuple[int, ...], float], ...] = (
+    ("digits MLP", "digits", "xs", (16, 64, 256), 50.0),
+    ("linreg, d = 12 000", "linreg", "l", (16, 64, 256), 50.0),
+    ("language model, 1M", "text", "1m", (4, 16), 8.0),
+)
+"""Title, task, size, runs side by side, and the target at the best of them."""
+RATES = (0.001, 0.003)
+BAR = 24
+
+
+def groups(bench: Bench) -> Iterator[Row]:
+    from qbench.errors import UsageError
+    from tests.bench.gpu import attempted
+
+    for title, task, size, counts, target in bench.beds:
+        try:
+            first = config(task, size, 0, RATES[0])
+        except UsageError as error:
+            yield {"bed": title, "left out": str(error)}
+            continue
+        alone: Row = {"bed": title, "runs": 1} | attempted(lambda c=first: measured(bench, [c], compiled=False))  # type: ignore[misc]
+        rows = [alone]
+        for count in counts:
+            row: Row = {"bed": title, "runs": count}
+            if bench.late("groups"):
+                rows.append(row | {"failed": "no time left"})
+                continue
+            configs = [config(task, size, place % (count // 2), RATES[2 * place // count]) for place in range(count)]
+            rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
+        yield from drawn(rows, target)
+
+
+def drawn(rows: list[Row], target: float) -> list[Row]:
+    """Each with how many times the steps of the loop it takes, and the curve as bars."""
+    alone = rows[0].get("run_steps_per_s")
+    best = max((row.get("run_steps_per_s", 0.0) for row in rows), default=0.0)
+    for row in rows:
+        if alone and "run_steps_per_s" in row:
+            row["times"] = row["run_steps_per_s"] / alone
+            row["curve"] = "█" * max(1, round(BAR * row["run_steps_per_s"] / best))
+    if "times" in rows[-1]:
+        rows[-1]["target"] = target
+    return rows
+
+
+def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
+    from qbench import registry
+    from qbench.config import Quantization, RunConfig
+
+    t, m = registry.build("tasks", task, {}), registry.build("methods", "ste", {})
+    recipe = replace(t.recipe(size), steps=1_000_003, lr=lr)
+    weights = Quantization("int4", "channel")
+    return RunConfig(
+        0, "ste", m.version, m.params, task, t.version, t.params, t.fingerprint(), size, weights, None, recipe, "scratch", seed
+    )
+
+
+def measured(bench: Bench, configs: list[RunConfig], compiled: bool) -> Row:
+    """The median step of one run, or of several side by side."""
+    from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
+    from qbench.making import compile_parts
+    from qbench.train import one_step
+    from tests.bench.gpu import WARMUP
+
+    run = opened(bench, configs)
+    if compiled:
+        compile_parts(run)
+    forget_memory(bench.device)
+    run.model.train()
+    watch = Stopwatch(bench.device)
+    for taken in range(WARMUP + bench.steps):
+        one_step(run, configs[0].recipe, taken)
+        if taken >= WARMUP - 1:
+            watch.mark()
+    low, middle, high = quartiles(watch.steps())
+    found: dict[str, Any] = {"compiled": compiled, "median_s": middle, "q25_s": low, "q75_s": high}
+    return found | {"run_steps_per_s": len(configs) / middle, "peak_memory_bytes": peak_memory(bench.device)}
+
+
+def opened(bench: Bench, configs: list[RunConfig]) -> Run:
+    from qbench.company import side_by_side
+    from qbench.engines import Assignment, Execution
+    from qbench.making import open_problem, prepare
+
+    execution = Execution(device=str(bench.device), compile=False)
+    runs = [
+        prepare(Assignment(c, bench.out / "nowhere"), execution, open_problem(c, torch.device(bench.device))[1], bench.device)
+        for c in configs
+    ]
+    if len(runs) == 1:
+        return runs[0]
+    run = side_by_side(runs, [c.recipe for c in configs])
+    assert run is not None, "these tasks are written for it"
+    return run
