@@ -26,6 +26,8 @@ VECTOR = 32
 """Elements that a loop over the widest vectors takes at a time."""
 LINE = 16
 """Elements of a cache line, which is where a tensor that is alone begins."""
+BLOCK = 16
+"""Rows that a product for runs of one row each takes at a time."""
 SMALLEST = 400
 """Multiplications below which a batch has kernels of its own."""
 
@@ -71,6 +73,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return one_by_one(F.linear, x, weight) if bias is None else one_by_one(F.linear, x, weight, bias)
 
 
+def lines(x: Tensor, weight: Tensor) -> Tensor:
+    """`x wᵀ` for one row of weights a run: (…, samples, inputs) and (…, 1, inputs) to (…, samples, 1). For all runs on one stream it is one
+    product, in blocks of so many rows whoever is there, zeros in the place of the rest: a run's bits depend on neither slot nor number."""
+    if weight.dim() == 2:
+        return _block(x, weight)
+    if x.stride(0) or x.device.type != "cpu":
+        return one_by_one(_block, x, weight) if x.device.type == "cpu" else x @ weight.mT
+    blocks = [_block(x[0], rows) for rows in weight.flatten(0, 1).split(BLOCK)]
+    return torch.cat(blocks, -1).mT.unsqueeze(-1).contiguous()
+
+
+def _block(x: Tensor, rows: Tensor) -> Tensor:
+    filled = F.pad(rows, (0, 0, 0, BLOCK - len(rows)))
+    return _Block.apply(x, filled)[:, : len(rows)].contiguous()  # type: ignore[no-any-return, no-untyped-call]
+
+
 def batched(samples: int, inputs: int, outputs: int, device: torch.device) -> bool:
     """Whether a batch of products has the bits of single ones."""
     if device.type != "cpu":
@@ -95,6 +113,22 @@ class _Linear(torch.autograd.Function):
             grad.mT @ x if wants_weight else None,
             grad.sum(-2) if wants_bias and ctx.biased else None,
         )
+
+
+class _Block(torch.autograd.Function):
+    """A product whose gradient meets it in the order in memory that its result had."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(x, rows)
+        return F.linear(x, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, rows = ctx.saved_tensors
+        wants_x, wants_rows = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return grad @ rows if wants_x else None, grad.mT @ x if wants_rows else None
 
 
 class _OnItsOwn(torch.autograd.Function):

@@ -23,7 +23,7 @@ from qbench.config import Metric, Recipe
 from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
-from qbench.rows import beside_as_laid_out, one_by_one, times
+from qbench.rows import beside_as_laid_out, lines, one_by_one, times
 
 __all__ = [
     "Batch",
@@ -43,6 +43,7 @@ __all__ = [
     "beside_as_laid_out",
     "generator",
     "key_of",
+    "lines",
     "one_by_one",
     "times",
     "with_model",

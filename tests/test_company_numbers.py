@@ -16,6 +16,8 @@ from qbench.engines import Execution
 from qbench.formats import Format, Levels, LevelsBeside
 from qbench.grouping import WIDTHS, kind_of, neighbours
 from qbench.making import run_group
+from qbench.rows import lines
+from qbench.train import one_step
 from tests.test_company import CPU, Cut, assignments, config, curve, outcome, prepared, together, whole
 from tests.test_company import by_themselves as alone
 
@@ -154,3 +156,29 @@ def test_compiled_each_has_its_own_levels(tmp_path: Path) -> None:
     for c in configs:
         one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
         assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [2, 16, 19])
+def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_path: Path) -> None:
+    """One product serves all; with two streams, one each."""
+    me = config("ste", "batches", seed=3, lr=0.02)
+    lonely = prepared(me, tmp_path)
+    for step in range(6):
+        one_step(lonely, me.recipe, step)
+    for slot in (0, size // 2, size - 1):
+        for seed in (3, 4):
+            rates = [0.001 * (place + 1) for place in range(size - 1)]
+            others = [dataclasses.replace(me, seed=seed, recipe=dataclasses.replace(me.recipe, lr=rate)) for rate in rates]
+            run = whole([*others[:slot], me, *others[slot:]], tmp_path)
+            for step in range(6):
+                one_step(run, me.recipe, step)
+            mine, its = (next(one.model.parameters()) for one in (lonely, run.members[slot]))
+            assert mine.abs().sum() > 0 and torch.equal(mine, its), (slot, seed)
+
+
+def test_the_block_gives_the_product_and_its_gradients() -> None:
+    x, weight = torch.randn(5, 40, dtype=torch.float64), torch.randn(3, 1, 40, dtype=torch.float64, requires_grad=True)
+    shared = x.expand(3, 5, 40)
+    assert torch.allclose(lines(shared, weight), shared @ weight.mT) and torch.allclose(lines(x, weight[1]), x @ weight[1].mT)
+    assert torch.autograd.gradcheck(lambda w: lines(shared, w).square(), (weight,))
+    assert torch.autograd.gradgradcheck(lambda w: lines(x, w).square(), (weight[0].detach().requires_grad_(),))

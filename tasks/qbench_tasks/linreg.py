@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, with_model
+from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, lines, with_model
 from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
 
 STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}
@@ -75,7 +75,7 @@ class Line(nn.Module):
             self.line.weight.copy_(deviation * torch.randn(1, d, generator=draws))
 
     def forward(self, x: Tensor | None) -> Tensor:
-        return self.line.effective if x is None else self.line(x)  # type: ignore[no-any-return]
+        return self.line.effective if x is None else lines(x, self.line.effective)
 
 
 class LinRegProblem(Problem):
