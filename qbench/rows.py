@@ -23,16 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VECTOR = 32
-"""Elements that a loop over the widest vectors takes at a time."""
+"""Numbers of four bytes that a loop over the widest vectors takes at a time."""
 LINE = 16
 """Elements of a cache line, which is where a tensor that is alone begins."""
 SMALLEST = 400
 """Multiplications below which a batch has kernels of its own."""
 
 
-def fills_vectors(row: int, device: torch.device) -> bool:
-    """Whether runs of so many elements each may be computed in one go."""
-    return row % VECTOR == 0 or device.type != "cpu"
+def fills_vectors(row: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether runs of so many elements each may be computed in one go. Of smaller elements a vector holds more."""
+    return row * dtype.itemsize % (VECTOR * 4) == 0 or device.type != "cpu"
 
 
 def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
@@ -49,9 +49,17 @@ def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     return torch.stack([own(f(*map(own, rows))) for rows in zip(*(one.unbind() for one in x), strict=True)])  # type: ignore[no-untyped-call]
 
 
+def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
+    """f of tensors that have `lead` axes of runs, for an f whose bits on a CPU depend on where in memory a run begins or on how many others
+    there are. It takes one axis in front as well as none; on a GPU, where no bits are promised, all runs are one call."""
+    if not lead or x[0].device.type != "cpu":
+        return f(*x)
+    return one_by_one(f, *(one.flatten(0, lead - 1) for one in x))
+
+
 def by_run(f: Callable[[Tensor], Tensor], x: Tensor, lead: int) -> Tensor:
     """An elementwise function that is no plain arithmetic, of a tensor that has `lead` (0 or 1) axes of runs."""
-    return f(x) if not lead or fills_vectors(x[0].numel(), x.device) else one_by_one(f, x)
+    return f(x) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -61,17 +69,25 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b` of each run: (runs, samples, inputs) and (runs, outputs, inputs) to (runs, samples, outputs)."""
-    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device):
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return one_by_one(F.linear, x, weight) if bias is None else one_by_one(F.linear, x, weight, bias)
+    given = _as_computed(x, weight) if bias is None else _as_computed(x, weight, bias)
+    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device, given[0].dtype):
+        return _Linear.apply(*given, *[None] * (3 - len(given)))  # type: ignore[no-any-return, no-untyped-call]
+    return one_by_one(F.linear, *given)
 
 
-def batched(samples: int, inputs: int, outputs: int, device: torch.device) -> bool:
+def _as_computed(*x: Tensor) -> tuple[Tensor, ...]:
+    """Autocast before the function begins: what it does inside, the way back does not hear of."""
+    device = x[0].device.type
+    return tuple(one.to(torch.get_autocast_dtype(device)) for one in x) if torch.is_autocast_enabled(device) else x
+
+
+def batched(samples: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether a batch of products has the bits of single ones."""
     if device.type != "cpu":
         return True
     starts = all(size % LINE == 0 for size in (samples * inputs, outputs * inputs, samples * outputs))
-    return starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
+    known = dtype in (torch.float32, torch.float64)
+    return known and starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
 
 
 class _Linear(torch.autograd.Function):

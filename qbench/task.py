@@ -23,7 +23,7 @@ from qbench.config import Metric, Recipe
 from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
-from qbench.rows import beside_as_laid_out, one_by_one, times
+from qbench.rows import beside_as_laid_out, by_run, one_by_one, run_by_run, times
 
 __all__ = [
     "Batch",
@@ -41,9 +41,11 @@ __all__ = [
     "Tokenizer",
     "UsageError",
     "beside_as_laid_out",
+    "by_run",
     "generator",
     "key_of",
     "one_by_one",
+    "run_by_run",
     "times",
     "with_model",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from qbench_tasks import grammar, windows
+from qbench_tasks.digits import DigitsProblem
 from torch import Tensor
 
 from qbench import load_method, load_task, making
@@ -30,7 +32,9 @@ from qbench.queue import Queue
 from qbench.record import Attempt, new_attempt
 from qbench.rows import by_run, linear, times
 from qbench.run import Run
+from qbench.task import Problem
 from qbench.train import one_step
+from tests.test_task_text import texts, written
 from tests.test_train import registered
 
 STEPS = 24
@@ -46,12 +50,32 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("digits", {}), "linreg": ("linreg", {}), "rotated": ("linreg", {"rotated": True}), "batches": ("linreg", {"exact": False}),
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
+    "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
+SHORT = {"cnn": 6, "grammar": 3, "text": 3}
+"""Steps on beds where a step costs more than its calls, and where three keep each other company."""
 
 
-def config(method: str = "ste", task: str = "digits", seed: int = 0, lr: float = 0.01, steps: int = STEPS, **recipe: Any) -> RunConfig:
+@pytest.fixture(scope="module", autouse=True)
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A corpus of our own, and language models that are scored on a few windows."""
+    corpus = written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
+        patch.setattr(grammar, "SCORED_AT_ONCE", 4)
+        for split in ("train", "val", "test"):
+            patch.setitem(grammar.WINDOWS, split, 4)
+            patch.setitem(windows.WINDOWS, split, 2)
+        yield
+
+
+def config(
+    method: str = "ste", task: str = "digits", seed: int = 0, lr: float = 0.01, steps: int | None = None, **recipe: Any
+) -> RunConfig:
     name, params = METHODS.get(method, (method, {}))
     bed, options = TASKS[task]
+    steps = steps or SHORT.get(task, STEPS)
+    recipe = {"batch": 4} | recipe if task in ("grammar", "text") else recipe
     m, t = load_method(name)(**params), load_task(bed)(**options)
     return RunConfig(
         0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
@@ -59,8 +83,8 @@ def config(method: str = "ste", task: str = "digits", seed: int = 0, lr: float =
     )  # fmt: skip
 
 
-def company(*args: Any, **more: Any) -> list[RunConfig]:
-    return [config(*args, seed=seed, lr=lr, **more) for seed, lr in COMPANY]
+def company(method: str = "ste", task: str = "digits", **more: Any) -> list[RunConfig]:
+    return [config(method, task, seed=seed, lr=lr, **more) for seed, lr in (COMPANY[1:4] if task in SHORT else COMPANY)]
 
 
 def assignments(configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None) -> list[Assignment]:
@@ -91,15 +115,23 @@ def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_number_is_the_one_of_a_run_alone(method: str, task: str, tmp_path: Path) -> None:
-    """Results, curves and artefacts, after training among five."""
+    """Results, curves and artefacts, after training among others."""
     configs = company(method, task)
     many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
     fine = [r["cost"] for r in many if r["state"] == "ok"]
-    assert {cost["company"] for cost in fine} <= {5} and not any("company" in r.get("cost", {}) for r in one)
+    assert {cost["company"] for cost in fine} <= {len(configs)} and not any("company" in r.get("cost", {}) for r in one)
     assert fine or method == "lotion optimizer"
     for c, a, b in zip(configs, many, one, strict=True):
         assert outcome(a) == outcome(b)
         assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+
+
+@pytest.mark.parametrize("task", ["digits", "cnn", "grammar"])
+def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
+    configs = company("ewgs", task, steps=3, precision="bf16")[:3]
+    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", 3)] * 3
+    assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
 def prepared(c: RunConfig, folder: Path) -> Run:
@@ -112,12 +144,17 @@ def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("method", ["ste", "gdnsq", "ewgs"])
-@pytest.mark.parametrize("size", [2, 7, 16])
-def test_neither_the_slot_nor_the_number_matters(method: str, size: int, tmp_path: Path) -> None:
-    me = config(method, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw")
+@pytest.mark.parametrize(
+    ("task", "method", "size"),
+    [
+        *(("digits", method, size) for method in ("ste", "gdnsq", "ewgs") for size in (2, 7, 16)),
+        *((task, "ewgs", size) for task in SHORT for size in (2, 5)),
+    ],
+)
+def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: int, tmp_path: Path) -> None:
+    me = config(method, task, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw")
     lonely = prepared(me, tmp_path)
-    for step in range(STEPS):
+    for step in range(me.recipe.steps):
         one_step(lonely, me.recipe, step)
     for slot in {0, size // 2, size - 1}:
         others = [
@@ -125,7 +162,7 @@ def test_neither_the_slot_nor_the_number_matters(method: str, size: int, tmp_pat
         ]
         configs = [*others[:slot], me, *others[slot:]]
         run = whole(configs, tmp_path)
-        for step in range(STEPS):
+        for step in range(me.recipe.steps):
             one_step(run, me.recipe, step)
         for (name, mine), (_, its) in zip(lonely.model.state_dict().items(), run.members[slot].model.state_dict().items(), strict=True):
             assert torch.equal(mine, its), name
@@ -246,22 +283,25 @@ class Cut(BaseException):
     """Ends a process, as a kill would."""
 
 
-@pytest.mark.parametrize("method", ["lotion", "gdnsq", "pege", "ewgs", "lsq"])
-def test_killed_midway_it_goes_on_in_another_grouping(method: str, tmp_path: Path) -> None:
-    """From the checkpoints of single runs: five side by side, then two, two and one."""
-    configs = company(method)
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [*(("digits", method) for method in ("lotion", "gdnsq", "pege", "ewgs", "lsq")), ("cnn", "lsq"), ("grammar", "ewgs"), ("text", "pege")],
+)
+def test_killed_midway_it_goes_on_in_another_grouping(task: str, method: str, tmp_path: Path) -> None:
+    """From the checkpoints of single runs: all side by side, then two, two and one."""
+    configs = company(method, task)
 
     def cut(progress: dict[str, Any]) -> None:
-        if progress["step"] > STEPS // 2:
+        if progress["step"] > configs[0].recipe.steps // 2:
             raise Cut
 
     first = assignments(configs, tmp_path / "many")
     with contextlib.suppress(Cut):
-        run_group(first, Execution(checkpoint_s=0), [cut] * 5)
+        run_group(first, Execution(checkpoint_s=0), [cut] * len(configs))
     assert all(Attempt(a.folder).checkpoint.exists() for a in first)
     folders = [a.folder for a in first]
     found = []
-    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+    for part in (slice(place, place + 2) for place in range(0, len(configs), 2)):
         found += together(configs[part], tmp_path / "many", resume=folders[part])
     for c, a, b in zip(configs, found, by_themselves(configs, tmp_path / "one"), strict=True):
         assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
@@ -304,7 +344,6 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     [
         ({"method": "rtn", "method_params": load_method("rtn")().params}, "trains nothing"),
         ({"activations": Quantization("int4", "tensor")}, "run by run"),
-        ({"task_params": {"model": "cnn"}}, "not been written for runs side by side"),
         ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one learning rate"),
         ({"method": "gdnsq", "method_params": load_method("gdnsq")(rho=0.9).params}, "rho = 1"),
     ],
@@ -312,6 +351,11 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
 def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str) -> None:
     c = dataclasses.replace(config(), **changed)
     assert sentence in str(alone(c)) and kind_of(c) is None
+
+
+def test_a_task_that_is_not_written_for_company_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DigitsProblem, "beside", Problem.beside)
+    assert "digits has not been written for runs side by side" in str(alone(config())) and kind_of(config()) is None
 
 
 def test_groups_are_as_large_as_pays() -> None:
