@@ -19,7 +19,7 @@ from qbench_tasks import grammar, windows
 from qbench_tasks.digits import DigitsProblem
 from torch import Tensor
 
-from qbench import load_method, load_task, making
+from qbench import hardware, load_method, load_task, making
 from qbench.company import hand_back, side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
@@ -28,6 +28,7 @@ from qbench.grouping import MOST, alone, group_size, kind_of
 from qbench.making import open_problem, prepare, run_group, run_one
 from qbench.method import Method
 from qbench.quantizer import Quantizer
+from qbench.questions import work
 from qbench.queue import Queue
 from qbench.record import Attempt, new_attempt
 from qbench.rows import by_run, linear, times
@@ -358,12 +359,69 @@ def test_a_task_that_is_not_written_for_company_trains_alone(monkeypatch: pytest
     assert "digits has not been written for runs side by side" in str(alone(config())) and kind_of(config()) is None
 
 
-def test_groups_are_as_large_as_pays() -> None:
-    assert (
-        group_size(config(), "cpu") == MOST["cpu"]
-        and group_size(dataclasses.replace(config(task="linreg"), size="l"), "cpu") == MOST["cpu"]
-    )
-    assert group_size(dataclasses.replace(config(task="twolayer"), size="l"), "cpu") == 1 < group_size(config(), "cuda")
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [
+        ("digits", {"xs": 32, "s": 32, "m": 11}),
+        ("linreg", {"xs": 32, "s": 32, "m": 32, "l": 32}),
+        ("batches", {"xs": 32, "l": 32}),
+        ("twolayer", {"xs": 32, "s": 30, "m": 7, "l": 1}),
+        ("grammar", {"xs": 4, "s": 1, "m": 1}),
+        ("text", {"xs": 1, "s": 1, "1m": 1}),
+    ],
+)
+def test_groups_are_as_large_as_pays(task: str, sizes: dict[str, int]) -> None:
+    assert {size: group_size(sized(task, size), "cpu") for size in sizes} == sizes
+
+
+def sized(task: str, size: str, **recipe: Any) -> RunConfig:
+    """With the recipe of its size."""
+    c = dataclasses.replace(config(task=task), size=size)
+    usual = load_task(c.task)(**TASKS[task][1]).recipe(size)
+    return dataclasses.replace(c, recipe=dataclasses.replace(usual, **recipe))
+
+
+def test_larger_batches_make_smaller_groups() -> None:
+    sizes = [group_size(sized("digits", "m", batch=batch), "cpu") for batch in (64, 1024, 8192)]
+    assert sizes[0] > sizes[1] > sizes[2] == 1
+
+
+def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> None:
+    model, gigabyte = sized("text", "1m"), 2**30
+    large, small, tiny = (group_size(model, "cuda", memory * gigabyte) for memory in (140, 16, 1))
+    assert group_size(model, "cuda") == large == 18 > small > tiny == 1
+    assert small * work(model).memory < 8 * gigabyte < (small + 1) * work(model).memory
+    assert group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"] and group_size(sized("text", "10m"), "cuda") == 1
+
+
+@pytest.mark.parametrize("task", ["digits", "cnn", "grammar", "text", "batches"])
+def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
+    """The other half of what is estimated for samples is the way back. An image of a convolution has places, which are not counted."""
+    c = config(task=task)
+    problem, kept = open_problem(c, CPU)[1], dict[int, int]()
+    batch, known = problem.batch(0), {p.data_ptr() for p in problem.model.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = problem.loss(problem.model(batch.inputs), batch)
+    assert loss.isfinite()
+    estimated = work(c).memory - 32 * work(c).parameters
+    assert 0.3 * estimated < sum(size for where, size in kept.items() if where not in known) < (4 if task == "cnn" else 1) * estimated
+
+
+def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_named", torch.device)
+    monkeypatch.setattr(hardware, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)])
+    groups = {}
+    for device, group in (("cpu", None), ("cuda:1", None), ("cuda:1", 50)):
+        queue = Queue(Execution(device=device, group=group))
+        for place in range(100):
+            queue.push(place, str(place), "a")
+        groups[device, group] = len(queue.pop(1, lambda _: sized("text", "1m")))
+    assert groups == {("cpu", None): 1, ("cuda:1", None): group_size(sized("text", "1m"), "cuda", 16 * 2**30), ("cuda:1", 50): 50}
 
 
 @given(st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3]))
