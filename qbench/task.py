@@ -81,12 +81,12 @@ class Batch:
             return Batch(inputs, targets, first.count)
         return Batch(torch.stack([b.inputs for b in batches]), torch.stack([b.targets for b in batches]), first.count)  # type: ignore[misc]
 
-    def split(self, parts: int) -> list[Batch]:
-        """Micro-batches; one without data cannot be split."""
+    def split(self, parts: int, lead: int = 0) -> list[Batch]:
+        """Micro-batches, behind `lead` axes of runs; one without data cannot be split."""
         if parts == 1 or self.inputs is None or self.targets is None:
             return [self]
-        pairs = zip(self.inputs.chunk(parts), self.targets.chunk(parts), strict=True)
-        return [Batch(inputs, targets, len(inputs)) for inputs, targets in pairs]
+        pairs = zip(self.inputs.chunk(parts, lead), self.targets.chunk(parts, lead), strict=True)
+        return [Batch(inputs, targets, inputs.shape[lead]) for inputs, targets in pairs]
 
 
 class Tokenizer(Protocol):

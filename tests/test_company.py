@@ -135,6 +135,16 @@ def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
+@pytest.mark.parametrize("task", ["digits", "batches", "cnn", "grammar"])
+def test_so_it_is_in_micro_batches(task: str, tmp_path: Path) -> None:
+    """What is cut is each run's batch, and not the runs."""
+    configs, execution = company("ewgs", task, steps=3), Execution(accumulate=3)
+    many = together(configs, tmp_path / "many", execution)
+    one = [run_one(a, execution) for a in assignments(configs, tmp_path / "one")]
+    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", len(configs))] * len(configs)
+    assert [outcome(r) for r in many] == [outcome(r) for r in one]
+
+
 def prepared(c: RunConfig, folder: Path) -> Run:
     return prepare(Assignment(c, folder), Execution(), open_problem(c, CPU)[1], CPU)
 
