@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from qbench_tasks.digits import DigitsProblem
 from torch import Tensor
 
 from qbench import hardware, load_method, load_task, making
-from qbench.company import hand_back, side_by_side
+from qbench.company import hand_back, side_by_side, stacked
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
@@ -53,6 +54,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
+INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 3}
 """Steps on beds where a step costs more than its calls, and where three keep each other company."""
 
@@ -71,7 +73,13 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def config(
-    method: str = "ste", task: str = "digits", seed: int = 0, lr: float = 0.01, steps: int | None = None, **recipe: Any
+    method: str = "ste",
+    task: str = "digits",
+    seed: int = 0,
+    lr: float = 0.01,
+    steps: int | None = None,
+    inputs: Quantization | None = None,
+    **recipe: Any,
 ) -> RunConfig:
     name, params = METHODS.get(method, (method, {}))
     bed, options = TASKS[task]
@@ -80,7 +88,7 @@ def config(
     m, t = load_method(name)(**params), load_task(bed)(**options)
     return RunConfig(
         0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
-        None, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
+        inputs, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
     )  # fmt: skip
 
 
@@ -127,6 +135,21 @@ def test_every_number_is_the_one_of_a_run_alone(method: str, task: str, tmp_path
         assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
 
 
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [("digits", name) for name in METHODS if name != "fp"]
+    + [(task, name) for task in ("cnn", "grammar") for name in ("rr", "gdnsq", "pege", "ewgs", "lsq")],
+)
+def test_so_it_is_where_inputs_are_quantized(task: str, method: str, tmp_path: Path) -> None:
+    configs = company(method, task, inputs=INT4)[:3]
+    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    fine = [r["cost"]["company"] for r in many if r["state"] == "ok"]
+    assert fine == [3] * 3 or (method == "lotion optimizer" and not fine)
+    for c, a, b in zip(configs, many, one, strict=True):
+        assert outcome(a) == outcome(b)
+        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+
+
 @pytest.mark.parametrize("task", ["digits", "cnn", "grammar"])
 def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
     configs = company("ewgs", task, steps=3, precision="bf16")[:3]
@@ -135,10 +158,10 @@ def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
-@pytest.mark.parametrize("task", ["digits", "batches", "cnn", "grammar"])
-def test_so_it_is_in_micro_batches(task: str, tmp_path: Path) -> None:
-    """What is cut is each run's batch, and not the runs."""
-    configs, execution = company("ewgs", task, steps=3), Execution(accumulate=3)
+@pytest.mark.parametrize(("task", "inputs"), [("digits", INT4), ("batches", None), ("cnn", INT4), ("grammar", None), ("grammar", INT4)])
+def test_so_it_is_in_micro_batches(task: str, inputs: Quantization | None, tmp_path: Path) -> None:
+    """What is cut is each run's batch, and not the runs; draws belong to its samples."""
+    configs, execution = company("gdnsq", task, steps=3, inputs=inputs), Execution(accumulate=3)
     many = together(configs, tmp_path / "many", execution)
     one = [run_one(a, execution) for a in assignments(configs, tmp_path / "one")]
     assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", len(configs))] * len(configs)
@@ -156,14 +179,15 @@ def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("task", "method", "size"),
+    ("task", "method", "size", "inputs"),
     [
-        *(("digits", method, size) for method in ("ste", "gdnsq", "ewgs") for size in (2, 7, 16)),
-        *((task, "ewgs", size) for task in SHORT for size in (2, 5)),
+        *(("digits", method, size, None) for method in ("ste", "gdnsq", "ewgs") for size in (2, 7, 16)),
+        *((task, "ewgs", 5, None) for task in SHORT),
+        *(("digits", method, 33, INT4) for method in ("rr", "gdnsq", "pege", "ewgs", "lsq")),
     ],
 )
-def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: int, tmp_path: Path) -> None:
-    me = config(method, task, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw")
+def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: int, inputs: Quantization | None, tmp_path: Path) -> None:
+    me = config(method, task, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw", inputs=inputs)
     lonely = prepared(me, tmp_path)
     for step in range(me.recipe.steps):
         one_step(lonely, me.recipe, step)
@@ -191,6 +215,26 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
     hand_back(run)
     states = [m.optimizer.state[p] for m in run.members for p in m.model.parameters()]  # type: ignore[union-attr]
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("method", ["ste", "lsq", "gdnsq", "pege", "ewgs"])
+def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> None:
+    """Also of one whose first batch was all zero."""
+    site, draw = Site("a.input", "activation", "int4", "tensor", (1, 24), unsigned), torch.Generator().manual_seed(0)
+    alone = [load_method(method)().quantizer(site) for _ in range(40)]
+    beside = copy.deepcopy(alone)
+    together = stacked(beside, {}, {})
+    together.lead = 1
+    for least in (0.0, 0.1):
+        x = torch.randn(40, 16, 24, generator=draw) * (least + torch.arange(40.0)).view(-1, 1, 1)
+        x = x.abs() if unsigned else x
+        together.reset(x)
+        for quantizer, own in zip(alone, x, strict=True):
+            quantizer.reset(own)
+    grid, relaxed = together.grid(x), together.relax(x)
+    for place, (quantizer, own) in enumerate(zip(alone, x, strict=True)):
+        assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(relaxed[place], quantizer.relax(own))
 
 
 def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
@@ -354,7 +398,6 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     ("changed", "sentence"),
     [
         ({"method": "rtn", "method_params": load_method("rtn")().params}, "trains nothing"),
-        ({"activations": Quantization("int4", "tensor")}, "run by run"),
         ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one learning rate"),
         ({"method": "gdnsq", "method_params": load_method("gdnsq")(rho=0.9).params}, "rho = 1"),
     ],
