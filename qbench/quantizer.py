@@ -145,7 +145,7 @@ class QuantLinear(QuantLayer):
 
 class QuantConv2d(QuantLayer):
     """A convolution over (…, batch, channels, height, width). Runs side by side are groups of one convolution, which on a CPU has other bits than
-    one alone, and takes as long: there each run has its own."""
+    one alone, and takes about as long: there each run has its own."""
 
     input_rank = 3
 

@@ -1,6 +1,6 @@
 """Arithmetic for runs side by side: for each run the bits that it would have alone.
 
-Sums, products and roots of elements do not depend on where an element stands; three things do, on a CPU.
+Sums, products and roots of elements do not depend on where an element stands; four things do, on a CPU.
 
 A batched product of matrices is not a loop over products. Its kernels add in the order of a single product's if the operands are given as
 `F.linear` gives them, forward and backward, if each run's begin on a cache line as they would alone, and if the product is neither tiny
@@ -9,6 +9,9 @@ nor one with a single row or column. All others are computed one by one, on oper
 An exponential or a logarithm is computed by one formula in the body of a tensor and by another in its last few elements, and so is the
 step of an optimizer. Where a run's elements fill whole vectors they are all in the body, whoever stands beside them; else each run is
 computed by itself.
+
+A convolution in groups has another kernel than one without, and attention was seen to depend on where in memory a run begins. Neither is many
+calls: each run has its own.
 
 That it holds on a machine is what tests show, not what libraries promise.
 """
