@@ -36,27 +36,38 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
     views of its own."""
     first = runs[0]
     twins: dict[int, list[nn.Parameter]] = {}
-    model = stacked([run.model for run in runs], twins, {}, buffers=False)
+    own = {id(quantizer): quantizer for quantizer in first.inputs.values()}  # which its layers hold on to
+    model = stacked([run.model for run in runs], twins, own, buffers=False)
     assert isinstance(model, nn.Module)
     problem = first.problem.beside([run.problem for run in runs], model)
     if problem is None:
         return None
     method = _without_differences(runs)
     method.load_state_dict(_rows_beside([run.method.state_dict() for run in runs]))
+
+    def wide(quantizers: Sequence[Quantizer]) -> Quantizer:
+        found: Quantizer = stacked(quantizers, twins, {id(first.method): method})
+        found.site = replace(found.site, shape=(len(runs), *found.site.shape))
+        found.lead = 1
+        _put_numbers_beside(found, quantizers)
+        return found
+
     layers = problem.layers()
-    bundles = []
-    for place, bundle in enumerate(first.bundles):
-        quantizer = stacked([run.bundles[place].quantizer for run in runs], twins, {id(first.method): method})
-        quantizer.site = replace(bundle.quantizer.site, shape=(len(runs), *bundle.quantizer.site.shape))
-        quantizer.lead = 1
-        _put_numbers_beside(quantizer, [run.bundles[place].quantizer for run in runs])
-        bundles.append(Bundle(bundle.names, [layers[name] for name in bundle.names], quantizer))
-    whole = replace(first, problem=problem, method=method, bundles=bundles, lr_scale=_scales(runs), members=list(runs))
+    bundles = [
+        Bundle(bundle.names, [layers[name] for name in bundle.names], wide([run.bundles[place].quantizer for run in runs]))
+        for place, bundle in enumerate(first.bundles)
+    ]
+    inputs = {name: wide([run.inputs[name] for run in runs]) for name in first.inputs}
+    for name, quantizer in inputs.items():
+        layers[name].see_input_through(quantizer)
+    whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
     whole.recipes = tuple(recipes)
     for run in (whole, *runs):
-        run.clock = whole.clock
+        run.clock, run.part = whole.clock, whole.part
         for quantizer in run.quantizers():
             quantizer.step = whole.clock
+        for quantizer in run.inputs.values():
+            quantizer.part = whole.part
     whole.optimizer = Pieces(whole, recipes, twins)
     whole.parameters = whole.optimizer.parameters
     return whole

@@ -7,6 +7,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,6 +92,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@cache
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU; None of a CPU, whose memory is shared with everybody. What is free is not asked: the answer would take a context, and
+    with it memory, in a process that trains nothing."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,10 +17,10 @@ from qbench.task import Problem, Task
 
 
 @cache
-def _layers(task: str, params: str, size: str) -> Problem:
+def _layers(task: str, params: str, size: str, batch: int) -> Problem:
     """A problem to be asked for its layers' shapes: on a device without memory, so that a large network costs nothing."""
     instance: Task = registry.build("tasks", task, json.loads(params))
-    return instance.problem(size, 0, 1, torch.device("meta"))
+    return instance.problem(size, 0, batch, torch.device("meta"))
 
 
 def sites(config: RunConfig) -> list[Site]:
@@ -32,13 +33,28 @@ def reads_text(config: RunConfig) -> bool:
     return _layers(*_network(config)).tokenizer is not None
 
 
-def _network(config: RunConfig) -> tuple[str, str, str]:
-    return config.task, json.dumps(dict(config.task_params)), config.size
+def _network(config: RunConfig) -> tuple[str, str, str, int]:
+    return config.task, json.dumps(dict(config.task_params)), config.size, config.recipe.batch
 
 
-def parameters(config: RunConfig) -> int:
-    """Of the network that a run trains."""
-    return sum(p.numel() for p in _layers(*_network(config)).model.parameters())
+@dataclass(frozen=True)
+class Work:
+    """What a run asks of a device: the numbers that it learns, the arithmetic of a step, and the memory that it takes, in bytes."""
+
+    parameters: int
+    flops: float
+    memory: float
+
+
+def work(config: RunConfig) -> Work:
+    """Counted where the task counts, else 6 for each parameter and sample. Memory is an estimate: for a parameter its weight, gradient, both
+    moments, the quantized weight, its gradient, what the quantizer was given and keeps for the way back; for a sample two numbers for each
+    that goes into a matrix or comes out of one, for a function between them or the gradient on its way back."""
+    problem = _layers(*_network(config))
+    numbers = list(problem.model.parameters())
+    count, samples = sum(p.numel() for p in numbers), problem.labels_per_step
+    between = sum(p.shape[0] + p[0].numel() for p in numbers if p.dim() > 1)
+    return Work(count, problem.flops_per_step or 6.0 * count * samples, 4.0 * (8 * count + 2 * samples * between))
 
 
 def beside(config: RunConfig) -> bool:

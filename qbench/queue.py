@@ -6,9 +6,13 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qbench.config import RunConfig
 from qbench.engines import Execution
+
+if TYPE_CHECKING:
+    import torch
 
 Entry = tuple[int, str]
 
@@ -41,6 +45,7 @@ class Queue:
     def pop(self, idle: int, config: Callable[[str], RunConfig]) -> list[str]:
         """The next group, for one of the `idle` places; none stays idle so that another's group may be larger."""
         from qbench.grouping import group_size
+        from qbench.hardware import total_memory
 
         first = next(key for _, key in self._popped(self.order) if key in self.waiting)
         kind = self.waiting[first]
@@ -49,7 +54,7 @@ class Queue:
         self._forget(first)
         group = [first]
         if kind is not None and share > 1:
-            most = min(self.execution.group or group_size(config(first), self.device), share)
+            most = min(self.execution.group or group_size(config(first), self.device.type, total_memory(self.device)), share)
             mates = (key for _, key in self._popped(self.kinds[kind]) if self.waiting.get(key) == kind)
             while len(group) < most and (key := next(mates, None)) is not None:
                 self._forget(key)
@@ -66,8 +71,8 @@ class Queue:
             yield heapq.heappop(heap)
 
     @property
-    def device(self) -> str:
-        """The kind of device that runs will train on."""
+    def device(self) -> torch.device:
+        """The one that runs will train on, or the first of several."""
         from qbench.hardware import device_named
 
-        return device_named(self.execution.device).type
+        return device_named(self.execution.device)

@@ -1,6 +1,6 @@
 """Arithmetic for runs side by side: for each run the bits that it would have alone.
 
-Sums, products and roots of elements do not depend on where an element stands; three things do, on a CPU.
+Sums, products and roots of elements do not depend on where an element stands; four things do, on a CPU.
 
 A batched product of matrices is not a loop over products. Its kernels add in the order of a single product's if the operands are given as
 `F.linear` gives them, forward and backward, if each run's begin on a cache line as they would alone, and if the product is neither tiny
@@ -9,6 +9,9 @@ nor one with a single row or column. All others are computed one by one, on oper
 An exponential or a logarithm is computed by one formula in the body of a tensor and by another in its last few elements, and so is the
 step of an optimizer. Where a run's elements fill whole vectors they are all in the body, whoever stands beside them; else each run is
 computed by itself.
+
+A convolution in groups has another kernel than one without, and attention was seen to depend on where in memory a run begins. Neither is many
+calls: each run has its own.
 
 That it holds on a machine is what tests show, not what libraries promise.
 """
@@ -23,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VECTOR = 32
-"""Elements that a loop over the widest vectors takes at a time."""
+"""Numbers of four bytes that a loop over the widest vectors takes at a time."""
 LINE = 16
 """Elements of a cache line, which is where a tensor that is alone begins."""
 BLOCK = 16
@@ -32,9 +35,9 @@ SMALLEST = 400
 """Multiplications below which a batch has kernels of its own."""
 
 
-def fills_vectors(row: int, device: torch.device) -> bool:
-    """Whether runs of so many elements each may be computed in one go."""
-    return row % VECTOR == 0 or device.type != "cpu"
+def fills_vectors(row: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether runs of so many elements each may be computed in one go. Of smaller elements a vector holds more."""
+    return row * dtype.itemsize % (VECTOR * 4) == 0 or device.type != "cpu"
 
 
 def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
@@ -56,9 +59,17 @@ def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     return torch.stack([own(f(*map(own, rows))) for rows in zip(*(one.unbind() for one in x), strict=True)])  # type: ignore[no-untyped-call]
 
 
+def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
+    """f of tensors that have `lead` axes of runs, for an f whose bits on a CPU depend on where in memory a run begins or on how many others
+    there are. It takes one axis in front as well as none; on a GPU, where no bits are promised, all runs are one call."""
+    if not lead or x[0].device.type != "cpu":
+        return f(*x)
+    return one_by_one(f, *(one.flatten(0, lead - 1) for one in x))
+
+
 def by_run(f: Callable[[Tensor], Tensor], x: Tensor, lead: int) -> Tensor:
     """An elementwise function that is no plain arithmetic, of a tensor that has `lead` (0 or 1) axes of runs."""
-    return f(x) if not lead or fills_vectors(x[0].numel(), x.device) else one_by_one(f, x)
+    return f(x) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -68,9 +79,10 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b` of each run: (runs, samples, inputs) and (runs, outputs, inputs) to (runs, samples, outputs)."""
-    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device):
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return one_by_one(F.linear, x, weight) if bias is None else one_by_one(F.linear, x, weight, bias)
+    given = _as_computed(x, weight) if bias is None else _as_computed(x, weight, bias)
+    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device, given[0].dtype):
+        return _Linear.apply(*given, *[None] * (3 - len(given)))  # type: ignore[no-any-return, no-untyped-call]
+    return one_by_one(F.linear, *given)
 
 
 def lines(x: Tensor, weight: Tensor) -> Tensor:
@@ -78,23 +90,32 @@ def lines(x: Tensor, weight: Tensor) -> Tensor:
     product, in blocks of so many rows whoever is there, zeros in the place of the rest: a run's bits depend on neither slot nor number."""
     if weight.dim() == 2:
         return _block(x, weight)
-    if x.stride(0) or x.device.type != "cpu":
-        return one_by_one(_block, x, weight) if x.device.type == "cpu" else x @ weight.mT
+    if x.device.type != "cpu":
+        return x @ weight.mT
+    if x.stride(0):
+        return one_by_one(_block, x, weight)
     blocks = [_block(x[0], rows) for rows in weight.flatten(0, 1).split(BLOCK)]
     return torch.cat(blocks, -1).mT.unsqueeze(-1).contiguous()
 
 
 def _block(x: Tensor, rows: Tensor) -> Tensor:
     filled = F.pad(rows, (0, 0, 0, BLOCK - len(rows)))
-    return _Block.apply(x, filled)[:, : len(rows)].contiguous()  # type: ignore[no-any-return, no-untyped-call]
+    return _Block.apply(*_as_computed(x, filled))[:, : len(rows)].contiguous()  # type: ignore[no-any-return, no-untyped-call]
 
 
-def batched(samples: int, inputs: int, outputs: int, device: torch.device) -> bool:
+def _as_computed(*x: Tensor) -> tuple[Tensor, ...]:
+    """Autocast before the function begins: what it does inside, the way back does not hear of."""
+    device = x[0].device.type
+    return tuple(one.to(torch.get_autocast_dtype(device)) for one in x) if torch.is_autocast_enabled(device) else x
+
+
+def batched(samples: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether a batch of products has the bits of single ones."""
     if device.type != "cpu":
         return True
     starts = all(size % LINE == 0 for size in (samples * inputs, outputs * inputs, samples * outputs))
-    return starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
+    known = dtype in (torch.float32, torch.float64)
+    return known and starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
 
 
 class _Linear(torch.autograd.Function):

@@ -183,7 +183,7 @@ class Run:
         for bundle in self.bundles:
             bundle.refresh()
         before = take_gradients(self)
-        parts = self.team.parts(batch, self.accumulate) if self.team else _numbered(batch.split(self.accumulate))
+        parts = self.team.parts(batch, self.accumulate) if self.team else _numbered(batch.split(self.accumulate, self.lead))
         for first, part in parts:
             share = part.count / batch.count
             self.see_part(first, part.count)

@@ -144,7 +144,9 @@ class InputRange(Quantizer):
         self.size.zero_()
 
     def reset(self, x: Tensor) -> None:
-        scale = torch.where(x.detach().any(), absmax_scale(x.detach(), self.site, self.levels), 0.0)  # a batch of zeros has no say
+        x = x.detach()
+        seen = x.flatten(-2).any(-1)[..., None, None]
+        scale = torch.where(seen, absmax_scale(x, self.site, self.levels), 0.0)  # a batch of zeros has no say
         self.size.copy_(torch.maximum(self.size, scale))
 
     def grid(self, x: Tensor) -> Grid:

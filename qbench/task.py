@@ -23,7 +23,7 @@ from qbench.config import Metric, Recipe
 from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
-from qbench.rows import beside_as_laid_out, lines, one_by_one, times
+from qbench.rows import beside_as_laid_out, by_run, lines, one_by_one, run_by_run, times
 
 __all__ = [
     "Batch",
@@ -41,10 +41,12 @@ __all__ = [
     "Tokenizer",
     "UsageError",
     "beside_as_laid_out",
+    "by_run",
     "generator",
     "key_of",
     "lines",
     "one_by_one",
+    "run_by_run",
     "times",
     "with_model",
 ]
@@ -80,12 +82,12 @@ class Batch:
             return Batch(inputs, targets, first.count)
         return Batch(torch.stack([b.inputs for b in batches]), torch.stack([b.targets for b in batches]), first.count)  # type: ignore[misc]
 
-    def split(self, parts: int) -> list[Batch]:
-        """Micro-batches; one without data cannot be split."""
+    def split(self, parts: int, lead: int = 0) -> list[Batch]:
+        """Micro-batches, behind `lead` axes of runs; one without data cannot be split."""
         if parts == 1 or self.inputs is None or self.targets is None:
             return [self]
-        pairs = zip(self.inputs.chunk(parts), self.targets.chunk(parts), strict=True)
-        return [Batch(inputs, targets, len(inputs)) for inputs, targets in pairs]
+        pairs = zip(self.inputs.chunk(parts, lead), self.targets.chunk(parts, lead), strict=True)
+        return [Batch(inputs, targets, inputs.shape[lead]) for inputs, targets in pairs]
 
 
 class Tokenizer(Protocol):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from qbench_tasks import grammar, windows
+from qbench_tasks.digits import DigitsProblem
 from torch import Tensor
 
-from qbench import load_method, load_task, making
-from qbench.company import hand_back, side_by_side
+from qbench import hardware, load_method, load_task, making
+from qbench.company import hand_back, side_by_side, stacked
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.formats import Site
@@ -26,11 +29,14 @@ from qbench.grouping import MOST, alone, group_size, kind_of
 from qbench.making import open_problem, prepare, run_group, run_one
 from qbench.method import Method
 from qbench.quantizer import Quantizer
+from qbench.questions import work
 from qbench.queue import Queue
 from qbench.record import Attempt, new_attempt
 from qbench.rows import by_run, linear, times
 from qbench.run import Run
+from qbench.task import Problem
 from qbench.train import one_step
+from tests.test_task_text import texts, written
 from tests.test_train import registered
 
 STEPS = 24
@@ -46,21 +52,48 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("digits", {}), "linreg": ("linreg", {}), "rotated": ("linreg", {"rotated": True}), "batches": ("linreg", {"exact": False}),
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
+    "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
+INT4 = Quantization("int4", "tensor")
+SHORT = {"cnn": 6, "grammar": 3, "text": 2}
+"""Steps on beds where a step costs more than its calls, and where three keep each other company."""
 
 
-def config(method: str = "ste", task: str = "digits", seed: int = 0, lr: float = 0.01, steps: int = STEPS, **recipe: Any) -> RunConfig:
+@pytest.fixture(scope="module", autouse=True)
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A corpus of our own, and language models that are scored on a few windows."""
+    corpus = written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
+        patch.setattr(grammar, "SCORED_AT_ONCE", 4)
+        for split in ("train", "val", "test"):
+            patch.setitem(grammar.WINDOWS, split, 4)
+            patch.setitem(windows.WINDOWS, split, 2)
+        yield
+
+
+def config(
+    method: str = "ste",
+    task: str = "digits",
+    seed: int = 0,
+    lr: float = 0.01,
+    steps: int | None = None,
+    inputs: Quantization | None = None,
+    **recipe: Any,
+) -> RunConfig:
     name, params = METHODS.get(method, (method, {}))
     bed, options = TASKS[task]
+    steps = steps or SHORT.get(task, STEPS)
+    recipe = {"batch": 4 if task == "grammar" else 2} | recipe if task in ("grammar", "text") else recipe
     m, t = load_method(name)(**params), load_task(bed)(**options)
     return RunConfig(
         0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
-        None, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
+        inputs, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
     )  # fmt: skip
 
 
-def company(*args: Any, **more: Any) -> list[RunConfig]:
-    return [config(*args, seed=seed, lr=lr, **more) for seed, lr in COMPANY]
+def company(method: str = "ste", task: str = "digits", **more: Any) -> list[RunConfig]:
+    return [config(method, task, seed=seed, lr=lr, **more) for seed, lr in (COMPANY[1:4] if task in SHORT else COMPANY)]
 
 
 def assignments(configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None) -> list[Assignment]:
@@ -91,15 +124,48 @@ def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_number_is_the_one_of_a_run_alone(method: str, task: str, tmp_path: Path) -> None:
-    """Results, curves and artefacts, after training among five."""
+    """Results, curves and artefacts, after training among others."""
     configs = company(method, task)
     many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
     fine = [r["cost"] for r in many if r["state"] == "ok"]
-    assert {cost["company"] for cost in fine} <= {5} and not any("company" in r.get("cost", {}) for r in one)
+    assert {cost["company"] for cost in fine} <= {len(configs)} and not any("company" in r.get("cost", {}) for r in one)
     assert fine or method == "lotion optimizer"
     for c, a, b in zip(configs, many, one, strict=True):
         assert outcome(a) == outcome(b)
         assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [("digits", name) for name in METHODS if name != "fp"]
+    + [(task, name) for task in ("cnn", "grammar") for name in ("rr", "gdnsq", "pege", "ewgs", "lsq")],
+)
+def test_so_it_is_where_inputs_are_quantized(task: str, method: str, tmp_path: Path) -> None:
+    configs = company(method, task, steps=SHORT.get(task, 12), inputs=INT4)[:3]
+    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    fine = [r["cost"]["company"] for r in many if r["state"] == "ok"]
+    assert fine == [3] * 3 or (method == "lotion optimizer" and not fine)
+    for c, a, b in zip(configs, many, one, strict=True):
+        assert outcome(a) == outcome(b)
+        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+
+
+@pytest.mark.parametrize("task", ["digits", "cnn", "grammar"])
+def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
+    configs = company("ewgs", task, steps=3, precision="bf16")[:3]
+    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", 3)] * 3
+    assert [outcome(r) for r in many] == [outcome(r) for r in one]
+
+
+@pytest.mark.parametrize(("task", "inputs"), [("digits", INT4), ("batches", None), ("cnn", INT4), ("grammar", None), ("grammar", INT4)])
+def test_so_it_is_in_micro_batches(task: str, inputs: Quantization | None, tmp_path: Path) -> None:
+    """What is cut is each run's batch, and not the runs; draws belong to its samples."""
+    configs, execution = company("gdnsq", task, steps=3, inputs=inputs), Execution(accumulate=3)
+    many = together(configs, tmp_path / "many", execution)
+    one = [run_one(a, execution) for a in assignments(configs, tmp_path / "one")]
+    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", len(configs))] * len(configs)
+    assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
 def prepared(c: RunConfig, folder: Path) -> Run:
@@ -112,12 +178,18 @@ def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("method", ["ste", "gdnsq", "ewgs"])
-@pytest.mark.parametrize("size", [2, 7, 16])
-def test_neither_the_slot_nor_the_number_matters(method: str, size: int, tmp_path: Path) -> None:
-    me = config(method, seed=3, lr=0.02, optimizer="radam" if size == 7 else "adamw")
+@pytest.mark.parametrize(
+    ("task", "method", "size", "inputs"),
+    [
+        *(("digits", method, size, None) for method in ("ste", "gdnsq", "ewgs") for size in (2, 7, 16)),
+        *((task, "ewgs", 5, None) for task in SHORT),
+        *(("digits", method, 33, INT4) for method in ("gdnsq", "pege")),
+    ],
+)
+def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: int, inputs: Quantization | None, tmp_path: Path) -> None:
+    me = config(method, task, seed=3, lr=0.02, steps=8 if inputs else None, optimizer="radam" if size == 7 else "adamw", inputs=inputs)
     lonely = prepared(me, tmp_path)
-    for step in range(STEPS):
+    for step in range(me.recipe.steps):
         one_step(lonely, me.recipe, step)
     for slot in {0, size // 2, size - 1}:
         others = [
@@ -125,7 +197,7 @@ def test_neither_the_slot_nor_the_number_matters(method: str, size: int, tmp_pat
         ]
         configs = [*others[:slot], me, *others[slot:]]
         run = whole(configs, tmp_path)
-        for step in range(STEPS):
+        for step in range(me.recipe.steps):
             one_step(run, me.recipe, step)
         for (name, mine), (_, its) in zip(lonely.model.state_dict().items(), run.members[slot].model.state_dict().items(), strict=True):
             assert torch.equal(mine, its), name
@@ -143,6 +215,26 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
     hand_back(run)
     states = [m.optimizer.state[p] for m in run.members for p in m.model.parameters()]  # type: ignore[union-attr]
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("method", ["ste", "lsq", "gdnsq", "pege", "ewgs"])
+def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> None:
+    """Also of one whose first batch was all zero."""
+    site, draw = Site("a.input", "activation", "int4", "tensor", (1, 24), unsigned), torch.Generator().manual_seed(0)
+    alone = [load_method(method)().quantizer(site) for _ in range(40)]
+    beside = copy.deepcopy(alone)
+    together = stacked(beside, {}, {})
+    together.lead = 1
+    for least in (0.0, 0.1):
+        x = torch.randn(40, 16, 24, generator=draw) * (least + torch.arange(40.0)).view(-1, 1, 1)
+        x = x.abs() if unsigned else x
+        together.reset(x)
+        for quantizer, own in zip(alone, x, strict=True):
+            quantizer.reset(own)
+    grid, relaxed = together.grid(x), together.relax(x)
+    for place, (quantizer, own) in enumerate(zip(alone, x, strict=True)):
+        assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(relaxed[place], quantizer.relax(own))
 
 
 def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
@@ -246,22 +338,25 @@ class Cut(BaseException):
     """Ends a process, as a kill would."""
 
 
-@pytest.mark.parametrize("method", ["lotion", "gdnsq", "pege", "ewgs", "lsq"])
-def test_killed_midway_it_goes_on_in_another_grouping(method: str, tmp_path: Path) -> None:
-    """From the checkpoints of single runs: five side by side, then two, two and one."""
-    configs = company(method)
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [*(("digits", method) for method in ("lotion", "gdnsq", "pege", "ewgs", "lsq")), ("cnn", "lsq"), ("grammar", "ewgs"), ("text", "pege")],
+)
+def test_killed_midway_it_goes_on_in_another_grouping(task: str, method: str, tmp_path: Path) -> None:
+    """From the checkpoints of single runs: all side by side, then two, two and one."""
+    configs = company(method, task)
 
     def cut(progress: dict[str, Any]) -> None:
-        if progress["step"] > STEPS // 2:
+        if progress["step"] > configs[0].recipe.steps // 2:
             raise Cut
 
     first = assignments(configs, tmp_path / "many")
     with contextlib.suppress(Cut):
-        run_group(first, Execution(checkpoint_s=0), [cut] * 5)
+        run_group(first, Execution(checkpoint_s=0), [cut] * len(configs))
     assert all(Attempt(a.folder).checkpoint.exists() for a in first)
     folders = [a.folder for a in first]
     found = []
-    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+    for part in (slice(place, place + 2) for place in range(0, len(configs), 2)):
         found += together(configs[part], tmp_path / "many", resume=folders[part])
     for c, a, b in zip(configs, found, by_themselves(configs, tmp_path / "one"), strict=True):
         assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
@@ -298,8 +393,6 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     ("changed", "sentence"),
     [
         ({"method": "rtn", "method_params": load_method("rtn")().params}, "trains nothing"),
-        ({"activations": Quantization("int4", "tensor")}, "run by run"),
-        ({"task_params": {"model": "cnn"}}, "not been written for runs side by side"),
         ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one learning rate"),
         ({"method": "gdnsq", "method_params": load_method("gdnsq")(rho=0.9).params}, "rho = 1"),
     ],
@@ -309,12 +402,74 @@ def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str
     assert sentence in str(alone(c)) and kind_of(c) is None
 
 
-def test_groups_are_as_large_as_pays() -> None:
-    assert (
-        group_size(config(), "cpu") == MOST["cpu"]
-        and group_size(dataclasses.replace(config(task="linreg"), size="l"), "cpu") == MOST["cpu"]
-    )
-    assert group_size(dataclasses.replace(config(task="twolayer"), size="l"), "cpu") == 1 < group_size(config(), "cuda")
+def test_a_task_that_is_not_written_for_company_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DigitsProblem, "beside", Problem.beside)
+    assert "digits has not been written for runs side by side" in str(alone(config())) and kind_of(config()) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [
+        ("digits", {"xs": 32, "s": 32, "m": 11}),
+        ("linreg", {"xs": 32, "s": 32, "m": 32, "l": 32}),
+        ("batches", {"xs": 32, "l": 32}),
+        ("twolayer", {"xs": 32, "s": 30, "m": 7, "l": 1}),
+        ("grammar", {"xs": 4, "s": 1, "m": 1}),
+        ("text", {"xs": 1, "s": 1, "1m": 1}),
+    ],
+)
+def test_groups_are_as_large_as_pays(task: str, sizes: dict[str, int]) -> None:
+    assert {size: group_size(sized(task, size), "cpu") for size in sizes} == sizes
+
+
+def sized(task: str, size: str, **recipe: Any) -> RunConfig:
+    """With the recipe of its size."""
+    c = dataclasses.replace(config(task=task), size=size)
+    usual = load_task(c.task)(**TASKS[task][1]).recipe(size)
+    return dataclasses.replace(c, recipe=dataclasses.replace(usual, **recipe))
+
+
+def test_larger_batches_make_smaller_groups() -> None:
+    sizes = [group_size(sized("digits", "m", batch=batch), "cpu") for batch in (64, 1024, 8192)]
+    assert sizes[0] > sizes[1] > sizes[2] == 1
+
+
+def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> None:
+    model, gigabyte = sized("text", "1m"), 2**30
+    large, small, tiny = (group_size(model, "cuda", memory * gigabyte) for memory in (140, 16, 1))
+    assert group_size(model, "cuda") == large == 18 > small > tiny == 1
+    assert small * work(model).memory < 8 * gigabyte < (small + 1) * work(model).memory
+    assert group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"] and group_size(sized("text", "10m"), "cuda") == 1
+
+
+@pytest.mark.parametrize("task", ["digits", "cnn", "grammar", "text", "batches"])
+def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
+    """The other half of what is estimated for samples is the way back. An image of a convolution has places, which are not counted."""
+    c = config(task=task)
+    problem, kept = open_problem(c, CPU)[1], dict[int, int]()
+    batch, known = problem.batch(0), {p.data_ptr() for p in problem.model.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = problem.loss(problem.model(batch.inputs), batch)
+    assert loss.isfinite()
+    estimated = work(c).memory - 32 * work(c).parameters
+    assert 0.3 * estimated < sum(size for where, size in kept.items() if where not in known) < (4 if task == "cnn" else 1) * estimated
+
+
+def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_named", torch.device)
+    monkeypatch.setattr(hardware, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)])
+    groups = {}
+    for device, group in (("cpu", None), ("cuda:1", None), ("cuda:1", 50)):
+        queue = Queue(Execution(device=device, group=group))
+        for place in range(100):
+            queue.push(place, str(place), "a")
+        groups[device, group] = len(queue.pop(1, lambda _: sized("text", "1m")))
+    assert groups == {("cpu", None): 1, ("cuda:1", None): group_size(sized("text", "1m"), "cuda", 16 * 2**30), ("cuda:1", 50): 50}
 
 
 @given(st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3]))

@@ -148,3 +148,25 @@ def test_a_weight_in_use_replaces_the_weight() -> None:
     before = m(tokens())
     layer.used = torch.zeros_like(layer.weight)  # type: ignore[arg-type]
     assert not torch.equal(m(tokens()), before)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_each_run_has_the_bits_that_it_has_alone(backend: SDPBackend, gated: bool) -> None:
+    """Also where its numbers neither begin on a cache line nor fill vectors."""
+    shape = Shape(vocab=19, width=40, depth=2, heads=2, mlp=24, context=5, gated=gated)
+    models, ids = [model(shape, seed) for seed in range(6)], tokens(18, 5).unflatten(0, (6, 3))
+    whole = model(shape)
+    for name, parameter in whole.named_parameters():
+        parameter.data = torch.stack([m.get_parameter(name).data for m in models])
+    probe = torch.randn(6, 3, 5, 19, generator=torch.Generator().manual_seed(2))
+    with sdpa_kernel(backend):
+        together = whole(ids)
+        together.backward(probe)
+        for place, m in enumerate(models):
+            alone = m(ids[place].clone())
+            alone.backward(probe[place].clone())
+            assert torch.equal(together[place], alone)
+            for name, parameter in m.named_parameters():
+                grad = whole.get_parameter(name).grad
+                assert grad is not None and parameter.grad is not None and torch.equal(grad[place], parameter.grad), name

@@ -276,18 +276,18 @@ class InputNoise(Noise):
     @torch.no_grad()
     def reset(self, x: Tensor) -> None:
         """The range of the batches shown; from 0 where they cannot be negative."""
-        self.low.copy_(torch.zeros_like(self.low) if self.site.unsigned else torch.minimum(self.low, x.amin()))
-        self.high.copy_(torch.maximum(self.high, x.amax()))
+        self.low.copy_(torch.zeros_like(self.low) if self.site.unsigned else torch.minimum(self.low, x.amin((-2, -1), keepdim=True)))
+        self.high.copy_(torch.maximum(self.high, x.amax((-2, -1), keepdim=True)))
         width = torch.where(self.high > self.low, self.high - self.low, 1.0)
         self.offset.copy_(self.low)
-        self.log_step.copy_(width.log2() - self.log_start)
+        self.log_step.copy_(self.by_run(torch.log2, width) - self.log_start)
         self.log_range.copy_(self.log_step + self.start)
 
     def bits(self, x: Tensor) -> Tensor:
         return self.log_range - self.log_step
 
     def fits(self, x: Tensor) -> Tensor:
-        return (self.bits(x).exp2() - 1).round() <= self.levels.high
+        return (self.by_run(torch.exp2, self.bits(x)) - 1).round() <= self.levels.high
 
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
@@ -297,12 +297,12 @@ class InputNoise(Noise):
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         """Forced by a coarser step, not by a narrower range."""
-        step = torch.where(self.fits(x), self.step_size(), (self.log_range - self.bits_allowed).exp2())
+        step = torch.where(self.fits(x), self.step_size(), self.by_run(torch.exp2, self.log_range - self.bits_allowed))
         return Grid(self.levels, self.site.grouping, step, None if self.site.unsigned else self.offset.detach())
 
     def relax(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
-        step, width, low = self.step_size(), self.log_range.exp2(), self.offset
+        step, width, low = self.step_size(), self.by_run(torch.exp2, self.log_range), self.offset
         with torch.no_grad():
             high = low + width - step
             above, below = x > high, x < low

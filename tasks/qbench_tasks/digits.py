@@ -129,8 +129,8 @@ class DigitsProblem(Problem):
         pixels, labels = images()
         return pixels.to(self.device), labels.to(self.device)
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem | None:
-        return with_model(self, model) if isinstance(model, MLP) else None
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
+        return with_model(self, model)
 
     def part(self, split: Split) -> tuple[Tensor, Tensor]:
         pixels, labels = self.images

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, generator
+from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, generator, with_model
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
 from qbench_tasks.transformer import Shape, Transformer, token_losses
@@ -130,6 +130,9 @@ class GrammarProblem(Problem):
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
+
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
+        return with_model(self, model)
 
     @property
     def tokenizer(self) -> Words:

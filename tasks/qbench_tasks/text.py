@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from qbench.task import Layout, Metric, QuantLayer, Quiz, Recipe, Task, UsageError, generator
+from qbench.task import Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Task, UsageError, generator, with_model
 from qbench_tasks import cloze
 from qbench_tasks.corpus import source_of
 from qbench_tasks.tokens import PREPARED, Tokens, prepare, read
@@ -134,6 +135,9 @@ class TextProblem(WindowProblem):
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
+
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
+        return with_model(self, model)
 
     def layout(self) -> Layout | None:
         return self.model.layout() if self.model.shape.gated else None

@@ -4,6 +4,8 @@ It is Llama's network to the letter (with `qk_norm`, Qwen3's), rotary halves inc
 others load; not so without the gate. Every matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
 
 Axes of runs may stand in front of all: weights (K, outputs, inputs), norms (K, width), tokens (K, batch, time) or one (batch, time) for all.
+With one such axis each run has, on the CPU, the bits that it has alone. Of what is not a product only two parts would spoil them: attention,
+where a run's numbers do not begin on a cache line, and the function between the matmuls, where they do not fill vectors.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import Layout, QuantLinear
+from qbench.task import Layout, QuantLinear, by_run, run_by_run
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -139,10 +141,8 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        # SDPA's fast kernels take (batch, heads, time, features) and nothing in front.
-        q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o(y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        y = run_by_run(attend, self.q.weight.dim() - 2, q, k, v)
+        return self.o(y.reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -153,7 +153,8 @@ class MLP(nn.Module):
         self.down = QuantLinear(shape.mlp, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        lead = self.up.weight.dim() - 2
+        inner = by_run(F.gelu, self.up(x), lead) if self.gate is None else by_run(F.silu, self.gate(x), lead) * self.up(x)
         return self.down(inner)  # type: ignore[no-any-return]
 
 
@@ -223,6 +224,12 @@ def theirs(name: str) -> str:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (i, i + half) of a head's features turned by its angle; `sin` carries the sign of the first half."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over (…, batch, time, heads, features). SDPA's fast kernels take (batch, heads, time, features) and nothing in front."""
+    q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     python -m tests.bench groups
 
 Both are eager. What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported.
-Last, a language model, which is too large to gain from company on a CPU: two processes against one. Where JAX is installed (pip install jax) the
+A language model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC`
+goes by these rows), and two processes against one say what a second core gives. Where JAX is installed (pip install jax) the
 same MLP is swept by `jit(vmap(…))` over `scan`, too: the arithmetic of STE, Adam and clipping written for it alone, without curves,
 checkpoints or scores.
 """
@@ -39,6 +40,9 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float], ...] = (
     ("linreg, d = 256, full gradient", "linreg", "xs", {}, False, 32, 8.0),
     ("linreg, d = 512, mini-batches, one stream", "linreg", "s", {"exact": False}, True, 32, 18.0),
     ("linreg, d = 12 000, mini-batches, one stream", "linreg", "l", {"exact": False}, True, 32, 18.0),
+    ("digits CNN", "digits", "xs", {"model": "cnn"}, False, 32, 1.4),
+    ("grammar xs", "grammar", "xs", {}, False, 4, 1.2),
+    ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, 0.9),
 )
 """Title, task, size, options, whether all share a seed, runs side by side, and the target."""
 
