@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from qbench_tasks import grammar, windows
 from qbench_tasks.digits import DigitsProblem
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from qbench import hardware, load_method, load_task, making
 from qbench.company import hand_back, side_by_side, stacked
@@ -562,11 +563,13 @@ def test_products_of_matrices_run_by_run() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
-    """And keeps its gradients: with those of a rounding dropped nothing would move."""
+    """And keeps its gradients: with those of a rounding dropped nothing would move. What is compiled to audit one member serves the others."""
     torch.compiler.reset()
+    counters.clear()
     configs = company("ewgs")
     results = [together(configs, tmp_path / name, Execution(compile=compiled)) for name, compiled in (("eager", False), ("compiled", True))]
     assert [r["state"] for r in results[1]] == ["ok"] * 5 and all(r["audit"]["passed"] for r in results[1])
+    assert counters["stats"]["unique_graphs"] == 4, "the network and its quantizer, in company and alone"
     for c in configs:
         one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
         assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
