@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import statistics
 import sys
@@ -15,8 +14,6 @@ import torch
 from qbench.errors import UsageError
 
 WARMUP_STEPS = 5
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Their numbers in glibc's malloc.h."""
 
 
 def device_named(name: str) -> torch.device:
@@ -34,14 +31,6 @@ def device_named(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: only cpu and cuda are supported")
     return device
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what tensors free for the next step. By default it returns tensors of some hundred kilobytes to the system, which
-    faults them in again page by page at every step. A libc without these settings goes on as it does."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 class Stopwatch:
@@ -96,9 +85,10 @@ def peak_memory(device: torch.device) -> int:
 
 @cache
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU; None of a CPU, whose memory is shared with everybody. What is free is not asked: the answer would take a context, and
-    with it memory, in a process that trains nothing."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    """Bytes of a GPU; None of another machine's, and of a CPU, whose memory is shared with everybody. What is free is not asked: the answer
+    would take a context, and with it memory, in a process that trains nothing."""
+    known = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).total_memory if known else None
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

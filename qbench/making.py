@@ -287,7 +287,8 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
 
 
 def compiles(execution: Execution, device: torch.device) -> bool:
-    """A divided network is not compiled: its weights come and go between the layers of one graph."""
+    """On CUDA, if nothing else is asked for: on a CPU the seconds that it takes are not won back, since in company nothing is won (`make bench
+    ARGS=groups`). A divided network is not compiled: its weights come and go between the layers of one graph."""
     return not execution.fsdp and (device.type == "cuda" if execution.compile is None else execution.compile)
 
 

@@ -22,6 +22,8 @@ class Queue:
     """Hands out groups: the next run, and of those that may train beside it as many as pay."""
 
     execution: Execution
+    kind: str | None = None
+    """Of the device, where runs train on other machines."""
     order: list[Entry] = field(default_factory=list)
     """A heap of places in the plan and keys."""
     kinds: dict[str, list[Entry]] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class Queue:
     @property
     def device(self) -> torch.device:
         """The one that runs will train on, or the first of several."""
+        import torch
+
         from qbench.hardware import device_named
 
-        return device_named(self.execution.device)
+        return torch.device(self.kind) if self.kind else device_named(self.execution.device)

@@ -119,7 +119,7 @@ class _Coordinator:
     members_due: bool = False
 
     def __post_init__(self) -> None:
-        self.ready = Queue(self.execution)
+        self.ready = Queue(self.execution, self.engine.device)
 
     def run(self) -> Summary:
         self.open()

@@ -497,6 +497,14 @@ def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> 
     assert [len(queue.pop(places - busy, lambda _: config())) for busy in range(len(shares))] == shares
 
 
+def test_groups_are_sized_for_the_machines_that_train_them() -> None:
+    """A coordinator without a GPU may have nodes that have one, of a memory that it does not know."""
+    queue = Queue(Execution(device="cuda"), "cuda")
+    for place in range(300):
+        queue.push(place, str(place), "a")
+    assert len(queue.pop(1, lambda _: config())) == MOST["cuda"]
+
+
 def test_a_kind_stays_whole_where_there_are_others_for_the_rest() -> None:
     queue = Queue(Execution(device="cpu"))
     for place, kind in enumerate("aaaabbbb"):

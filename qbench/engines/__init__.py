@@ -93,6 +93,11 @@ class Engine(ABC):
     def capacity(self) -> int:
         """How many groups run at once."""
 
+    @property
+    def device(self) -> str | None:
+        """The kind of device that its groups train on, `cpu` or `cuda`, where they do not train on this machine."""
+        return None
+
     @abstractmethod
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
         """Start training a group, named by a number of the caller's."""

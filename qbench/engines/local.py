@@ -273,10 +273,7 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
         _print_to(assignments[0].folder)
         import torch
 
-        from qbench.hardware import keep_freed_memory
-
         torch.set_num_threads(1)
-        keep_freed_memory()
         trainer = importlib.import_module(module)
         run_one, run_group = getattr(trainer, name), getattr(trainer, "run_group", None)
         if run_group and len(assignments) > 1 and not any(assignment.downstream for assignment in assignments):

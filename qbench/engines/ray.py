@@ -38,7 +38,7 @@ class RayEngine(Engine):
         self.wishes, self.train = wishes, train
         self.name = wishes.address or os.environ.get("RAY_ADDRESS") or "this machine"
         self.process: Any = None
-        self.room = 0
+        self.room, self.kind = 0, "cpu"
         self.groups: set[int] = set()
         self.cancelled: set[int] = set()
         self.fatal: str | None = None
@@ -75,6 +75,11 @@ class RayEngine(Engine):
         self.start()
         return self.room
 
+    @property
+    def device(self) -> str | None:
+        self.start()
+        return self.kind
+
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
         self.start()
         self.groups.add(group)
@@ -105,6 +110,8 @@ class RayEngine(Engine):
             self.fatal = what
         elif kind == "capacity":
             self.room = what
+        elif kind == "device":
+            self.kind = what
         elif what.group in self.groups:
             self.groups -= {what.group} if what.kind == "ended" else set()
             return [what]

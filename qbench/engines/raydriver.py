@@ -127,6 +127,7 @@ class Driver:
         self._count()
         if not self.capacity:
             raise QbenchError(f"the Ray cluster has {_told(self.ray.cluster_resources())}: no room for a run of {_told(self._resources())}")
+        self.tell("device", "cuda" if self._resources()["GPU"] else "cpu")
         self.tell("capacity", self.capacity)
 
     def _init(self, address: str) -> None:

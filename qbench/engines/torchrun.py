@@ -168,7 +168,6 @@ def main(job: Path) -> int:
     import torch.distributed as dist
 
     from qbench.engines.local import end_with
-    from qbench.hardware import keep_freed_memory
 
     told, rank = json.loads(job.read_text()), int(os.environ["RANK"])
     link = Client(told["address"], "AF_UNIX")
@@ -178,7 +177,6 @@ def main(job: Path) -> int:
         link.send_bytes(json.dumps(word).encode())
 
     torch.set_num_threads(1)
-    keep_freed_memory()
     execution = Execution(**told["execution"])
     if execution.device != "cpu":
         execution = replace(execution, device=f"cuda:{(torch.device(execution.device).index or 0) + rank}")

@@ -16,6 +16,7 @@ downstream  an evaluation against the bare forward passes of its tokens
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +29,12 @@ def main(words: list[str]) -> int:
     if wrong := [word for word in words if word not in PARTS]:
         print(f"unknown part {wrong[0]!r}; known: {', '.join(PARTS)}", file=sys.stderr)
         return 2
+    from qbench.engines.local import WORKER_ENVIRONMENT
     from qbench.environment import environment
 
+    if lacking := {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}:
+        # As in a worker, where memory that a step frees is kept for the next one.
+        os.execve(sys.executable, [sys.executable, "-m", "tests.bench", *words], {**os.environ, **lacking})
     env = environment()
     code = env["commit"] and f"commit {env['commit'][:12]}{' with changes' if env['dirty'] else ''}"
     print(

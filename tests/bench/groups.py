@@ -2,8 +2,8 @@
 
     python -m tests.bench groups
 
-Both are eager. What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported.
-A language model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC`
+Both are eager; two beds are compiled, too, which on a CPU does not pay. What is counted is steps of single runs a second; the two take turns,
+and the median over rounds of the ratio is reported. A language model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC`
 goes by these rows), and two processes against one say what a second core gives. Where JAX is installed (pip install jax) the
 same MLP is swept by `jit(vmap(…))` over `scan`, too: the arithmetic of STE, Adam and clipping written for it alone, without curves,
 checkpoints or scores.
@@ -26,25 +26,25 @@ from qbench import load_method, load_task
 from qbench.company import side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
-from qbench.hardware import keep_freed_memory
-from qbench.making import open_problem, prepare
+from qbench.making import compile_parts, open_problem, prepare
 from qbench.run import Run
 from qbench.train import one_step
 
 ROUNDS = 7
 CPU = torch.device("cpu")
 RATES = (0.003, 0.01, 0.03, 0.1)
-BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float], ...] = (
+BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] = (
     ("digits MLP", "digits", "xs", {}, False, 32, 7.0),
     ("linreg, d = 12 000, full gradient", "linreg", "l", {}, False, 32, 8.0),
     ("linreg, d = 256, full gradient", "linreg", "xs", {}, False, 32, 8.0),
     ("linreg, d = 512, mini-batches, one stream", "linreg", "s", {"exact": False}, True, 32, 18.0),
     ("linreg, d = 12 000, mini-batches, one stream", "linreg", "l", {"exact": False}, True, 32, 18.0),
-    ("digits CNN", "digits", "xs", {"model": "cnn"}, False, 32, 1.4),
-    ("grammar xs", "grammar", "xs", {}, False, 4, 1.2),
-    ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, 0.9),
+    ("digits CNN", "digits", "xs", {"model": "cnn"}, False, 32, None),
+    ("grammar xs", "grammar", "xs", {}, False, 4, None),
+    ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, None),
 )
-"""Title, task, size, options, whether all share a seed, runs side by side, and the target."""
+"""Title, task, size, options, whether all share a seed, runs side by side, and the target where there is one."""
+COMPILED = ("digits MLP", "linreg, d = 12 000, full gradient")
 
 
 def config(task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste") -> RunConfig:
@@ -76,15 +76,18 @@ def stepper(run: Run, c: RunConfig) -> Callable[[int], float]:
 
 
 def throughput(
-    task: str, size: str, options: dict[str, Any], one_seed: bool, count: int, method: str = "ste"
+    task: str, size: str, options: dict[str, Any], one_seed: bool, count: int, method: str = "ste", compiled: bool = False
 ) -> tuple[float, float, float]:
-    """Microseconds of a run's step alone and side by side, and the median ratio."""
+    """Microseconds of a run's step alone and side by side, which may be compiled, and the median ratio."""
     seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
     configs = [config(task, size, options, seed, RATES[place * len(RATES) // count], method) for place, seed in enumerate(seeds)]
     alone = stepper(prepared(configs[0]), configs[0])
     whole = side_by_side([prepared(c) for c in configs], [c.recipe for c in configs])
     assert whole is not None
+    if compiled:
+        compile_parts(whole)
     beside = stepper(whole, configs[0])
+    beside(3)
     steps = max(4, min(200, int(0.5 / (beside(3) / 3))))
     pairs = [(alone(steps) / steps, beside(steps) / steps / count) for _ in range(ROUNDS)]
     return (*(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
@@ -92,12 +95,14 @@ def throughput(
 
 def table() -> Iterator[str]:
     torch.set_num_threads(1)
-    keep_freed_memory()  # as every worker does
     yield "| side by side | runs | alone, µs a step | in company | ratio | target |"
     yield "|---|--:|--:|--:|--:|--:|"
     for title, task, size, options, one_seed, count, target in BEDS:
         alone, beside, ratio = throughput(task, size, options, one_seed, count)
-        yield f"| STE, {title} | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | {target:.0f} |"
+        yield f"| STE, {title} | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | {target or ''} |"
+        if title in COMPILED:
+            alone, beside, ratio = throughput(task, size, options, one_seed, count, compiled=True)
+            yield f"| the same, compiled in company | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
     for method in ("fp", "lotion", "gdnsq", "pege", "ewgs", "lsq"):
         alone, beside, ratio = throughput("digits", "xs", {}, False, 32, method)
         yield f"| {method}, digits MLP | 32 | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
