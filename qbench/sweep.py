@@ -119,7 +119,7 @@ class _Coordinator:
     members_due: bool = False
 
     def __post_init__(self) -> None:
-        self.ready = Queue(self.execution, self.engine.device)
+        self.ready = Queue(self.execution, self.engine.remote_device)
 
     def run(self) -> Summary:
         self.open()

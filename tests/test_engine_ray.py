@@ -238,7 +238,7 @@ def test_a_node_that_is_removed_costs_nothing_but_time(cluster: Any, engine: Ray
     assert watcher.steps_again < 75, "it did not begin anew"
     agree(tmp_path, 2)
     assert until(lambda: engine.poll(0.1) == [] and engine.capacity == 1)
-    assert engine.device == "cpu", "what groups are sized for"
+    assert engine.remote_device == "cpu", "what groups are sized for"
 
 
 @needs_ray

@@ -94,7 +94,7 @@ class Engine(ABC):
         """How many groups run at once."""
 
     @property
-    def device(self) -> str | None:
+    def remote_device(self) -> str | None:
         """The kind of device that its groups train on, `cpu` or `cuda`, where they do not train on this machine."""
         return None
 

@@ -76,7 +76,7 @@ class RayEngine(Engine):
         return self.room
 
     @property
-    def device(self) -> str | None:
+    def remote_device(self) -> str | None:
         self.start()
         return self.kind
 
