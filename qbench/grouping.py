@@ -34,8 +34,9 @@ too large after all goes on by halves."""
 
 
 def kind_of(config: RunConfig, widths: bool = True) -> str | None:
-    """A name that runs have in common which may train side by side: all but the seed and the numbers that each may have for itself, and
-    without `widths` those of their formats. None for one that trains alone."""
+    """A name that runs have in common which may train side by side: all but the seed and the numbers that each may have for itself. With
+    `widths` the bits of its integers are such a number; without, steps can be timed against full precision's in as large a company, which has
+    one format. None for one that trains alone."""
     if alone(config) is not None:
         return None
     varies = registry.load("methods", config.method).varies

@@ -46,7 +46,7 @@ class Queue:
 
     def pop(self, idle: int, config: Callable[[str], RunConfig]) -> list[str]:
         """The next group, for one of the `idle` places; none stays idle so that another's group may be larger."""
-        from qbench.grouping import group_size
+        from qbench.grouping import group_size, neighbours
         from qbench.hardware import total_memory
 
         first = next(key for _, key in self._popped(self.order) if key in self.waiting)
@@ -61,7 +61,7 @@ class Queue:
             while len(group) < most and (key := next(mates, None)) is not None:
                 self._forget(key)
                 group.append(key)
-        return group
+        return sorted(group, key=lambda key: neighbours(config(key)))
 
     def _forget(self, key: str) -> None:
         if (kind := self.waiting.pop(key, None)) is not None:

@@ -197,8 +197,7 @@ class _Coordinator:
         self.ready.push(self.order[key], key, None if key in self.again else self.kind(run.cell))
 
     def kind(self, cell: Cell) -> str | None:
-        """What a cell's runs have in common with others that they may train beside. Unless a number is asked for, formats stay apart: steps
-        are timed against full precision's in as large a company, and that has one format."""
+        """What a cell's runs have in common with others that they may train beside; widths stay apart, if no number is asked for."""
         from qbench.grouping import kind_of
 
         if cell.parts not in self.kinds:
@@ -207,8 +206,6 @@ class _Coordinator:
         return self.kinds[cell.parts]
 
     def hand_out(self) -> None:
-        from qbench.grouping import neighbours
-
         while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
             keys = self.ready.pop(self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config)
             group = [going for key in keys if (going := self.begun(key))]
@@ -216,7 +213,6 @@ class _Coordinator:
                 continue
             self.groups += 1
             self.going[self.groups] = group
-            group.sort(key=lambda going: neighbours(going.run.config))
             execution = replace(group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s)
             self.engine.submit(self.groups, [self.assignment(going) for going in group], execution)
             for going in group:

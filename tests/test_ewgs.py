@@ -234,8 +234,7 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
 def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
     run = attached(EWGS(rate=0.01), activations="int4")
     assert run.optimizer is not None
-    run.recipes = (Recipe(lr=1e-3),)
-    set_learning_rates(run, Recipe(steps=60, schedule="constant", warmup=0.0), 30)
+    set_learning_rates(run, Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0), 30)
     groups = {g["name"]: g for g in run.optimizer.param_groups}
     assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"]["lr"] == pytest.approx(1e-3)
     assert groups["interval"]["weight_decay"] == 0.0 and groups["decay"]["weight_decay"] == 0.1

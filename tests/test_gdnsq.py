@@ -362,7 +362,7 @@ def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
         t = 5.0 * max(0.0, step / 30 - 0.1) / 0.5
         logged.append(float(terms["task"]))
         earlier = sum(logged[:-1]) / len(logged)
-        assert run.method.t == pytest.approx(t)  # type: ignore[attr-defined]
+        assert run.method.t == [pytest.approx(t)]  # type: ignore[attr-defined]
         if t == 0:
             assert float(terms["penalty"]) == 0.0
         else:
@@ -394,7 +394,7 @@ def test_t_is_zero_in_the_warm_up_and_linear_after(pressure: float) -> None:
         for group in run.optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = 0.05  # the published rule adds twice the rate
         run.method.before_step(run, Batch(None, None))
-        track.append(run.method.t)  # type: ignore[attr-defined]
+        track.append(run.method.t[0])  # type: ignore[attr-defined]
     assert all(t == 0 for t in track[:20])
     growth = {round(b - a, 9) for a, b in pairwise(track[20:])}
     assert growth == {0.1 if pressure == 0 else round(pressure / 40, 9)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -67,10 +68,10 @@ lr = { low = 1e-3, high = 1e-1, log = true }
 """
 
 
-def swept(text: str, results: Path, listener: Any = None) -> Summary:
-    config = read_text(text, "s.toml")
-    with local_engine(config, QUICK, 2) as engine:
-        return sweep(config, results, engine, QUICK, listener)
+def swept(text: str, results: Path, listener: Any = None, group: int | None = None) -> Summary:
+    config, execution = read_text(text, "s.toml"), dataclasses.replace(QUICK, group=group)
+    with local_engine(config, execution, 2) as engine:
+        return sweep(config, results, engine, execution, listener)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_an_interrupted_sweep_says_what_it_waits_for(board: Path, tmp_path: Path
                 raise Crash
 
     with pytest.raises(Crash):
-        swept(BOARD, tmp_path, Interrupter(None))
+        swept(BOARD, tmp_path, Interrupter(None), group=1)
     lines = status(config(), tmp_path)
     states = Counter(line.standing.state for line in lines)
     assert states["cached"] in (2, 3) and states["waiting"] == 7 and states["cached"] + states["new"] + states["lost"] == 28
