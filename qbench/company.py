@@ -1,9 +1,9 @@
 """Runs side by side: one run with an axis in front of every tensor, made of runs that could each train alone.
 
 A step of a small network costs its calls, not its arithmetic, so runs that differ in the seed, in numbers of the recipe or of the method, or in
-the width of their integers take their steps together. Each is prepared as if it trained alone. Then its tensors move into rows of larger ones, of which its own become views: the
-loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its score) is asked of that one, which sees its
-numbers as they are now and knows nothing of its neighbours.
+the width of their integers take their steps together. Each is prepared as if it trained alone. Then its tensors move into rows of larger
+ones, of which its own become views: the loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its
+score) is asked of that one, which sees its numbers as they are now and knows nothing of its neighbours.
 
 What each gets is, on the CPU, bit for bit what it gets alone. Quantizers reduce over trailing axes; products are those of `qbench.rows`;
 norms are taken by row; and the optimizer steps whole rows only where a row fills its vectors, for the last elements of a row that does
@@ -31,7 +31,7 @@ from qbench.rows import fills_vectors, one_each
 from qbench.run import Run
 
 
-def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
+def side_by_side(runs: Sequence[Run]) -> Run | None:
     """One run of several of one kind (`grouping.kind_of`); None where their task is not written for it. From now on the tensors of `runs` are
     views of its own."""
     first = runs[0]
@@ -61,14 +61,14 @@ def side_by_side(runs: Sequence[Run], recipes: Sequence[Recipe]) -> Run | None:
     for name, quantizer in inputs.items():
         layers[name].see_input_through(quantizer)
     whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
-    whole.recipes = tuple(recipes)
+    whole.recipes = tuple(run.recipes[0] for run in runs)
     for run in (whole, *runs):
         run.clock, run.part = whole.clock, whole.part
         for quantizer in run.quantizers():
             quantizer.step = whole.clock
         for quantizer in run.inputs.values():
             quantizer.part = whole.part
-    whole.optimizer = Pieces(whole, recipes, twins)
+    whole.optimizer = Pieces(whole, twins)
     whole.parameters = whole.optimizer.parameters
     return whole
 
@@ -173,22 +173,22 @@ class Piece:
 class Pieces:
     """An optimizer over the rows of the large parameters: those of one recipe together, where the bits allow it."""
 
-    def __init__(self, run: Run, recipes: Sequence[Recipe], twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
+    def __init__(self, run: Run, twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
         self.twins = twins
         self.pieces: list[Piece] = []
         self.taken: Tensor | None = None
         """Steps, as AdamW counts them."""
         groups = []
-        for group in parameter_groups(run, recipes[0]):
-            for first, count in _alike(recipes):
+        for group in parameter_groups(run, run.recipes[0]):
+            for first, count in _alike(run.recipes):
                 found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
                 self.pieces += found
                 own = {
-                    "weight_decay": recipes[first].weight_decay if group["name"] == "decay" else 0.0,
-                    "momentum": recipes[first].momentum,
+                    "weight_decay": run.recipes[first].weight_decay if group["name"] == "decay" else 0.0,
+                    "momentum": run.recipes[first].momentum,
                 }
                 groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
-        self.optimizer = make_optimizer(groups, recipes[0])
+        self.optimizer = make_optimizer(groups, run.recipes[0])
         self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())
         for piece in self.pieces:
             self._take_over(piece, run.members)

@@ -92,7 +92,7 @@ def _trained(group: Sequence[Making], execution: Execution) -> bool:
     if len(group) > 1:
         try:
             with blame("plugin"):
-                run = side_by_side([making.run for making in group], [making.config.recipe for making in group])
+                run = side_by_side([making.run for making in group])
                 if run is not None:
                     Making.train(run, group, execution)
                     hand_back(run)

@@ -174,7 +174,7 @@ def prepared(c: RunConfig, folder: Path) -> Run:
 
 
 def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
-    run = side_by_side([prepared(c, folder) for c in configs], [c.recipe for c in configs])
+    run = side_by_side([prepared(c, folder) for c in configs])
     assert run is not None
     return run
 
@@ -242,7 +242,7 @@ def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
     runs = [prepared(c, tmp_path) for c in company("lsq")]
     for place, run in enumerate(runs):
         run.lr_scale["decay"] = [0.1 * place]
-    run = side_by_side(runs, [c.recipe for c in company("lsq")])
+    run = side_by_side(runs)
     assert run is not None and run.lr_scale == {"quantizer": [1.0] * 5, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
     one_step(run, config("lsq").recipe, 0)
     first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
@@ -311,10 +311,10 @@ def test_what_cannot_be_put_side_by_side_is_tried_by_halves(monkeypatch: pytest.
     """Also where memory ends before the first step."""
     room = making.side_by_side
 
-    def cramped(runs: Sequence[Run], recipes: Any) -> Run | None:
+    def cramped(runs: Sequence[Run]) -> Run | None:
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no room")
-        return room(runs, recipes)
+        return room(runs)
 
     monkeypatch.setattr(making, "side_by_side", cramped)
     found = together(company(), tmp_path)

@@ -107,6 +107,6 @@ def opened(bench: Bench, configs: list[RunConfig]) -> Run:
     ]
     if len(runs) == 1:
         return runs[0]
-    run = side_by_side(runs, [c.recipe for c in configs])
+    run = side_by_side(runs)
     assert run is not None, "these tasks are written for it"
     return run

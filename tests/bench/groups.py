@@ -82,7 +82,7 @@ def throughput(
     seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
     configs = [config(task, size, options, seed, RATES[place * len(RATES) // count], method) for place, seed in enumerate(seeds)]
     alone = stepper(prepared(configs[0]), configs[0])
-    whole = side_by_side([prepared(c) for c in configs], [c.recipe for c in configs])
+    whole = side_by_side([prepared(c) for c in configs])
     assert whole is not None
     if compiled:
         compile_parts(whole)
