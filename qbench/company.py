@@ -177,9 +177,9 @@ class Pieces:
         self.twins = twins
         self.pieces: list[Piece] = []
         self.taken: Tensor | None = None
-        """Steps, as AdamW counts them."""
-        groups = []
-        for group in parameter_groups(run, run.recipes[0]):
+        """Steps, as AdamW counts them, where one counter serves all pieces."""
+        groups, recipe = [], run.recipes[0]
+        for group in parameter_groups(run, recipe):
             for first, count in _alike(run.recipes):
                 found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
                 self.pieces += found
@@ -188,10 +188,13 @@ class Pieces:
                     "momentum": run.recipes[first].momentum,
                 }
                 groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
-        self.optimizer = make_optimizer(groups, run.recipes[0])
+        self.optimizer = make_optimizer(groups, recipe)
         self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())
         for piece in self.pieces:
             self._take_over(piece, run.members)
+        counts = {float(state["step"]) for state in self.optimizer.state.values()} if recipe.optimizer == "adamw" else set()
+        self.even = recipe.optimizer == "adamw" and (not counts or (len(counts) == 1 and len(self.optimizer.state) == len(self.pieces)))
+        """Whether AdamW has stepped every piece every time: one that had no gradient counts for itself."""
 
     def _take_over(self, piece: Piece, members: Sequence[Run]) -> None:
         """What the members' own optimizers have gathered, if they come from checkpoints."""
@@ -227,15 +230,20 @@ class Pieces:
         for piece in self.pieces:
             grad = piece.whole.grad  # a fused optimizer reads memory in order, whatever the strides say
             piece.rows.grad = None if grad is None else grad[piece.first : piece.last].contiguous()
-        if isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.state:
+        self.even = self.even and all(piece.rows.grad is not None for piece in self.pieces)
+        if self.even and self.optimizer.state:
             self._step_adamw()
-        else:
-            self.optimizer.step()
+            return
+        if self.taken is not None:
+            for state in self.optimizer.state.values():
+                state["step"] = self.taken.clone()
+            self.taken = None
+        self.optimizer.step()
 
     @torch.no_grad()
     def _step_adamw(self) -> None:
         """The kernel that `AdamW.step` calls, without what it does for each parameter on the way there: with pieces by the dozen that is more
-        than the arithmetic. All have taken equally many steps, so one counter serves them all."""
+        than the arithmetic."""
         state = self.optimizer.state
         if self.taken is None:
             self.taken = next(iter(state.values()))["step"]
@@ -243,7 +251,7 @@ class Pieces:
                 moments["step"] = self.taken
         self.taken += 1
         for group in self.optimizer.param_groups:
-            rows = [p for p in group["params"] if p.grad is not None]
+            rows = group["params"]
             first, second = ([state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq"))
             grads, steps, (beta1, beta2) = [p.grad for p in rows], [self.taken] * len(rows), group["betas"]
             numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": group["eps"]}

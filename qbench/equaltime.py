@@ -76,22 +76,24 @@ def budgets(maker: SectionMaker) -> dict[str, float]:
         return {}
     part = maker.parts[maker.fp, -1]
     found: dict[str, list[float]] = {}
-    for i in np.flatnonzero(part["good"] & np.isfinite(part["train_s"])).tolist():
-        found.setdefault(place(maker, part, i), []).append(part["train_s"][i])
+    for where, seconds, usable in zip(places(maker, part), part["train_s"], part["good"] & np.isfinite(part["train_s"]), strict=True):
+        if usable:
+            found.setdefault(where, []).append(seconds)
     return {where: float(np.median(found[where])) for where in sorted(found)}
 
 
-def place(maker: SectionMaker, part: Part, row: int) -> str:
-    """The device that a run trained on, and in what company: among such runs times are compared."""
-    device, company = maker.data.words["device_name"][part["device_name"][row]], int(alone_is_one(part)[row])
-    return device if company == 1 else f"{device}, {company} side by side"
+def places(maker: SectionMaker, part: Part) -> list[str]:
+    """The device that each run trained on, and in what company: among such runs times are compared."""
+    names, rows = maker.data.words["device_name"], zip(part["device_name"], alone_is_one(part), strict=True)
+    return [names[device] if company == 1 else f"{names[device]}, {company:.0f} side by side" for device, company in rows]
 
 
 def timed(maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapping[str, float]) -> Timed:
     part, entrant = maker.parts[n, column], maker.entrants[n]
     rows = _first_of_each_seed(part)
     runs = [curves.get((part["key"][i], int(np.nan_to_num(part["attempt"][i], nan=1.0)))) for i in rows]
-    limits = [budget.get(place(maker, part, i)) for i in rows]
+    where = places(maker, part)
+    limits = [budget.get(where[i]) for i in rows]
     whole = [run for run in runs if run is not None]
     reached = [at(run, limit) for run, limit in zip(runs, limits, strict=True) if run is not None and limit is not None]
     values = [value for value, _ in reached if value is not None]

@@ -25,9 +25,9 @@ WIDTHS = tuple(f"int{bits}" for bits in range(2, 9))
 FULL = {"cpu": 500_000, "cuda": 100_000_000}
 """Parameters of all of them."""
 ARITHMETIC = {"cpu": 1.2e9, "cuda": 1e12}
-"""Operations of a step of all of them. On one core four of `grammar` xs, 0.3e9 each, take 1.25 times the steps that they take alone and eight
-1.27 times; of `text` xs, 0.9e9 each, four take 1.06 times and of `grammar` s, 2e9 each, 0.95 times. For CUDA it is reckoned, not measured: what an
-H200 does in about the time that a thousand calls take."""
+"""Operations of a step of all of them. On one core four of `grammar` xs, 0.3e9 each, take 1.3 times the steps that they take alone, and of
+`grammar` s, 2e9 each, no more than alone (`make bench ARGS=groups`). For CUDA it is reckoned, not measured: what an H200 does in about the time
+that a thousand calls take."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from qbench import stats
 from qbench.board import Cell, Section, place_names, plain
-from qbench.equaltime import Curves, EqualTime, budgets, equal_time, place
+from qbench.equaltime import Curves, EqualTime, budgets, equal_time, places
 from qbench.leaderboard import SectionMaker
 from qbench.stats import Estimate
 from qbench.table import Array
@@ -258,7 +258,7 @@ def _points(part: _Part) -> tuple[Point, ...]:
 def _cost(maker: SectionMaker, n: int, column: int, seconds: Mapping[str, float]) -> float | None:
     """Median over the cell's runs of training time over full precision's on the run's device and in as large a company."""
     part = maker.parts[n, column]
-    limit = np.array([seconds.get(place(maker, part, i), np.nan) for i in range(len(part["good"]))], dtype=np.float64)
+    limit = np.array([seconds.get(where, np.nan) for where in places(maker, part)], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = part["train_s"] / limit + np.isnan(part["step_s_median"])
     ratios = ratios[part["good"] & np.isfinite(ratios)]

@@ -583,3 +583,36 @@ def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
         one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
         assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
         assert one[0]["grad_norm"] == pytest.approx(other[0]["grad_norm"], rel=1e-3)
+
+
+@dataclass
+class NowAndThen(Method):
+    """A quantizer with a number of its own that, from some step on, gets a gradient at odd steps only."""
+
+    name = "now-and-then"
+    since: ClassVar[int] = 0
+
+    def alone(self) -> None:
+        return None
+
+    def quantizer(self, site: Site) -> Quantizer:
+        return load_method("lsq")().quantizer(site)  # type: ignore[return-value]
+
+    def prepare(self, run: Run, batches: Any) -> None:
+        run.calibrate(batches)
+
+    def after_backward(self, run: Run) -> None:
+        for quantizer in run.quantizers() if run.step % 2 == 0 and run.step >= self.since else ():
+            for parameter in quantizer.parameters():
+                parameter.grad = None
+
+
+@pytest.mark.parametrize("since", [0, 4])
+def test_a_parameter_that_has_no_gradient_counts_its_own_steps(since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam corrects its means by how often a parameter was stepped, which is not how often the others were."""
+    monkeypatch.setattr(NowAndThen, "since", since)
+    with registered(NowAndThen):
+        configs = [dataclasses.replace(c, method="now-and-then", method_params={}, method_version=1) for c in company("lsq")]
+        many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+    assert [r["cost"]["company"] for r in many] == [5] * 5
+    assert [outcome(r) for r in many] == [outcome(r) for r in one]

@@ -348,13 +348,16 @@ def test_ray_that_is_not_installed_is_one_line(file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("--engine", "ray", "--device", "cuda:1"), "--device cuda:1: Ray says which GPU a run has; write cuda"),
-        (("--engine", "ray", "--device", "cpu", "--gpus-per-run", "0.5"), "--gpus-per-run: runs on the CPU take no GPU"),
+        pytest.param(
+            ("--engine", "ray", "--device", "cuda:1"), "--device cuda:1: Ray says which GPU a run has; write cuda", marks=needs_ray
+        ),
+        pytest.param(
+            ("--engine", "ray", "--device", "cpu", "--gpus-per-run", "0.5"), "--gpus-per-run: runs on the CPU take no GPU", marks=needs_ray
+        ),
         (("--address", "x:1"), "--address, --cpus-per-run and --gpus-per-run are for --engine ray"),
         (("--engine", "rya"), "unknown engine 'rya'; did you mean ray?"),
     ],
 )
-@needs_ray
 def test_words_that_do_not_go_together_are_one_line(words: tuple[str, ...], what: str, file: Path) -> None:
     assert said(*words, file=file) == (2, f"qbench: {what}")
 
