@@ -164,7 +164,6 @@ def hand_back(run: Run) -> None:
 class Piece:
     """Rows of one parameter that are stepped in one go, from the run `first` on."""
 
-    whole: nn.Parameter
     first: int
     last: int
     rows: nn.Parameter
@@ -175,30 +174,36 @@ class Pieces:
 
     def __init__(self, run: Run, twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
         self.twins = twins
-        self.pieces: list[Piece] = []
+        self.pieces: dict[nn.Parameter, list[Piece]] = {}
+        """Of each parameter, end to end."""
         self.taken: Tensor | None = None
         """Steps, as AdamW counts them, where one counter serves all pieces."""
         groups, recipe = [], run.recipes[0]
         for group in parameter_groups(run, recipe):
             for first, count in _alike(run.recipes):
-                found = [piece for p in group["params"] for piece in _cut(p, first, count)]  # type: ignore[attr-defined]
-                self.pieces += found
+                found = []
+                for p in group["params"]:  # type: ignore[attr-defined]
+                    cut = _cut(p, first, count)
+                    self.pieces.setdefault(p, []).extend(cut)
+                    found += cut
                 own = {
                     "weight_decay": run.recipes[first].weight_decay if group["name"] == "decay" else 0.0,
                     "momentum": run.recipes[first].momentum,
                 }
                 groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
         self.optimizer = make_optimizer(groups, recipe)
-        self.parameters = list({id(piece.whole): piece.whole for piece in self.pieces}.values())
-        for piece in self.pieces:
-            self._take_over(piece, run.members)
+        self.parameters = list(self.pieces)
+        for p, pieces in self.pieces.items():
+            for piece in pieces:
+                self._take_over(piece, list(zip(run.members, twins[id(p)], strict=True)))
         counts = {float(state["step"]) for state in self.optimizer.state.values()} if recipe.optimizer == "adamw" else set()
-        self.even = recipe.optimizer == "adamw" and (not counts or (len(counts) == 1 and len(self.optimizer.state) == len(self.pieces)))
+        every = len(self.optimizer.state) in (0, sum(map(len, self.pieces.values())))
+        self.even = recipe.optimizer == "adamw" and every and len(counts) < 2
         """Whether AdamW has stepped every piece every time: one that had no gradient counts for itself."""
 
-    def _take_over(self, piece: Piece, members: Sequence[Run]) -> None:
+    def _take_over(self, piece: Piece, members: Sequence[tuple[Run, nn.Parameter]]) -> None:
         """What the members' own optimizers have gathered, if they come from checkpoints."""
-        alone = list(zip(members, self.twins[id(piece.whole)], strict=True))[piece.first : piece.last]
+        alone = members[piece.first : piece.last]
         optimizers = [(member.optimizer, p) for member, p in alone if isinstance(member.optimizer, torch.optim.Optimizer)]
         states = [optimizer.state[p] for optimizer, p in optimizers if optimizer.state.get(p)]
         if states:
@@ -208,10 +213,11 @@ class Pieces:
 
     def hand_back(self, place: int, member: Run) -> None:
         assert isinstance(member.optimizer, torch.optim.Optimizer)
-        for piece in self.pieces:
-            if piece.first <= place < piece.last and (state := self.optimizer.state.get(piece.rows)):
+        for p, pieces in self.pieces.items():
+            (piece,) = [piece for piece in pieces if piece.first <= place < piece.last]
+            if state := self.optimizer.state.get(piece.rows):
                 own = {name: (v[place - piece.first] if v.dim() else v).clone() for name, v in state.items()}
-                member.optimizer.state[self.twins[id(piece.whole)][place]] = own
+                member.optimizer.state[self.twins[id(p)][place]] = own
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -219,7 +225,7 @@ class Pieces:
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor | None:
         """What the optimizer keeps of a large parameter, by its name there."""
-        rows = [self.optimizer.state.get(piece.rows, {}).get(name) for piece in self.pieces if piece.whole is parameter]
+        rows = [self.optimizer.state.get(piece.rows, {}).get(name) for piece in self.pieces.get(parameter, [])]
         return torch.cat([row for row in rows if row is not None]) if any(row is not None for row in rows) else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -227,10 +233,12 @@ class Pieces:
             parameter.grad = None
 
     def step(self) -> None:
-        for piece in self.pieces:
-            grad = piece.whole.grad  # a fused optimizer reads memory in order, whatever the strides say
-            piece.rows.grad = None if grad is None else grad[piece.first : piece.last].contiguous()
-        self.even = self.even and all(piece.rows.grad is not None for piece in self.pieces)
+        for p, pieces in self.pieces.items():
+            # A fused optimizer reads memory in order, whatever the strides say.
+            rows = [None] * len(pieces) if p.grad is None else p.grad.contiguous().split([piece.last - piece.first for piece in pieces])
+            for piece, grad in zip(pieces, rows, strict=True):
+                piece.rows.grad = grad
+            self.even = self.even and p.grad is not None
         if self.even and self.optimizer.state:
             self._step_adamw()
             return
@@ -272,4 +280,4 @@ def _cut(parameter: nn.Parameter, first: int, count: int) -> list[Piece]:
     """The rows of `count` runs as one piece where each fills its vectors, else one piece a run."""
     size = count if fills_vectors(parameter[0].numel(), parameter.device) else 1
     starts = range(first, first + count, size)
-    return [Piece(parameter, start, start + size, nn.Parameter(parameter.data[start : start + size])) for start in starts]
+    return [Piece(start, start + size, nn.Parameter(parameter.data[start : start + size])) for start in starts]

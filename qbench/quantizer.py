@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qbench.formats import Site
 from qbench.grid import Grid, widen
 from qbench.noise import key_of, uniform
-from qbench.rows import by_run, linear, run_by_run
+from qbench.rows import by_run, linear, on_a_line, run_by_run
 
 
 class Quantizer(nn.Module):
@@ -177,8 +177,17 @@ class QuantConv2d(QuantLayer):
 
 
 def beside(sites: Sequence[Tensor]) -> Tensor:
-    """Matrices of one shape in one tensor, behind the runs' axis where they have one: (…, sites, rows, columns)."""
+    """Matrices of one shape in one new tensor, behind the runs' axis where they have one: (…, sites, rows, columns)."""
     return torch.stack(list(sites), dim=-3)
+
+
+def _seen_beside(sites: Sequence[Tensor]) -> Tensor:
+    """The same to read only: a site without others is seen where it lies."""
+    return sites[0].unsqueeze(-3) if len(sites) == 1 and on_a_line(sites[0]) else beside(sites)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 class Bundle:
@@ -200,8 +209,8 @@ class Bundle:
         """Quantize the weights as they are now and hand each layer its part."""
         trains = torch.is_grad_enabled()
         with torch.no_grad():
-            stack = self.stack()
-        self.latent = stack.requires_grad_(trains)
+            seen = _seen_beside([layer.matrix() for layer in self.layers])
+        self.latent = seen.requires_grad_(trains)
         self.source = (self.call if quantize is None else quantize)(self.latent)
         trains = self.source.requires_grad
         for layer, part in zip(self.layers, self.source.detach().unbind(-3), strict=True):
@@ -213,11 +222,13 @@ class Bundle:
         grads = [None if layer.used is None else layer.used.grad for layer in self.layers]
         if any(grad is not None for grad in grads):
             parts = [torch.zeros_like(layer.weight) if g is None else g for g, layer in zip(grads, self.layers, strict=True)]
-            self.source.backward(beside([part.reshape(layer.matrix().shape) for part, layer in zip(parts, self.layers, strict=True)]))
-        if self.latent.grad is not None:
-            for layer, part in zip(self.layers, self.latent.grad.unbind(-3), strict=True):
-                grad, before = layer.as_weight(part), layer.weight.grad
-                layer.weight.grad = grad if before is None else before + grad
+            arrived = _seen_beside([part.reshape(layer.matrix().shape) for part, layer in zip(parts, self.layers, strict=True)])
+            own = [p for p in self.quantizer.parameters() if p.requires_grad]
+            to_weights, *to_own = torch.autograd.grad(self.source, [self.latent, *own], arrived, allow_unused=True)  # `backward` would copy
+            for p, grad in zip(own, to_own, strict=True):
+                p.grad = _sum(p.grad, grad)
+            for layer, grad in zip(self.layers, () if to_weights is None else to_weights.unbind(-3), strict=to_weights is not None):
+                layer.weight.grad = _sum(layer.weight.grad, layer.as_weight(grad))
         self.release()
 
     def release(self) -> None:

@@ -157,12 +157,12 @@ class _OnItsOwn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x) if _on_a_line(x) else x.clone()
+        return x.view_as(x) if on_a_line(x) else x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad if _on_a_line(grad) else grad.clone()
+        return grad if on_a_line(grad) else grad.clone()
 
 
-def _on_a_line(x: Tensor) -> bool:
+def on_a_line(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or x.data_ptr() % (LINE * 4) == 0
