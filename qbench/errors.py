@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class QbenchError(Exception):
@@ -46,3 +49,14 @@ def some(names: Sequence[str], like: str) -> str:
         return ", ".join(names) or "none"
     near = difflib.get_close_matches(like, names, n=MOST_NAMES, cutoff=0.0)
     return f"{', '.join(near)} and {len(names) - len(near)} more"
+
+
+@contextmanager
+def plain_disk_errors(results: Path) -> Iterator[None]:
+    """What the disk of a results folder refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise QbenchError(f"{results}: no space left on the disk; nothing is lost: free some and run the same command again") from error
+        raise QbenchError(f"{error.filename or results}: {error.strerror or error}") from error

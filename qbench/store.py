@@ -150,6 +150,15 @@ class Store:
         for word in words:
             word.unlink(missing_ok=True)
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Runs whose folders somebody has removed, and which count their attempts from 1 when they are made again."""
+        gone = [[key] for key in {key for key, _ in self.known}.intersection(keys)]
+        if gone:
+            with self._transaction():
+                for table in ("runs", "curves", "downstream"):
+                    self.connection.executemany(f"DELETE FROM {table} WHERE key = ?", gone)
+            self.known = self._known()
+
     def set_trust(self, key: str, attempt: int, level: str) -> None:
         """What is believed of a merged run from now on."""
         with self._transaction():
@@ -188,17 +197,13 @@ class Store:
         board, run = members["board"], self.connection.execute
         for table in ("boards", "cells", "entries"):
             run(f"DELETE FROM {table} WHERE board = ?", [board])
-        title = (
-            members["version"],
-            members["title"],
-            members["made"],
-            members["sweep"],
-            json.dumps(members["defaults"]),
-            members.get("track", "fair"),
-            json.dumps(members["tuning"]) if members.get("tuning") else None,
-        )
+        plain = [members[name] for name in ("version", "title", "made", "sweep")]
+        tuning = json.dumps(members["tuning"]) if members.get("tuning") else None
         names = "board, version, title, made, sweep, defaults, track, tuning"
-        run(f"INSERT INTO boards ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [board, *title])
+        run(
+            f"INSERT INTO boards ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [board, *plain, json.dumps(members["defaults"]), members.get("track", "fair"), tuning],
+        )
         cells: list[dict[str, Any]] = []
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}
         for number, cell in enumerate(members["cells"]):

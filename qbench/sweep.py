@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.engines import Assignment, Engine, Event, Execution
-from qbench.errors import QbenchError
+from qbench.errors import plain_disk_errors
 from qbench.outcome import Listener, Silence, Summary
 from qbench.outlook import look, made_again, must_run, settled
 from qbench.plan import Cell, Plan, PlannedRun, Planner
@@ -36,7 +36,7 @@ from qbench.queue import Queue
 from qbench.record import Attempt, attempts, new_attempt
 from qbench.roster import roster_of
 from qbench.shard import WHOLE, Shard
-from qbench.standing import Standing, how_it_ended, resumable, standing_of, tries_in_a_sweep
+from qbench.standing import NEW, Standing, how_it_ended, resumable, standing_of, tries_in_a_sweep
 from qbench.sweepfile import SweepConfig
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ SNAPSHOT_S = 30.0
 TICK_S = 0.25
 ENDED_FROM_OUTSIDE = ("signal", "timeout")
 """Reasons that say nothing against the run or its checkpoint."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sweep(
@@ -66,7 +65,7 @@ def sweep(
     from qbench.store import Store
 
     planner = Planner(config)
-    with _plain_errors(results), Store(results) as store:
+    with plain_disk_errors(results), Store(results) as store:
         coordinator = _Coordinator(planner, results, store, engine, execution, progress or Silence(), retry, shard)
         with coordinator.listening():
             return coordinator.run()
@@ -162,6 +161,7 @@ class _Coordinator:
         self.over -= again.keys()
         self.cached += len(done) - len(again)
         self.members_due = True
+        self.store.forget(key for key, was in new.items() if was == NEW)
         for key, was in new.items():
             if was.attempt:
                 self.fresh += attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
@@ -387,14 +387,3 @@ class _Coordinator:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-@contextmanager
-def _plain_errors(results: Path) -> Iterator[None]:
-    """What the disk refuses, as one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise QbenchError(f"{results}: no space left on the disk; nothing is lost: free some and run the same command again") from error
-        raise QbenchError(f"{error.filename or results}: {error.strerror or error}") from error

@@ -294,6 +294,18 @@ def test_what_is_damaged_is_lost_and_made_again(tmp_path: Path) -> None:
     assert stored(tmp_path) == before
 
 
+def test_a_run_whose_folder_was_removed_is_known_by_its_new_files(tmp_path: Path) -> None:
+    text = cast("good", seeds=2)
+    play(text, tmp_path)
+    gone = next(all_attempts(tmp_path))
+    finished = (gone.read("result") or {})["finished"]
+    shutil.rmtree(gone.folder.parent)
+    summary, notes = play(text, tmp_path)
+    assert summary.code == 0 and len(notes.of("started")) == 1
+    assert (gone.read("result") or {})["finished"] > finished, "made again, as attempt 1"
+    assert check(tmp_path).agrees
+
+
 def test_an_artefact_that_is_gone_is_made_again_for_those_who_need_it(tmp_path: Path) -> None:
     play(SMALL.replace('"plain", "after", "actor"', '"plain"'), tmp_path)
     for attempt in all_attempts(tmp_path):
