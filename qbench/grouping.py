@@ -7,6 +7,8 @@ caches no longer hold what all of them touch. Beyond that a larger group only ma
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from typing import Any
 
 from qbench import registry
@@ -28,6 +30,10 @@ ARITHMETIC = {"cpu": 1.2e9, "cuda": 1e12}
 """Operations of a step of all of them. On one core four of `grammar` xs, 0.3e9 each, take 1.3 times the steps that they take alone, and of
 `grammar` s, 2e9 each, no more than alone (`make bench ARGS=groups`). For CUDA it is reckoned, not measured: what an H200 does in about the time
 that a thousand calls take."""
+COMPILING_S = 15.0
+"""What it takes on a CPU to compile a run's steps, and the network for its audit, where nothing is at hand from before."""
+SAVED_S = 0.001
+"""What compiling then takes off a step of a full group: between 0.5 and 1.4 ms, with the same arithmetic in fewer calls."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""
@@ -76,3 +82,10 @@ def group_size(config: RunConfig, device: str, memory: int | None = None) -> int
     if memory is not None:
         limits.append(ROOM * memory / one.memory)
     return max(1, int(min(limits)))
+
+
+def compiling_pays(config: RunConfig) -> bool:
+    """Whether a run is long enough, and its steps small enough, to be compiled on a CPU. Which sweep it is in and who stands beside it does not
+    count: compiled it has other last bits than eager."""
+    long = config.recipe.steps * SAVED_S > COMPILING_S
+    return long and shutil.which(os.environ.get("CXX", "c++")) is not None and group_size(config, "cpu") == MOST["cpu"]

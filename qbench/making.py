@@ -25,6 +25,7 @@ from qbench.engines import Assignment, Execution
 from qbench.environment import environment
 from qbench.errors import Diverged, QbenchError
 from qbench.export import ARTEFACT, restore
+from qbench.grouping import compiling_pays
 from qbench.hardware import Stopwatch, device_named, forget_memory, peak_flops, peak_memory, quartiles
 from qbench.method import Method
 from qbench.noise import key_of
@@ -168,7 +169,7 @@ class Making:
             "device_name": device_name(self.device),
             "threads": torch.get_num_threads(),
             "accumulate": self.execution.accumulate,
-            "compiled": compiles(self.execution, self.device),
+            "compiled": compiles(self.execution, self.config, self.device),
             **({"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp} if self.execution.gpus_per_run > 1 else {}),
         }
 
@@ -177,8 +178,8 @@ class Making:
         """Take the steps of a run, or of several side by side."""
         if run.optimizer is None:
             return
-        if run.members and compiles(execution, run.clock.device):
-            compile_parts(run)
+        if run.members and compiles(execution, group[0].config, run.clock.device):
+            compile_run(run)
         began = time.perf_counter()
         seats = [Seat(making.run, making.attempt, making.report, making.before_s) for making in group]
         with blame("plugin"):
@@ -281,27 +282,36 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
     run.optimizer = make_optimizer(groups, recipe, run.divided)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     torch.backends.cudnn.allow_tf32 = recipe.precision != "float32"
-    if compiles(execution, device):
-        compile_parts(run)
+    if compiles(execution, config, device):
+        compile_run(run)
     return run
 
 
-def compiles(execution: Execution, device: torch.device) -> bool:
-    """On CUDA, if nothing else is asked for: on a CPU the seconds that it takes are not won back, since in company nothing is won (`make bench
-    ARGS=groups`). A divided network is not compiled: its weights come and go between the layers of one graph."""
-    return not execution.fsdp and (device.type == "cuda" if execution.compile is None else execution.compile)
+def compiles(execution: Execution, config: RunConfig, device: torch.device) -> bool:
+    """On CUDA, and on a CPU where it pays, if nothing else is asked for. A divided network is not compiled: its weights come and go between the
+    layers of one graph."""
+    if execution.fsdp or execution.compile is not None:
+        return not execution.fsdp and bool(execution.compile)
+    return device.type == "cuda" or compiling_pays(config)
 
 
-def compile_parts(run: Run) -> None:
-    """The model and each quantizer as graphs of their own: what the loop calls stays what it is.
+def compile_run(run: Run) -> None:
+    """What a step computes, from weights to losses, as one graph. Where it is computed in parts, by micro-batches or by several processes, the
+    network and each quantizer are graphs of their own; and a method's own losses stay as they are, for they may hold numbers that change.
 
     Never with dynamic sizes: the compiler would take levels for sizes too, and was seen to round wrongly then.
-    A graph is made for each shape of weights, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
+    A graph is made for each kind of run, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS
-    run.network = torch.compile(run.model, dynamic=False)  # type: ignore[assignment]
-    for bundle in run.bundles:
-        bundle.call = torch.compile(bundle.quantizer, dynamic=False)
+    output = run.compiled = torch.compile(run.output, dynamic=False)
+    if run.accumulate > 1 or run.team:
+        run.network = torch.compile(run.model, dynamic=False)  # type: ignore[assignment]
+        for bundle in run.bundles:
+            bundle.call = torch.compile(bundle.quantizer, dynamic=False)
+    elif type(run.method).losses is Method.losses:
+        run.graph = torch.compile(run.terms, dynamic=False)
+    else:
+        run.graph = lambda batch: run.method.losses(run, output(batch.inputs), batch)
 
 
 def resume(run: Run, folder: Path | None, attempt: Attempt) -> tuple[int, float]:

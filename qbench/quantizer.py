@@ -216,6 +216,11 @@ class Bundle:
         for layer, part in zip(self.layers, self.source.detach().unbind(-3), strict=True):
             layer.used = layer.as_weight(part).requires_grad_(trains)
 
+    def hand_out(self) -> None:
+        """The same in one graph with the network, whose backward then reaches the weights by itself."""
+        for layer, part in zip(self.layers, self.quantizer(self.stack()).unbind(-3), strict=True):
+            layer.used = layer.as_weight(part)
+
     def pull_back(self) -> None:
         """Send the gradients that the leaves have gathered through the quantizer to the weights."""
         assert self.source is not None and self.latent is not None

@@ -68,7 +68,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.network: nn.Module = self.problem.model
-        """The model as it is called: itself, or compiled."""
+        """The model as training calls it: itself, or compiled."""
+        self.compiled: Callable[[Any], Any] | None = None
+        """`output` as one graph, if the run is compiled."""
+        self.graph: Callable[[Batch], dict[str, Tensor]] | None = None
+        """`terms` as one graph, if a step of it is one pass of one process."""
         self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
         """The step as a tensor, which every quantizer's draws are keyed by."""
         self.part = torch.tensor([0, 1], device=self.clock.device)
@@ -177,9 +181,29 @@ class Run:
                 made[member.seed] = member.problem.batch(index)
         return Batch.beside([made[member.seed] for member in self.members])
 
+    def output(self, inputs: Any) -> Any:
+        """The network's output, its weights quantized on the way."""
+        with torch.autocast(self.clock.device.type, enabled=False):
+            for bundle in self.bundles:
+                bundle.hand_out()
+        output = self.model(inputs)
+        for bundle in self.bundles:
+            bundle.release()
+        return output
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The same on to the losses."""
+        return self.method.losses(self, self.output(batch.inputs), batch)
+
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""
         totals: dict[str, Tensor] = {}
+        if self.graph is not None:
+            self.see_part(0, batch.count)
+            with self.casting():
+                terms = self.graph(batch)
+            sum(term.sum() for term in terms.values()).backward()  # type: ignore[union-attr]
+            return {name: term.detach() for name, term in terms.items()}
         for bundle in self.bundles:
             bundle.refresh()
         before = take_gradients(self)
@@ -187,7 +211,7 @@ class Run:
         for first, part in parts:
             share = part.count / batch.count
             self.see_part(first, part.count)
-            with torch.autocast(part.device.type, self.autocast, enabled=self.autocast is not None):
+            with self.casting():
                 output = self.network(part.inputs)
                 terms = self.method.losses(self, output, part)
             (sum(term.sum() for term in terms.values()) * share).backward()  # type: ignore[union-attr]
@@ -199,6 +223,10 @@ class Run:
         for bundle in self.bundles:
             bundle.pull_back()
         return totals
+
+    def casting(self) -> torch.autocast:
+        """The precision that networks compute in."""
+        return torch.autocast(self.clock.device.type, self.autocast, enabled=self.autocast is not None)
 
     def everywhere(self, x: Tensor) -> Tensor:
         """The sum of what each process of the run has gathered from its part of a batch: what `losses` sees is a part."""
@@ -252,18 +280,18 @@ class Run:
             layers[name].see_input_through(quantizer)
 
     @contextmanager
-    def shipped(self, compiled: bool = False) -> Iterator[None]:
+    def shipped(self) -> Iterator[None]:
         """The network as it would ship: eval mode, weights and inputs snapped (eagerly: a compiler may fuse a product and a sum)."""
-        with self._evaluating(), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for bundle in self.bundles:
-                bundle.refresh(bundle.call if compiled else bundle.quantizer)
+                bundle.refresh(bundle.quantizer)
             yield
 
     @contextmanager
     def latent(self) -> Iterator[None]:
         """The network in full precision, on the latent weights."""
         layers = self.problem.layers()
-        with self._evaluating(), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for name in self.inputs:
                 layers[name].see_input_through(None)
             yield
@@ -273,13 +301,14 @@ class Run:
     @contextmanager
     def rounded_randomly(self, draw: int) -> Iterator[None]:
         """The network as it would ship, but each weight on a neighbouring level by a coin whose mean is the weight."""
-        with self._evaluating(), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for bundle in self.bundles:
                 bundle.refresh(lambda x, q=bundle.quantizer: q.grid(widen(x)).snap_randomly(x, q.draw(x, -1 - draw)))  # type: ignore[misc]
             yield
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, of the network and its quantizers."""
         modules = [self.model, *self.quantizers()]
         before = [module.training for module in modules]
         for module in modules:

@@ -6,7 +6,7 @@ in full precision, and the mean and deviation over randomised roundings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
     def measure() -> float:
         return problem.score(model, "test")[metric.name]
 
-    def loss(network: torch.nn.Module = model) -> float:
+    def loss(network: Callable[[Any], Any] = model) -> float:
         return problem.loss(network(sample.inputs), sample).item()
 
     with run.latent():
@@ -45,9 +45,9 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
         snapped = {name: layer.effective.clone() for b in run.bundles for name, layer in zip(b.names, b.layers, strict=True)}
         on_grid = not run.inputs and all(torch.equal(layer.effective, layer.weight) for b in run.bundles for layer in b.layers)
     loss_compiled = None
-    if run.network is not model:
-        with run.shipped(compiled=True):
-            loss_compiled = loss(run.network)
+    if run.compiled is not None:
+        with run.evaluating(), torch.no_grad():
+            loss_compiled = loss(run.compiled)
 
     grids = {name: grid for name, _, grid in run.grids()}
     artefact = export(run, folder)

@@ -40,7 +40,9 @@ shard_option = click.option(
 @click.option("--cpus-per-run", "cpus", type=click.FloatRange(min=0), help="Of --engine ray: CPUs that a run takes; 1 by default.")
 @click.option("--gpus-per-run", "gpus", type=click.FloatRange(min=0), help="Of --engine ray: GPUs that a run takes; 0.25 puts four on one.")
 @shard_option
-@click.option("--compile/--no-compile", "compiled", default=None, help="Compile models; by default on CUDA and not on the CPU.")
+@click.option(
+    "--compile/--no-compile", "compiled", default=None, help="Compile what a step computes; by default on CUDA, and on a CPU where it pays."
+)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
 @click.option(
     "--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number."

@@ -20,7 +20,7 @@ class Execution:
 
     device: str = "auto"
     compile: bool | None = None
-    """None: compiled on CUDA, eager on the CPU."""
+    """None: compiled on CUDA, and on a CPU where it pays (`grouping.compiling_pays`)."""
     accumulate: int = 1
     """Micro-batches a step."""
     timeout_s: float = 0.0

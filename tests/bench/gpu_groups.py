@@ -76,13 +76,13 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
 def measured(bench: Bench, configs: list[RunConfig], compiled: bool) -> Row:
     """The median step of one run, or of several side by side."""
     from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
-    from qbench.making import compile_parts
+    from qbench.making import compile_run
     from qbench.train import one_step
     from tests.bench.gpu import WARMUP
 
     run = opened(bench, configs)
     if compiled:
-        compile_parts(run)
+        compile_run(run)
     forget_memory(bench.device)
     run.model.train()
     watch = Stopwatch(bench.device)

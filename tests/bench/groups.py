@@ -2,9 +2,10 @@
 
     python -m tests.bench groups
 
-Both are eager; two beds are compiled, too, which on a CPU does not pay. What is counted is steps of single runs a second; the two take turns,
-and the median over rounds of the ratio is reported. A language model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC`
-goes by these rows), and two processes against one say what a second core gives. Where JAX is installed (pip install jax) the
+Both are eager; the smallest beds are compiled in company, too, as a sweep does with long runs (`grouping.SAVED_S` and `COMPILING_S` go by these
+rows). What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported. A language
+model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC` goes by
+these rows), and two processes against one say what a second core gives. Where JAX is installed (pip install jax) the
 same MLP is swept by `jit(vmap(…))` over `scan`, too: the arithmetic of STE, Adam and clipping written for it alone, without curves,
 checkpoints or scores.
 """
@@ -26,7 +27,7 @@ from qbench import load_method, load_task
 from qbench.company import side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
-from qbench.making import compile_parts, open_problem, prepare
+from qbench.making import compile_run, open_problem, prepare
 from qbench.run import Run
 from qbench.train import one_step
 
@@ -44,7 +45,7 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] 
     ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, None),
 )
 """Title, task, size, options, whether all share a seed, runs side by side, and the target where there is one."""
-COMPILED = ("digits MLP", "linreg, d = 12 000, full gradient")
+COMPILED = BEDS[:4]
 
 
 def config(task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste") -> RunConfig:
@@ -57,7 +58,7 @@ def config(task: str, size: str, options: dict[str, Any], seed: int, lr: float, 
 
 
 def prepared(c: RunConfig) -> Run:
-    return prepare(Assignment(c, Path("unused")), Execution(), open_problem(c, CPU)[1], CPU)
+    return prepare(Assignment(c, Path("unused")), Execution(compile=False), open_problem(c, CPU)[1], CPU)
 
 
 def stepper(run: Run, c: RunConfig) -> Callable[[int], float]:
@@ -85,7 +86,7 @@ def throughput(
     whole = side_by_side([prepared(c) for c in configs])
     assert whole is not None
     if compiled:
-        compile_parts(whole)
+        compile_run(whole)
     beside = stepper(whole, configs[0])
     beside(3)
     steps = max(4, min(200, int(0.5 / (beside(3) / 3))))
@@ -97,10 +98,11 @@ def table() -> Iterator[str]:
     torch.set_num_threads(1)
     yield "| side by side | runs | alone, µs a step | in company | ratio | target |"
     yield "|---|--:|--:|--:|--:|--:|"
-    for title, task, size, options, one_seed, count, target in BEDS:
+    for bed in BEDS:
+        title, task, size, options, one_seed, count, target = bed
         alone, beside, ratio = throughput(task, size, options, one_seed, count)
         yield f"| STE, {title} | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | {target or ''} |"
-        if title in COMPILED:
+        if bed in COMPILED:
             alone, beside, ratio = throughput(task, size, options, one_seed, count, compiled=True)
             yield f"| the same, compiled in company | {count} | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
     for method in ("fp", "lotion", "gdnsq", "pege", "ewgs", "lsq"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qbench import registry
 from qbench.config import Quantization, Recipe, RunConfig
-from qbench.making import compile_parts
+from qbench.making import compile_run
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.run import Run, attach
 from qbench.task import Batch, Problem, QuantLayer, Split
@@ -73,7 +73,7 @@ def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]
     """Our loop's step with a method."""
     run = run_of(method, RandomTokens(tokens), RECIPE)
     if compiled:
-        compile_parts(run)
+        compile_run(run)
     counter = iter(range(RECIPE.steps))
 
     def step() -> None:

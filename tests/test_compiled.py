@@ -1,0 +1,125 @@
+"""What a step computes as one graph: the same gradients as eager, and for each run the bits that it has compiled alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from qbench import grouping
+from qbench.company import side_by_side
+from qbench.config import RunConfig
+from qbench.engines import Execution
+from qbench.making import compile_run, compiles, run_one
+from qbench.run import Run
+from qbench.train import one_step
+from tests.test_company import CPU, INT4, assignments, config, curve, prepared, sized
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+LONG = int(grouping.COMPILING_S / grouping.SAVED_S) + 1
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> None:
+    torch.compiler.reset()
+    counters.clear()
+
+
+def stepped(run: Run, recipe: Any, steps: int, compiled: bool = True) -> list[torch.Tensor]:
+    """The parameters after so many steps."""
+    if compiled:
+        compile_run(run)
+    for step in range(steps):
+        one_step(run, recipe, step)
+    return [p.detach().clone() for p in run.parameters]
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "inputs"),
+    [("digits", "ste", None), ("digits", "pege", INT4), ("twolayer", "ewgs", None), ("linreg", "lsq", None), ("batches", "gdnsq", None)],
+)
+def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, inputs: Any, tmp_path: Path) -> None:
+    """So that it may be compiled whoever stands beside it. Where there is no sum but the loss's, they are the bits of eager steps, too."""
+    me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
+    alone = stepped(prepared(me, tmp_path), me.recipe, steps)
+    eager = stepped(prepared(me, tmp_path), me.recipe, steps, compiled=False)
+    for one, other in zip(alone, eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert task != "linreg" or torch.equal(one, other)
+    for slot, size in ((0, 2), (4, 5)):
+        others = [config(method, task, seed=10 + place, lr=0.01, inputs=inputs) for place in range(size - 1)]
+        runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
+        run = side_by_side(runs)
+        assert run is not None
+        stepped(run, me.recipe, steps)
+        mine = [p for group in runs[slot].optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
+        assert all(torch.equal(one, other) for one, other in zip(mine, alone, strict=True))
+
+
+@pytest.mark.parametrize("method", ["ste", "gdnsq"])
+def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
+    """Also where a method's own losses hold numbers that change from step to step."""
+    me = config(method)
+    run = prepared(me, tmp_path)
+    compile_run(run)
+    one_step(run, me.recipe, 0)
+    made = counters["stats"]["unique_graphs"]
+    for step in range(1, 6):
+        one_step(run, me.recipe, step)
+    assert made and counters["stats"]["unique_graphs"] == made and not counters["graph_break"]
+
+
+def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> None:
+    """Weights are quantized once a step, not once a part of it: PEGE pulls as often."""
+    me, several = config("pege", precision="bf16"), Execution(accumulate=2)
+    folders = {way: assignments([me], tmp_path / way)[0] for way in ("eager", "compiled")}
+    results = [run_one(a, dataclasses.replace(several, compile=way == "compiled")) for way, a in folders.items()]
+    assert [r["state"] for r in results] == ["ok", "ok"] and results[1]["audit"]["passed"]
+    eager, compiled = (curve(tmp_path / way, me)[:4] for way in folders)
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=0.02)
+
+
+# ---- whether it pays ----
+
+
+def long(task: str = "digits", steps: int = LONG, **more: Any) -> RunConfig:
+    return sized(task, "xs", steps=steps, **more)
+
+
+def test_long_runs_of_small_steps_are_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = Execution()
+    assert compiles(auto, long(), CPU) and compiles(auto, long("linreg"), CPU)
+    assert not compiles(auto, long(steps=LONG - 2), CPU), "too short"
+    assert not compiles(auto, long("grammar"), CPU) and not compiles(auto, long(batch=8192), CPU), "too much arithmetic"
+    assert not compiles(Execution(compile=False), long(), CPU) and compiles(Execution(compile=True), long("grammar"), CPU)
+    cuda = torch.device("cuda")
+    assert compiles(auto, config(), cuda) and not compiles(Execution(fsdp=True), config(), cuda)
+    assert not compiles(Execution(fsdp=True, compile=True), config(), cuda)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiles(auto, long(), CPU), "on a machine without a compiler it is not tried"
+
+
+def test_what_was_compiled_says_so_and_is_audited_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "COMPILING_S", 0.0)
+    (assignment,) = assignments([config("ste")], tmp_path)
+    result = run_one(assignment)
+    assert (result["state"], result["audit"]["passed"]) == ("ok", True)
+    assert "compiled = eager" in {check["name"] for check in result["audit"]["checks"]}
+    assert '"compiled": true' in (assignment.folder / "env.json").read_text()
+
+
+def test_the_audit_sees_a_quantizer_that_the_compiler_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a public record once was: in the compiled network the weights are what they were before rounding."""
+
+    def lost(run: Run, inputs: Any) -> Any:
+        return run.model(inputs)
+
+    monkeypatch.setattr(Run, "output", lost)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    result = run_one(assignments([config("ste")], tmp_path)[0], Execution(compile=True))
+    failed = [check["name"] for check in result["audit"]["checks"] if not check["passed"]]
+    assert "compiled = eager" in failed and not result["audit"]["passed"]
