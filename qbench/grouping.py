@@ -30,10 +30,11 @@ ARITHMETIC = {"cpu": 1.2e9, "cuda": 1e12}
 """Operations of a step of all of them. On one core four of `grammar` xs, 0.3e9 each, take 1.3 times the steps that they take alone, and of
 `grammar` s, 2e9 each, no more than alone (`make bench ARGS=groups`). For CUDA it is reckoned, not measured: what an H200 does in about the time
 that a thousand calls take."""
-COMPILING_S = 15.0
-"""What it takes on a CPU to compile a run's steps, and the network for its audit, where nothing is at hand from before."""
+COMPILING_S = 30.0
+"""What it takes on a CPU to compile a run's steps, and the network for its audit: 19 s were measured where two workers did so at once and
+nothing was at hand from before, 3 s where it was."""
 SAVED_S = 0.001
-"""What compiling then takes off a step of a full group: between 0.5 and 1.4 ms, with the same arithmetic in fewer calls."""
+"""What compiling then takes off a step of a group: of the digits MLP 0.9 ms for 16 runs and 1.4 ms for 32, the same arithmetic in fewer calls."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""
