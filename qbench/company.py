@@ -62,6 +62,8 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
         layers[name].see_input_through(quantizer)
     whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
     whole.recipes = tuple(run.recipes[0] for run in runs)
+    if first.distills:
+        whole.reference = stacked([run.reference for run in runs], {}, {}, buffers=False)
     for run in (whole, *runs):
         run.clock, run.part = whole.clock, whole.part
         for quantizer in run.quantizers():

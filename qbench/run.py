@@ -18,7 +18,7 @@ from qbench.formats import Site
 from qbench.grid import Grid, widen
 from qbench.parallel import Team, add_up, take_gradients
 from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
-from qbench.rows import one_each
+from qbench.rows import fills_vectors, one_by_one, one_each
 from qbench.task import Batch, Problem
 
 if TYPE_CHECKING:
@@ -165,7 +165,12 @@ class Run:
         assert self.reference is not None
         with torch.no_grad():
             wanted = self.reference(batch.inputs)
-        return self.problem.distance(output, wanted, batch)
+
+        def distances(output: Tensor, wanted: Tensor) -> Tensor:
+            return self.problem.distances(output, wanted, batch)
+
+        whole = not self.lead or fills_vectors(output[0].numel(), output.device)
+        return self.mean(distances(output, wanted) if whole else one_by_one(distances, output, wanted))
 
     def probe_batches(self, count: int) -> list[Batch]:
         """Training data outside the data order."""

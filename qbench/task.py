@@ -168,13 +168,13 @@ class Problem(ABC):
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The mean loss over a batch."""
 
-    def distance(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
-        """What is minimised where a board has everybody imitate the network that the run started from: Jeffreys' divergence between the
-        classes' (or the next tokens') distributions, squared error where targets are numbers."""
+    def distances(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """Whose mean is minimised where a board has everybody imitate the network that the run started from: Jeffreys' divergence between the
+        distributions of each sample's class (or each next token), squared error where targets are numbers. Any axes in front are samples'."""
         if batch.targets is None or batch.targets.is_floating_point():
-            return (output - wanted).square().mean()
+            return (output - wanted).square()
         log_p, log_q = output.float().log_softmax(-1), wanted.float().log_softmax(-1)
-        return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1).mean()
+        return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1)
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         """The metrics on a split by name, the task's metric first. The default is the mean loss."""

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from qbench.config import Recipe, RunConfig
 from qbench.conformance import Kit
-from qbench.engines import Assignment
+from qbench.engines import Assignment, Execution
 from qbench.errors import UsageError
-from qbench.making import run_one
+from qbench.grouping import alone, kind_of
+from qbench.making import run_group, run_one
 from qbench.plan import Plan, make_plan
 from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Batch
 from qbench.toy import ToyProblem
+from tests.test_company import config, curve, outcome
 
 SWEEP = """
 board = "imitation"
@@ -48,9 +50,9 @@ def test_the_distance_is_jeffreys_for_classes_and_squared_error_for_numbers() ->
     p, q = student.softmax(-1), teacher.softmax(-1)
     kl = (p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)
     classes, numbers = Batch(student, torch.zeros(5, dtype=torch.int64)), Batch(student, torch.zeros(5, 7))
-    torch.testing.assert_close(problem.distance(student, teacher, classes), kl.mean().float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(problem.distance(student, teacher, numbers), (student - teacher).square().mean())
-    assert float(problem.distance(student, student, classes)) == 0.0
+    torch.testing.assert_close(problem.distances(student, teacher, classes), kl.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(problem.distances(student, teacher, numbers), (student - teacher).square())
+    assert not problem.distances(student, student, classes).any()
 
 
 def test_it_is_an_axis_of_the_board_and_the_start_is_trained_on_the_task() -> None:
@@ -114,3 +116,38 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
     result, folder = trained(config, tmp_path, start)
     assert result["state"] == "ok" and result["audit"]["passed"]
     assert json.loads((folder / "curve.jsonl").read_text().splitlines()[0])["terms"]["distance"] > 0
+
+
+# ---- side by side ----
+
+
+def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[list[RunConfig], list[Path]]:
+    """Runs that each imitate a network of their own, and the networks."""
+    configs, bases = [], []
+    for seed in range(count):
+        base = config("fp", task, seed=seed, lr=0.02)
+        _, start = trained(base, folder / "bases")
+        steps = dataclasses.replace(config(method, task).recipe, lr=0.01 * (1 + seed // 2), objective="distill")
+        configs.append(dataclasses.replace(config(method, task, seed=seed), recipe=steps, start="fp:0.5", base=base.key))
+        bases.append(start)
+    return configs, bases
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        *(("digits", m) for m in ("fp", "ste", "lotion", "pege", "lsq")),
+        ("batches", "ewgs"),
+        ("cnn", "ste"),
+        ("grammar", "rr"),
+        ("text", "ste"),
+    ],
+)
+def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:
+    configs, bases = imitators(task, method, tmp_path)
+    assert all(alone(c) is None for c in configs) and len({kind_of(c) for c in configs}) == 1
+    many = [Assignment(c, new_attempt(tmp_path / "many", c.key).folder, base=base) for c, base in zip(configs, bases, strict=True)]
+    for result, c, base in zip(run_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True):
+        one, _ = trained(c, tmp_path / "one", base)
+        assert result["state"] == "ok" and result["cost"]["company"] == 3, result["message"]
+        assert outcome(result) == outcome(one) and curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
