@@ -61,7 +61,7 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
     for name, quantizer in inputs.items():
         layers[name].see_input_through(quantizer)
     whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
-    whole.recipes = tuple(run.recipes[0] for run in runs)
+    whole.recipes = tuple(run.recipe for run in runs)
     if first.distills:
         whole.reference = stacked([run.reference for run in runs], {}, {}, buffers=False)
     for run in (whole, *runs):
@@ -180,8 +180,8 @@ class Pieces:
         """Of each parameter, end to end."""
         self.taken: Tensor | None = None
         """Steps, as AdamW counts them, where one counter serves all pieces."""
-        groups, recipe = [], run.recipes[0]
-        for group in parameter_groups(run, recipe):
+        groups, recipe = [], run.recipe
+        for group in parameter_groups(run):
             for first, count in _alike(run.recipes):
                 found = []
                 for p in group["params"]:  # type: ignore[attr-defined]

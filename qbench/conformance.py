@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from qbench import grouping, making, questions, registry, train
-from qbench.config import Quantization, Recipe, RunConfig
+from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.method import Method
@@ -162,7 +162,7 @@ def check_groups(kit: Kit) -> Iterator[Finding]:
     """Every parameter is in exactly one group."""
     run = kit.attached(kit.one())
     try:
-        groups = parameter_groups(run, Recipe())
+        groups = parameter_groups(run)
     except QbenchError as error:
         yield Finding("groups", "", False, str(error))
         return

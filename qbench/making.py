@@ -183,7 +183,7 @@ class Making:
         began = time.perf_counter()
         seats = [Seat(making.run, making.attempt, making.report, making.before_s) for making in group]
         with blame("plugin"):
-            watch = train(run, group[0].config.recipe, seats, execution, group[0].first)
+            watch = train(run, seats, execution, group[0].first)
         for making, seat in zip(group, seats, strict=True):
             making.run = reunite(making.run)
             making.watch, making.company, making.train_s = watch, len(group), (time.perf_counter() - began) / len(group)
@@ -278,7 +278,7 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
     method.prepare(run, run.probe_batches(CALIBRATION_BATCHES))
     if run.divided:
         divide(run)
-    groups = parameter_groups(run, recipe)
+    groups = parameter_groups(run)
     run.optimizer = make_optimizer(groups, recipe, run.divided)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     torch.backends.cudnn.allow_tf32 = recipe.precision != "float32"

@@ -11,7 +11,7 @@ from qbench.run import Run
 from qbench.schedule import lr_factor
 
 
-def parameter_groups(run: Run, recipe: Recipe) -> list[dict[str, object]]:
+def parameter_groups(run: Run) -> list[dict[str, object]]:
     """Every parameter in exactly one group: matrices decay, vectors do not, and no quantizer's own parameter ever does."""
     own = {name: list(parameters) for name, parameters in run.method.param_groups(run).items()}
     taken = {id(p) for group in own.values() for p in group}
@@ -22,7 +22,7 @@ def parameter_groups(run: Run, recipe: Recipe) -> list[dict[str, object]]:
     matrices = [p for p in model if p.dim() - run.lead > 1]
     vectors = [p for p in model if p.dim() - run.lead < 2]
     groups = {"decay": matrices, "plain": vectors, "quantizer": quantizer, **own}
-    decay = recipe.weight_decay
+    decay = run.recipe.weight_decay
     return [{"params": ps, "name": name, "weight_decay": decay if name == "decay" else 0.0} for name, ps in groups.items() if ps]
 
 
@@ -36,23 +36,23 @@ def make_optimizer(groups: list[dict[str, object]], recipe: Recipe, divided: boo
     return torch.optim.RAdam(groups, lr=recipe.lr, betas=betas, decoupled_weight_decay=True)
 
 
-def set_learning_rates(run: Run, recipe: Recipe, step: int) -> list[float]:
+def set_learning_rates(run: Run, step: int) -> list[float]:
     """The step's learning rate in every group, scaled as the method asks; taken at the middle of the step. Returns each run's shared rate."""
     assert run.optimizer is not None
-    middle = (step + 0.5) / recipe.steps
-    rates = [r.lr * lr_factor(r.schedule, middle, r.warmup, r.decay, r.floor) for r in (run.recipes if run.members else (recipe,))]
+    middle = (step + 0.5) / run.steps
+    rates = [r.lr * lr_factor(r.schedule, middle, r.warmup, r.decay, r.floor) for r in run.recipes]
     for group in run.optimizer.param_groups:
         place, scale = group.get("place", 0), run.lr_scale.get(group["name"], 1.0)
         group["lr"] = rates[place] * (scale[place] if isinstance(scale, list) else scale)
     return rates
 
 
-def clip(run: Run, limit: float) -> Tensor | None:
-    """Scale all gradients down to the norm `limit`, of runs side by side each to its own; returns the norm before."""
-    if not limit:
+def clip(run: Run) -> Tensor | None:
+    """Scale all gradients down to the recipe's norm, of runs side by side each to its own; returns the norm before."""
+    if not run.recipe.clip:
         return None
     if not run.lead:
-        alone: Tensor = nn.utils.clip_grad_norm_(run.parameters, limit)
+        alone: Tensor = nn.utils.clip_grad_norm_(run.parameters, run.recipe.clip)
         return alone.full_tensor() if run.divided else alone  # type: ignore[attr-defined]
     grads = [p.grad for p in run.parameters if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1)

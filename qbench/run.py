@@ -88,6 +88,11 @@ class Run:
         return self.team is not None and self.team.divided
 
     @property
+    def recipe(self) -> Recipe:
+        """Its recipe; of runs side by side the first's, for what they have in common."""
+        return self.recipes[0]
+
+    @property
     def runs(self) -> list[Run]:
         """The runs side by side, or itself."""
         return self.members or [self]

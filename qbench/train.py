@@ -20,7 +20,6 @@ from torch import Tensor
 
 from qbench import checkpoint
 from qbench.company import hand_back
-from qbench.config import Recipe
 from qbench.engines import Execution
 from qbench.errors import Diverged, QbenchError
 from qbench.hardware import Stopwatch
@@ -35,18 +34,18 @@ SIGN_OF_LIFE_S = 30.0
 Report = Callable[[dict[str, Any]], None]
 
 
-def one_step(run: Run, recipe: Recipe, step: int) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
+def one_step(run: Run, step: int) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
     """One step of training, whole. Returns the loss's terms, the gradient's norm and each run's learning rate."""
     assert run.optimizer is not None
     run.begin(step)
     with blame("data"):
         batch = run.batch(step)
-    rates = set_learning_rates(run, recipe, step)
+    rates = set_learning_rates(run, step)
     run.method.before_step(run, batch)
     run.optimizer.zero_grad(set_to_none=True)
     terms = run.method.step(run, batch)
     run.method.after_backward(run)
-    norm = clip(run, recipe.clip)
+    norm = clip(run)
     run.optimizer.step()
     run.method.after_step(run)
     return terms, norm, rates
@@ -66,25 +65,25 @@ class Seat:
     diverged: str | None = None
 
 
-def train(run: Run, recipe: Recipe, seats: Sequence[Seat], execution: Execution, first: int = 0) -> Stopwatch:
+def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0) -> Stopwatch:
     """Train from step `first` to the end of the budget, a run alone or several side by side. Returns the times of whole steps."""
     watch, began, share = Stopwatch(run.clock.device), time.monotonic(), 1 / len(seats)
-    every, validate_every = max(1, recipe.steps // CURVE_POINTS), max(1, recipe.steps // EVALUATIONS)
+    every, validate_every = max(1, run.steps // CURVE_POINTS), max(1, run.steps // EVALUATIONS)
     saved = reported = time.monotonic()
     run.model.train()
     watch.mark()
-    for step in range(first, recipe.steps):
-        terms, norm, rates = one_step(run, recipe, step)
+    for step in range(first, run.steps):
+        terms, norm, rates = one_step(run, step)
         watch.mark()
         done = step + 1
-        evaluate = done % validate_every == 0 or done == recipe.steps
+        evaluate = done % validate_every == 0 or done == run.steps
         seconds = (time.monotonic() - began) * share
         if done % every == 0 or evaluate:
             metrics = spread(run.method.metrics(run), len(seats))
             for place, (seat, loss, size) in enumerate(zip(seats, spread(terms, len(seats)), spread({"": norm}, len(seats)), strict=True)):
                 if seat.diverged is None:
                     line = {"lr": rates[place], "grad_norm": size.get(""), "metrics": metrics[place]}
-                    look(seat, loss, line, (done, recipe.steps), seconds, evaluate)
+                    look(seat, loss, line, (done, run.steps), seconds, evaluate)
             if all(seat.diverged for seat in seats):
                 break
             reported = time.monotonic()
@@ -92,9 +91,9 @@ def train(run: Run, recipe: Recipe, seats: Sequence[Seat], execution: Execution,
             watch.mark()
         if time.monotonic() - reported > SIGN_OF_LIFE_S:
             for seat in seats:
-                seat.report({"step": done, "steps": recipe.steps, "loss": sum(seat.terms.values()) if seat.terms else None})
+                seat.report({"step": done, "steps": run.steps, "loss": sum(seat.terms.values()) if seat.terms else None})
             reported = time.monotonic()
-        due = time.monotonic() - saved > execution.checkpoint_s and done < recipe.steps
+        due = time.monotonic() - saved > execution.checkpoint_s and done < run.steps
         if run.team.agree(due) if run.team else due:
             keep(run, seats, done, seconds)
             saved = time.monotonic()

@@ -192,7 +192,7 @@ def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: i
     me = config(method, task, seed=3, lr=0.02, steps=8 if inputs else None, optimizer="radam" if size == 7 else "adamw", inputs=inputs)
     lonely = prepared(me, tmp_path)
     for step in range(me.recipe.steps):
-        one_step(lonely, me.recipe, step)
+        one_step(lonely, step)
     for slot in {0, size // 2, size - 1}:
         others = [
             dataclasses.replace(me, seed=10 + i, recipe=dataclasses.replace(me.recipe, lr=0.01 + 0.01 * (i // 4))) for i in range(size - 1)
@@ -200,7 +200,7 @@ def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: i
         configs = [*others[:slot], me, *others[slot:]]
         run = whole(configs, tmp_path)
         for step in range(me.recipe.steps):
-            one_step(run, me.recipe, step)
+            one_step(run, step)
         for (name, mine), (_, its) in zip(lonely.model.state_dict().items(), run.members[slot].model.state_dict().items(), strict=True):
             assert torch.equal(mine, its), name
 
@@ -208,7 +208,7 @@ def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: i
 def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
     configs = company("lsq")
     run = whole(configs, tmp_path)
-    one_step(run, configs[0].recipe, 0)
+    one_step(run, 0)
     for place, member in enumerate(run.members):
         for mine, large in zip(member.model.parameters(), run.model.parameters(), strict=True):
             assert torch.equal(mine, large[place]) and mine.data_ptr() == large[place].data_ptr()
@@ -245,9 +245,9 @@ def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
         run.lr_scale["decay"] = [0.1 * place]
     run = side_by_side(runs)
     assert run is not None and run.lr_scale == {"quantizer": [1.0] * 5, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
-    one_step(run, config("lsq").recipe, 0)
+    one_step(run, 0)
     first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
-    one_step(run, config("lsq").recipe, 1)
+    one_step(run, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True))
 
 

@@ -164,14 +164,14 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
     me = config("ste", "batches", seed=3, lr=0.02)
     lonely = prepared(me, tmp_path)
     for step in range(6):
-        one_step(lonely, me.recipe, step)
+        one_step(lonely, step)
     for slot in (0, size // 2, size - 1):
         for seed in (3, 4):
             rates = [0.001 * (place + 1) for place in range(size - 1)]
             others = [dataclasses.replace(me, seed=seed, recipe=dataclasses.replace(me.recipe, lr=rate)) for rate in rates]
             run = whole([*others[:slot], me, *others[slot:]], tmp_path)
             for step in range(6):
-                one_step(run, me.recipe, step)
+                one_step(run, step)
             mine, its = (next(one.model.parameters()) for one in (lonely, run.members[slot]))
             assert mine.abs().sum() > 0 and torch.equal(mine, its), (slot, seed)
 

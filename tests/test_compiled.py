@@ -29,12 +29,12 @@ def nothing_compiled_yet() -> None:
     counters.clear()
 
 
-def stepped(run: Run, recipe: Any, steps: int, compiled: bool = True) -> list[torch.Tensor]:
+def stepped(run: Run, steps: int, compiled: bool = True) -> list[torch.Tensor]:
     """The parameters after so many steps."""
     if compiled:
         compile_run(run)
     for step in range(steps):
-        one_step(run, recipe, step)
+        one_step(run, step)
     return [p.detach().clone() for p in run.parameters]
 
 
@@ -45,8 +45,8 @@ def stepped(run: Run, recipe: Any, steps: int, compiled: bool = True) -> list[to
 def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, inputs: Any, tmp_path: Path) -> None:
     """So that it may be compiled whoever stands beside it. Where there is no sum but the loss's, they are the bits of eager steps, too."""
     me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
-    alone = stepped(prepared(me, tmp_path), me.recipe, steps)
-    eager = stepped(prepared(me, tmp_path), me.recipe, steps, compiled=False)
+    alone = stepped(prepared(me, tmp_path), steps)
+    eager = stepped(prepared(me, tmp_path), steps, compiled=False)
     for one, other in zip(alone, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         assert task != "linreg" or torch.equal(one, other)
@@ -55,7 +55,7 @@ def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, i
         runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
         run = side_by_side(runs)
         assert run is not None
-        stepped(run, me.recipe, steps)
+        stepped(run, steps)
         mine = [p for group in runs[slot].optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
         assert all(torch.equal(one, other) for one, other in zip(mine, alone, strict=True))
 
@@ -66,10 +66,10 @@ def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
     me = config(method)
     run = prepared(me, tmp_path)
     compile_run(run)
-    one_step(run, me.recipe, 0)
+    one_step(run, 0)
     made = counters["stats"]["unique_graphs"]
     for step in range(1, 6):
-        one_step(run, me.recipe, step)
+        one_step(run, step)
     assert made and counters["stats"]["unique_graphs"] == made and not counters["graph_break"]
 
 

@@ -64,7 +64,7 @@ def attached(
     for bundle in run.bundles:
         bundle.quantizer.reset(bundle.stack().detach())
     method.prepare(run, run.probe_batches(2))
-    run.optimizer = make_optimizer(parameter_groups(run, config.recipe), config.recipe)
+    run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     return run
 
@@ -218,14 +218,14 @@ def test_inputs_start_at_three_deviations_of_the_half_normal_law_averaged_over_b
 
 
 def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_trained_network_does_not() -> None:
-    recipe = Recipe(steps=60, batch=64, lr=0.05, schedule="constant", warmup=0.0)
     moved = []
     for trained in (False, True):
         run = attached(EWGS(delta=0.0, rate=0.0), activations="int4")
+        run.recipes = (Recipe(steps=60, batch=64, lr=0.05, schedule="constant", warmup=0.0),)
         run.reference = frozen_copy(run.model) if trained else None
         sizes = []
         for step in range(10):
-            one_step(run, recipe, step)
+            one_step(run, step)
             sizes.append(torch.cat([p.detach().flatten() for q in run.quantizers() for p in q.parameters()]))
         moved.append([not torch.equal(a, b) for a, b in pairwise(sizes)])
     assert moved == [[True] * 6 + [False] * 3, [False] * 9]
@@ -234,7 +234,8 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
 def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
     run = attached(EWGS(rate=0.01), activations="int4")
     assert run.optimizer is not None
-    set_learning_rates(run, Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0), 30)
+    run.recipes = (Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0),)
+    set_learning_rates(run, 30)
     groups = {g["name"]: g for g in run.optimizer.param_groups}
     assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"]["lr"] == pytest.approx(1e-3)
     assert groups["interval"]["weight_decay"] == 0.0 and groups["decay"]["weight_decay"] == 0.1
@@ -308,8 +309,9 @@ def test_delta_stays_between_nought_and_where_gradients_would_turn_round(sign: i
 
 def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then() -> None:
     run = attached(EWGS(), activations="int4", steps=60)
+    run.recipes = (Recipe(steps=60, batch=64, lr=1e-3),)
     for step in range(8):
-        one_step(run, Recipe(steps=60, batch=64, lr=1e-3), step)
+        one_step(run, step)
         deltas = torch.cat([q.delta.flatten() for q in run.quantizers()])  # type: ignore[union-attr, operator]
         assert (deltas > 0).sum() >= 4 if step >= 6 else not deltas.any()
         assert (deltas < 2 * 15).all() and torch.isfinite(deltas).all()

@@ -16,7 +16,7 @@ from qbench_methods.gdnsq import GDNSQ, InputNoise, Noise, WeightNoise, excess
 from torch import Tensor
 
 from qbench import Site, registry
-from qbench.config import Recipe, RunConfig
+from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
@@ -280,7 +280,7 @@ def test_compiled_gradients_are_the_eager_ones() -> None:
 # ---- the penalty ----
 
 
-def toy(weights: str = "int4", activations: str | None = None, steps: int = 40, **params: object) -> tuple[Run, RunConfig]:
+def toy(weights: str = "int4", activations: str | None = None, steps: int = 40, **params: object) -> Run:
     """A run on the kit's toy problem, ready for its first step. With `distill`, it goes on from the network it was given."""
     config = Kit("ste", Path()).config(weights, activations=activations)
     config = dataclasses.replace(config, recipe=Recipe(steps=steps, lr=1e-2, weight_decay=0.1))
@@ -290,9 +290,9 @@ def toy(weights: str = "int4", activations: str | None = None, steps: int = 40, 
     for bundle in run.bundles:
         bundle.quantizer.reset(bundle.stack().detach())
     run.method.prepare(run, run.probe_batches(2))
-    run.optimizer = make_optimizer(parameter_groups(run, config.recipe), config.recipe)
+    run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    return run, config
+    return run
 
 
 def noises(run: Run) -> list[Noise]:
@@ -310,7 +310,7 @@ def all_to(run: Run, bits: float, role: str | None = None) -> None:
 
 
 def test_the_penalty_is_zero_exactly_where_all_bits_are_a_thousandth_below_the_target() -> None:
-    run, _ = toy("int4", "int4")
+    run = toy("int4", "int4")
     for bits, zero in ((3.0, True), (3.9985, True), (3.9995, False), (4.5, False)):
         all_to(run, bits)
         assert (float(excess(run).detach()) == 0.0) == zero, bits
@@ -322,7 +322,7 @@ def test_the_penalty_is_zero_exactly_where_all_bits_are_a_thousandth_below_the_t
 
 
 def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraints_of_each_role() -> None:
-    run, _ = toy("int4", "int4")
+    run = toy("int4", "int4")
     groups = sum(b.quantizer.log_step.numel() for b in run.bundles)  # type: ignore[union-attr, misc]
     all_to(run, 6.0, "weight")
     all_to(run, 5.0, "activation")
@@ -334,7 +334,7 @@ def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraint
 
 
 def test_the_penalty_falls_with_every_step_and_never_widens_a_range() -> None:
-    run, _ = toy("int4", "int4")
+    run = toy("int4", "int4")
     run.problem.model.zero_grad()
     excess(run).backward()
     for q in noisy_of(run):
@@ -355,10 +355,10 @@ def noisy_of(run: Run) -> list[Noise]:
 
 def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
     """L = D + t · D̄ · excess, D̄ the sum over n earlier steps over n + 1: recomputed from what the loop logged."""
-    run, config = toy("int2", steps=30, pressure=5.0)
+    run = toy("int2", steps=30, pressure=5.0)
     logged = []
     for step in range(12):
-        terms, _, _ = one_step(run, config.recipe, step)
+        terms, _, _ = one_step(run, step)
         t = 5.0 * max(0.0, step / 30 - 0.1) / 0.5
         logged.append(float(terms["task"]))
         earlier = sum(logged[:-1]) / len(logged)
@@ -378,16 +378,16 @@ def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
 def test_micro_batches_make_the_same_mean() -> None:
     means = []
     for parts in (1, 4):
-        run, config = toy("int4")
+        run = toy("int4")
         run.accumulate = parts
-        one_step(run, config.recipe, 0)
+        one_step(run, 0)
         means.append(float(run.method.seen))  # type: ignore[attr-defined]
     assert means[0] == pytest.approx(means[1], rel=1e-5) and means[0] > 0.5
 
 
 @pytest.mark.parametrize("pressure", [0.0, 4.0])
 def test_t_is_zero_in_the_warm_up_and_linear_after(pressure: float) -> None:
-    run, _ = toy(steps=100, pressure=pressure, warmup=0.2)
+    run = toy(steps=100, pressure=pressure, warmup=0.2)
     track = []
     for step in range(100):
         run.begin(step)
@@ -407,31 +407,31 @@ def test_t_is_zero_in_the_warm_up_and_linear_after(pressure: float) -> None:
 
 def test_rates_and_decay_of_its_parameters() -> None:
     """log2 s and log2 q stand still in the first step and then go (start − target)·bits_rate a run; nothing of theirs decays."""
-    run, config = toy("int4", "int4", steps=50, bits_rate=4.0)
+    run = toy("int4", "int4", steps=50, bits_rate=4.0)
     groups = {group["name"]: group for group in run.optimizer.param_groups}  # type: ignore[union-attr]
     assert len(groups["bits"]["params"]) == len(run.bundles) + 2 * len(run.inputs)
     assert groups["bits"]["weight_decay"] == 0.0 == groups.get("quantizer", groups["bits"])["weight_decay"]
     own = [q.log_step for q in run.inputs.values() if isinstance(q, Noise)]
     before = [p.detach().clone() for p in own]
-    one_step(run, config.recipe, 0)
+    one_step(run, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, own, strict=True))
-    one_step(run, config.recipe, 1)
+    one_step(run, 1)
     assert not any(torch.equal(a, b) for a, b in zip(before, own, strict=True))
     assert isinstance(run.lr_scale["bits"], list)
     (scale,) = run.lr_scale["bits"]
-    assert scale * config.recipe.lr * config.recipe.steps == pytest.approx(4.0 * 3.0)
-    same, _ = toy("int4", bits_rate=0.0)
+    assert scale * run.recipe.lr * run.steps == pytest.approx(4.0 * 3.0)
+    same = toy("int4", bits_rate=0.0)
     same.method.before_step(same, same.problem.batch(0))
     assert set(same.lr_scale.values()) == {1.0}
 
 
 @pytest.mark.parametrize(("weights", "activations"), [("int2", None), ("int4", "int4"), ("int1", None)])
 def test_a_run_converges_by_sixty_percent_and_is_not_forced(weights: str, activations: str | None) -> None:
-    run, config = toy(weights, activations, steps=200)
+    run = toy(weights, activations, steps=200)
     run.model.train()
     forced, losses = [], []
     for step in range(200):
-        terms, _, _ = one_step(run, config.recipe, step)
+        terms, _, _ = one_step(run, step)
         losses.append(float(terms["task"]))
         forced.append(run.method.metrics(run)["forced"])
     assert forced[0] == 1.0 and forced[-1] == 0.0 and 0.0 in forced[: int(0.6 * 200)]
@@ -445,14 +445,14 @@ def test_a_run_converges_by_sixty_percent_and_is_not_forced(weights: str, activa
 
 def test_bits_stay_between_the_start_and_what_ships() -> None:
     """Weights never have more than start_bits, whatever their range does; inputs use all codes of the format."""
-    run, config = toy("int4", "int4")
-    one_step(run, config.recipe, 0)
+    run = toy("int4", "int4")
+    one_step(run, 0)
     with torch.no_grad():
         for layer in run.problem.layers().values():
             layer.weight.mul_(100.0)
         for q in run.inputs.values():
             q.log_range.copy_(q.log_step + 1.0)  # type: ignore[operator, union-attr]
-    one_step(run, config.recipe, 1)
+    one_step(run, 1)
     for bundle in run.bundles:
         assert float(bundle.quantizer.bits(bundle.stack()).detach().max()) <= 7.0001  # type: ignore[operator]
     for q in run.inputs.values():
@@ -460,9 +460,9 @@ def test_bits_stay_between_the_start_and_what_ships() -> None:
 
 
 def test_a_run_that_does_not_converge_says_that_it_is_forced() -> None:
-    run, config = toy("int2", "int2", steps=10, bits_rate=0.0, start_bits=10.0)
+    run = toy("int2", "int2", steps=10, bits_rate=0.0, start_bits=10.0)
     for step in range(10):
-        one_step(run, config.recipe, step)
+        one_step(run, step)
     found = run.method.metrics(run)
     assert found["forced"] == 1.0 and found["bits_weight"] > 9 and found["bits_activation"] > 9
     for _, layer, grid in run.grids():
@@ -470,8 +470,8 @@ def test_a_run_that_does_not_converge_says_that_it_is_forced() -> None:
 
 
 def test_rho_cools_every_rate_while_all_codes_fit() -> None:
-    run, config = toy("int4", rho=0.5, bits_rate=0.0)
-    one_step(run, config.recipe, 0)
+    run = toy("int4", rho=0.5, bits_rate=0.0)
+    one_step(run, 0)
     assert set(run.lr_scale.values()) == {1.0}
     all_to(run, 3.0)
     for step, share in ((1, 0.5), (2, 0.25)):
@@ -482,13 +482,13 @@ def test_rho_cools_every_rate_while_all_codes_fit() -> None:
 
 @pytest.mark.parametrize("activations", [None, "int4"])
 def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(activations: str | None) -> None:
-    run, config = toy("int4", activations, distill=True)
+    run = toy("int4", activations, distill=True)
     plain = ToyProblem(0, 64, torch.device("cpu"))
     batch = run.problem.batch(3)
     assert run.reference is not None and torch.equal(run.reference(batch.inputs), plain.model(batch.inputs))
     before = run.reference(batch.inputs)
     for step in range(5):
-        terms, _, _ = one_step(run, config.recipe, step)
+        terms, _, _ = one_step(run, step)
         assert set(terms) == {"distance", "penalty"}
     assert torch.equal(run.reference(batch.inputs), before)
     assert not torch.equal(run.problem.model(batch.inputs), before)
@@ -509,10 +509,10 @@ def test_distillation_from_scratch_is_skipped_with_a_sentence() -> None:
 
 
 def test_its_state_goes_on_where_it_was_saved() -> None:
-    run, config = toy("int4", steps=20)
+    run = toy("int4", steps=20)
     for step in range(8):
-        one_step(run, config.recipe, step)
-    other, _ = toy("int4", steps=20)
+        one_step(run, step)
+    other = toy("int4", steps=20)
     other.method.load_state_dict(run.method.state_dict())
     assert other.method.state_dict() == run.method.state_dict() and float(run.method.state_dict()["seen"]) > 1
 

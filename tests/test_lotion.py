@@ -441,7 +441,7 @@ def test_the_own_fisher_average_is_that_of_the_task_gradient(accumulate: int, tm
         before = {name: (layer.weight.detach().clone(), grads[name]) for name, layer in run.problem.layers().items()}
         for name, grad in grads.items():
             totals[name] = 0.9 * totals.get(name, torch.zeros_like(grad)) + 0.1 * grad**2
-        one_step(run, cfg.recipe, step)
+        one_step(run, step)
         check_gradients(run, before, {name: 2.0 * 64 * total / (1 - 0.9 ** (step + 1)) for name, total in totals.items()})
     wanted = sum(expected_penalty(w.double(), (128 * totals[n] / (1 - 0.9**4)).double(), "int4") for n, (w, _) in before.items())
     assert run.method.metrics(run) == {"lambda": 128.0, "penalty": pytest.approx(wanted, rel=1e-4)}
@@ -458,7 +458,7 @@ def test_the_optimizer_s_second_moment_serves_instead(tmp_path: Path) -> None:
         assert (step == 0) == all(m is None for m in moments.values())
         if step:
             curvature = {name: 64 * m / (1 - cfg.recipe.beta2**step) for name, m in moments.items() if m is not None}
-        one_step(run, cfg.recipe, step)
+        one_step(run, step)
         if step:
             check_gradients(run, before, curvature)
         else:
@@ -474,7 +474,7 @@ def test_the_exact_hessian_needs_no_label_count(exact: bool, tmp_path: Path) -> 
     layers = run.problem.layers()
     before = {name: (layer.weight.detach().clone(), grads[name]) for name, layer in layers.items()}
     curvature = {name: 0.5 * run.problem.hessian_diagonal(layer) for name, layer in layers.items()}  # type: ignore[operator]
-    one_step(run, cfg.recipe, 0)
+    one_step(run, 0)
     check_gradients(run, before, curvature)
     assert run.method.metrics(run)["lambda"] == 0.5 and run.method.state_dict()["average"] == {}
 
@@ -485,7 +485,7 @@ def test_what_a_run_cannot_give_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer")
     run = start(cfg, tmp_path)
     with pytest.raises(UsageError, match="needs one that keeps a second moment"):
-        one_step(run, cfg.recipe, 0)
+        one_step(run, 0)
 
 
 def test_at_lambda_zero_it_is_the_training_of_rtn_bit_for_bit(tmp_path: Path) -> None:
@@ -515,12 +515,12 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     cfg = config(tmp_path, decay=0.9)
     whole = start(cfg, tmp_path)
     for step in range(6):
-        one_step(whole, cfg.recipe, step)
+        one_step(whole, step)
         if step == 2:
             checkpoint.save(whole, 3, 1.5, tmp_path / "state")
     again = start(cfg, tmp_path)
     for step in range(checkpoint.load(again, tmp_path / "state")[0], 6):
-        one_step(again, cfg.recipe, step)
+        one_step(again, step)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     averages = [run.method.state_dict()["average"] for run in (whole, again)]
     assert len(averages[0]) == 3 and all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
@@ -547,7 +547,7 @@ def test_on_the_diagonal_bed_it_beats_rounding_the_teacher(seed: int, tmp_path: 
         cfg = dataclasses.replace(cfg, seed=seed, size="m", weights=dataclasses.replace(cfg.weights, granularity="tensor"))  # type: ignore[type-var]
         run = start(cfg, tmp_path)
         for step in range(cfg.recipe.steps):
-            one_step(run, cfg.recipe, step)
+            one_step(run, step)
         with run.shipped():
             found = float(run.problem.loss(run.model(None), run.problem.batch(0)))
         (bundle,) = run.bundles

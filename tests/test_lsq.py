@@ -252,12 +252,12 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
         for bundle in run.bundles:
             bundle.quantizer.reset(bundle.stack().detach())
         run.method.prepare(run, run.probe_batches(2))
-        groups = parameter_groups(run, config.recipe)
+        groups = parameter_groups(run)
         assert [g["weight_decay"] for g in groups if g["name"] == "quantizer"] == [0.0]
         run.optimizer = make_optimizer(groups, config.recipe)
         before = [p.detach().clone() for q in run.quantizers() for p in q.parameters()]
         for step in range(20):
-            one_step(run, config.recipe, step)
+            one_step(run, step)
         moved[rate] = [not torch.equal(p, b) for p, b in zip([p for q in run.quantizers() for p in q.parameters()], before, strict=True)]
     assert all(moved[1.0]) and not any(moved[0.0]) and len(moved[1.0]) == len(run.bundles) + len(run.inputs)
 

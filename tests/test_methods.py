@@ -194,7 +194,7 @@ def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Pat
     )
     start = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
     for step in range(20):
-        train.one_step(run, config.recipe, step)
+        train.one_step(run, step)
     moved = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
     run.method.finalize(run, run.probe_batches(2))
     for bundle, before, after in zip(run.bundles, start, moved, strict=True):
@@ -214,7 +214,7 @@ def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end
     seen = []
     for step in range(20):
         before = [t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)]
-        train.one_step(run, config.recipe, step)
+        train.one_step(run, step)
         now = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
         if any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)):
             seen.append(step)

@@ -40,21 +40,21 @@ class Impatient(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def ready(method: str, folder: Path) -> tuple[Run, Any]:
+def ready(method: str, folder: Path) -> Run:
     config = Kit(method, folder).config("int4", activations="int4", steps=STEPS)
     run = prepare(Assignment(config, folder), Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
-    one_step(run, config.recipe, 0)  # the first one prepares the optimizer, and may measure
-    return run, config.recipe
+    one_step(run, 0)  # the first one prepares the optimizer, and may measure
+    return run
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_an_ordinary_step_asks_for_no_value(method: str, tmp_path: Path) -> None:
-    run, recipe = ready(method, tmp_path)
+    run = ready(method, tmp_path)
     batch = run.problem.batch(0)
     run.problem.batch = lambda index: batch  # type: ignore[method-assign]
     for step in ORDINARY:
         with Impatient() as watched:
-            one_step(run, recipe, step)
+            one_step(run, step)
         assert not watched.waits, step
 
 

@@ -59,7 +59,7 @@ def attached(method: PEGE, weights: str = "int4", activations: str | None = None
     for bundle in run.bundles:
         bundle.quantizer.reset(bundle.stack().detach())
     method.prepare(run, run.probe_batches(2))
-    run.optimizer = make_optimizer(parameter_groups(run, config.recipe), config.recipe)
+    run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     return run
 
@@ -295,9 +295,9 @@ def test_kappa_is_measured_on_the_weights_as_they_are(base: Any, fmt: str) -> No
 @pytest.mark.parametrize("schedule", ["log", "full"])
 def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
     run = attached(PEGE(schedule=schedule), task="linreg", steps=100)
-    recipe = Recipe(steps=100, lr=0.1, clip=0.0)
+    run.recipes = (Recipe(steps=100, lr=0.1, clip=0.0),)
     for step in range(31):
-        one_step(run, recipe, step)
+        one_step(run, step)
         u = float(run.bundles[0].quantizer.error_weight)
         assert (u == 0) == (step < 10) and math.isfinite(u)
     assert u > 0
@@ -305,9 +305,9 @@ def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
 
 def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
     plain, pulled = (attached(PEGE(kappa=k, decoupled=True, schedule="full")) for k in (0.0, 0.5))
-    recipe = Recipe(steps=60, batch=64, lr=0.01, schedule="constant", warmup=0.0)
     for run in (plain, pulled):
-        one_step(run, recipe, 0)
+        run.recipes = (Recipe(steps=60, batch=64, lr=0.01, schedule="constant", warmup=0.0),)
+        one_step(run, 0)
     for (_, a, grid), (_, b, _) in zip(plain.grids(), pulled.grids(), strict=True):
         w = a.weight.detach()
         torch.testing.assert_close(b.weight.detach(), w - 0.01 * 0.5 * (w - grid.snap(w)), rtol=0, atol=1e-7)
@@ -318,8 +318,9 @@ def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
 def test_the_pull_brings_weights_to_their_levels() -> None:
     def distance(kappa: float) -> float:
         run = attached(PEGE(kappa=kappa, schedule="full"))
+        run.recipes = (Recipe(steps=60, batch=64, lr=0.01),)
         for step in range(60):
-            one_step(run, Recipe(steps=60, batch=64, lr=0.01), step)
+            one_step(run, step)
         gaps = [((w := layer.weight.detach()) - grid.snap(w)).div(grid.scale).square().mean() for _, layer, grid in run.grids()]
         return float(sum(gaps)) / len(gaps)
 

@@ -13,7 +13,6 @@ from qbench_methods.rr import RR
 from torch import Tensor
 
 from qbench import Quantizer, Site
-from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.errors import UsageError
@@ -148,8 +147,8 @@ def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Pat
     seen = []
     relax = run.bundles[0].quantizer.relax
     run.bundles[0].quantizer.relax = lambda x: seen.append(relax(x)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
-    one_step(run, Recipe(steps=60, batch=64), 0)
-    one_step(run, Recipe(steps=60, batch=64), 1)
+    one_step(run, 0)
+    one_step(run, 1)
     assert len(seen) == 2
     with run.shipped():
         for _, layer, grid in run.grids():

@@ -133,12 +133,12 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
     from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
     from qbench.train import one_step
 
-    run, recipe = ready(bench, method, params, size)
+    run = ready(bench, method, params, size)
     forget_memory(bench.device)
     watch, began = Stopwatch(bench.device), time.monotonic()
     for taken in range(WARMUP + bench.steps):
         step = 0 if taken == 0 else 1000 + 37 * taken  # the first one, and then ordinary ones: what is rare has its place in `runs`
-        one_step(run, recipe, step)
+        one_step(run, step)
         if taken >= WARMUP - 1:
             watch.mark()
         else:
@@ -160,7 +160,7 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
     }
 
 
-def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> tuple[Any, Any]:
+def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> Any:
     """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
     from qbench import registry
     from qbench.config import Quantization, RunConfig
@@ -181,7 +181,7 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> tu
     if instance.needs_reference:
         run.reference = frozen_copy(problem.model)
     run.model.train()
-    return run, recipe
+    return run
 
 
 def compiled(bench: Bench) -> Iterator[Row]:

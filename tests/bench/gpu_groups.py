@@ -87,7 +87,7 @@ def measured(bench: Bench, configs: list[RunConfig], compiled: bool) -> Row:
     run.model.train()
     watch = Stopwatch(bench.device)
     for taken in range(WARMUP + bench.steps):
-        one_step(run, configs[0].recipe, taken)
+        one_step(run, taken)
         if taken >= WARMUP - 1:
             watch.mark()
     low, middle, high = quartiles(watch.steps())

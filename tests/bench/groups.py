@@ -61,7 +61,7 @@ def prepared(c: RunConfig) -> Run:
     return prepare(Assignment(c, Path("unused")), Execution(compile=False), open_problem(c, CPU)[1], CPU)
 
 
-def stepper(run: Run, c: RunConfig) -> Callable[[int], float]:
+def stepper(run: Run) -> Callable[[int], float]:
     """Takes so many steps and gives the seconds of the processor that they took."""
     step = 0
 
@@ -69,7 +69,7 @@ def stepper(run: Run, c: RunConfig) -> Callable[[int], float]:
         nonlocal step
         began = time.process_time()
         for _ in range(count):
-            one_step(run, c.recipe, step)
+            one_step(run, step)
             step += 1
         return time.process_time() - began
 
@@ -82,12 +82,12 @@ def throughput(
     """Microseconds of a run's step alone and side by side, which may be compiled, and the median ratio."""
     seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
     configs = [config(task, size, options, seed, RATES[place * len(RATES) // count], method) for place, seed in enumerate(seeds)]
-    alone = stepper(prepared(configs[0]), configs[0])
+    alone = stepper(prepared(configs[0]))
     whole = side_by_side([prepared(c) for c in configs])
     assert whole is not None
     if compiled:
         compile_run(whole)
-    beside = stepper(whole, configs[0])
+    beside = stepper(whole)
     beside(3)
     steps = max(4, min(200, int(0.5 / (beside(3) / 3))))
     pairs = [(alone(steps) / steps, beside(steps) / steps / count) for _ in range(ROUNDS)]
@@ -121,12 +121,12 @@ def language(steps: int, start: Any, done: Any) -> None:
     c = config("grammar", "xs", {}, 0, 0.003)
     run = prepared(c)
     for step in range(3):
-        one_step(run, c.recipe, step)
+        one_step(run, step)
     done.wait()
     for part in range(ROUNDS):
         start.wait()
         for step in range(steps):
-            one_step(run, c.recipe, 3 + part * steps + step)
+            one_step(run, 3 + part * steps + step)
         done.wait()
 
 

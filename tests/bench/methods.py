@@ -46,7 +46,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
 @dataclass
 class Entrant:
     run: Run
-    recipe: Recipe
     taken: int = 0
 
     def step(self) -> float:
@@ -55,16 +54,15 @@ class Entrant:
         step += step % 20 == 0
         self.taken += 1
         began = time.perf_counter()
-        one_step(self.run, self.recipe, step)
+        one_step(self.run, step)
         return time.perf_counter() - began
 
 
 def entrant(name: str, size: str) -> Entrant:
     method, params, _ = METHODS[name]
-    recipe = Recipe(steps=STEPS, lr=1e-4)
     problem = RandomTokens(TOKENS, SIZES[size])
     reference = frozen_copy(problem.model) if params.get("distill") else None
-    return Entrant(run_of(method, problem, recipe, reference, **params), recipe)
+    return Entrant(run_of(method, problem, Recipe(steps=STEPS, lr=1e-4), reference, **params))
 
 
 def rare(make: Callable[[], Entrant]) -> float:

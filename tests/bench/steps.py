@@ -64,7 +64,7 @@ def run_of(method: str, problem: Problem, recipe: Recipe, reference: nn.Module |
     for bundle in run.bundles:
         bundle.quantizer.reset(bundle.stack().detach())
     instance.prepare(run, run.probe_batches(1))
-    run.optimizer = make_optimizer(parameter_groups(run, recipe), recipe)
+    run.optimizer = make_optimizer(parameter_groups(run), recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     return run
 
@@ -77,7 +77,7 @@ def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]
     counter = iter(range(RECIPE.steps))
 
     def step() -> None:
-        one_step(run, RECIPE, next(counter))
+        one_step(run, next(counter))
 
     return step
 

@@ -33,7 +33,7 @@ def ours(problem: TextProblem) -> Callable[[], None]:
     run, counter = run_of("fp", problem, RECIPE), iter(range(RECIPE.steps))
 
     def step() -> None:
-        one_step(run, RECIPE, next(counter))
+        one_step(run, next(counter))
 
     return step
 
