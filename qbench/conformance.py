@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from qbench import grouping, making, questions, registry, train
+from qbench.attach import attach
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError, UsageError
 from qbench.method import Method
 from qbench.optim import parameter_groups
 from qbench.record import Attempt
-from qbench.run import Run, attach
+from qbench.run import Run
 from qbench.text import count
 from qbench.toy import STEPS, Toy
 from qbench.tuning import MOST_KNOBS, RECIPE

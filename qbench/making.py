@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from qbench import checkpoint, registry
+from qbench.attach import attach, frozen_copy
 from qbench.company import hand_back, side_by_side
 from qbench.config import RunConfig
 from qbench.divided import divide, reunite
@@ -32,7 +33,7 @@ from qbench.noise import key_of
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.parallel import current
 from qbench.record import Attempt, finite
-from qbench.run import Run, attach, frozen_copy
+from qbench.run import Run
 from qbench.score import score
 from qbench.source import sources
 from qbench.task import Problem, Task

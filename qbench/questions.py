@@ -9,10 +9,10 @@ from functools import cache
 import torch
 
 from qbench import registry
+from qbench.attach import sites as run_sites
 from qbench.config import Metric, RunConfig
 from qbench.formats import Site
 from qbench.method import Method
-from qbench.run import sites as run_sites
 from qbench.task import Problem, Task
 
 

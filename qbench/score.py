@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from qbench.attach import sites
 from qbench.audit import Evidence, audit, levels_used, to_json
 from qbench.config import Metric, RunConfig
 from qbench.export import Artefact, export, restore
 from qbench.grid import Grid
 from qbench.record import finite
-from qbench.run import INPUT, Run, sites
+from qbench.run import INPUT, Run
 
 ROUNDINGS = 5
 

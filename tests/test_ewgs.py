@@ -17,13 +17,14 @@ from qbench_methods.ewgs import EWGS, PROBE_STEPS, EWGSQuantizer, curvature_rati
 from torch import Tensor
 
 from qbench import Site, registry
+from qbench.attach import attach, frozen_copy
 from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.making import open_problem
 from qbench.optim import make_optimizer, parameter_groups, set_learning_rates
 from qbench.rounding import straight_through
-from qbench.run import Run, attach, frozen_copy
+from qbench.run import Run
 from qbench.train import one_step
 
 SHAPE = (4, 64)

@@ -16,12 +16,13 @@ from qbench_methods.gdnsq import GDNSQ, InputNoise, Noise, WeightNoise, excess
 from torch import Tensor
 
 from qbench import Site, registry
+from qbench.attach import attach, frozen_copy
 from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.questions import refusal
-from qbench.run import Run, attach, frozen_copy
+from qbench.run import Run
 from qbench.task import Batch
 from qbench.toy import ToyProblem
 from qbench.train import one_step

@@ -15,12 +15,13 @@ from qbench_tasks.linreg import LinReg
 from torch import Tensor
 
 from qbench import Quantizer, Site, load_task
+from qbench.attach import attach
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
 from qbench.grid import Grid
 from qbench.registry import build
-from qbench.run import Run, attach
+from qbench.run import Run
 from qbench.task import Batch, Problem, QuantConv2d, QuantLinear
 
 GRANULARITIES = ("tensor", "channel", "block-32")

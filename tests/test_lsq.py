@@ -15,11 +15,11 @@ from qbench_methods.lsq import LSQ, LearnedStep
 from torch import Tensor
 
 from qbench import Site, registry
+from qbench.attach import attach
 from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.optim import make_optimizer, parameter_groups
-from qbench.run import attach
 from qbench.toy import ToyProblem
 from qbench.train import one_step
 

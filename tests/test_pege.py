@@ -18,13 +18,14 @@ from qbench_methods.pege import PEGE, replacement_rate, set_rate
 from torch import Tensor
 
 from qbench import Quantizer, Site, load_method, registry
+from qbench.attach import attach
 from qbench.config import Recipe
 from qbench.conformance import Kit
 from qbench.errors import UsageError
 from qbench.formats import FORMATS
 from qbench.making import open_problem
 from qbench.optim import make_optimizer, parameter_groups
-from qbench.run import Run, attach
+from qbench.run import Run
 from qbench.train import one_step
 
 SHAPE = (4, 64)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from qbench_methods.placebo import Placebo, stretched
 
 from qbench import making, registry
+from qbench.attach import attach
 from qbench.config import RunConfig
 from qbench.conformance import Kit
 from qbench.engines import Assignment
-from qbench.run import Run, attach
+from qbench.run import Run
 
 
 @given(st.integers(0, 10**6), st.floats(0, 0.99), st.sampled_from([torch.float32, torch.float64]))

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qbench import making, registry
+from qbench.attach import attach
 from qbench.conformance import Kit
-from qbench.run import Run, attach
+from qbench.run import Run
 from qbench.task import Problem
 
 

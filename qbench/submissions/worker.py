@@ -72,11 +72,11 @@ def train_again(question: dict[str, Any]) -> dict[str, Any]:
 def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
     import torch
 
+    from qbench.attach import sites
     from qbench.config import RunConfig
     from qbench.export import restore
     from qbench.making import open_problem
     from qbench.record import finite
-    from qbench.run import sites
 
     config = RunConfig.from_json(spec)
     task, problem = open_problem(config, torch.device("cpu"))

@@ -163,10 +163,10 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
 def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> Any:
     """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
     from qbench import registry
+    from qbench.attach import frozen_copy
     from qbench.config import Quantization, RunConfig
     from qbench.engines import Assignment, Execution
     from qbench.making import open_problem, prepare
-    from qbench.run import frozen_copy
 
     task, instance = registry.build("tasks", "text", {}), registry.build("methods", method, dict(params))
     context = task.sizes[size]["context"]

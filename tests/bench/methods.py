@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from qbench.attach import frozen_copy
 from qbench.config import Recipe
-from qbench.run import Run, frozen_copy
+from qbench.run import Run
 from qbench.train import one_step
 from tests.bench.steps import SHAPE, RandomTokens, run_of
 

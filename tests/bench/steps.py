@@ -20,10 +20,11 @@ from qbench_tasks.transformer import Shape, Transformer
 from torch import Tensor, nn
 
 from qbench import registry
+from qbench.attach import attach
 from qbench.config import Quantization, Recipe, RunConfig
 from qbench.making import compile_run
 from qbench.optim import make_optimizer, parameter_groups
-from qbench.run import Run, attach
+from qbench.run import Run
 from qbench.task import Batch, Problem, QuantLayer, Split
 from qbench.train import one_step
 
