@@ -2,7 +2,7 @@
 
 Batches and draws are functions of indices, so the data position is the step and there is no generator of ours to save;
 torch's own (that of the CPU) is kept for the sake of a method that draws from it. Only the code, the torch and the kind of device that made
-a checkpoint go on from it: a run of two minds would have one name.
+a checkpoint go on from it, compiled if it was: a run of two minds would have one name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qbench.run import Run
 
 
 def made_by(run: Run) -> list[str]:
-    divided = ["divided"] if run.divided else []  # then each weight has a quantizer of its own
-    return [str(commit()["commit"]), str(torch.__version__), run.clock.device.type, *divided]
+    ways = {"divided": run.divided, "compiled": run.compiled is not None}  # divided, each weight has a quantizer of its own
+    return [str(commit()["commit"]), str(torch.__version__), run.clock.device.type, *(way for way, taken in ways.items() if taken)]
 
 
 def save(run: Run, step: int, seconds: float, path: Path) -> None:

@@ -232,8 +232,8 @@ class Bundle:
             to_weights, *to_own = torch.autograd.grad(self.source, [self.latent, *own], arrived, allow_unused=True)  # `backward` would copy
             for p, grad in zip(own, to_own, strict=True):
                 p.grad = _sum(p.grad, grad)
-            for layer, grad in zip(self.layers, () if to_weights is None else to_weights.unbind(-3), strict=to_weights is not None):
-                layer.weight.grad = _sum(layer.weight.grad, layer.as_weight(grad))
+            for layer, grad in zip(self.layers, [None] * len(grads) if to_weights is None else to_weights.unbind(-3), strict=True):
+                layer.weight.grad = _sum(layer.weight.grad, None if grad is None else layer.as_weight(grad))
         self.release()
 
     def release(self) -> None:

@@ -55,7 +55,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
-LIKE_OTHERS, FEW = ("rotated", "twolayer", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
+LIKE_OTHERS, FEW = ("rotated", "twolayer", "twolayer batches", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
 """Beds that differ little from another one, and the methods that are tried on them."""
 INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench import Grid, Method, Quantizer, Site, load_method, registry
-from qbench.conformance import check_method
+from qbench.conformance import Kit, check_compiles, check_method
 from qbench.rounding import straight_through
 
 
@@ -23,8 +24,8 @@ def test_every_registered_method_conforms(name: str) -> None:
     assert {"fields", "groups", "audit", "learns", "repeats"} <= {f.check for f in findings}
 
 
-def test_compiled_training_still_quantizes() -> None:
-    findings = [f for f in check_method("ste") if f.check == "compiles"]
+def test_compiled_training_still_quantizes(tmp_path: Path) -> None:
+    findings = list(check_compiles(Kit("ste", tmp_path)))
     assert {f.where for f in findings} == {"int4", "fp4", "int2/block-32", "int4 a:int4"}
     assert all(f.passed and "audit passed" in f.detail for f in findings), findings
 

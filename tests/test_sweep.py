@@ -464,7 +464,7 @@ config, execution = read(pathlib.Path(sys.argv[1])), Execution(device="cpu", che
 with local_engine(config, execution, 2) as engine:
     sys.exit(sweep(config, pathlib.Path(sys.argv[2]), engine, execution).code)
 """
-KILLS = 10
+KILLS = 6
 MANY = """
 board = "b"
 methods = ["plain", "after"]
