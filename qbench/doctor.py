@@ -45,6 +45,8 @@ def _installation() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
+    from qbench.hardware import compiler
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cpu", True, f"{cpu_name()}, {cores} cores")
     if torch.cuda.is_available():
@@ -54,8 +56,8 @@ def _machine() -> Iterator[Finding]:
         yield Finding("cuda", True, "no usable device; runs go to the CPU")
     yield Finding(
         "compiler",
-        shutil.which("cc") is not None,
-        shutil.which("cc") or "no C compiler: torch.compile will not work (install gcc or clang)",
+        compiler() is not None,
+        compiler() or "no C++ compiler, or no Python.h: torch.compile will not work (install g++ and Python's headers)",
     )
 
 

@@ -7,12 +7,11 @@ caches no longer hold what all of them touch. Beyond that a larger group only ma
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from typing import Any
 
 from qbench import registry
 from qbench.config import Quantization, RunConfig, canonical
+from qbench.hardware import compiler
 from qbench.method import Method
 from qbench.questions import beside, work
 
@@ -89,4 +88,4 @@ def compiling_pays(config: RunConfig) -> bool:
     """Whether a run is long enough, and its steps small enough, to be compiled on a CPU. Which sweep it is in and who stands beside it does not
     count: compiled it has other last bits than eager."""
     long = config.recipe.steps * SAVED_S > COMPILING_S
-    return long and shutil.which(os.environ.get("CXX", "c++")) is not None and group_size(config, "cpu") == MOST["cpu"]
+    return long and compiler() is not None and group_size(config, "cpu") == MOST["cpu"]

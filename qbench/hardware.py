@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shlex
+import shutil
 import statistics
 import sys
+import sysconfig
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +86,12 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def compiler() -> str | None:
+    """What `torch.compile` would make programs with on a CPU; None where it could not."""
+    asked = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
+    return shutil.which(asked[0]) if Path(sysconfig.get_path("include"), "Python.h").exists() else None
 
 
 @cache

@@ -297,22 +297,19 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
 
 
 def compile_run(run: Run) -> None:
-    """What a step computes, from weights to losses, as one graph. Where it is computed in parts, by micro-batches or by several processes, the
-    network and each quantizer are graphs of their own; and a method's own losses stay as they are, for they may hold numbers that change.
+    """What a step computes, from weights to losses, as one graph. Where weights are quantized once for several parts of a batch, and where the
+    losses are the method's own, which may look at quantized weights and hold numbers that change, network and quantizers are graphs apart.
 
     Never with dynamic sizes: the compiler would take levels for sizes too, and was seen to round wrongly then.
     A graph is made for each kind of run, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS
-    output = run.compiled = torch.compile(run.output, dynamic=False)
-    if run.accumulate > 1 or run.team:
-        run.network = torch.compile(run.model, dynamic=False)  # type: ignore[assignment]
-        for bundle in run.bundles:
-            bundle.call = torch.compile(bundle.quantizer, dynamic=False)
-    elif type(run.method).losses is Method.losses:
-        run.graph = torch.compile(run.terms, dynamic=False)
-    else:
-        run.graph = lambda batch: run.method.losses(run, output(batch.inputs), batch)
+    if run.accumulate == 1 and not run.team and type(run.method).losses is Method.losses:
+        run.graph, run.compiled = torch.compile(run.terms, dynamic=False), torch.compile(run.output, dynamic=False)
+        return
+    run.network, run.compiled = torch.compile(run.model, dynamic=False), run.output_in_parts  # type: ignore[assignment]
+    for bundle in run.bundles:
+        bundle.call = torch.compile(bundle.quantizer, dynamic=False)
 
 
 def resume(run: Run, folder: Path | None, attempt: Attempt) -> tuple[int, float]:

@@ -7,7 +7,7 @@ so that one call serves them all and each gets the same bits as alone.
 Weights are quantized once a step, not once a forward pass: `Bundle.refresh` stacks the sites of one shape, calls the quantizer,
 and hands each layer its part as a leaf of the graph. The network's backward leaves a gradient there, and `Bundle.pull_back`
 sends it through the quantizer to the weights. Several micro-batches, probes of the discretised weights and
-second passes over one batch all find the same leaves.
+second passes over one batch all find the same leaves. Only where a step is compiled as one graph are there none (`hand_out`).
 """
 
 from __future__ import annotations
@@ -186,10 +186,6 @@ def _seen_beside(sites: Sequence[Tensor]) -> Tensor:
     return sites[0].unsqueeze(-3) if len(sites) == 1 and on_a_line(sites[0]) else beside(sites)
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
 class Bundle:
     """Weight sites of one shape under one quantizer, quantized together."""
 
@@ -228,12 +224,11 @@ class Bundle:
         if any(grad is not None for grad in grads):
             parts = [torch.zeros_like(layer.weight) if g is None else g for g, layer in zip(grads, self.layers, strict=True)]
             arrived = _seen_beside([part.reshape(layer.matrix().shape) for part, layer in zip(parts, self.layers, strict=True)])
-            own = [p for p in self.quantizer.parameters() if p.requires_grad]
-            to_weights, *to_own = torch.autograd.grad(self.source, [self.latent, *own], arrived, allow_unused=True)  # `backward` would copy
-            for p, grad in zip(own, to_own, strict=True):
-                p.grad = _sum(p.grad, grad)
-            for layer, grad in zip(self.layers, [None] * len(grads) if to_weights is None else to_weights.unbind(-3), strict=True):
-                layer.weight.grad = _sum(layer.weight.grad, None if grad is None else layer.as_weight(grad))
+            self.source.backward(arrived)
+        if self.latent.grad is not None:
+            for layer, part in zip(self.layers, self.latent.grad.unbind(-3), strict=True):
+                grad, before = layer.as_weight(part), layer.weight.grad
+                layer.weight.grad = grad if before is None else before + grad
         self.release()
 
     def release(self) -> None:

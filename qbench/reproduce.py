@@ -7,7 +7,7 @@ task's minimum effect, the least difference that a board would call one. Anythin
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -80,12 +80,10 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
         raise QbenchError(f"run {record['key']} has no result to compare with; qbench sweep finishes it")
     config = RunConfig.from_json(record["spec"])
     was, before = record["env"] or {}, torch.get_num_threads()
-    execution = Execution(device=device, compile=was.get("compiled"), accumulate=was.get("accumulate") or 1)
-    execution = replace(execution, gpus_per_run=was.get("processes") or 1, fsdp=was.get("divided") or False)
     torch.set_num_threads(was.get("threads") or before)
     try:
         with tempfile.TemporaryDirectory(prefix="qbench-reproduce-") as scratch:
-            result = make(results, config, Path(scratch), execution)
+            result = make(results, record, Path(scratch), device)
             environment = Attempt(Path(scratch) / config.key / "1").read("env")
     finally:
         torch.set_num_threads(before)
@@ -96,16 +94,20 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
     return Reproduction(config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences)
 
 
-def make(results: Path, config: RunConfig, scratch: Path, execution: Execution) -> dict[str, Any]:
-    """The run's result, made in a scratch folder. What it goes on from is made again, too, where it is gone or was trained by nobody here."""
-    base = None
+def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> dict[str, Any]:
+    """A run's result, made in a scratch folder as it was made then. What it goes on from is made again, too, where it is gone or was trained by
+    nobody here."""
+    config, base = RunConfig.from_json(was["spec"]), None
     if config.base is not None:
         record = latest(results, config.base)
         attempt = Attempt(Path(record["folder"]))
         base = attempt.folder
         if not (attempt.believed and attempt.artefact.is_file()):
-            make(results, RunConfig.from_json(record["spec"]), scratch, execution)
+            make(results, record, scratch, device)
             base = scratch / config.base / "1"
+    env = was["env"] or {}
+    execution = Execution(device=device, compile=env.get("compiled"), accumulate=env.get("accumulate") or 1)
+    execution = replace(execution, gpus_per_run=env.get("processes") or 1, fsdp=env.get("divided") or False)
     # A failure is told in the result; where in the code it happened is for whoever mends it, and their own sweep says it.
     with redirect_stderr(StringIO()):
         return run_one(Assignment(config, scratch / config.key / "1", base=base), execution)

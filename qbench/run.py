@@ -68,9 +68,9 @@ class Run:
         self.network: nn.Module = self.problem.model
         """The model as training calls it: itself, or compiled."""
         self.compiled: Callable[[Any], Any] | None = None
-        """`output` as one graph, if the run is compiled."""
+        """`output` by what training has compiled, if it has."""
         self.graph: Callable[[Batch], dict[str, Tensor]] | None = None
-        """`terms` as one graph, if a step of it is one pass of one process."""
+        """`terms` as one graph, if a step is one pass."""
         self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
         """The step as a tensor, which every quantizer's draws are keyed by."""
         self.part = torch.tensor([0, 1], device=self.clock.device)
@@ -191,17 +191,34 @@ class Run:
 
     def output(self, inputs: Any) -> Any:
         """The network's output, its weights quantized on the way."""
-        with torch.autocast(self.clock.device.type, enabled=False):
-            for bundle in self.bundles:
-                bundle.hand_out()
+        self.hand_out()
         output = self.model(inputs)
-        for bundle in self.bundles:
-            bundle.release()
+        self.release()
         return output
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The same on to the losses."""
-        return self.method.losses(self, self.output(batch.inputs), batch)
+        """The losses, weights quantized on the way."""
+        self.hand_out()
+        terms = self.method.losses(self, self.model(batch.inputs), batch)
+        self.release()
+        return terms
+
+    def hand_out(self) -> None:
+        with torch.autocast(self.clock.device.type, enabled=False):
+            for bundle in self.bundles:
+                bundle.hand_out()
+
+    def release(self) -> None:
+        for bundle in self.bundles:
+            bundle.release()
+
+    def output_in_parts(self, inputs: Any) -> Any:
+        """The same by what quantizes and computes in micro-batches."""
+        for bundle in self.bundles:
+            bundle.refresh()
+        output = self.network(inputs)
+        self.release()
+        return output
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""

@@ -170,7 +170,8 @@ class Problem(ABC):
 
     def distances(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
         """Whose mean is minimised where a board has everybody imitate the network that the run started from: Jeffreys' divergence between the
-        distributions of each sample's class (or each next token), squared error where targets are numbers. Any axes in front are samples'."""
+        distributions of each sample's class (or each next token), squared error where targets are numbers. Any axes in front are samples',
+        and of the batch only the kind of its targets may count."""
         if batch.targets is None or batch.targets.is_floating_point():
             return (output - wanted).square()
         log_p, log_q = output.float().log_softmax(-1), wanted.float().log_softmax(-1)

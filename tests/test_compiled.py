@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from qbench import grouping
+from qbench import Method, Quantizer, Site, checkpoint, grouping, load_method
 from qbench.company import side_by_side
 from qbench.config import RunConfig
 from qbench.engines import Execution
 from qbench.making import compile_run, compiles, run_one
-from qbench.run import Run
+from qbench.run import Batch, Run
 from qbench.train import one_step
 from tests.test_company import CPU, INT4, STEPS, Cut, assignments, config, curve, prepared, sized
 
@@ -81,6 +81,34 @@ def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> 
     assert [r["state"] for r in results] == ["ok", "ok"] and results[1]["audit"]["passed"]
     eager, compiled = (curve(tmp_path / way, me)[:4] for way in folders)
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=0.02)
+    run = prepared(me, tmp_path)
+    run.accumulate = 2
+    compile_run(run)
+    assert run.graph is None and all(bundle.call is not bundle.quantizer for bundle in run.bundles)
+
+
+def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Path) -> None:
+    """Compiled as eagerly: a term in what rounding moved is not nought."""
+
+    class Damped(Method):
+        name = "damped"
+
+        def quantizer(self, site: Site) -> Quantizer | None:
+            return load_method("ste")().quantizer(site)
+
+        def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            moved = [(layer.effective - layer.weight).square().sum() for bundle in run.bundles for layer in bundle.layers]
+            return {"task": run.loss(output, batch), "damping": torch.stack(moved).sum()}
+
+    found = []
+    for compiled in (False, True):
+        run = prepared(config("ste"), tmp_path)
+        run.method = Damped()
+        if compiled:
+            compile_run(run)
+        found.append(one_step(run, 0)[0]["damping"])
+    assert float(found[0]) > 0
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
@@ -99,7 +127,11 @@ def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
         (a,) = assignments([me], tmp_path / ("fresh" if resume is None else "resumed"))
         found[resume] = run_one(dataclasses.replace(a, resume=resume), Execution(compile=True))["artefact_sha256"]
     assert found[None] == found[begun.folder]
-    assert len(curve(tmp_path / "resumed", me)) == STEPS, "from the first step"
+    for compiled, first in ((False, STEPS // 2 - 1), (True, 0)):
+        run = prepared(me, tmp_path)
+        if compiled:
+            compile_run(run)
+        assert checkpoint.load(run, begun.folder / "checkpoint")[0] == first
 
 
 # ---- whether it pays ----
