@@ -6,11 +6,14 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,21 @@ def test_the_death_of_the_fork_server_is_survived(engine: LocalEngine, tmp_path:
     assert ended["exitcode"] == -signal.SIGKILL
     until(lambda: not alive(pid), 5)
     assert how_it_ends(engine, tmp_path / "again", "good") == {"exitcode": 0}
+
+
+def test_a_fork_server_that_refuses_while_it_dies_is_waited_for(engine: LocalEngine, tmp_path: Path) -> None:
+    """Between SIGKILL and its burial a server's socket is closed and `waitpid` still calls it alive."""
+    assert how_it_ends(engine, tmp_path, "good") == {"exitcode": 0}
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    dying = server._forkserver_pid
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))  # nobody listens: a connection is refused
+        server._forkserver_address = str(tmp_path / "deaf")
+        burial = threading.Timer(0.3, os.kill, (dying, signal.SIGKILL))
+        burial.start()
+        assert how_it_ends(engine, tmp_path / "again", "good") == {"exitcode": 0}
+        burial.join()
+    assert server._forkserver_pid != dying
 
 
 def parent(pid: int) -> int:

@@ -148,17 +148,28 @@ class LocalEngine(Engine):
         return len(self.devices)
 
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
-        self.start()
         taken = {w.slot for w in self.workers.values()}
         slot = next(s for s in range(len(taken) + 1) if s not in taken)
         execution = replace(execution, device=self.devices[slot % self.capacity])
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
-        with worker_environment({}), anonymous_main():
-            process.start()
+        self._launch(process)
         theirs.close()
         now = time.monotonic()
         self.workers[group] = _Worker(process, ours, slot, execution, now, now)
+
+    def _launch(self, process: BaseProcess) -> None:
+        """Have the fork server make a worker. One that was just killed refuses for a moment before it counts as dead."""
+        deadline = time.monotonic() + GRACE_S
+        while True:
+            self.start()
+            try:
+                with worker_environment({}), anonymous_main():
+                    return process.start()
+            except ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def poll(self, timeout_s: float) -> list[Event]:
         now = time.monotonic()
