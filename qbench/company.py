@@ -196,8 +196,9 @@ class Pieces:
         self.optimizer = make_optimizer(groups, recipe)
         self.parameters = list(self.pieces)
         for p, pieces in self.pieces.items():
+            members = list(zip(run.members, twins[id(p)], strict=True))
             for piece in pieces:
-                self._take_over(piece, list(zip(run.members, twins[id(p)], strict=True)))
+                self._take_over(piece, members)
         counts = {float(state["step"]) for state in self.optimizer.state.values()} if recipe.optimizer == "adamw" else set()
         every = len(self.optimizer.state) in (0, sum(map(len, self.pieces.values())))
         self.even = recipe.optimizer == "adamw" and every and len(counts) < 2

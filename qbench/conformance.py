@@ -95,7 +95,8 @@ class Kit:
             base = self.run(self.config(config.weights.format, config.weights.granularity, method=after, steps=config.recipe.steps))[1]
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / "1"
         found = making.run_one(Assignment(config, folder, resume, base), execution), folder
-        self.done.setdefault(config.key, found)
+        if not execution.compile:
+            self.done.setdefault(config.key, found)
         return found
 
     def one(self) -> RunConfig:
@@ -237,17 +238,28 @@ def check_beside(kit: Kit) -> Iterator[Finding]:
     config = kit.one()
     if (words := grouping.alone(config)) is not None:
         yield Finding("beside", config.format_label, True, words)
-        return
+    else:
+        yield from three_beside(kit, "beside", Execution(compile=False))
+
+
+def check_alike(kit: Kit) -> Iterator[Finding]:
+    """The same of compiled runs, for a method that says so."""
+    if not kit.quick and registry.load("methods", kit.method).compiled_alike and grouping.alone(kit.one()) is None:
+        torch.compiler.reset()
+        yield from three_beside(kit, "alike", Execution(compile=True))
+
+
+def three_beside(kit: Kit, check: str, execution: Execution) -> Iterator[Finding]:
+    config = kit.one()
     three = [differing(config, place) for place in range(3)]
     folders = [Path(tempfile.mkdtemp(dir=kit.folder)) / "1" for _ in three]
-    found = making.run_group([Assignment(c, f) for c, f in zip(three, folders, strict=True)], Execution(), [lambda _: None] * len(three))
+    found = making.run_group([Assignment(c, f) for c, f in zip(three, folders, strict=True)], execution, [lambda _: None] * len(three))
     for one, together in zip(three, found, strict=True):
-        single, _ = kit.run(one)
+        single, _ = kit.run(one, execution, again=bool(execution.compile))
         same = single.get("artefact_sha256") == together.get("artefact_sha256") and single["state"] == together["state"]
         fine = same and together.get("cost", {}).get("company", 1) == len(three)
-        yield Finding(
-            "beside", f"seed {one.seed}", fine, "" if fine else "trained beside others it differs" if not same else "the three fell apart"
-        )
+        apart = f"the three fell apart: {together['message']}" if together["message"] else "the three fell apart"
+        yield Finding(check, f"seed {one.seed}", fine, "" if fine else apart if same else "trained beside others it differs")
 
 
 def differing(config: RunConfig, place: int) -> RunConfig:
@@ -321,7 +333,7 @@ def first_losses(folder: Path) -> list[float]:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_beside, check_budget, check_compiles,
+    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_beside, check_budget, check_compiles, check_alike,
 )  # fmt: skip
 
 

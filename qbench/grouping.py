@@ -7,6 +7,7 @@ caches no longer hold what all of them touch. Beyond that a larger group only ma
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from qbench import registry
@@ -45,14 +46,19 @@ def kind_of(config: RunConfig, widths: bool = True) -> str | None:
     one format. None for one that trains alone."""
     if alone(config) is not None:
         return None
-    varies = registry.load("methods", config.method).varies
-    params = {name: bare(value) if name in varies else value for name, value in config.method_params.items()}
+    varies, params = registry.load("methods", config.method).varies, kinds(config.method, config.method_params)
     words: dict[str, Any] = {word: bare(getattr(config.recipe, word)) if word in SWITCHES else 1.0 for word in RECIPE}
     recipe = dataclasses.replace(config.recipe, **words)
     weights = config.weights
     if widths and weights and "format" in varies and weights.format in WIDTHS:
         weights = Quantization("int", weights.granularity)
     return canonical(dataclasses.replace(config, recipe=recipe, method_params=params, weights=weights, seed=0, base=None).to_json())
+
+
+def kinds(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's hyper-parameters, those in which runs side by side may differ without their size."""
+    varies = registry.load("methods", method).varies
+    return {name: bare(value) if name in varies else value for name, value in params.items()}
 
 
 def bare(value: Any) -> Any:
@@ -88,4 +94,15 @@ def compiling_pays(config: RunConfig) -> bool:
     """Whether a run is long enough, and its steps small enough, to be compiled on a CPU. Which sweep it is in and who stands beside it does not
     count: compiled it has other last bits than eager."""
     long = config.recipe.steps * SAVED_S > COMPILING_S
-    return long and compiler() is not None and group_size(config, "cpu") == MOST["cpu"]
+    return long and compiler() is not None and alike(config) and group_size(config, "cpu") == MOST["cpu"]
+
+
+def alike(config: RunConfig) -> bool:
+    """Whether its bits, compiled, were shown to be the same alone and in company (`make bench ARGS=alike`, `qbench check`): of a method and a task
+    that say so, as they are by default but for numbers."""
+    method, task = registry.load("methods", config.method), registry.build("tasks", config.task, config.task_params)
+    if not method.compiled_alike or not task.compiled_alike:
+        return False
+    integers = all(q is None or q.format in WIDTHS for q in (config.weights, config.activations))
+    recipe, usual = ((r.batch, r.precision, r.objective) for r in (config.recipe, task.recipe(config.size)))
+    return integers and recipe == usual and kinds(config.method, config.method_params) == kinds(config.method, method().params)

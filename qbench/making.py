@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,8 +292,10 @@ def prepare(assignment: Assignment, execution: Execution, problem: Problem, devi
 def compiles(execution: Execution, config: RunConfig, device: torch.device) -> bool:
     """On CUDA, and on a CPU where it pays, if nothing else is asked for. A divided network is not compiled: its weights come and go between the
     layers of one graph."""
-    if execution.fsdp or execution.compile is not None:
-        return not execution.fsdp and bool(execution.compile)
+    if execution.fsdp:
+        return False
+    if execution.compile is not None:
+        return execution.compile
     return device.type == "cuda" or compiling_pays(config)
 
 
@@ -304,12 +307,13 @@ def compile_run(run: Run) -> None:
     A graph is made for each kind of run, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS
+    compiled = partial(torch.compile, dynamic=False, options={"layout_optimization": run.clock.device.type == "cuda"})
     if run.accumulate == 1 and not run.team and type(run.method).losses is Method.losses:
-        run.graph, run.compiled = torch.compile(run.terms, dynamic=False), torch.compile(run.output, dynamic=False)
+        run.graph, run.compiled = compiled(run.terms), compiled(run.output)
         return
-    run.network, run.compiled = torch.compile(run.model, dynamic=False), run.output_in_parts  # type: ignore[assignment]
+    run.network, run.compiled = compiled(run.model), run.output_in_parts  # type: ignore[assignment]
     for bundle in run.bundles:
-        bundle.call = torch.compile(bundle.quantizer, dynamic=False)
+        bundle.call = compiled(bundle.quantizer)
 
 
 def resume(run: Run, folder: Path | None, attempt: Attempt) -> tuple[int, float]:

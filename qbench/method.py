@@ -55,6 +55,9 @@ class Method:
     varies: ClassVar[tuple[str, ...]] = ()
     """Hyper-parameters, and `format` for that of the weights, in which runs side by side may differ. Hooks read such a number through
     `run.own`; a quantizer keeps it, and what follows from it, as an attribute, and gets tensors there. Zero and other numbers never meet."""
+    compiled_alike: ClassVar[bool] = False
+    """Whether, with its usual hyper-parameters, runs compiled side by side have the bits that each has compiled alone: on a CPU a sweep may then
+    compile long ones by itself. Sums and products have; a compiler may compute an `exp2` by one formula alone and by another in company."""
     bundles: ClassVar[bool] = True
     """False: one quantizer a site, for a method that treats sites of one shape differently."""
 

@@ -67,14 +67,20 @@ def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
     return one_by_one(f, *(one.flatten(0, lead - 1) for one in x))
 
 
-def by_run(f: Callable[[Tensor], Tensor], x: Tensor, lead: int) -> Tensor:
-    """An elementwise function that is no plain arithmetic, of a tensor that has `lead` (0 or 1) axes of runs."""
-    return f(x) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x)
+def by_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Tensor:
+    """An elementwise function that is no plain arithmetic, of tensors that have `lead` (0 or 1) axes of runs."""
+    return f(x, *more) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x, *more)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
     """The product of two matrices, or of each run's: exact on small ones, where a batch would gain nothing."""
     return a @ b if a.dim() == 2 else one_by_one(torch.matmul, a, b.expand(len(a), *b.shape[-2:]))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood of each target: logits (…, samples, classes) to (…, samples). Targets may leave out the axes of runs."""
+    shape = logits.shape[:-1]
+    return F.cross_entropy(logits.flatten(0, -2), targets.expand(shape).reshape(-1), reduction="none").view(shape)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from qbench.config import Recipe
 from qbench.grid import Grid, widen
 from qbench.parallel import Team, add_up, take_gradients
 from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
-from qbench.rows import fills_vectors, one_by_one, one_each
+from qbench.rows import by_run, one_each
 from qbench.task import Batch, Problem
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ class Run:
         def distances(output: Tensor, wanted: Tensor) -> Tensor:
             return self.problem.distances(output, wanted, batch)
 
-        whole = not self.lead or fills_vectors(output[0].numel(), output.device)
-        return self.mean(distances(output, wanted) if whole else one_by_one(distances, output, wanted))
+        return self.mean(by_run(distances, output, self.lead, wanted))
 
     def probe_batches(self, count: int) -> list[Batch]:
         """Training data outside the data order."""
@@ -222,7 +221,6 @@ class Run:
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""
-        totals: dict[str, Tensor] = {}
         if self.graph is not None:
             self.see_part(0, batch.count)
             with self.casting():
@@ -231,7 +229,7 @@ class Run:
             return {name: term.detach() for name, term in terms.items()}
         for bundle in self.bundles:
             bundle.refresh()
-        before = take_gradients(self)
+        before, totals = take_gradients(self), dict[str, Tensor]()
         parts = self.team.parts(batch, self.accumulate) if self.team else _numbered(batch.split(self.accumulate, self.lead))
         for first, part in parts:
             share = part.count / batch.count

@@ -23,7 +23,7 @@ from qbench.config import Metric, Recipe
 from qbench.errors import UsageError
 from qbench.noise import generator, key_of
 from qbench.quantizer import QuantConv2d, QuantLayer, QuantLinear
-from qbench.rows import beside_as_laid_out, by_run, lines, one_by_one, run_by_run, times
+from qbench.rows import beside_as_laid_out, by_run, cross_entropy, lines, one_by_one, run_by_run, times
 
 __all__ = [
     "Batch",
@@ -42,6 +42,7 @@ __all__ = [
     "UsageError",
     "beside_as_laid_out",
     "by_run",
+    "cross_entropy",
     "generator",
     "key_of",
     "lines",
@@ -265,6 +266,12 @@ class Task:
     def check(self) -> str | None:
         """A sentence if an option is out of its domain."""
         return None
+
+    @property
+    def compiled_alike(self) -> bool:
+        """Whether runs compiled side by side have the bits that each has compiled alone, on a CPU, and compiling saves what `grouping.SAVED_S`
+        says. `make bench ARGS=alike` shows the one, `ARGS=groups` the other."""
+        return False
 
     @property
     def keyed(self) -> bool:

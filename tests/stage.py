@@ -250,9 +250,8 @@ def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dic
     """Like making.run_one, without training: plays the `role` of the run's parameters."""
     attempt, role = Attempt(assignment.folder), str(assignment.config.method_params["role"])
     attempt.write("spec", assignment.config.to_json())
-    attempt.write(
-        "env", {"pid": os.getpid(), "threads": torch.get_num_threads(), "main": getattr(sys.modules["__main__"], "__file__", None)}
-    )
+    env = {"pid": os.getpid(), "threads": torch.get_num_threads(), "main": getattr(sys.modules["__main__"], "__file__", None)}
+    attempt.write("env", env | {"device": execution.device, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")})
     report({"step": 1, "steps": 2, "loss": 1.0})
     if role == "print":
         print("to be or not to be")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qbench import Grid, Method, Quantizer, Site, load_method, registry
-from qbench.conformance import Kit, check_compiles, check_method
+from qbench.conformance import Kit, check_alike, check_beside, check_compiles, check_method
 from qbench.rounding import straight_through
 
 
@@ -89,6 +89,27 @@ def test_the_kit_finds_what_is_broken(change: dict[str, Any], check: str) -> Non
     with registered(ste_with(**change)):
         failed = {f.check for f in check_method("broken", quick=True) if not f.passed}
     assert check in failed
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_the_kit_finds_a_method_that_is_another_one_compiled_in_company(tmp_path: Path) -> None:
+    """It says that it is the same one; eagerly it is."""
+
+    def relax(q: Quantizer) -> Any:
+        def relax(x: Tensor) -> Tensor:
+            crowded = torch.compiler.is_compiling() and x.dim() > 3
+            return straight_through(x, q.grid(x).snap(x) * (1 + 1e-6 * crowded))
+
+        return relax
+
+    broken = ste_with(relax=relax)
+    broken.alone, broken.compiled_alike = lambda self: None, True  # type: ignore[method-assign]
+    with registered(broken):
+        assert all(f.passed for f in check_beside(Kit("broken", tmp_path)))
+        assert [f.detail for f in check_alike(Kit("broken", tmp_path))] == ["trained beside others it differs"] * 3
+    found = list(check_alike(Kit("fp", tmp_path)))
+    assert [f.passed for f in found] == [True] * 3, found
+    assert not list(check_alike(Kit("gdnsq", tmp_path))), "it does not say so"
 
 
 def test_a_crash_is_a_finding_and_not_the_end() -> None:

@@ -7,9 +7,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -21,17 +24,17 @@ import pytest
 import torch
 
 from qbench.asking import ask
-from qbench.engines import Engine, Execution, Wishes
+from qbench.engines import Assignment, Engine, Execution, Wishes
 from qbench.engines.local import LocalEngine, local_engine
 from qbench.engines.ray import RayEngine
 from qbench.errors import QbenchError
-from qbench.record import Attempt, all_attempts
+from qbench.record import Attempt, all_attempts, new_attempt
 from qbench.standing import resumable
 from qbench.store import view
 from qbench.sweep import Silence, Summary, sweep
 from qbench.sweepfile import read_text
 from qbench.upkeep import check
-from tests.stage import ROOT, stage
+from tests.stage import ROOT, a_config, stage
 
 __all__ = ["stage"]
 NO_RAY = importlib.util.find_spec("ray") is None
@@ -316,6 +319,62 @@ def until(true: Callable[[], Any], limit_s: float = 60) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
+
+
+# ---- other clusters ----
+
+
+@needs_ray
+def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
+    """Half a GPU each: four places on two of them, each place with its own alone in sight. Ray counts GPUs where there are none, too."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, **LITTLE})
+    wishes = Wishes(address=cluster.address, gpus=0.5, cpus=1)
+    try:
+        with closing(RayEngine(wishes, train="tests.stage:stand_in")) as engine:
+            assert (engine.capacity, engine.remote_device) == (4, "cuda")
+            attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(4)]
+            for seed, attempt in enumerate(attempts):
+                engine.submit(seed, [Assignment(a_config("chatter", seed), attempt.folder)], EAGER)
+            envs = until(lambda: engine.poll(0.2) and all(found := [a.read("env") for a in attempts]) and found)
+            for seed in range(4):
+                engine.cancel(seed)
+    finally:
+        cluster.shutdown()
+    assert len({env["pid"] for env in envs}) == 4 and {env["device"] for env in envs} == {"cuda:0"}
+    assert sorted(env["visible"] for env in envs) == ["0", "0", "1", "1"]
+
+
+@needs_ray
+def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the port that Ray keeps for those who are not part of it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, client = one.getsockname()[1], other.getsockname()[1]
+    words = f"start --head --block --port={port} --ray-client-server-port={client} --num-cpus=2 --include-dashboard=false".split()
+    home = tempfile.mkdtemp(prefix="ray-")
+    more = [f"--object-store-memory={LITTLE['object_store_memory']}", f"--temp-dir={home}"]
+    head = subprocess.Popen([Path(sys.executable).with_name("ray"), *words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: listens(client))
+        done = command(file, file.parent / "results", "--address", f"ray://127.0.0.1:{client}")
+        said = done.communicate(timeout=120)[0]
+        assert done.returncode == 0, said
+    finally:
+        head.terminate()
+        head.wait()
+        shutil.rmtree(home, ignore_errors=True)
+    agree(file.parent / "results", 6)
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 # ---- bad input ----

@@ -48,6 +48,7 @@ class EWGS(Method):
     paper = "arXiv 2104.00903"
     knobs = ("delta", "rate")
     varies = ("delta", "rate", "format")
+    compiled_alike = True
 
     presets = {
         "cifar": Preset("arXiv 2104.00903, CIFAR", {"rate": 0.01}, {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}, "fp:0.5"),

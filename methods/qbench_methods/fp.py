@@ -15,6 +15,7 @@ class FP(Method):
     name = "fp"
     title = "Full precision"
     quantizes = False
+    compiled_alike = True
 
     def alone(self) -> None:
         return None

@@ -45,6 +45,7 @@ class LOTION(Method):
     paper = "arXiv 2510.08757"
     knobs = ("lam",)
     varies = ("lam", "format")
+    compiled_alike = True
 
     presets = {
         "language": Preset(

@@ -39,6 +39,7 @@ class LSQ(Method):
     paper = "arXiv 1902.08153"
     knobs = ("rate",)
     varies = ("rate", "format")
+    compiled_alike = True
 
     presets = {
         "imagenet": Preset(

@@ -46,6 +46,7 @@ class PEGE(Method):
     provenance = "reconstructed"
     knobs = ("kappa", "ramp")
     varies = ("kappa", "ramp", "format")
+    compiled_alike = True
 
     base: Literal["absmax", "mse", "hessian", "learned", "affine"] = "absmax"
     """The grid: a scale rule of the symmetric one, or the affine one."""

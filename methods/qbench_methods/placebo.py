@@ -29,6 +29,7 @@ class Placebo(Method):
     name = "placebo"
     title = "Placebo estimator"
     varies = ("strength", "format")
+    compiled_alike = True
 
     scale: ScaleRule = "absmax"
     strength: float = 0.5

@@ -31,6 +31,7 @@ class RR(Method):
     provenance = "reconstructed"
     knobs = ("scale",)
     varies = ("format",)
+    compiled_alike = True
 
     scale: TrainedScaleRule = "absmax"
 

@@ -31,6 +31,7 @@ class STE(Method):
     paper = "arXiv 1308.3432"
     knobs = ("scale",)
     varies = ("format",)
+    compiled_alike = True
 
     scale: TrainedScaleRule = "absmax"
     clip_gradient: bool = False

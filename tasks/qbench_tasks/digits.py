@@ -19,7 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantConv2d, QuantLinear, Recipe, Split, Task, UsageError, generator, key_of, with_model
+from qbench.task import (
+    Batch,
+    Metric,
+    Problem,
+    QuantConv2d,
+    QuantLinear,
+    Recipe,
+    Split,
+    Task,
+    UsageError,
+    cross_entropy,
+    generator,
+    key_of,
+    with_model,
+)
 
 CLASSES, SIDE = 10, 8
 PARTS: dict[Split, slice] = {"train": slice(0, 1000), "val": slice(1000, 1297), "test": slice(1297, 1797)}
@@ -39,6 +53,11 @@ class Digits(Task):
 
     model: Literal["mlp", "cnn"] = "mlp"
     """Four linear layers of `width`, or three convolutions of `channels` to four times as many and a linear layer."""
+
+    @property
+    def compiled_alike(self) -> bool:
+        """Of a convolution each run has its own call, and compiling saves little."""
+        return self.model == "mlp"
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)
@@ -154,7 +173,8 @@ class DigitsProblem(Problem):
         return [Batch(pixels, labels, len(labels))]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return losses(output, batch).mean(-1)
+        assert batch.targets is not None
+        return cross_entropy(output, batch.targets).mean(-1)
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         (batch,) = self.batches(split)
@@ -165,13 +185,6 @@ class DigitsProblem(Problem):
     @property
     def labels_per_step(self) -> int:
         return self.count
-
-
-def losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of each image, (…, batch)."""
-    assert batch.targets is not None
-    shape = logits.shape[:-1]
-    return F.cross_entropy(logits.flatten(0, -2), batch.targets.expand(shape).reshape(-1), reduction="none").view(shape)
 
 
 @lru_cache(maxsize=256)

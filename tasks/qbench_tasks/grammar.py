@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, generator, with_model
+from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, cross_entropy, generator, with_model
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
-from qbench_tasks.transformer import Shape, Transformer, token_losses
+from qbench_tasks.transformer import Shape, Transformer
 
 VOCAB = len(text.VOCAB)
 SHAPES = {
@@ -117,13 +117,13 @@ class GrammarProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
-        return token_losses(output, batch.targets).mean((-2, -1))
+        return cross_entropy(output, batch.targets).mean((-2, -1))
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         total, floor = 0.0, 0.0
         for batch, true in self.scored(split):
             assert batch.targets is not None
-            total += float(token_losses(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
+            total += float(cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
             floor += true
         tokens = WINDOWS[split] * self.context
         return {"excess": (total - floor) / tokens, "loss": total / tokens, "bits": total / tokens / math.log(2)}

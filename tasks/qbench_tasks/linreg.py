@@ -51,6 +51,10 @@ class LinReg(Task):
             return "noise is on the targets of mini-batches: it needs exact = false"
         return None
 
+    @property
+    def compiled_alike(self) -> bool:
+        return True
+
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=STEPS[size], batch=1 if self.exact else 64, optimizer="adamw", lr=0.1, clip=0.0)
 

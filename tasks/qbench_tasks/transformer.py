@@ -230,10 +230,3 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention over (…, batch, time, heads, features). SDPA's fast kernels take (batch, heads, time, features) and nothing in front."""
     q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The negative log-likelihood of each target, (…, batch, time). Targets may leave out the axes of runs."""
-    shape = logits.shape[:-1]
-    losses = F.cross_entropy(logits.flatten(0, -2), targets.expand(shape).reshape(-1), reduction="none")
-    return losses.view(shape)

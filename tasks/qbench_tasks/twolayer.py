@@ -49,6 +49,10 @@ class TwoLayer(Task):
             return "noise is on the targets of mini-batches: it needs exact = false"
         return None
 
+    @property
+    def compiled_alike(self) -> bool:
+        return True
+
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=1000, batch=1 if self.exact else 64, optimizer="adamw", lr=0.01, clip=0.0)
 

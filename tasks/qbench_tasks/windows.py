@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qbench.task import Batch, Problem, Split, UsageError
+from qbench.task import Batch, Problem, Split, UsageError, cross_entropy
 from qbench_tasks.order import drawn
 from qbench_tasks.tokens import Tokens
-from qbench_tasks.transformer import token_losses
 from qbench_tasks.vocabulary import Reader
 
 WINDOWS: dict[Split, int] = {"train": 128, "val": 128, "test": 256}
@@ -70,13 +69,13 @@ class WindowProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
-        return token_losses(output, batch.targets).mean((-2, -1))
+        return cross_entropy(output, batch.targets).mean((-2, -1))
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         nats, tokens, size = 0.0, 0, 0
         for batch in self.batches(split):
             assert batch.targets is not None
-            nats += float(token_losses(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
+            nats += float(cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
             tokens += batch.targets.numel()
             size += int(self.sizes[batch.targets].sum())
         return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / tokens, "bytes_per_token": size / tokens}

@@ -22,7 +22,21 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-PARTS = ("start", "harness", "steps", "methods", "groups", "store", "publish", "text", "statistics", "engines", "scale", "downstream")
+PARTS = (
+    "start",
+    "harness",
+    "steps",
+    "methods",
+    "groups",
+    "store",
+    "publish",
+    "text",
+    "statistics",
+    "engines",
+    "scale",
+    "downstream",
+    "alike",
+)
 
 
 def main(words: list[str]) -> int:

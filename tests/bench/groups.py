@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing as mp
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -48,8 +51,10 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] 
 COMPILED = BEDS[:4]
 
 
-def config(task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste") -> RunConfig:
-    m, t = load_method(method)(), load_task(task)(**options)
+def config(
+    task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste", params: Mapping[str, Any] = {}
+) -> RunConfig:
+    m, t = load_method(method)(**params), load_task(task)(**options)
     recipe = dataclasses.replace(t.recipe(size), steps=1_000_000, lr=lr)
     weights = Quantization("int4", "channel") if m.quantizes else None
     return RunConfig(
@@ -108,9 +113,46 @@ def table() -> Iterator[str]:
     for method in ("fp", "lotion", "gdnsq", "pege", "ewgs", "lsq"):
         alone, beside, ratio = throughput("digits", "xs", {}, False, 32, method)
         yield f"| {method}, digits MLP | 32 | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
+    for when, seconds in zip(("nothing at hand", "graphs at hand"), compiling(), strict=True):
+        yield f"| to compile the digits MLP's steps and its audit, two workers at once, {when} | 32 | | {seconds:.1f} s | | |"
     yield f"| STE, grammar xs: two processes against one | 2 | | | {two_processes():.2f} | 1.9 |"
     if find_spec("jax"):
         yield f"| JAX, digits MLP: jit(vmap) over scan | 32 | | {jax_sweep(32):,.1f} | | |"
+
+
+# ---- what compiling takes ----
+
+
+def first_steps(start: Any) -> None:
+    torch.set_num_threads(1)
+    runs = [prepared(config("digits", "xs", {}, place, 0.01)) for place in range(32)]
+    whole, batch = side_by_side(runs), runs[0].batch(0)
+    assert whole is not None
+    for run in (whole, *runs):
+        compile_run(run)
+    start.wait()
+    one_step(whole, 0)
+    with torch.no_grad():
+        for run in runs:
+            assert run.compiled is not None
+            run.compiled(batch.inputs)
+
+
+def compiling() -> list[float]:
+    """Seconds until two processes have each taken the first step of a group and looked at its runs compiled; then once more."""
+    found, context = [], mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+        for _ in range(2):
+            start = context.Barrier(3)
+            workers = [context.Process(target=first_steps, args=(start,)) for _ in range(2)]
+            for worker in workers:
+                worker.start()
+            start.wait()
+            began = time.perf_counter()
+            for worker in workers:
+                worker.join()
+            found.append(time.perf_counter() - began)
+    return found
 
 
 # ---- two processes ----
