@@ -299,15 +299,17 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
     return device.type == "cuda" or compiling_pays(config)
 
 
-def compile_run(run: Run) -> None:
+def compile_run(run: Run, **options: Any) -> None:
     """What a step computes, from weights to losses, as one graph. Where weights are quantized once for several parts of a batch, and where the
     losses are the method's own, which may look at quantized weights and hold numbers that change, network and quantizers are graphs apart.
 
+    On a CPU convolutions stay as they are laid out: what a compiler would choose depends on how many there are, and a run's bits on that.
     Never with dynamic sizes: the compiler would take levels for sizes too, and was seen to round wrongly then.
     A graph is made for each kind of run, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS
-    compiled = partial(torch.compile, dynamic=False, options={"layout_optimization": run.clock.device.type == "cuda"})
+    options = {"layout_optimization": run.clock.device.type == "cuda"} | options
+    compiled = partial(torch.compile, dynamic=False, options=options)
     if run.accumulate == 1 and not run.team and type(run.method).losses is Method.losses:
         run.graph, run.compiled = compiled(run.terms), compiled(run.output)
         return

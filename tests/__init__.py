@@ -1,1 +1,6 @@
 """The tests of qbench: one file a module, plus conformance, layering, packaging and golden results."""
+
+import os
+
+SOAK = bool(os.environ.get("QBENCH_SOAK"))
+"""Whether everything is tried, however long it takes: `make soak`."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,8 @@ def a_config(role: str, seed: int = 0) -> RunConfig:
 
 @contextmanager
 def set_up(folder: Path) -> Iterator[Path]:
-    """The stage's distribution in a folder, on the path of this process and of its workers."""
+    """The stage's distribution in a folder, on the path of this process and of its workers: a fork server that runs already would not know."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     info = folder / "qbench_stage-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qbench-stage\nVersion: 1\n")

@@ -38,25 +38,35 @@ def bench(out: Path, *words: str, **environment: str) -> subprocess.CompletedPro
 
 @pytest.mark.slow
 def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--methods", "fp,ste,rtn")
+    done = bench(tmp_path, "--methods", "fp,ste,rtn", "--eager")
     assert done.returncode == 0, done.stdout + done.stderr
     found, text = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
     peak, *steps = found["steps"]
     assert peak["peak_bf16_flops"] > 0 and [row["method"] for row in steps] == ["fp", "ste", "fp, again"]
     for row in steps:
-        assert row["q25_s"] <= row["median_s"] <= row["q75_s"] and row["compiled"] and row["tokens"] == 256
+        assert row["q25_s"] <= row["median_s"] <= row["q75_s"] and not row["compiled"] and row["tokens"] == 256
         assert row["tokens_per_s"] == pytest.approx(256 / row["median_s"]) and 0 < row["peak_share"] < 1 and row["over_fp"] > 0
     assert [(row["method"], row["audit"], row["apart"] < 1e-3) for row in found["compiled"]] == [("fp", True, True), ("ste", True, True)]
     assert [(row["method"], row["audit"]) for row in found["runs"]] == [("fp", True), ("ste", True), ("rtn", True)]
     assert all(1 < row["bits_per_byte"] < 9 for row in found["runs"])
-    alone, four = found["groups"]
-    assert (alone["runs"], four["runs"]) == (1, 4) and not alone["compiled"] and four["compiled"]
+    assert [(row["runs"], row["compiled"]) for row in found["groups"]] == [(1, False), (4, False)]
+    assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
+    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "tests"))
+
+
+@pytest.mark.slow
+def test_company_is_compiled_and_held_against_a_loop(tmp_path: Path) -> None:
+    """Once more with CUDA graphs, which on a CPU change nothing."""
+    done = bench(tmp_path, "--parts", "groups")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    alone, four, graphs = found["groups"]
+    assert (alone["runs"], four["runs"], graphs["runs"]) == (1, 4, 4) and not alone["compiled"] and four["compiled"]
+    assert "CUDA graphs" in graphs["bed"] and graphs["loss"] == four["loss"] == pytest.approx(alone["loss"], rel=0.5)
     assert four["run_steps_per_s"] == pytest.approx(4 / four["median_s"]) and four["times"] == pytest.approx(
         four["run_steps_per_s"] / alone["run_steps_per_s"]
     )
-    assert max(len(row["curve"]) for row in found["groups"]) == 24 and four["target"] == 50
-    assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
-    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "tests"))
+    assert max(len(row["curve"]) for row in found["groups"]) == 24 and graphs["target"] == 50
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from qbench.rows import by_run, linear, times
 from qbench.run import Run
 from qbench.task import Problem
 from qbench.train import one_step
+from tests import SOAK
 from tests.test_task_text import texts, written
 from tests.test_train import registered
 
@@ -55,8 +56,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
-LIKE_OTHERS, FEW = ("rotated", "twolayer", "twolayer batches", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
-"""Beds that differ little from another one, and the methods that are tried on them."""
+LIKE_OTHERS, FEW = ("rotated", "twolayer", "twolayer batches", "cnn", "grammar", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
+"""Beds whose methods see what they see on another one, and the methods that are tried on them."""
 INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 2}
 """Steps on beds where a step costs more than its calls, and where three keep each other company."""
@@ -124,7 +125,10 @@ def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("task", "method"), [(task, name) for task in TASKS for name in (FEW if task in LIKE_OTHERS else METHODS)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "method"), [(task, name) for task in TASKS for name in (METHODS if SOAK or task not in LIKE_OTHERS else FEW)]
+)
 def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path: Path) -> None:
     """Results, curves and artefacts, after training among others."""
     configs = company(method, task)

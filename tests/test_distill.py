@@ -23,6 +23,7 @@ from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Batch
 from qbench.toy import ToyProblem
+from tests import SOAK
 from tests.test_company import config, curve, outcome
 
 SWEEP = """
@@ -133,6 +134,7 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
     return configs, bases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),
     [
@@ -140,7 +142,7 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
         ("batches", "ewgs"),
         ("cnn", "ste"),
         ("grammar", "rr"),
-        ("text", "ste"),
+        *((("text", "ste"),) if SOAK else ()),
     ],
 )
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_cancelling_one_leaves_the_other(engine: LocalEngine, tmp_path: Path) ->
     until(lambda: {e.group for e in engine.poll(0.5) if e.kind == "step"} == {1, 2})
     engine.cancel(1)
     engine.cancel(3)
-    ended = the_end(engine)[-1]
+    (ended,) = [e for e in the_end(engine) if e.kind == "ended"]
     assert (ended.group, ended.details) == (1, {"exitcode": -signal.SIGTERM, "cancelled": True})
     assert {e.group for e in engine.poll(1)} == {2}
 

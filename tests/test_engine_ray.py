@@ -326,24 +326,24 @@ def until(true: Callable[[], Any], limit_s: float = 60) -> Any:
 
 @needs_ray
 def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
-    """Half a GPU each: four places on two of them, each place with its own alone in sight. Ray counts GPUs where there are none, too."""
+    """Half a GPU each, two places on one that both see. Ray counts GPUs where there are none, too."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, **LITTLE})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, **LITTLE})
     wishes = Wishes(address=cluster.address, gpus=0.5, cpus=1)
     try:
         with closing(RayEngine(wishes, train="tests.stage:stand_in")) as engine:
-            assert (engine.capacity, engine.remote_device) == (4, "cuda")
-            attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(4)]
+            assert (engine.capacity, engine.remote_device) == (2, "cuda")
+            attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(2)]
             for seed, attempt in enumerate(attempts):
                 engine.submit(seed, [Assignment(a_config("chatter", seed), attempt.folder)], EAGER)
             envs = until(lambda: engine.poll(0.2) and all(found := [a.read("env") for a in attempts]) and found)
-            for seed in range(4):
+            for seed in range(2):
                 engine.cancel(seed)
     finally:
         cluster.shutdown()
-    assert len({env["pid"] for env in envs}) == 4 and {env["device"] for env in envs} == {"cuda:0"}
-    assert sorted(env["visible"] for env in envs) == ["0", "0", "1", "1"]
+    assert len({env["pid"] for env in envs}) == 2
+    assert [(env["device"], env["visible"]) for env in envs] == [("cuda:0", "0")] * 2
 
 
 @needs_ray
@@ -361,6 +361,7 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
     head = subprocess.Popen([Path(sys.executable).with_name("ray"), *words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: listens(client))
+        file.write_text(SMALL.replace("seeds = 2", "seeds = 1"))
         done = command(file, file.parent / "results", "--address", f"ray://127.0.0.1:{client}")
         said = done.communicate(timeout=120)[0]
         assert done.returncode == 0, said
@@ -368,7 +369,7 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
         head.terminate()
         head.wait()
         shutil.rmtree(home, ignore_errors=True)
-    agree(file.parent / "results", 6)
+    agree(file.parent / "results", 3)
 
 
 def listens(port: int) -> bool:

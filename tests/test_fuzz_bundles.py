@@ -28,10 +28,11 @@ from qbench.submissions import artefact, zipped
 from qbench.submissions.bundle import MANIFEST, Bundle, spell
 from qbench.submissions.refused import Refused
 from qbench.submissions.verify import Report, examine
+from tests import SOAK
 from tests.bundles import Files, assemble, packed, train_runs, unpack, written
 
 COUNT = 12_000
-SOAK = 300_000
+MANY = 300_000
 Chance = random.Random
 
 
@@ -379,9 +380,9 @@ def test_no_meddled_bundle_crashes_the_reader_or_deceives_it(good: bytes, seed: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not os.environ.get("QBENCH_SOAK"), reason="`make soak` runs it")
+@pytest.mark.skipif(not SOAK, reason="`make soak` runs it")
 def test_nor_do_many_more(good: bytes) -> None:
-    fuzz(good, SOAK, 1000)
+    fuzz(good, MANY, 1000)
 
 
 def test_the_archive_accepts_only_what_it_would_write(good: bytes) -> None:

@@ -27,7 +27,7 @@ board = "small"
 seeds = 2
 methods = ["fp", "rtn", "ste", "gdnsq"]
 tasks = ["toy", "grammar"]
-formats = { weights = ["int2"], activations = ["none", "int4"] }
+formats = { weights = ["int2"], activations = ["int4"] }
 recipe.steps = 6
 downstream.tasks = ["grammar_recall"]
 [[method]]

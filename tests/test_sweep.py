@@ -29,6 +29,7 @@ from qbench.store import Store, view
 from qbench.sweep import Summary, sweep
 from qbench.sweepfile import read_text
 from qbench.upkeep import check
+from tests import SOAK
 from tests.stage import ROOT, stage
 
 __all__ = ["stage"]
@@ -464,7 +465,7 @@ config, execution = read(pathlib.Path(sys.argv[1])), Execution(device="cpu", che
 with local_engine(config, execution, 2) as engine:
     sys.exit(sweep(config, pathlib.Path(sys.argv[2]), engine, execution).code)
 """
-KILLS = 6
+KILLS = 60 if SOAK else 4
 MANY = """
 board = "b"
 methods = ["plain", "after"]
@@ -477,6 +478,7 @@ seconds = 0.02
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_sweep_ends_as_if_nothing_had_been(command: Command, tmp_path: Path) -> None:
     chance, results = random.Random(), tmp_path / "killed"
     (tmp_path / "s.toml").write_text(MANY)

@@ -36,6 +36,7 @@ from qbench.store import Store
 from qbench.sweep import Summary, sweep
 from qbench.sweepfile import SweepConfig, read_text
 from qbench.upkeep import rebuild
+from tests import SOAK
 from tests.stage import stage
 from tests.test_sweep import DRIVER, Command, command, until
 
@@ -164,11 +165,12 @@ def test_killed_between_and_within_the_phases_it_comes_to_the_same(board: Path, 
     assert frozen(Results(tmp_path).board()) == frozen(Results(board).board())
 
 
+@pytest.mark.slow
 def test_killed_from_outside_at_any_moment_it_comes_to_the_same(command: Command, board: Path, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(BOARD)
     (tmp_path / "driver.py").write_text(DRIVER)
     chance, results, done = random.Random(), tmp_path / "killed", 0
-    for _ in range(4):
+    for _ in range(40 if SOAK else 3):
         process = command(tmp_path / "driver.py", tmp_path / "s.toml", results)
         until(lambda p=process, n=done: len(outcomes(results)) > n or p.poll() is not None)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 1))
