@@ -31,10 +31,10 @@ ARITHMETIC = {"cpu": 1.2e9, "cuda": 1e12}
 `grammar` s, 2e9 each, no more than alone (`make bench ARGS=groups`). For CUDA it is reckoned, not measured: what an H200 does in about the time
 that a thousand calls take."""
 COMPILING_S = 30.0
-"""What it takes on a CPU to compile a run's steps, and the network for its audit: 19 s were measured where two workers did so at once and
-nothing was at hand from before, 3 s where it was."""
+"""What it takes on a CPU to compile a group's steps, and the networks for their audit: 21 s were measured where two workers did so at once and
+nothing was at hand from before, 5 s where it was (`make bench ARGS=groups`)."""
 SAVED_S = 0.001
-"""What compiling then takes off a step of a group: of the digits MLP 0.9 ms for 16 runs and 1.4 ms for 32, the same arithmetic in fewer calls."""
+"""What compiling then takes off a step of a group: 1.1 ms for 32 runs of the digits MLP, the same arithmetic in fewer calls (likewise)."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""

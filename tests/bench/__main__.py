@@ -11,6 +11,7 @@ text      the task `text`: a step against plain PyTorch, loading, tokenising
 statistics  intervals, tests, ranks and bootstraps of a large board
 engines   what an engine costs a run: local, Ray
 scale     planning 10⁶ runs, keeping 10⁵
+alike     which compiled steps give a run the same bits alone and in company
 downstream  an evaluation against the bare forward passes of its tokens
 """
 

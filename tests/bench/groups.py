@@ -143,7 +143,7 @@ def compiling() -> list[float]:
     found, context = [], mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
         for _ in range(2):
-            start = context.Barrier(3)
+            start = context.Barrier(3, timeout=300)
             workers = [context.Process(target=first_steps, args=(start,)) for _ in range(2)]
             for worker in workers:
                 worker.start()
