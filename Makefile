@@ -32,7 +32,7 @@ OUT ?= gpu-report
 gpu: .venv/installed-test
 	$(BIN)/python -m tests.bench.gpu --out $(OUT) $(ARGS)
 
-# The tests that kill and starve, over and over.
+# The tests that kill and starve, over and over, and every method on every bed.
 soak: .venv/installed-test
 	QBENCH_SOAK=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 

@@ -296,7 +296,7 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
         return False
     if execution.compile is not None:
         return execution.compile
-    return device.type == "cuda" or compiling_pays(config)
+    return device.type == "cuda" or (execution.accumulate == 1 and compiling_pays(config))
 
 
 def compile_run(run: Run, **options: Any) -> None:

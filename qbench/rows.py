@@ -68,7 +68,7 @@ def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
 
 
 def by_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Tensor:
-    """An elementwise function that is no plain arithmetic, of tensors that have `lead` (0 or 1) axes of runs."""
+    """A function that is no plain arithmetic, elementwise or down to sums over trailing axes, of tensors that have `lead` (0 or 1) axes of runs."""
     return f(x, *more) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x, *more)
 
 

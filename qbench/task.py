@@ -269,8 +269,8 @@ class Task:
 
     @property
     def compiled_alike(self) -> bool:
-        """Whether runs compiled side by side have the bits that each has compiled alone, on a CPU, and compiling saves what `grouping.SAVED_S`
-        says. `make bench ARGS=alike` shows the one, `ARGS=groups` the other."""
+        """Whether runs compiled side by side have the bits that each has compiled alone, on a CPU: `make bench ARGS=alike`. A sweep may then
+        compile long ones by itself."""
         return False
 
     @property

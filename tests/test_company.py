@@ -57,7 +57,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
 LIKE_OTHERS, FEW = ("rotated", "twolayer", "twolayer batches", "cnn", "grammar", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
-"""Beds whose methods see what they see on another one, and the methods that are tried on them."""
+"""Beds that ask nothing of a method that others do not ask, and the methods that are tried on them; `make soak` tries all on all."""
 INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 2}
 """Steps on beds where a step costs more than its calls, and where three keep each other company."""

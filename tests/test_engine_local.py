@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -187,19 +188,30 @@ def test_the_death_of_the_fork_server_is_survived(engine: LocalEngine, tmp_path:
     assert how_it_ends(engine, tmp_path / "again", "good") == {"exitcode": 0}
 
 
-def test_a_fork_server_that_refuses_while_it_dies_is_waited_for(engine: LocalEngine, tmp_path: Path) -> None:
-    """Between SIGKILL and its burial a server's socket is closed and `waitpid` still calls it alive."""
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs up"])
+def test_a_fork_server_is_waited_for_while_it_dies(answers: bool, engine: LocalEngine, tmp_path: Path) -> None:
+    """Between SIGKILL and its burial a server's socket is closed and `waitpid` still calls it alive; or it had just picked up."""
     assert how_it_ends(engine, tmp_path, "good") == {"exitcode": 0}
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     dying = server._forkserver_pid
-    with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(tmp_path / "deaf"))  # nobody listens: a connection is refused
-        server._forkserver_address = str(tmp_path / "deaf")
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as socket_of_the_dying:
+        socket_of_the_dying.bind(f"{folder}/s")
+        if answers:
+            socket_of_the_dying.listen()
+            threading.Thread(target=hang_up, args=(socket_of_the_dying,), daemon=True).start()
+        server._forkserver_address = f"{folder}/s"
         burial = threading.Timer(0.3, os.kill, (dying, signal.SIGKILL))
         burial.start()
         assert how_it_ends(engine, tmp_path / "again", "good") == {"exitcode": 0}
         burial.join()
     assert server._forkserver_pid != dying
+
+
+def hang_up(listener: socket.socket) -> None:
+    listener.settimeout(5)
+    with suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def parent(pid: int) -> int:

@@ -337,7 +337,7 @@ def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
             attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(2)]
             for seed, attempt in enumerate(attempts):
                 engine.submit(seed, [Assignment(a_config("chatter", seed), attempt.folder)], EAGER)
-            envs = until(lambda: engine.poll(0.2) and all(found := [a.read("env") for a in attempts]) and found)
+            envs = until(lambda: (engine.poll(0.2), all(found := [a.read("env") for a in attempts]) and found)[1], 120)
             for seed in range(2):
                 engine.cancel(seed)
     finally:
@@ -358,16 +358,25 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
     words = f"start --head --block --port={port} --ray-client-server-port={client} --num-cpus=2 --include-dashboard=false".split()
     home = tempfile.mkdtemp(prefix="ray-")
     more = [f"--object-store-memory={LITTLE['object_store_memory']}", f"--temp-dir={home}"]
-    head = subprocess.Popen([Path(sys.executable).with_name("ray"), *words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = file.with_suffix(".log")
+    with open(log, "wb") as out:
+        head = subprocess.Popen([Path(sys.executable).with_name("ray"), *words, *more], stdout=out, stderr=subprocess.STDOUT)
+    sweeping = None
     try:
-        until(lambda: listens(client))
+        until(lambda: head.poll() is not None or listens(client), 120)
+        assert head.poll() is None, log.read_text()
         file.write_text(SMALL.replace("seeds = 2", "seeds = 1"))
-        done = command(file, file.parent / "results", "--address", f"ray://127.0.0.1:{client}")
-        said = done.communicate(timeout=120)[0]
-        assert done.returncode == 0, said
+        sweeping = command(file, file.parent / "results", "--address", f"ray://127.0.0.1:{client}")
+        said = sweeping.communicate(timeout=150)[0]
+        assert sweeping.returncode == 0, said
     finally:
-        head.terminate()
-        head.wait()
+        for process in (sweeping, head):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+                process.kill()
+                process.wait()
         shutil.rmtree(home, ignore_errors=True)
     agree(file.parent / "results", 3)
 

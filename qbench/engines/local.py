@@ -119,9 +119,15 @@ class LocalEngine(Engine):
             return
         self.context.set_forkserver_preload(["qbench.engines.warm", "qbench.engines.local"])
         resource_tracker.ensure_running()  # before the mask: it clears SIGINT from it
+        with self._as_a_server_begins():
+            forkserver.ensure_running()
+
+    @contextmanager
+    def _as_a_server_begins(self) -> Iterator[None]:
+        """What a fork server, or without one a worker, takes over from us; also where asking for a worker begins a server anew."""
         modules = ",".join((self.train.partition(":")[0], *self.preload))
         with without_interrupts(), worker_environment({PRELOAD: modules}), anonymous_main():
-            forkserver.ensure_running()
+            yield
 
     @property
     def devices(self) -> list[str]:
@@ -151,25 +157,30 @@ class LocalEngine(Engine):
         taken = {w.slot for w in self.workers.values()}
         slot = next(s for s in range(len(taken) + 1) if s not in taken)
         execution = replace(execution, device=self.devices[slot % self.capacity])
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
-        self._launch(process)
-        theirs.close()
+        process, ours = self._launch(assignments, execution)
         now = time.monotonic()
         self.workers[group] = _Worker(process, ours, slot, execution, now, now)
 
-    def _launch(self, process: BaseProcess) -> None:
-        """Have the fork server make a worker. One that was just killed refuses for a moment before it counts as dead."""
-        deadline = time.monotonic() + GRACE_S
+    def _launch(self, assignments: list[Assignment], execution: Execution) -> tuple[BaseProcess, Connection]:
+        """Have the fork server make a worker. One that was just killed refuses for a moment before it counts as dead, or falls silent."""
+        refused_at: float | None = None
         while True:
             self.start()
+            ours, theirs = self.context.Pipe()
+            process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
             try:
-                with worker_environment({}), anonymous_main():
-                    return process.start()
-            except ConnectionError:
-                if time.monotonic() > deadline:
+                with self._as_a_server_begins():
+                    process.start()
+            except (ConnectionError, EOFError):
+                ours.close()
+                refused_at = refused_at or time.monotonic()
+                if time.monotonic() > refused_at + GRACE_S:
                     raise
                 time.sleep(0.01)
+            else:
+                return process, ours
+            finally:
+                theirs.close()
 
     def poll(self, timeout_s: float) -> list[Event]:
         now = time.monotonic()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from qbench import load_method
 from qbench.company import side_by_side
 from qbench.config import Quantization
 from qbench.making import compile_run
@@ -55,18 +56,23 @@ class Bed:
     """Formats, in turn."""
     granularity: str = "channel"
     inputs: str | None = None
+    one_seed: bool = False
+    numbers: bool = False
+    """Whether runs differ in the numbers in which a method lets them."""
 
 
 BEDS = {
     "digits": Bed("digits"),
-    "digits m": Bed("digits", "m"),
+    "digits s, by tensor": Bed("digits", "s", granularity="tensor"),
     "digits, batches of 50": Bed("digits", recipe={"batch": 50}),
     "digits, widths mixed": Bed("digits", weights=("int4", "int2", "int8")),
+    "digits, numbers differ": Bed("digits", numbers=True),
     "digits, blocks and inputs": Bed("digits", granularity="block-32", inputs="int4"),
     "linreg": Bed("linreg"),
     "linreg, d = 12 000": Bed("linreg", "l"),
     "linreg, rotated": Bed("linreg", options={"rotated": True}),
     "linreg, mini-batches": Bed("linreg", "s", {"exact": False}),
+    "linreg, one stream": Bed("linreg", "s", {"exact": False}, one_seed=True),
     "twolayer": Bed("twolayer"),
     "twolayer, mini-batches": Bed("twolayer", options={"exact": False}),
 }
@@ -77,11 +83,12 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
     torch.set_num_threads(1)
     torch.compiler.reset()
 
-    def run(seed: int) -> Run:
-        found = config(bed.task, bed.size, bed.options, seed, 0.01 * (1 + seed % 3), method, params)
+    def run(place: int) -> Run:
+        seed, rate = 0 if bed.one_seed else place, 0.01 * (1 + place % 3)
+        found = config(bed.task, bed.size, bed.options, seed, rate, method, others(method, params, place) if bed.numbers else params)
         found = dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, **bed.recipe))
         if found.weights:
-            weights = Quantization(bed.weights[seed % len(bed.weights)], bed.granularity)
+            weights = Quantization(bed.weights[place % len(bed.weights)], bed.granularity)
             found = dataclasses.replace(found, weights=weights, activations=Quantization(bed.inputs, "tensor") if bed.inputs else None)
         return prepared(found)
 
@@ -92,13 +99,19 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
 
     differences = []
     for count, place in COMPANY:
-        many = [run(seed) for seed in range(count)]
+        many = [run(each) for each in range(count)]
         for taken in (alone := run(place), together(many)):
             compile_run(taken)
             for step in range(STEPS):
                 one_step(taken, step)
         differences += [float((a - b).detach().abs().max()) for a, b in zip(learned(alone), learned(many[place]), strict=True)]
     return max(differences)
+
+
+def others(method: str, params: dict[str, Any], place: int) -> dict[str, Any]:
+    m = load_method(method)
+    numbers = {name: value for name, value in m(**params).params.items() if name in m.varies and isinstance(value, float)}
+    return params | {name: value * (1.0, 0.5, 0.75)[place % 3] for name, value in numbers.items()}
 
 
 def learned(run: Run) -> list[torch.Tensor]:

@@ -60,8 +60,9 @@ def drawn(rows: list[Row], target: float) -> list[Row]:
         if alone and "run_steps_per_s" in row:
             row["times"] = row["run_steps_per_s"] / alone
             row["curve"] = "█" * max(1, round(BAR * row["run_steps_per_s"] / best))
-    if timed := [row for row in rows if "times" in row]:
-        timed[-1]["target"] = target
+    swept = [row for row in rows if "times" in row and row["bed"] == rows[0]["bed"]]
+    if swept:
+        max(swept, key=lambda row: row["times"])["target"] = target
     return rows
 
 
