@@ -114,7 +114,8 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
     (run,) = make_plan(config).runs.values()
     one, two, three = attempts(tmp_path, run.key)
     assert [a.read("result") and a.read("result")["state"] for a in (one, two, three)] == [None, "failed", "ok"]  # type: ignore[index]
-    assert three.curve.read_text().startswith(one.curve.read_text()), "it began anew"
+    *kept, _ = one.curve.read_text().splitlines(keepends=True)  # the last may be of a step whose checkpoint was not written any more
+    assert len(kept) > 2 and three.curve.read_text().startswith("".join(kept)), "it began anew"
     assert three.read("env")["processes"] == 2  # type: ignore[index]
     undisturbed = tmp_path / "undisturbed"
     assert swept(config, undisturbed).code == 0  # it has died as often as it wants to

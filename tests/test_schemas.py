@@ -56,7 +56,7 @@ PRINTED = {
     "tasks": (["tasks"],),
     "check": (["check", "fp", "--quick"],),
     "publish": (["publish", "small", "--out", "site"],),
-    "reproduce": (["reproduce", KEY], ["reproduce", "ste int2 toy/xs", "--board", "small"]),
+    "reproduce": (["reproduce", KEY], ["reproduce", "ste int2 a:int4 toy/xs", "--board", "small"]),
     "doctor": (["doctor"],),
     "new": (["new", "method", "mine"],),
     "db-check": (["db", "check"],),
