@@ -17,7 +17,7 @@ LONGEST_CELL = 1_000_000
 """What a run answered to hundreds of downstream tasks is one cell."""
 _ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
 _SPACE = re.compile(r"\s+")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 _ESCAPED = {"<": "&lt;", "&": "&amp;", "//": r"\/\/"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -186,6 +186,7 @@ MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 @given(HOSTILE)
 @example("a_b_c *x* **y** `z` ~~s~~ <i> &amp; [l](u) ![i](u) | $m$ \\")
+@example("__0__ a__b__ _0_ x_")
 def test_markdown_shows_the_words_as_they_are(words: str) -> None:
     """Read by a Markdown parser, a cell is the text and nothing but text."""
     tokens = MARKDOWN.parse(f"| x | {text.markdown(words)} | y |\n| --- | --- | --- |\n")
