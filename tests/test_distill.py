@@ -142,7 +142,7 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
         ("batches", "ewgs"),
         ("cnn", "ste"),
         ("grammar", "rr"),
-        *((("text", "ste"),) if SOAK else ()),
+        pytest.param("text", "ste", marks=pytest.mark.skipif(not SOAK, reason="`make soak` runs it; `grammar` is its like")),
     ],
 )
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:

@@ -23,14 +23,11 @@ from qbench.record import Attempt, attempts
 from qbench.sweep import Summary, sweep
 from qbench.sweepfile import read_text
 from qbench.toy import ToyProblem
-from tests import SOAK
 from tests.stage import stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stage")]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
-FEW = ("ste", "rr", "lotion", "gdnsq", "pege", "ewgs")
-"""Of these each does something of its own where a batch is cut."""
 STEPS = 12
 CLOSE = 1e-6
 """Eight units in the last place of a float32: what the order of a sum may move a loss by in twelve steps."""
@@ -50,7 +47,7 @@ def seen(curve: list[dict[str, Any]]) -> list[Any]:
     return [(line["terms"], line["grad_norm"], line["val"], line["metrics"]) for line in curve]
 
 
-@pytest.mark.parametrize("method", TRAINED if SOAK else FEW)
+@pytest.mark.parametrize("method", TRAINED)
 def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(method: str, tmp_path: Path) -> None:
     _, undivided = trained(method, tmp_path / "alone", Execution(device="cpu"))
     halved, curve = trained(method, tmp_path / "halved", Execution(accumulate=2, device="cpu"))

@@ -91,6 +91,7 @@ def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site:
     assert edited(site) == ["method pair"]
     env.write_text(json.dumps({name: value for name, value in recorded.items() if name != "method_source"}))
     assert edited(site) == [], "what was not recorded is unknown"
+    assert "method source" not in qbench(site, "reproduce", key)
 
 
 def test_a_raised_version_is_another_run_and_nothing_is_stale(site: Path) -> None:

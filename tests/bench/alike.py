@@ -4,7 +4,7 @@
 
 A run takes its first steps compiled alone, then compiled among others, and what it has learned is compared. A compiler promises nothing of
 the kind: it computes an exponential by one formula in whole vectors and by another elsewhere, and what is where depends on who is there.
-Half an hour on two cores.
+Twenty minutes on two cores.
 """
 
 from __future__ import annotations

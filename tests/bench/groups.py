@@ -152,6 +152,7 @@ def compiling() -> list[float]:
             for worker in workers:
                 worker.join()
             found.append(time.perf_counter() - began)
+            assert not any(worker.exitcode for worker in workers), "a worker that failed took no time worth telling"
     return found
 
 
