@@ -73,8 +73,8 @@ def by_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Ten
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two matrices, or of each run's: exact on small ones, where a batch would gain nothing."""
-    return a @ b if a.dim() == 2 else one_by_one(torch.matmul, a, b.expand(len(a), *b.shape[-2:]))
+    """The product of two matrices, or of each run's: exact on small ones, where on a CPU a batch would gain nothing."""
+    return run_by_run(torch.matmul, a.dim() - 2, a, b.expand(*a.shape[:-2], *b.shape[-2:]))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

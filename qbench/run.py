@@ -182,10 +182,12 @@ class Run:
         """Batch `index` of the data order; runs of one seed side by side see one and the same."""
         if not self.members:
             return self.problem.batch(index)
-        made: dict[int, Batch] = {}
-        for member in self.members:
-            if member.seed not in made:
-                made[member.seed] = member.problem.batch(index)
+        problems = {member.seed: member.problem for member in self.members}
+        drawn = {seed: problem.drawn(index) for seed, problem in problems.items()} if len(problems) > 1 else {}
+        rows = [found for member in self.members if (found := drawn.get(member.seed)) is not None]
+        if rows:
+            return self.problem.batch_of(torch.stack(rows))
+        made = {seed: problem.batch(index) for seed, problem in problems.items()}
         return Batch.beside([made[member.seed] for member in self.members])
 
     def output(self, inputs: Any) -> Any:

@@ -48,6 +48,7 @@ __all__ = [
     "lines",
     "one_by_one",
     "run_by_run",
+    "send",
     "times",
     "with_model",
 ]
@@ -142,6 +143,11 @@ class Quiz:
     ceiling: float | None = None
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """To a device, without waiting for it: from pinned memory the copy takes its place in the queue behind the step before."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 P = TypeVar("P", bound="Problem")
 
 
@@ -157,9 +163,21 @@ class Problem(ABC):
 
     model: nn.Module
 
-    @abstractmethod
     def batch(self, index: int) -> Batch:
-        """Batch `index` of the data order; negative indices are training data outside it."""
+        """Batch `index` of the data order; negative indices are training data outside it. To be written, or else `drawn` and `batch_of`."""
+        drawn = self.drawn(index)
+        if drawn is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither batch nor drawn and batch_of")
+        return self.batch_of(drawn)
+
+    def drawn(self, index: int) -> Tensor | None:
+        """What the batch is made of, on the CPU, by a task whose seeds share the rest: rows of its data, say. Those of runs side by side then come to
+        `batch_of` together, in one go however many they are."""
+        return None
+
+    def batch_of(self, drawn: Tensor) -> Batch:
+        """The batch, of what was drawn for it; with an axis of runs in front of that, theirs."""
+        raise NotImplementedError
 
     @abstractmethod
     def batches(self, split: Split) -> Iterable[Batch]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbench.config import Metric, Recipe
-from qbench.task import Batch, Problem, QuantLinear, Split, Task, cross_entropy, generator, with_model
+from qbench.task import Batch, Problem, QuantLinear, Split, Task, cross_entropy, generator, send, with_model
 
 STEPS = 60
 
@@ -43,7 +43,7 @@ class ToyProblem(Problem):
 
     def draw(self, count: int, *key: object) -> Batch:
         x = torch.randn(count, 16, generator=generator("toy", *key))
-        return Batch(x.to(self.device), (x @ self.truth).argmax(-1).to(self.device), count)
+        return Batch(send(x, self.device), send((x @ self.truth).argmax(-1), self.device), count)
 
     def batch(self, index: int) -> Batch:
         return self.draw(self.size, self.seed, index)

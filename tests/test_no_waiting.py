@@ -1,21 +1,32 @@
-"""A training step never waits for the device: nothing in it asks for the value of a tensor. On a GPU each such question stops the queue."""
+"""A training step never waits for the device: nothing in it asks for the value of a tensor. On a GPU each such question stops the queue.
+
+And a step of many runs side by side is as many calls as one of few. What a GPU would be asked to do, the device `meta` is asked here, which computes
+nothing, so that whoever asks it for a value fails.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qbench import registry
+from qbench.company import side_by_side
 from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.making import open_problem, prepare
 from qbench.run import Run
 from qbench.train import one_step
+from tests.test_company import INT4, TASKS, config
+from tests.test_task_text import texts, written
 
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
@@ -63,3 +74,82 @@ def test_the_watch_sees_a_question(tmp_path: Path) -> None:
         assert bool(torch.ones(()))
         float(torch.ones(()))
     assert len(watched.waits) == 2
+
+
+# ---- elsewhere ----
+
+ELSEWHERE = torch.device("meta")
+FUSED_ON = "_get_fused_kernels_supported_devices"
+BEDS = ("digits", "cnn", "linreg", "rotated", "twolayer", "grammar", "text")
+QUANTIZED_INPUTS = ("digits", "grammar")
+
+
+class Calls(TorchDispatchMode):
+    """Counts what the device is asked for, and notes copies to it that would wait until it has done all before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: Counter[str] = Counter()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)}
+        if ELSEWHERE.type in devices:
+            self.made[str(func)] += 1
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if copies and len(devices) > 1 and not ((kwargs or {}).get("non_blocking") or True in args[2:]):
+            self.waits.append(str(func))
+        return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
+
+
+@pytest.fixture
+def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch does not do on `meta` and does on a GPU: fused optimizers, and autocast, which is off here."""
+    monkeypatch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
+    for module in ("adam", "optimizer"):
+        monkeypatch.setattr(import_module(f"torch.optim.{module}"), FUSED_ON, lambda: [ELSEWHERE.type], raising=False)
+    cast, enabled = torch.autocast, torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "autocast", lambda device, *a, **k: nullcontext() if device == ELSEWHERE.type else cast(device, *a, **k))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": device != ELSEWHERE.type and enabled(device))
+
+
+
+def calls(method: str, bed: str, count: int, folder: Path) -> Calls:
+    """Of an ordinary step, and no first one, of so many runs: two rates, and half as many seeds."""
+    inputs = INT4 if bed in QUANTIZED_INPUTS else None
+    configs = [config(method, bed, place // 2, 0.01 * (1 + place % 2), STEPS, inputs) for place in range(count)]
+    configs.sort(key=lambda c: c.recipe.lr)  # as a sweep has them
+    runs = [prepare(Assignment(c, folder), Execution(compile=False), open_problem(c, ELSEWHERE)[1], ELSEWHERE) for c in configs]
+    run = side_by_side(runs) if count > 1 else runs[0]
+    assert run is not None
+    one_step(run, ORDINARY[0])
+    with Calls() as found:
+        one_step(run, ORDINARY[1])
+    return found
+
+
+@pytest.mark.parametrize("bed", BEDS)
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_step_of_more_runs_is_no_more_calls(method: str, bed: str, elsewhere: None, tmp_path: Path) -> None:
+    one, few, many = (calls(method, bed, count, tmp_path) for count in (1, 4, 8))
+    assert not one.waits + few.waits + many.waits
+    assert many.made == few.made and sum(many.made.values()) < 2 * sum(one.made.values())
+
+
+def test_the_count_sees_a_call_for_each_run_and_a_copy_that_waits(elsewhere: None) -> None:
+    with Calls() as seen:
+        torch.ones(3).to(ELSEWHERE)
+        torch.empty(3, device=ELSEWHERE).copy_(torch.ones(3))
+    assert len(seen.waits) == 2 and seen.made.total() == 3
+    with Calls() as seen:
+        torch.ones(3).to(ELSEWHERE, non_blocking=True)
+        torch.empty(3, device=ELSEWHERE).copy_(torch.ones(3), non_blocking=True)
+    assert not seen.waits

@@ -114,7 +114,7 @@ def test_an_epoch_has_every_window_once(task: Text) -> None:
     assert windows > 300 and p.ordered + p.outside == windows
     epochs = [[row for i in range(p.ordered) for row in rows(p.batch(e * p.ordered + i))] for e in range(2)]
     outside = [row for i in range(p.outside) for row in rows(p.batch(-1 - i))]
-    everything = sorted(rows(p.cut("train", np.arange(windows))))
+    everything = sorted(rows(p.batch_of(p.cut("train", np.arange(windows)))))
     assert sorted(epochs[0] + outside) == sorted(epochs[1] + outside) == everything and len(set(everything)) == windows
     assert epochs[0] != epochs[1] and epochs[0] != [row for i in range(p.ordered) for row in rows(problem(task, 1, 1).batch(i))]
 

@@ -32,6 +32,7 @@ from qbench.task import (
     cross_entropy,
     generator,
     key_of,
+    send,
     with_model,
 )
 
@@ -155,18 +156,22 @@ class DigitsProblem(Problem):
         pixels, labels = self.images
         return pixels[PARTS[split]], labels[PARTS[split]]
 
-    def batch(self, index: int) -> Batch:
+    def drawn(self, index: int) -> Tensor:
         """Batches lie end to end over a new permutation of the training images each epoch; those outside the order are drawn at random."""
-        pixels, labels = self.part("train")
+        images = PARTS["train"].stop
         if index < 0:
-            rows = torch.randint(len(labels), (self.count,), generator=generator("digits", self.seed, "outside", index))
-        else:
-            first, last = index * self.count, (index + 1) * self.count - 1
-            epochs = range(first // len(labels), last // len(labels) + 1)
-            rows = torch.cat([permutation(self.seed, epoch, len(labels)) for epoch in epochs])
-            rows = rows[first - epochs[0] * len(labels) :][: self.count]
-        rows = rows.to(self.device)
-        return Batch(pixels[rows], labels[rows], self.count)
+            return torch.randint(images, (self.count,), generator=generator("digits", self.seed, "outside", index))
+        epoch, first = divmod(index * self.count, images)
+        rows = permutation(self.seed, epoch, images)[first : first + self.count]
+        while len(rows) < self.count:
+            epoch += 1
+            rows = torch.cat([rows, permutation(self.seed, epoch, images)[: self.count - len(rows)]])
+        return rows
+
+    def batch_of(self, drawn: Tensor) -> Batch:
+        rows = send(drawn.flatten(), self.device)
+        inputs, targets = (x.index_select(0, rows).unflatten(0, drawn.shape) for x in self.part("train"))
+        return Batch(inputs, targets, self.count)
 
     def batches(self, split: Split) -> Iterable[Batch]:
         pixels, labels = self.part(split)
@@ -187,6 +192,6 @@ class DigitsProblem(Problem):
         return self.count
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator("digits", seed, "order", epoch))

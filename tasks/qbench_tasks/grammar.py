@@ -13,7 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, cross_entropy, generator, with_model
+from qbench.task import (
+    Batch,
+    Layout,
+    Metric,
+    Problem,
+    QuantLayer,
+    Quiz,
+    Recipe,
+    Split,
+    Task,
+    cross_entropy,
+    generator,
+    send,
+    with_model,
+)
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
 from qbench_tasks.transformer import Shape, Transformer
@@ -98,9 +112,13 @@ class GrammarProblem(Problem):
         self.model, self.seed, self.count, self.device = model, seed, batch, device
         self.context = model.shape.context
 
-    def batch(self, index: int) -> Batch:
+    def drawn(self, index: int) -> Tensor:
         first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
-        return self.windows(self.seed, first, self.count, "train")[0]
+        return torch.from_numpy(text.windows(self.seed, first, self.count, self.context, "train")[0])
+
+    def batch_of(self, drawn: Tensor) -> Batch:
+        words = send(drawn.long(), self.device)
+        return Batch(words[..., :-1], words[..., 1:], drawn.shape[-2])
 
     def batches(self, split: Split) -> Iterator[Batch]:
         return (batch for batch, _ in self.scored(split))
@@ -108,12 +126,9 @@ class GrammarProblem(Problem):
     def scored(self, split: Split) -> Iterator[tuple[Batch, float]]:
         """A split's batches, each with the sum of its targets' true negative log-probabilities."""
         for first in range(0, WINDOWS[split], SCORED_AT_ONCE):
-            yield self.windows(self.seed if split == "train" else 0, first, SCORED_AT_ONCE, split)
-
-    def windows(self, seed: int, first: int, count: int, split: Split) -> tuple[Batch, float]:
-        tokens, logp = text.windows(seed, first, count, self.context, split)
-        words = torch.from_numpy(tokens).to(self.device, torch.int64)
-        return Batch(words[:, :-1], words[:, 1:], count), -float(logp[:, 1:].sum(dtype="float64"))
+            seed = self.seed if split == "train" else 0
+            tokens, logp = text.windows(seed, first, SCORED_AT_ONCE, self.context, split)
+            yield self.batch_of(torch.from_numpy(tokens)), -float(logp[:, 1:].sum(dtype="float64"))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None

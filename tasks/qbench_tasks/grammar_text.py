@@ -300,7 +300,7 @@ def _generate(stream: int, first: int, count: int, length: int) -> tuple[NDArray
 _CHUNK = 1024
 
 
-@lru_cache(16)
+@lru_cache(320)  # 100 MB at the smallest context's, for the seeds of the largest company and the splits that are scored
 def _chunk(seed: int, split: str, context: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Windows are made by the thousand, because a step costs NumPy calls whatever the number of windows."""
     return _generate(_stream(seed, split), start, _CHUNK, context + 1)

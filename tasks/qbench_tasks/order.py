@@ -20,12 +20,12 @@ _GOLDEN, _FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _BLOCK = 4096
 
 
-def drawn(first: int, count: int, of: int, *key: object) -> NDArray[np.int64]:
+def places(first: int, count: int, of: int, *key: object) -> NDArray[np.int64]:
     """Places first … first + count − 1 of an endless order over 0 … of − 1: one permutation after another, each of its own key."""
-    places = np.arange(first, first + count)
+    wanted = np.arange(first, first + count)
     parts = []
     for epoch in range(first // of, (first + count - 1) // of + 1):
-        within = places[places // of == epoch] - epoch * of
+        within = wanted[wanted // of == epoch] - epoch * of
         blocks = range(within[0] // _BLOCK, within[-1] // _BLOCK + 1)
         permuted = np.concatenate([_block(block, of, key_of(*key, epoch)) for block in blocks])
         parts.append(permuted[within - blocks[0] * _BLOCK])
@@ -54,7 +54,7 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (x ^ (x >> np.uint64(31))) >> np.uint64(3)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=512)  # 16 MB, for as many seeds side by side
 def _block(block: int, count: int, key: int) -> NDArray[np.int64]:
     """Thousands at once, because NumPy's calls cost the same for one."""
     return permuted(np.arange(block * _BLOCK, min((block + 1) * _BLOCK, count)), count, key)

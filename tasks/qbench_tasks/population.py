@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.task import Batch, beside_as_laid_out, generator, times
+from qbench.task import Batch, beside_as_laid_out, generator, send, times
 
 LARGEST_ROTATION = 2048
 
@@ -50,11 +50,11 @@ class Population:
     def sample(self, index: int, count: int) -> Batch:
         """Batch `index` of an endless stream."""
         draws = generator(self.task, self.seed, "data", index)
-        z = torch.randn(count, len(self.eigenvalues), generator=draws).to(self.device)
+        z = send(torch.randn(count, len(self.eigenvalues), generator=draws), self.device)
         x = z * self.eigenvalues.sqrt() if self.root is None else z @ self.root.mT
         y = x @ self.teacher.mT
         if self.noise:
-            y = y + self.noise * torch.randn(count, 1, generator=draws).to(self.device)
+            y = y + self.noise * send(torch.randn(count, 1, generator=draws), self.device)
         return Batch(x, y, count)
 
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qbench.task import Batch, Problem, Split, UsageError, cross_entropy
-from qbench_tasks.order import drawn
+from qbench.task import Batch, Problem, Split, UsageError, cross_entropy, send
+from qbench_tasks.order import places
 from qbench_tasks.tokens import Tokens
 from qbench_tasks.vocabulary import Reader
 
@@ -42,30 +42,29 @@ class WindowProblem(Problem):
         """Windows lie end to end; each has its last token in common with the next, which it predicts and the next one reads."""
         return (self.data.shards.streams[split].tokens - 1) // self.context
 
-    def batch(self, index: int) -> Batch:
+    def drawn(self, index: int) -> Tensor:
         """Each window of the order once, then all once more in another order; those outside it likewise among themselves."""
         if index >= 0:
-            return self.cut("train", drawn(index * self.count, self.count, self.ordered, "text", self.seed, "order"))
-        places = drawn(-(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside")
-        return self.cut("train", self.ordered + places)
+            return self.cut("train", places(index * self.count, self.count, self.ordered, "text", self.seed, "order"))
+        outside = places(-(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside")
+        return self.cut("train", self.ordered + outside)
+
+    def batch_of(self, drawn: Tensor) -> Batch:
+        words = send(drawn, self.device)
+        return Batch(words[..., :-1], words[..., 1:], drawn.shape[-2])
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Every byte of the windows that are scored is the target of one prediction."""
         count, at_once = min(WINDOWS[split], self.windows(split)), max(1, SCORED_AT_ONCE // self.context)
         for first in range(0, count, at_once):
-            yield self.cut(split, np.arange(first, min(first + at_once, count)))
+            yield self.batch_of(self.cut(split, np.arange(first, min(first + at_once, count))))
 
-    def cut(self, split: Split, windows: NDArray[np.int64]) -> Batch:
-        """Nothing here waits for a GPU: from pinned memory the copy takes its place in the queue behind the step before."""
+    def cut(self, split: Split, windows: NDArray[np.int64]) -> Tensor:
         tokens, context = self.data.shards.tokens(split), self.context
         rows = np.empty((len(windows), context + 1), np.int64)
         for row, window in zip(rows, windows.tolist(), strict=True):
             row[:] = tokens[window * context : (window + 1) * context + 1]
-        words = torch.from_numpy(rows)
-        if self.device.type == "cuda":
-            words = words.pin_memory()
-        words = words.to(self.device, non_blocking=True)
-        return Batch(words[:, :-1], words[:, 1:], len(windows))
+        return torch.from_numpy(rows)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
