@@ -25,6 +25,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def package_version(name: str) -> str | None:
     try:
         return version(name)

@@ -121,7 +121,6 @@ def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": device != ELSEWHERE.type and enabled(device))
 
 
-
 def calls(method: str, bed: str, count: int, folder: Path) -> Calls:
     """Of an ordinary step, and no first one, of so many runs: two rates, and half as many seeds."""
     inputs = INT4 if bed in QUANTIZED_INPUTS else None
