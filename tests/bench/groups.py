@@ -5,20 +5,22 @@
 Both are eager; the smallest beds are compiled in company, too, as a sweep does with long runs (`grouping.SAVED_S` and `COMPILING_S` go by these
 rows). What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported. A language
 model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC` goes by
-these rows), and two processes against one say what a second core gives. Where JAX is installed (pip install jax) the
-same MLP is swept by `jit(vmap(…))` over `scan`, too: the arithmetic of STE, Adam and clipping written for it alone, without curves,
-checkpoints or scores.
+these rows). Two processes of as many runs as a sweep takes together are held against the loop, too; what a machine's second core gives to products of
+matrices alone stands beside them. Where JAX is installed (pip install jax) the same MLP is swept by `jit(vmap(…))` over `scan`, too: the
+arithmetic of STE, Adam and clipping written for it alone, without curves, checkpoints or scores.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing as mp
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from qbench import load_method, load_task
 from qbench.company import side_by_side
 from qbench.config import Quantization, RunConfig
 from qbench.engines import Assignment, Execution
-from qbench.making import compile_run, open_problem, prepare
+from qbench.grouping import group_size
+from qbench.making import compile_run, open_problem, prepare, run_group
 from qbench.run import Run
 from qbench.train import one_step
 
@@ -99,6 +102,27 @@ def throughput(
     return (*(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
 
 
+def whole_runs(task: str, count: int = 32) -> tuple[float, float, float]:
+    """Milliseconds of the processor that a run takes alone and side by side, as a sweep makes it: opened, trained with its curve, exported, audited
+    and scored, in files; and the median ratio."""
+    steps = load_task(task)().recipe("xs").steps
+    configs = [config(task, "xs", {}, place % (count // len(RATES)), RATES[place * len(RATES) // count]) for place in range(count)]
+    configs = [dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, steps=steps)) for c in configs]
+
+    def seconds(chosen: Sequence[RunConfig]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            assignments = [Assignment(c, Path(folder) / str(place) / "1") for place, c in enumerate(chosen)]
+            began = time.process_time()
+            results = run_group(assignments, Execution(compile=False), [lambda _: None] * len(chosen))
+            taken = time.process_time() - began
+        assert all(result["state"] == "ok" for result in results)
+        return taken / len(chosen)
+
+    seconds(configs)
+    pairs = [(seconds(configs[:1]), seconds(configs)) for _ in range(ROUNDS)]
+    return (*(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
+
+
 def table() -> Iterator[str]:
     torch.set_num_threads(1)
     yield "| side by side | runs | alone, µs a step | in company | ratio | target |"
@@ -113,9 +137,17 @@ def table() -> Iterator[str]:
     for method in ("fp", "lotion", "gdnsq", "pege", "ewgs", "lsq"):
         alone, beside, ratio = throughput("digits", "xs", {}, False, 32, method)
         yield f"| {method}, digits MLP | 32 | {alone:,.0f} | {beside:,.1f} | {ratio:.1f} | |"
+    for title, task in (("digits MLP", "digits"), ("linreg, d = 256", "linreg")):
+        alone, beside, ratio = whole_runs(task)
+        yield f"| STE, {title}: whole runs, from dispatch to result | 32 | {alone:,.0f} ms a run | {beside:,.0f} ms | {ratio:.1f} | |"
     for when, seconds in zip(("nothing at hand", "graphs at hand"), compiling(), strict=True):
         yield f"| to compile the digits MLP's steps and its audit, two workers at once, {when} | 32 | | {seconds:.1f} s | | |"
-    yield f"| STE, grammar xs: two processes against one | 2 | | | {two_processes():.2f} | 1.9 |"
+    for size, steps in (("xs", 40), ("s", 20)):
+        count = group_size(config("grammar", size, {}, 0, RATES[0]), "cpu")
+        times = count * two_processes(partial(language, size, 1, steps), partial(language, size, count, steps))
+        yield f"| STE, grammar {size}: two processes of {count} against a loop | {2 * count} | | | {times:.2f} | 1.9 |"
+    times = two_processes(partial(products, 4000), partial(products, 4000))
+    yield f"| products of matrices, and nothing else: two processes against one | | | | {times:.2f} | |"
     if find_spec("jax"):
         yield f"| JAX, digits MLP: jit(vmap) over scan | 32 | | {jax_sweep(32):,.1f} | | |"
 
@@ -159,41 +191,56 @@ def compiling() -> list[float]:
 # ---- two processes ----
 
 
-def language(steps: int, start: Any, done: Any) -> None:
+Rounds = Callable[[Any, Any], None]
+
+
+def language(size: str, count: int, steps: int, start: Any, done: Any) -> None:
+    """So many runs side by side, so many steps a round."""
     torch.set_num_threads(1)
-    c = config("grammar", "xs", {}, 0, 0.003)
-    run = prepared(c)
-    for step in range(3):
-        one_step(run, step)
+    runs = [prepared(config("grammar", size, {}, place, RATES[0])) for place in range(count)]
+    run = side_by_side(runs) if count > 1 else runs[0]
+    assert run is not None
+    step = itertools.count()
+    in_rounds(lambda: one_step(run, next(step)), steps, start, done)
+
+
+def products(steps: int, start: Any, done: Any) -> None:
+    """What two processes of nothing but arithmetic come to, and so the most that a sweep can expect of a machine's second core."""
+    torch.set_num_threads(1)
+    x = torch.rand(256, 256)
+    in_rounds(lambda: x @ x, steps, start, done)
+
+
+def in_rounds(step: Callable[[], Any], steps: int, start: Any, done: Any) -> None:
+    for _ in range(3):
+        step()
     done.wait()
-    for part in range(ROUNDS):
+    for _ in range(ROUNDS):
         start.wait()
-        for step in range(steps):
-            one_step(run, 3 + part * steps + step)
+        for _ in range(steps):
+            step()
         done.wait()
 
 
-def two_processes(steps: int = 40) -> float:
-    """How many times the steps of one process two get done."""
+def two_processes(one: Rounds, two: Rounds) -> float:
+    """How many times the rounds of one process of the first kind two of the second get done, taking turns: a machine is not always as fast."""
 
-    def seconds(count: int) -> float:
-        context = mp.get_context("spawn")
-        start, done = context.Barrier(count + 1), context.Barrier(count + 1)
-        workers = [context.Process(target=language, args=(steps, start, done)) for _ in range(count)]
-        for worker in workers:
-            worker.start()
+    def workers(rounds: Rounds, processes: int) -> tuple[Any, Any]:
+        start, done = context.Barrier(processes + 1, timeout=600), context.Barrier(processes + 1, timeout=600)
+        for _ in range(processes):
+            context.Process(target=rounds, args=(start, done), daemon=True).start()
         done.wait()
-        times = []
-        for _ in range(ROUNDS):
-            start.wait()
-            began = time.perf_counter()
-            done.wait()
-            times.append(time.perf_counter() - began)
-        for worker in workers:
-            worker.join()
-        return statistics.median(times)
+        return start, done
 
-    return 2 * seconds(1) / seconds(2)
+    def seconds(start: Any, done: Any) -> float:
+        start.wait()
+        began = time.perf_counter()
+        done.wait()
+        return time.perf_counter() - began
+
+    context = mp.get_context("spawn")
+    alone, both = workers(one, 1), workers(two, 2)
+    return 2 * statistics.median(seconds(*alone) / seconds(*both) for _ in range(ROUNDS))
 
 
 # ---- the same in JAX ----
