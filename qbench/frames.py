@@ -264,13 +264,11 @@ def _fetch(connection: DuckDBPyConnection, board: str, source: str, key: str, te
 
 def _words(connection: DuckDBPyConnection, board: str, text: Mapping[str, str]) -> dict[str, list[str]]:
     """The different words of each expression, from the smallest table that has them all."""
-    found: dict[str, list[str]] = {}
-    for table, alias in ((f"cells WHERE board = {_quoted(board)}", "c."), ("runs", "r.")):
-        names = {name: expression.removeprefix(alias) for name, expression in text.items() if expression.startswith(alias)}
-        if names:
-            lists = ", ".join(f"list(DISTINCT {column} ORDER BY {column}) FILTER ({column} <> '')" for column in names.values())
-            values = connection.execute(f"SELECT {lists} FROM {table}").fetchall()[0]
-            found |= {name: words or [] for name, words in zip(names, values, strict=True)}
+    runs, cells = "runs r", f"(FROM cells WHERE board = {_quoted(board)}) c"
+    columns = (f"SELECT DISTINCT '{name}', {told} AS word FROM {cells if told.startswith('c.') else runs}" for name, told in text.items())
+    found: dict[str, list[str]] = {name: [] for name in text}
+    for name, word in connection.execute(f"FROM ({' UNION ALL '.join(columns)}) WHERE word <> '' ORDER BY word").fetchall():
+        found[name].append(word)
     return found
 
 

@@ -283,7 +283,7 @@ class SectionMaker:
         ratios = np.full(len(own["step_s_median"]), np.nan)
         if self.fp is not None:
             fp = self.parts[self.fp, -1]
-            for device, company in np.unique([own["device_name"], alone_is_one(own)], axis=1).T:
+            for device, company in sorted(set(zip(own["device_name"].tolist(), alone_is_one(own).tolist(), strict=True))):
                 there = (fp["device_name"] == device) & (alone_is_one(fp) == company)
                 base = only_finite(fp["step_s_median"][fp["good"] & there])
                 here = (own["device_name"] == device) & (alone_is_one(own) == company)
