@@ -9,12 +9,12 @@ import json
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -183,14 +183,17 @@ class Making:
         if run.members and compiles(execution, group[0].config, run.clock.device):
             compile_run(run)
         began = time.perf_counter()
-        seats = [Seat(making.run, making.attempt, making.report, making.before_s) for making in group]
-        with blame("plugin"):
+        with ExitStack() as files, blame("plugin"):
+            seats = [making.seat(files.enter_context(open(making.attempt.curve, "a", encoding="utf-8"))) for making in group]
             watch = train(run, seats, execution, group[0].first)
         for making, seat in zip(group, seats, strict=True):
             making.run = reunite(making.run)
             making.watch, making.company, making.train_s = watch, len(group), (time.perf_counter() - began) / len(group)
             with making.blamed():
                 making.seen(seat)
+
+    def seat(self, curve: TextIO) -> Seat:
+        return Seat(self.run, self.attempt.checkpoint, curve, self.report, self.before_s)
 
     def seen(self, seat: Seat) -> None:
         if seat.diverged:

@@ -204,6 +204,11 @@ class Problem(ABC):
             count += batch.count
         return {"loss": total / count}
 
+    def scores(self, model: nn.Module, split: Split) -> Tensor | None:
+        """The task's metric of runs side by side, one number each, by a task whose splits are so small that all are scored in one go; None: one by
+        one. The model is that of `beside`."""
+        return None
+
     def layers(self) -> dict[str, QuantLayer]:
         """The layers whose weights are quantized: the body. First and last stay in full precision unless a task says otherwise."""
         found = [(name, module) for name, module in self.model.named_modules() if isinstance(module, QuantLayer)]

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from qbench.engines import Execution
 from qbench.errors import Diverged, QbenchError
 from qbench.hardware import Stopwatch
 from qbench.optim import clip, set_learning_rates
-from qbench.record import Attempt, finite
+from qbench.record import finite
 from qbench.run import Run
 
 CURVE_POINTS = 100
@@ -56,7 +57,8 @@ class Seat:
     """A run's place in the loop: where its curve goes, and what it came to."""
 
     run: Run
-    attempt: Attempt
+    checkpoint: Path
+    curve: TextIO
     report: Report
     before_s: float = 0.0
     """What the steps before the first one took: it goes on from a checkpoint."""
@@ -79,11 +81,12 @@ def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0)
         evaluate = done % validate_every == 0 or done == run.steps
         seconds = (time.monotonic() - began) * share
         if done % every == 0 or evaluate:
-            metrics = spread(run.method.metrics(run), len(seats))
-            for place, (seat, loss, size) in enumerate(zip(seats, spread(terms, len(seats)), spread({"": norm}, len(seats)), strict=True)):
+            metrics, norms = spread(run.method.metrics(run), len(seats)), spread({"": norm}, len(seats))
+            val = validate(run, seats) if evaluate else [None] * len(seats)
+            for place, (seat, loss) in enumerate(zip(seats, spread(terms, len(seats)), strict=True)):
                 if seat.diverged is None:
-                    line = {"lr": rates[place], "grad_norm": size.get(""), "metrics": metrics[place]}
-                    look(seat, loss, line, (done, run.steps), seconds, evaluate)
+                    line = {"lr": rates[place], "grad_norm": norms[place].get(""), "metrics": metrics[place], "val": val[place]}
+                    look(seat, loss, line, (done, run.steps), seconds)
             if all(seat.diverged for seat in seats):
                 break
             reported = time.monotonic()
@@ -102,14 +105,12 @@ def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0)
     return watch
 
 
-def look(seat: Seat, terms: dict[str, float], line: Mapping[str, Any], at: tuple[int, int], seconds: float, evaluate: bool) -> None:
+def look(seat: Seat, terms: dict[str, float], line: Mapping[str, Any], at: tuple[int, int], seconds: float) -> None:
     """A line of a run's curve, and whether it has diverged."""
     done, steps = at
-    seat.run.begin(done - 1)
     seat.terms, loss = terms, sum(terms.values())
     line = {"progress": done / steps, "seconds": seat.before_s + seconds, "terms": terms, "loss": loss, **line}
-    with open(seat.attempt.curve, "a", encoding="utf-8") as curve:
-        write_line(curve, step=done, **line, val=validate(seat.run) if evaluate else None)
+    write_line(seat.curve, step=done, **line)
     seat.report({"step": done, "steps": steps, "loss": loss})
     if not math.isfinite(loss):
         seat.diverged = f"the loss is {loss} at step {done} of {steps}"
@@ -129,19 +130,29 @@ def keep(run: Run, seats: Sequence[Seat], done: int, seconds: float) -> None:
         hand_back(run)
     for seat in seats:
         if seat.diverged is None:
-            checkpoint.save(seat.run, done, seat.before_s + seconds, seat.attempt.checkpoint)
+            checkpoint.save(seat.run, done, seat.before_s + seconds, seat.checkpoint)
 
 
 @torch.no_grad()
-def validate(run: Run) -> float:
-    """The task's metric on the validation split, as the network would ship now."""
+def validate(run: Run, seats: Sequence[Seat]) -> list[float | None]:
+    """The task's metric on the validation split, of each run that goes on, as its network would ship now."""
     if run.team:
         run.team.check(run)
+    if run.members:
+        with run.shipped():
+            together = run.problem.scores(run.model, "val")
+        if together is not None:
+            return together.tolist()
+    return [None if seat.diverged else validate_one(seat.run, run.step) for seat in seats]
+
+
+def validate_one(run: Run, step: int) -> float:
+    run.begin(step)
     with run.shipped():
         return next(iter(run.problem.score(run.model, "val").values()))
 
 
-def write_line(file: Any, **values: Any) -> None:
+def write_line(file: TextIO, **values: Any) -> None:
     """One line of the curve; numbers that are not finite become null."""
     plain = {k: finite({k: v})[0][k] if isinstance(v, float) else finite(v)[0] if isinstance(v, dict) else v for k, v in values.items()}
     file.write(json.dumps(plain, allow_nan=False) + "\n")

@@ -96,6 +96,9 @@ class TwoLayerProblem(Problem):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
 
+    def scores(self, model: nn.Module, split: Split) -> Tensor:
+        return self.population.excess(model(None))
+
     def beside(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
         found = with_model(self, model)  # type: ignore[type-var]
         found.population = self.population.beside([problem.population for problem in problems if isinstance(problem, TwoLayerProblem)])
