@@ -62,7 +62,7 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
         layers[name].see_input_through(quantizer)
     whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
     whole.recipes = tuple(run.recipe for run in runs)
-    if first.distills:
+    if first.distills or first.method.needs_reference:
         whole.reference = stacked([run.reference for run in runs], {}, {}, buffers=False)
     for run in (whole, *runs):
         run.clock, run.part = whole.clock, whole.part

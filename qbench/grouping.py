@@ -77,8 +77,6 @@ def alone(config: RunConfig) -> str | None:
     method: Method = registry.build("methods", config.method, config.method_params)
     if method.after is not None:
         return f"{config.method} trains nothing"
-    if method.needs_reference:
-        return f"{config.method} imitates a network of each run's own"
     return method.alone() or (None if beside(config) else f"{config.task} has not been written for runs side by side")
 
 

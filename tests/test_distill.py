@@ -123,13 +123,15 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
 
 
 def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[list[RunConfig], list[Path]]:
-    """Runs that each imitate a network of their own, and the networks."""
+    """Runs that each imitate a network of their own, and the networks: by the board's objective, or GDNSQ by a field of its own."""
     configs, bases = [], []
     for seed in range(count):
         base = config("fp", task, seed=seed, lr=0.02)
         _, start = trained(base, folder / "bases")
-        steps = dataclasses.replace(config(method, task).recipe, lr=0.01 * (1 + seed // 2), objective="distill")
-        configs.append(dataclasses.replace(config(method, task, seed=seed), recipe=steps, start="fp:0.5", base=base.key))
+        found = config(method, task, seed=seed)
+        recipe = dataclasses.replace(found.recipe, lr=0.01 * (1 + seed // 2), objective="task" if method == "gdnsq" else "distill")
+        params = found.method_params | ({"distill": True} if method == "gdnsq" else {})
+        configs.append(dataclasses.replace(found, recipe=recipe, method_params=params, start="fp:0.5", base=base.key))
         bases.append(start)
     return configs, bases
 
@@ -139,6 +141,7 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
     ("task", "method"),
     [
         *(("digits", m) for m in ("fp", "ste", "lotion", "pege", "lsq")),
+        *((t, "gdnsq") for t in ("digits", "batches", "grammar")),
         ("batches", "ewgs"),
         ("cnn", "ste"),
         ("grammar", "rr"),

@@ -85,8 +85,8 @@ class GDNSQ(Method):
         return None if 0 < self.rho <= 1 else f"rho must be in (0, 1], not {self.rho}"
 
     def alone(self) -> str | None:
-        if self.distill or self.rho < 1 or not self.pressure:
-            return "gdnsq side by side needs distill = false, rho = 1 and pressure > 0: the others follow one run's outputs, codes or rate"
+        if self.rho < 1 or not self.pressure:
+            return "gdnsq side by side needs rho = 1 and pressure > 0: the others follow one run's codes or rate"
         return None
 
     def unsupported(self, site: Site) -> str | None:
