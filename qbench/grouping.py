@@ -33,9 +33,10 @@ that a thousand calls take."""
 COMPILING_S = 30.0
 """What it takes on a CPU to compile a group's steps, and the networks for their audit: 21 s were measured where two workers did so at once and
 nothing was at hand from before, 5 s where it was (`make bench ARGS=groups`)."""
-SAVED_S = 0.001
-"""What compiling then takes off a step of a group, the same arithmetic in fewer calls: for 32 runs 1.1 ms (digits MLP), 0.8 (`linreg` l), 0.1
-(`linreg` xs, of which a step is little more than the optimizer's); likewise."""
+SAVED_CALLS_S, SAVED_PASSES_S = 1e-4, 1.8e-9
+"""What compiling then takes off a step of a group, for each tensor that a run learns (fewer calls) and for each number of all runs (fewer passes
+over memory): of 32 runs at least. Told and measured, in ms: digits MLP 1.1, 1.1; `linreg` xs 0.1, 0.1, m 0.2, 0.5 and l 0.8, 0.8; `twolayer` xs 0.4,
+2.0 (`make bench ARGS=groups`)."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""
@@ -92,7 +93,9 @@ def group_size(config: RunConfig, device: str, memory: int | None = None) -> int
 def compiling_pays(config: RunConfig) -> bool:
     """Whether a run is long enough, and its steps small enough, to be compiled on a CPU. Which sweep it is in and who stands beside it does not
     count: compiled it has other last bits than eager."""
-    long = config.recipe.steps * SAVED_S > COMPILING_S
+    one = work(config)
+    saved = one.tensors * SAVED_CALLS_S + one.parameters * MOST["cpu"] * SAVED_PASSES_S
+    long = config.recipe.steps * saved > COMPILING_S
     return long and compiler() is not None and alike(config) and group_size(config, "cpu") == MOST["cpu"]
 
 

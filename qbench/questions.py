@@ -39,8 +39,9 @@ def _network(config: RunConfig) -> tuple[str, str, str, int]:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run asks of a device: the numbers that it learns, the arithmetic of a step, and the memory that it takes, in bytes."""
+    """What a run asks of a device: the tensors that it learns and their numbers, the arithmetic of a step, and the memory that it takes, in bytes."""
 
+    tensors: int
     parameters: int
     flops: float
     memory: float
@@ -54,7 +55,7 @@ def work(config: RunConfig) -> Work:
     numbers = list(problem.model.parameters())
     count, samples = sum(p.numel() for p in numbers), problem.labels_per_step
     between = sum(p.shape[0] + p[0].numel() for p in numbers if p.dim() > 1)
-    return Work(count, problem.flops_per_step or 6.0 * count * samples, 4.0 * (8 * count + 2 * samples * between))
+    return Work(len(numbers), count, problem.flops_per_step or 6.0 * count * samples, 4.0 * (8 * count + 2 * samples * between))
 
 
 def beside(config: RunConfig) -> bool:

@@ -2,8 +2,8 @@
 
     python -m tests.bench groups
 
-Both are eager; the smallest beds are compiled in company, too, as a sweep does with long runs (`grouping.SAVED_S` and `COMPILING_S` go by these
-rows). What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported. A language
+Both are eager; the smallest beds are compiled in company, too, as a sweep does with long runs (`grouping.SAVED_CALLS_S`, `SAVED_PASSES_S` and `COMPILING_S`
+go by these rows). What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported. A language
 model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC` goes by
 these rows). Two processes of as many runs as a sweep takes together are held against the loop, too; what a machine's second core gives to products of
 matrices alone stands beside them. Where JAX is installed (pip install jax) the same MLP is swept by `jit(vmap(…))` over `scan`, too: the
@@ -45,13 +45,15 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] 
     ("linreg, d = 12 000, full gradient", "linreg", "l", {}, False, 32, 8.0),
     ("linreg, d = 256, full gradient", "linreg", "xs", {}, False, 32, 8.0),
     ("linreg, d = 512, mini-batches, one stream", "linreg", "s", {"exact": False}, True, 32, 18.0),
+    ("linreg, d = 2048, full gradient", "linreg", "m", {}, False, 32, 8.0),
+    ("twolayer, full gradient", "twolayer", "xs", {}, False, 32, None),
     ("linreg, d = 12 000, mini-batches, one stream", "linreg", "l", {"exact": False}, True, 32, 18.0),
     ("digits CNN", "digits", "xs", {"model": "cnn"}, False, 32, None),
     ("grammar xs", "grammar", "xs", {}, False, 4, None),
     ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, None),
 )
 """Title, task, size, options, whether all share a seed, runs side by side, and the target where there is one."""
-COMPILED = BEDS[:4]
+COMPILED = BEDS[:6]
 
 
 def config(
