@@ -31,8 +31,8 @@ ARITHMETIC = {"cpu": 1.2e9, "cuda": 1e12}
 `grammar` s, 2e9 each, no more than alone (`make bench ARGS=groups`). For CUDA it is reckoned, not measured: what an H200 does in about the time
 that a thousand calls take."""
 COMPILING_S = 30.0
-"""What it takes on a CPU to compile a group's steps, and the networks for their audit: 21 s were measured where two workers did so at once and
-nothing was at hand from before, 5 s where it was (`make bench ARGS=groups`)."""
+"""What it takes on a CPU to compile a group's steps, and the networks for their audit: 24 s were measured where two workers did so at once and
+nothing was at hand from before, 6 s where it was (`make bench ARGS=groups`)."""
 SAVED_CALLS_S, SAVED_PASSES_S = 1e-4, 1.8e-9
 """What compiling then takes off a step of a group, for each tensor that a run learns (fewer calls) and for each number of all runs (fewer passes
 over memory): of 32 runs at least. Told and measured, in ms: digits MLP 1.1, 1.1; `linreg` xs 0.1, 0.1, m 0.2, 0.5 and l 0.8, 0.8; `twolayer` xs 0.4,
