@@ -58,5 +58,6 @@ def clip(run: Run) -> Tensor | None:
     norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1)
     limits = run.number([recipe.clip for recipe in run.recipes], norm)
     scale = ((norm + 1e-6).reciprocal() * limits).clamp(max=1.0)  # as torch divides a number by a tensor
-    torch._foreach_mul_(grads, [scale.view(-1, *[1] * (grad.dim() - 1)) for grad in grads])
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
     return norm
