@@ -5,7 +5,7 @@ the width of their integers take their steps together. Each is prepared as if it
 ones, of which its own become views: the loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its
 score) is asked of that one, which sees its numbers as they are now and knows nothing of its neighbours.
 
-What each gets is, on the CPU, bit for bit what it gets alone. Quantizers reduce over trailing axes; products are those of `qbench.rows`;
+What each gets is, on the CPU, bit for bit what it gets alone, and on a GPU to within `APART`. Quantizers reduce over trailing axes; products are those of `qbench.rows`;
 norms are taken by row; and the optimizer steps whole rows only where a row fills its vectors, for the last elements of a row that does
 not are computed in another order.
 """
@@ -29,6 +29,10 @@ from qbench.optim import make_optimizer, parameter_groups
 from qbench.quantizer import Bundle, Quantizer
 from qbench.rows import fills_vectors, one_each
 from qbench.run import Run
+
+APART = 1e-3
+"""What the losses of a run's first steps may differ by on a GPU, as a share of them, alone and in company: there nobody promises in what order a batch
+of products adds. `make gpu` says what it comes to."""
 
 
 def side_by_side(runs: Sequence[Run]) -> Run | None:

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from qbench import company
+from tests.bench import gpu, gpu_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -50,8 +54,13 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
     assert [(row["method"], row["audit"]) for row in found["runs"]] == [("fp", True), ("ste", True), ("rtn", True)]
     assert all(1 < row["bits_per_byte"] < 9 for row in found["runs"])
     assert [(row["runs"], row["compiled"]) for row in found["groups"]] == [(1, False), (4, False)]
+    assert [(row["method"], row["runs"], row["apart"], row["audit"]) for row in found["company"]] == [
+        ("fp", 3, 0, True),
+        ("ste", 3, 0, True),
+    ]
+    assert all(row["alone"] == row["in company"] for row in found["company"]), "on a CPU they have the same bits"
     assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
-    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "tests"))
+    assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "company", "tests"))
 
 
 @pytest.mark.slow
@@ -77,6 +86,14 @@ def test_what_fails_or_finds_no_time_is_a_line_of_the_report(tmp_path: Path) -> 
     assert done.returncode == 1
     assert all(row["failed"] == "no time left" for part in ("steps", "compiled", "runs") for row in found[part] if "method" in row)
     assert "no time left" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_run_that_company_moves_too_far_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = gpu.Bench(tmp_path, torch.device("cpu"), [], 1, "xs", 1, ["fp", "gptq"], compile=False, limit_s=600)
+    assert ["failed" in row for row in gpu_groups.company(asked)] == [False], "and what is made after training is not tried"
+    monkeypatch.setattr(company, "APART", -1.0)
+    (row,) = gpu_groups.company(asked)
+    assert row["apart"] == 0 and "apart by more" in row["failed"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ steps      the step of every method on the task `text`, compiled, in bf16: media
 compiled   on the toy task: the first losses of compiled and of eager training, and whether the compiled network still quantizes (the audit)
 runs       a short training at 10M parameters: score, cost and audit of every method
 groups     steps a second against the number of runs side by side (`gpu_groups`)
+company    what company does to the losses of a run's first steps, and to its score
 tests      those that are marked `gpu`
 
 A part that fails, or for which no time is left, says so in the report. Needed are torch, pandas and safetensors; nothing is looked for elsewhere, and
@@ -31,12 +32,12 @@ from typing import Any
 
 import torch
 
-from tests.bench.gpu_groups import BEDS, groups
+from tests.bench.gpu_groups import BEDS, company, groups
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ("steps", "compiled", "runs", "groups", "tests")
+PARTS = ("steps", "compiled", "runs", "groups", "company", "tests")
 LIMIT_S = 570.0
-SHARES = {"steps": 0.4, "compiled": 0.52, "runs": 0.65, "groups": 0.88, "tests": 1.0}
+SHARES = {"steps": 0.4, "compiled": 0.52, "runs": 0.65, "groups": 0.85, "company": 0.92, "tests": 1.0}
 """By when, of the time, a part begins nothing new."""
 WARMUP, TOKENS = 8, 65_536
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -310,6 +311,8 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
 def shown(key: str, value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, list):
+        return ", ".join(shown(key, one) for one in value)
     if key.endswith("_bytes"):
         return f"{value / 2**30:.2f} GiB"
     if key.endswith("_flops"):
@@ -382,7 +385,14 @@ def main(words: list[str]) -> int:
         titles = asked.beds.split(";") if asked.beds else [bed[0] for bed in BEDS]
         bench.beds = tuple((*bed[:3], counts or bed[3], bed[4]) for bed in BEDS if bed[0] in titles)
         bench.found["environment"] = environment(device)
-        for name, rows in {"steps": steps, "compiled": compiled, "runs": runs, "groups": groups, "tests": tests}.items():
+        for name, rows in {
+            "steps": steps,
+            "compiled": compiled,
+            "runs": runs,
+            "groups": groups,
+            "company": company,
+            "tests": tests,
+        }.items():
             if name in asked.parts.split(","):
                 bench.part(name, rows)
     print(bench.out / "gpu.md")

@@ -1,4 +1,5 @@
-"""The part `groups` of `make gpu`: steps of single runs a second against how many train side by side, over a plain loop of single eager runs.
+"""The parts `groups` and `company` of `make gpu`: steps of single runs a second against how many train side by side, over a plain loop of single eager
+runs; and whether each comes to what it comes to alone.
 
 A run in company is compiled whole, as a sweep would have it, and the largest company once more with CUDA graphs, which a sweep does not use; the
 loop is eager, as the target says. The bar is the curve.
@@ -6,8 +7,10 @@ loop is eager, as the target says. The bar is the curve.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +53,45 @@ def groups(bench: Bench) -> Iterator[Row]:
             row = {"bed": f"{title}, CUDA graphs", "runs": counts[-1]}
             rows.append(row | attempted(lambda cs=configs: measured(bench, cs, True, {"triton.cudagraphs": True})))  # type: ignore[misc]
         yield from drawn(rows, target)
+
+
+def company(bench: Bench) -> Iterator[Row]:
+    """Three runs of each method on the toy task, alone and side by side. Eager: what compiling does is the part `compiled`."""
+    from qbench import grouping, registry
+    from qbench.company import APART
+    from qbench.conformance import Kit, differing, first_losses
+    from qbench.engines import Assignment, Execution
+    from qbench.making import run_group, run_one
+
+    execution = Execution(device=str(bench.device), compile=False)
+    for name in bench.methods:
+        row: Row = {"method": name}
+        if registry.load("methods", name).after:
+            continue
+        if bench.late("company"):
+            yield row | {"failed": "no time left"}
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            configs = [differing(Kit(name, Path(folder)).one(), place) for place in range(3)]
+            if why := grouping.alone(configs[0]):
+                yield row | {"left out": why}
+                continue
+            one, many = ([Assignment(c, Path(folder) / way / str(n) / "1") for n, c in enumerate(configs)] for way in ("one", "many"))
+            alone = [run_one(assignment, execution) for assignment in one]
+            together = run_group(many, execution, [lambda _: None] * len(many))
+            if wrong := [result["message"] for result in (*alone, *together) if result["state"] != "ok"]:
+                yield row | {"failed": str(wrong[0])}
+                continue
+            losses = [(first_losses(a.folder), first_losses(b.folder)) for a, b in zip(one, many, strict=True)]
+        apart = max(abs(a - b) / abs(a) for pair in losses for a, b in zip(*pair, strict=True))
+        scores = {way: [r["scores"]["packed"] for r in results] for way, results in (("alone", alone), ("in company", together))}
+        row |= {
+            "runs": together[0]["cost"].get("company", 1),
+            "apart": apart,
+            "audit": all(r["audit"]["passed"] for r in together),
+            **scores,
+        }
+        yield row if apart <= APART else row | {"failed": f"apart by more than {APART:g}"}
 
 
 def drawn(rows: list[Row], target: float) -> list[Row]:
