@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -111,10 +112,12 @@ class GrammarProblem(Problem):
     def __init__(self, model: Transformer, seed: int, batch: int, device: torch.device) -> None:
         self.model, self.seed, self.count, self.device = model, seed, batch, device
         self.context = model.shape.context
+        self.chunk = lru_cache(2)(text.chunk)
+        """Of its own: as many seeds as there are side by side would drive out each other's."""
 
     def drawn(self, index: int) -> Tensor:
         first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
-        return torch.from_numpy(text.windows(self.seed, first, self.count, self.context, "train")[0])
+        return torch.from_numpy(text.windows(self.seed, first, self.count, self.context, "train", self.chunk)[0])
 
     def batch_of(self, drawn: Tensor) -> Batch:
         words = send(drawn.long(), self.device)

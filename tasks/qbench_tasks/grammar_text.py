@@ -15,7 +15,7 @@ multiply-shift, whose bias (below 2e-9) is under the resolution of the float32 l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -77,16 +77,23 @@ def encode(text: str) -> list[int]:
     return [ID[word] for word in text.split()]
 
 
-def windows(seed: int, first: int, count: int, context: int, split: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+Windows = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+def windows(
+    seed: int, first: int, count: int, context: int, split: str, made: Callable[[int, str, int, int], Windows] | None = None
+) -> Windows:
     """Windows first … first + count − 1 of an endless stream: tokens and their true log-probabilities in nats, both (count, context + 1).
 
     Inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`, and the floor of exactly those targets is `-logp[:, 1:].mean()`; column 0 is
-    <doc>, with logp 0. A window depends on (seed, split, its index) alone; a shorter context gives its beginning.
+    <doc>, with logp 0. A window depends on (seed, split, its index) alone; a shorter context gives its beginning. They are cut out
+    of chunks by `made`: `chunk`, or a cache of it of one's own.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     starts = range(first // _CHUNK * _CHUNK, first + count, _CHUNK)
-    parts = [[array[max(first - start, 0) : first + count - start] for array in _chunk(seed, split, context, start)] for start in starts]
+    chunks = ((made or chunk)(seed, split, context, start) for start in starts)
+    parts = [[array[max(first - start, 0) : first + count - start] for array in each] for start, each in zip(starts, chunks, strict=True)]
     return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([logp for _, logp in parts])
 
 
@@ -138,7 +145,7 @@ def minimal_pairs(seed: int, count: int, kind: str, context: int = 128) -> list[
     """
     pairs: list[Pair] = []
     for start in range(0, 1000 * _CHUNK, _CHUNK):
-        tokens, _ = _chunk(seed, "pairs", context, start)
+        tokens, _ = chunk(seed, "pairs", context, start)
         for row, end in np.argwhere(critical(tokens, kind)):
             document = int(np.flatnonzero(tokens[row, :end] == BOS)[-1])
             prefix = tokens[row, document:end].tolist()
@@ -300,8 +307,8 @@ def _generate(stream: int, first: int, count: int, length: int) -> tuple[NDArray
 _CHUNK = 1024
 
 
-@lru_cache(320)  # 100 MB at the smallest context's, for the seeds of the largest company and the splits that are scored
-def _chunk(seed: int, split: str, context: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+@lru_cache(16)
+def chunk(seed: int, split: str, context: int, start: int) -> Windows:
     """Windows are made by the thousand, because a step costs NumPy calls whatever the number of windows."""
     return _generate(_stream(seed, split), start, _CHUNK, context + 1)
 
