@@ -14,7 +14,7 @@ from qbench_tasks.text import Text
 from qbench_tasks.twolayer import TwoLayer
 from torch import Tensor, nn
 
-from qbench.task import Batch, Problem, Recipe, Task
+from qbench.task import Batch, Problem, Recipe, Split, Task
 
 CPU = torch.device("cpu")
 TASKS: dict[str, Task] = {
@@ -93,6 +93,29 @@ def test_a_batch_is_a_function_of_its_index(task: Task) -> None:
         outside = [b.batch(-1 - i) for i in range(3)]
         assert not any(same(o, other) for o in outside for other in (*ahead, *outside) if o is not other)
         assert len(ahead[0].inputs) == ahead[0].count == 4
+
+
+def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -> None:
+    """By a task that has a way to: behind an axis of runs, those outside the order and those at an epoch's end included."""
+    problems = [small(task, seed, batch=48) for seed in (3, 1, 3)]
+    for index in (0, 20, -1):  # twenty times 48 and one batch more is past a thousand images
+        drawn = [found for problem in problems if (found := problem.drawn(index)) is not None]
+        if drawn:
+            together = problems[0].batch_of(torch.stack(drawn))
+            assert all(same(together.of(place), problem.batch(index)) for place, problem in enumerate(problems))
+    assert bool(drawn) == (task.name in ("digits", "grammar", "text"))
+
+
+def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
+    class Unfinished(Problem):
+        def batches(self, split: Split) -> list[Batch]:
+            return []
+
+        def loss(self, output: Any, batch: Batch) -> Tensor:
+            return torch.zeros(())
+
+    with pytest.raises(NotImplementedError, match="Unfinished has neither batch nor drawn and batch_of"):
+        Unfinished().batch(0)
 
 
 def test_splits_are_fixed_and_scored_alike(task: Task) -> None:
