@@ -93,10 +93,11 @@ def group_size(config: RunConfig, device: str, memory: int | None = None) -> int
 def compiling_pays(config: RunConfig) -> bool:
     """Whether a run is long enough, and its steps small enough, to be compiled on a CPU. Which sweep it is in and who stands beside it does not
     count: compiled it has other last bits than eager."""
+    if compiler() is None or not alike(config) or group_size(config, "cpu") < MOST["cpu"]:
+        return False
     one = work(config)
     saved = one.tensors * SAVED_CALLS_S + one.parameters * MOST["cpu"] * SAVED_PASSES_S
-    long = config.recipe.steps * saved > COMPILING_S
-    return long and compiler() is not None and alike(config) and group_size(config, "cpu") == MOST["cpu"]
+    return config.recipe.steps * saved > COMPILING_S
 
 
 def alike(config: RunConfig) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qbench_tasks import shards as module
 from qbench_tasks import tokens as tokens_module
-from qbench_tasks.order import drawn, permuted
+from qbench_tasks.order import permuted, places
 from qbench_tasks.shards import BYTE_SEPARATOR, SPLITS, Shards, cache, ingest, opened
 from qbench_tasks.tokens import Tokens, prepare, read
 from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, library
@@ -331,21 +331,21 @@ def test_a_permutation_of_billions_is_asked_for_a_few() -> None:
 
 @given(st.integers(1, 300), st.integers(0, 2000), st.integers(1, 400))
 def test_an_order_is_one_permutation_after_another(of: int, first: int, count: int) -> None:
-    found = drawn(first, count, of, "key").tolist()
-    whole = drawn(0, (first + count) // of * of + of, of, "key").tolist()
+    found = places(first, count, of, "key").tolist()
+    whole = places(0, (first + count) // of * of + of, of, "key").tolist()
     assert found == whole[first : first + count]
     assert all(sorted(whole[start : start + of]) == list(range(of)) for start in range(0, len(whole), of))
 
 
 def test_orders_of_other_keys_and_epochs_are_others() -> None:
-    orders = [tuple(drawn(epoch * 1000, 1000, 1000, "key", seed)) for seed in range(20) for epoch in range(3)]
+    orders = [tuple(places(epoch * 1000, 1000, 1000, "key", seed)) for seed in range(20) for epoch in range(3)]
     assert len(set(orders)) == len(orders)
     fixed = [sum(a == b for a, b in zip(x, y, strict=True)) for x in orders[:6] for y in orders[6:12]]
     assert np.mean(fixed) == pytest.approx(1.0, abs=0.6), "two random orders agree in one place"
 
 
 def test_an_order_favours_no_place_and_no_neighbour() -> None:
-    orders = np.array([drawn(0, 24, 24, seed) for seed in range(4800)])
+    orders = np.array([places(0, 24, 24, seed) for seed in range(4800)])
     counts = np.array([np.bincount(orders[:, place], minlength=24) for place in range(24)])
     assert ((counts - 200) ** 2 / 200).sum() < 24 * 23 * 1.3, "χ² of 24 × 23 degrees of freedom"
     steps = Counter(((orders[:, 1:] - orders[:, :-1]) % 24).ravel().tolist())
