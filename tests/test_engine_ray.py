@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from qbench.asking import ask
-from qbench.engines import Assignment, Engine, Execution, Wishes
+from qbench.engines import Assignment, Engine, Execution, Wishes, raydriver
 from qbench.engines.local import LocalEngine, local_engine
 from qbench.engines.ray import RayEngine
 from qbench.errors import QbenchError
@@ -379,6 +380,28 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
                 process.wait()
         shutil.rmtree(home, ignore_errors=True)
     agree(file.parent / "results", 3)
+
+
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Ray that has just begun says, which no Ray here can be made to say."""
+    monkeypatch.setattr(raydriver, "BETWEEN_S", 0.0)
+    calls: list[str] = []
+
+    def init(**_: Any) -> None:
+        calls.append("init")
+        if calls.count("init") <= refusals:
+            raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nTimeoutError: no GCS yet")
+
+    driver = raydriver.Driver.__new__(raydriver.Driver)
+    driver.ray = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
+    if refusals < raydriver.ENTRANCES:
+        driver._come_in("ray://somewhere")
+    else:
+        with pytest.raises(ConnectionAbortedError) as refused:
+            driver._come_in("ray://somewhere")
+        assert raydriver._first_line(refused.value) == "Initialization failure from server: TimeoutError: no GCS yet"
+    assert calls == ["init", "shutdown", "init", "shutdown", "init"]
 
 
 def listens(port: int) -> bool:

@@ -38,6 +38,7 @@ DEAF_S = 120.0
 IDLE_S = 30.0
 """A place that has had nothing to do for so long is given back to the cluster."""
 KNOCK_S = 10.0
+ENTRANCES, BETWEEN_S = 3, 3.0
 EMPTY_S = 600.0
 """So long a cluster may be without any node that has room for a run."""
 TICK_S = 1.0
@@ -116,7 +117,7 @@ class Driver:
         asked = self.wishes.address or os.environ.get("RAY_ADDRESS")
         try:
             _knock(asked or "")
-            self._init(asked or "auto")
+            self._come_in(asked or "auto")
         except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
             if asked or not isinstance(error, ConnectionError):
                 where = f"at {asked}" if asked else "here"
@@ -129,6 +130,16 @@ class Driver:
             raise QbenchError(f"the Ray cluster has {_told(self.ray.cluster_resources())}: no room for a run of {_told(self._resources())}")
         self.tell("device", "cuda" if self._resources()["GPU"] else "cpu")
         self.tell("capacity", self.capacity)
+
+    def _come_in(self, address: str) -> None:
+        """A cluster that has just begun, or has much to do, listens at `ray://` before it can take anyone in."""
+        for _ in range(ENTRANCES - 1):
+            with suppress(ConnectionAbortedError):
+                self._init(address)
+                return
+            self.ray.shutdown()
+            time.sleep(BETWEEN_S)
+        self._init(address)
 
     def _init(self, address: str) -> None:
         own: dict[str, Any] = (
@@ -356,8 +367,9 @@ def _told(resources: Mapping[str, float]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    """With the last one, too, where the first only says that it comes."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return (f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0])[:200]
 
 
 def _cause(error: BaseException) -> str:
