@@ -2,12 +2,12 @@
 
 A step of a small network costs its calls, not its arithmetic, so runs that differ in the seed, in numbers of the recipe or of the method, or in
 the width of their integers take their steps together. Each is prepared as if it trained alone. Then its tensors move into rows of larger
-ones, of which its own become views: the loop steps the large run, and whatever is asked of one run (its validation, its checkpoint, its
-score) is asked of that one, which sees its numbers as they are now and knows nothing of its neighbours.
+ones, of which its own become views: the loop steps the large run, and whatever is asked of one run (its checkpoint, its score) is asked
+of that one, which sees its numbers as they are now and knows nothing of its neighbours.
 
-What each gets is, on the CPU, bit for bit what it gets alone, and on a GPU to within `APART`. Quantizers reduce over trailing axes; products are those of `qbench.rows`;
-norms are taken by row; and the optimizer steps whole rows only where a row fills its vectors, for the last elements of a row that does
-not are computed in another order.
+What each gets is, on the CPU, bit for bit what it gets alone, and on a GPU to within `APART`. Quantizers reduce over trailing axes; products
+are those of `qbench.rows`; norms are taken by row; and the optimizer steps whole rows only where a row fills its vectors, for the last
+elements of a row that does not are computed in another order.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ COMPILING_S = 30.0
 nothing was at hand from before, 6 s where it was (`make bench ARGS=groups`)."""
 SAVED_CALLS_S, SAVED_PASSES_S = 1e-4, 1.8e-9
 """What compiling then takes off a step of a group, for each tensor that a run learns (fewer calls) and for each number of all runs (fewer passes
-over memory): of 32 runs at least. Told and measured, in ms: digits MLP 1.1, 1.1; `linreg` xs 0.1, 0.1, m 0.2, 0.5 and l 0.8, 0.8; `twolayer` xs 0.4,
-2.0 (`make bench ARGS=groups`)."""
+over memory): of 32 runs at least. Told and measured, in ms: digits MLP 1.1, 1.2; `linreg` xs 0.1, 0.4, m 0.2, 0.3 and l 0.8, 1.3; `twolayer` xs 0.4,
+2.8 (`make bench ARGS=groups`; the README's table)."""
 ROOM = 0.5
 """Of a device's memory, what a group may be estimated to take: the estimate is rough, and others may be on the device. A group that is
 too large after all goes on by halves."""

@@ -177,7 +177,7 @@ class Problem(ABC):
 
     def batch_of(self, drawn: Tensor) -> Batch:
         """The batch, of what was drawn for it; with an axis of runs in front of that, theirs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has drawn and no batch_of")
 
     @abstractmethod
     def batches(self, split: Split) -> Iterable[Batch]:

@@ -23,8 +23,9 @@ from qbench.record import new_attempt
 from qbench.sweepfile import read_text
 from qbench.task import Batch
 from qbench.toy import ToyProblem
-from tests import SOAK
-from tests.test_company import config, curve, outcome
+from tests.test_company import config, curve, outcome, small_models
+
+__all__ = ["small_models"]
 
 SWEEP = """
 board = "imitation"
@@ -145,7 +146,7 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
         ("batches", "ewgs"),
         ("cnn", "ste"),
         ("grammar", "rr"),
-        pytest.param("text", "ste", marks=pytest.mark.skipif(not SOAK, reason="`make soak` runs it; `grammar` is its like")),
+        ("text", "ste"),
     ],
 )
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:

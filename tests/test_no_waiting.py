@@ -26,8 +26,9 @@ from qbench.making import open_problem, prepare
 from qbench.run import Run
 from qbench.train import one_step
 from tests.test_company import INT4, TASKS, config
-from tests.test_task_text import texts, written
+from tests.test_task_text import corpus
 
+__all__ = ["corpus"]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
 """`item`, `bool`, `float` and indexing by a mask: all must know what the device has come to."""
@@ -103,11 +104,6 @@ class Calls(TorchDispatchMode):
         if copies and len(devices) > 1 and not ((kwargs or {}).get("non_blocking") or True in args[2:]):
             self.waits.append(str(func))
         return found
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
 
 
 @pytest.fixture

@@ -116,6 +116,8 @@ def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
 
     with pytest.raises(NotImplementedError, match="Unfinished has neither batch nor drawn and batch_of"):
         Unfinished().batch(0)
+    with pytest.raises(NotImplementedError, match="Unfinished has drawn and no batch_of"):
+        Unfinished().batch_of(torch.zeros(1))
 
 
 def test_splits_are_fixed_and_scored_alike(task: Task) -> None:

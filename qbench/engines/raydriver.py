@@ -39,6 +39,7 @@ IDLE_S = 30.0
 """A place that has had nothing to do for so long is given back to the cluster."""
 KNOCK_S = 10.0
 ENTRANCES, BETWEEN_S = 3, 3.0
+"""How often a cluster that listens is asked to take this process in, and how long between."""
 EMPTY_S = 600.0
 """So long a cluster may be without any node that has room for a run."""
 TICK_S = 1.0
