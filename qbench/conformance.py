@@ -276,6 +276,25 @@ def differing(config: RunConfig, place: int) -> RunConfig:
     return other if questions.refusal(other) is None else found
 
 
+def check_recorded(kit: Kit) -> Iterator[Finding]:
+    """Steps that are recorded once and repeated end with the artefact of steps that are taken, bit for bit; a method may say that its own cannot be."""
+    config = kit.one()
+    method = registry.build("methods", kit.method, config.method_params)
+    if method.after is not None:
+        return
+    if (words := method.unrecorded()) is not None:
+        yield Finding("recorded", config.format_label, True, words)
+        return
+    for one in {c.key: c for c in (config, kit.config("int4", activations="int4"))}.values():
+        if questions.refusal(one) is not None:
+            continue
+        taken, _ = kit.run(one, Execution(device="cpu", compile=False), again=torch.cuda.is_available())
+        repeated, _ = kit.run(one, Execution(device="cpu", compile=False, graphs=True), again=True)
+        fine = taken["state"] == repeated["state"] == "ok" and taken["artefact_sha256"] == repeated["artefact_sha256"]
+        why = repeated["message"] or "repeated it goes on with numbers of the step that was recorded: write what changes into tensors"
+        yield Finding("recorded", one.format_label, fine, "" if fine else why)
+
+
 def check_budget(kit: Kit) -> Iterator[Finding]:
     """A curve that the method keeps in `lr_scale` has the same shape at half the budget, whatever its height."""
     config = kit.one()
@@ -328,12 +347,13 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         yield Finding("compiles", config.format_label, apart < 1e-3 and audit == "passed", detail)
 
 
-def first_losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in Attempt(folder).curve.read_text().splitlines()[:COMPARED_STEPS]]
+def first_losses(folder: Path, steps: int = COMPARED_STEPS) -> list[float]:
+    return [json.loads(line)["loss"] for line in Attempt(folder).curve.read_text().splitlines()[:steps]]
 
 
 CHECKS: tuple[Check, ...] = (
-    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_beside, check_budget, check_compiles, check_alike,
+    check_fields, check_groups, check_gradients, check_runs, check_learns, check_repeats, check_resumes, check_beside, check_recorded,
+    check_budget, check_compiles, check_alike,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import torch
 
-from qbench import checkpoint, registry
+from qbench import checkpoint, registry, rows
 from qbench.attach import attach, frozen_copy
 from qbench.company import hand_back, side_by_side
 from qbench.config import RunConfig
@@ -34,11 +34,12 @@ from qbench.noise import key_of
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.parallel import current
 from qbench.record import Attempt, finite
+from qbench.recorded import Recorded, records
 from qbench.run import Run
 from qbench.score import score
 from qbench.source import sources
 from qbench.task import Problem, Task
-from qbench.train import Failed, Report, Seat, blame, train
+from qbench.train import Failed, Report, Seat, blame, train, update
 
 CALIBRATION_BATCHES = 4
 GRAPHS = 256
@@ -172,6 +173,7 @@ class Making:
             "threads": torch.get_num_threads(),
             "accumulate": self.execution.accumulate,
             "compiled": compiles(self.execution, self.config, self.device),
+            **({"recorded": True} if recorded(self.execution, self.config, self.device) else {}),
             **({"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp} if self.execution.gpus_per_run > 1 else {}),
         }
 
@@ -182,6 +184,8 @@ class Making:
             return
         if run.members and compiles(execution, group[0].config, run.clock.device):
             compile_run(run)
+        if recorded(execution, group[0].config, run.clock.device):
+            run.recorded = Recorded(run, update)
         began = time.perf_counter()
         with ExitStack() as files, blame("plugin"):
             seats = [making.seat(files.enter_context(open(making.attempt.curve, "a", encoding="utf-8"))) for making in group]
@@ -302,6 +306,10 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
     return device.type == "cuda" or (execution.accumulate == 1 and compiling_pays(config))
 
 
+def recorded(execution: Execution, config: RunConfig, device: torch.device) -> bool:
+    return records(execution, config, compiles(execution, config, device), device)
+
+
 def compile_run(run: Run, **options: Any) -> None:
     """What a step computes, from weights to losses, as one graph. Where weights are quantized once for several parts of a batch, and where the
     losses are the method's own, which may look at quantized weights and hold numbers that change, network and quantizers are graphs apart.
@@ -311,6 +319,7 @@ def compile_run(run: Run, **options: Any) -> None:
     A graph is made for each kind of run, all from one function: the compiler's usual limit of eight would leave the rest uncompiled.
     """
     torch._dynamo.config.recompile_limit = GRAPHS
+    torch.compiler.assume_constant_result(rows.kept)
     options = {"layout_optimization": run.clock.device.type == "cuda"} | options
     compiled = partial(torch.compile, dynamic=False, options=options)
     if run.accumulate == 1 and not run.team and type(run.method).losses is Method.losses:

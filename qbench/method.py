@@ -79,6 +79,11 @@ class Method:
         weight alone, its gradient is linear in the one that arrives, and it has no parameters of its own."""
         return f"{self.name} is not written for weights that are divided among processes"
 
+    def unrecorded(self) -> str | None:
+        """Why its steps cannot be recorded once and repeated (`qbench.recorded`), in a sentence. None says that nothing from `step` to `after_step`
+        depends on a number of Python's that changes, and that what goes from step to step is written into tensors that stay where they are."""
+        return f"{self.name} is not written for steps that are recorded"
+
     def check(self) -> str | None:
         """A sentence if a hyper-parameter is out of its domain: refused before anything trains."""
         return None

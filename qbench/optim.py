@@ -41,9 +41,15 @@ def set_learning_rates(run: Run, step: int) -> list[float]:
     assert run.optimizer is not None
     middle = (step + 0.5) / run.steps
     rates = [r.lr * lr_factor(r.schedule, middle, r.warmup, r.decay, r.floor) for r in run.recipes]
+    own = []
     for group in run.optimizer.param_groups:
         place, scale = group.get("place", 0), run.lr_scale.get(group["name"], 1.0)
-        group["lr"] = rates[place] * (scale[place] if isinstance(scale, list) else scale)
+        own.append(rates[place] * (scale[place] if isinstance(scale, list) else scale))
+    if run.recorded:
+        run.recorded.set_rates(own)
+        return rates
+    for group, rate in zip(run.optimizer.param_groups, own, strict=True):
+        group["lr"] = rate
     return rates
 
 

@@ -39,6 +39,7 @@ MATTERS = (
     "threads",
     "accumulate",
     "compiled",
+    "recorded",
     "processes",
     "divided",
 )
@@ -107,7 +108,9 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
             base = scratch / config.base / "1"
     env = was["env"] or {}
     execution = Execution(device=device, compile=env.get("compiled"), accumulate=env.get("accumulate") or 1)
-    execution = replace(execution, gpus_per_run=env.get("processes") or 1, fsdp=env.get("divided") or False)
+    execution = replace(
+        execution, gpus_per_run=env.get("processes") or 1, fsdp=env.get("divided") or False, graphs=bool(env.get("recorded"))
+    )
     # A failure is told in the result; where in the code it happened is for whoever mends it, and their own sweep says it.
     with redirect_stderr(StringIO()):
         return run_one(Assignment(config, scratch / config.key / "1", base=base), execution)

@@ -33,6 +33,8 @@ BLOCK = 16
 """Rows that a product for runs of one row each takes at a time."""
 SMALLEST = 400
 """Multiplications below which a batch has kernels of its own."""
+KEPT = 1024
+"""Tensors of numbers, one of each run, that are kept at most."""
 
 
 def fills_vectors(row: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
@@ -49,8 +51,22 @@ def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
 
 
 def one_each(values: Sequence[float], axes: int, device: torch.device | None) -> Tensor:
-    """Numbers, one of each run, for arithmetic with tensors of so many axes: rounded as a Python number is when it meets a tensor."""
-    return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1)).to(device, non_blocking=True)
+    """Numbers, one of each run, for arithmetic with tensors of so many axes: rounded as a Python number is when it meets a tensor. Not to be written to."""
+    return kept(tuple(values), axes, device)
+
+
+numbers: dict[tuple[tuple[float, ...], int, torch.device | None], Tensor] = {}
+"""What `kept` has made. Who goes on reading such a tensor unasked (`qbench.recorded`) must hold it."""
+
+
+def kept(values: tuple[float, ...], axes: int, device: torch.device | None) -> Tensor:
+    """Made once: a GPU need not be sent it at every step. For a compiler it is a constant."""
+    key = values, axes, device
+    if key not in numbers:
+        if len(numbers) >= KEPT:
+            numbers.clear()
+        numbers[key] = torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1)).to(device, non_blocking=True)
+    return numbers[key]
 
 
 def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from qbench.task import Batch, Problem
 if TYPE_CHECKING:
     from qbench.company import Pieces
     from qbench.method import Method
+    from qbench.recorded import Recorded
 
 __all__ = ["INPUT", "Batch", "Run"]
 
@@ -71,6 +72,8 @@ class Run:
         """`output` by what training has compiled, if it has."""
         self.graph: Callable[[Batch], dict[str, Tensor]] | None = None
         """`terms` as one graph, if a step is one pass."""
+        self.recorded: Recorded | None = None
+        """What repeats its steps, if they are recorded."""
         self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
         """The step as a tensor, which every quantizer's draws are keyed by."""
         self.part = torch.tensor([0, 1], device=self.clock.device)
@@ -102,6 +105,11 @@ class Run:
     def number(self, each: Sequence[float], x: Tensor) -> float | Tensor:
         """Numbers, one of each run, as a factor of a tensor that has the runs' axis in front, if there is one."""
         return each[0] if len(set(each)) == 1 else one_each(each, x.dim(), x.device)
+
+    def write(self, each: Sequence[float], x: Tensor) -> None:
+        """The same into a tensor that stays where it is, as steps that are recorded want it."""
+        number = self.number(each, x)
+        x.copy_(number) if isinstance(number, Tensor) else x.fill_(number)
 
     @property
     def lead(self) -> int:

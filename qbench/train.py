@@ -26,7 +26,7 @@ from qbench.errors import Diverged, QbenchError
 from qbench.hardware import Stopwatch
 from qbench.optim import clip, set_learning_rates
 from qbench.record import finite
-from qbench.run import Run
+from qbench.run import Batch, Run
 
 CURVE_POINTS = 100
 EVALUATIONS = 8
@@ -43,13 +43,20 @@ def one_step(run: Run, step: int) -> tuple[dict[str, Tensor], Tensor | None, lis
         batch = run.batch(step)
     rates = set_learning_rates(run, step)
     run.method.before_step(run, batch)
+    terms, norm = run.recorded(batch) if run.recorded else update(run, batch)
+    return terms, norm, rates
+
+
+def update(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What of a step can be recorded: all that is left when the batch is there, the rates are set and the method's schedules have been read."""
+    assert run.optimizer is not None
     run.optimizer.zero_grad(set_to_none=True)
     terms = run.method.step(run, batch)
     run.method.after_backward(run)
     norm = clip(run)
     run.optimizer.step()
     run.method.after_step(run)
-    return terms, norm, rates
+    return terms, norm
 
 
 @dataclass

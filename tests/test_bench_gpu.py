@@ -53,11 +53,12 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
     assert [(row["method"], row["audit"], row["apart"] < 1e-3) for row in found["compiled"]] == [("fp", True, True), ("ste", True, True)]
     assert [(row["method"], row["audit"]) for row in found["runs"]] == [("fp", True), ("ste", True), ("rtn", True)]
     assert all(1 < row["bits_per_byte"] < 9 for row in found["runs"])
-    assert [(row["runs"], row["compiled"]) for row in found["groups"]] == [(1, False), (4, False)]
-    assert [(row["method"], row["runs"], row["apart"], row["audit"]) for row in found["company"]] == [
-        ("fp", 3, 0, True),
-        ("ste", 3, 0, True),
-    ]
+    rows = [(row["runs"], row["compiled"], row["recorded"]) for row in found["groups"]]
+    assert rows == [(1, False, False), (4, False, False), (1, False, True), (4, False, True)]
+    losses = [row["loss"] for row in found["groups"]]
+    assert losses[2:] == losses[:2]
+    rows = [(row["method"], row["runs"], row["apart"], row["recorded apart"], row["audit"]) for row in found["company"]]
+    assert rows == [("fp", 3, 0, 0, True), ("ste", 3, 0, 0, True)]
     assert all(row["alone"] == row["in company"] for row in found["company"]), "on a CPU they have the same bits"
     assert found["tests"][0]["files"] == ["test_gpu.py"] and "CPU" in text.splitlines()[0]
     assert all(f"## {part}" in text for part in ("steps", "compiled", "runs", "groups", "company", "tests"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qbench import registry
-from qbench.conformance import Kit
+from qbench.conformance import Kit, differing, first_losses
 from qbench.engines import Assignment, Execution
-from qbench.making import run_one
+from qbench.making import run_group, run_one
 from qbench.noise import key_of, uniform
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -28,6 +28,20 @@ def test_a_run_on_the_gpu_passes_its_audit_and_scores_as_on_the_cpu(name: str, c
     assert there["scores"]["packed"] == pytest.approx(here["scores"]["packed"], rel=0.25), (
         "training magnifies rounding, but not to another result"
     )
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_recorded_steps_are_the_steps_that_are_taken(name: str, compiled: bool, tmp_path: Path) -> None:
+    """Three in company. The first steps are taken before one is recorded; those that follow are repeated."""
+    configs = [differing(Kit(name, tmp_path).config("int4"), place) for place in range(3)]
+    ends = []
+    for graphs in (False, True):
+        doing = [Assignment(c, tmp_path / str(graphs) / str(place) / "1") for place, c in enumerate(configs)]
+        results = run_group(doing, Execution(device="cuda", compile=compiled, graphs=graphs), [lambda _: None] * 3)
+        assert all(r["state"] == "ok" and r["audit"]["passed"] for r in results), [r["message"] for r in results]
+        ends.append([loss for a in doing for loss in first_losses(a.folder, 12)])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 
 def test_bf16_trains_with_float32_masters(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ nothing, so that whoever asks it for a value fails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +22,11 @@ from qbench import registry
 from qbench.company import side_by_side
 from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
+from qbench.errors import QbenchError
 from qbench.making import open_problem, prepare
+from qbench.recorded import BEFORE, Recorded, Tape
 from qbench.run import Run
-from qbench.train import one_step
+from qbench.train import one_step, update
 from tests.test_company import INT4, TASKS, config
 from tests.test_task_text import corpus
 
@@ -107,18 +109,23 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.fixture
-def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch does not do on `meta` and does on a GPU: fused optimizers, and autocast, which is off here."""
+def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What torch does not do on `meta` and does on a GPU: fused optimizers, with rates in tensors too, and autocast, which is off here."""
     monkeypatch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
     for module in ("adam", "optimizer"):
         monkeypatch.setattr(import_module(f"torch.optim.{module}"), FUSED_ON, lambda: [ELSEWHERE.type], raising=False)
     cast, enabled = torch.autocast, torch.is_autocast_enabled
     monkeypatch.setattr(torch, "autocast", lambda device, *a, **k: nullcontext() if device == ELSEWHERE.type else cast(device, *a, **k))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": device != ELSEWHERE.type and enabled(device))
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    for optimizer in ("adamw", "sgd"):
+        library.impl(f"_fused_{optimizer}_.tensor_lr", lambda *args, **kwargs: None)
+    yield
+    library._destroy()
 
 
-def calls(method: str, bed: str, count: int, folder: Path) -> Calls:
-    """Of an ordinary step, and no first one, of so many runs: two rates, and half as many seeds."""
+def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Run:
+    """So many runs behind their first step: two rates, and half as many seeds."""
     inputs = INT4 if bed in QUANTIZED_INPUTS else None
     configs = [config(method, bed, place // 2, 0.01 * (1 + place % 2), STEPS, inputs) for place in range(count)]
     configs.sort(key=lambda c: c.recipe.lr)  # as a sweep has them
@@ -126,6 +133,10 @@ def calls(method: str, bed: str, count: int, folder: Path) -> Calls:
     run = side_by_side(runs) if count > 1 else runs[0]
     assert run is not None
     one_step(run, ORDINARY[0])
+    return run
+
+
+def calls(run: Run) -> Calls:
     with Calls() as found:
         one_step(run, ORDINARY[1])
     return found
@@ -134,9 +145,27 @@ def calls(method: str, bed: str, count: int, folder: Path) -> Calls:
 @pytest.mark.parametrize("bed", BEDS)
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_step_of_more_runs_is_no_more_calls(method: str, bed: str, elsewhere: None, tmp_path: Path) -> None:
-    one, few, many = (calls(method, bed, count, tmp_path) for count in (1, 4, 8))
+    alone, beside, more = (ready_elsewhere(method, bed, count, tmp_path) for count in (1, 4, 8))
+    one, few, many = map(calls, (alone, beside, more))
     assert not one.waits + few.waits + many.waits
     assert many.made == few.made and sum(many.made.values()) < 2 * sum(one.made.values())
+    for run in (alone, beside):
+        look_at_what_is_recorded(run)
+
+
+def look_at_what_is_recorded(run: Run) -> None:
+    """A graph holds no more of the host than what it was when it was recorded: a tape refuses a step that looks there."""
+    run.recorded = Recorded(run, update)
+    for step in range(ORDINARY[2], ORDINARY[2] + BEFORE + 2):
+        one_step(run, step)
+    assert isinstance(run.recorded.recorder, Tape) and run.recorded.recorder.calls
+
+
+def test_a_tape_hears_of_the_host(elsewhere: None, tmp_path: Path) -> None:
+    run = ready_elsewhere("ste", "digits", 1, tmp_path)
+    run.method.after_step = lambda run: run.parameters[0].grad.mul_(torch.ones(1)[0])  # type: ignore[method-assign, union-attr]
+    with pytest.raises(QbenchError, match="memory outside of its device"):
+        look_at_what_is_recorded(run)
 
 
 def test_the_count_sees_a_call_for_each_run_and_a_copy_that_waits(elsewhere: None) -> None:

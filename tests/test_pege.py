@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qbench_methods.ewgs import EWGS
-from qbench_methods.pege import PEGE, replacement_rate, set_rate
+from qbench_methods.pege import PEGE, replacement_rate
 from torch import Tensor
 
 from qbench import Quantizer, Site, load_method, registry
@@ -405,6 +405,6 @@ def test_once_everything_is_replaced_nothing_is_drawn_and_nothing_changes(monkey
     x, g = draw(3), draw(4)
     q = weight(rate=1.0)
     before = q.relax(x), gradient(q, x, g)
-    set_rate(q, 1.0, 1.0)
+    q.complete = True
     monkeypatch.setattr(type(q), "draw", lambda *_: pytest.fail("a draw that nobody needs"))
     assert torch.equal(q.relax(x), before[0]) and torch.equal(gradient(q, x, g), before[1])

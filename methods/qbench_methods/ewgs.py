@@ -71,6 +71,9 @@ class EWGS(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"{site.format} is a codebook, and the levels of EWGS are uniform"

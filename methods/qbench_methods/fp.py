@@ -20,6 +20,9 @@ class FP(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def undivided(self) -> None:
         return None
 

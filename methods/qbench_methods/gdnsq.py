@@ -89,6 +89,11 @@ class GDNSQ(Method):
             return "gdnsq side by side needs rho = 1 and pressure > 0: the others follow one run's codes or rate"
         return None
 
+    def unrecorded(self) -> str | None:
+        if self.rho < 1 or not self.pressure:
+            return "gdnsq recorded needs rho = 1 and pressure > 0: the others follow a run's codes or rate from step to step"
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"gdnsq learns the step between equal levels, and those of {site.format} are not equally spaced"
@@ -108,9 +113,13 @@ class GDNSQ(Method):
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
         self.t, self.cooling, self.count = [0.0], 1.0, 1
-        self.seen, self.now = torch.zeros(2, device=run.clock.device)  # D summed over the earlier steps, and in this one
+        self.begin(torch.zeros((), device=run.clock.device))
         run.lr_scale["bits"] = 0.0
         run.calibrate(batches)
+
+    def begin(self, seen: Tensor) -> None:
+        """D summed over the earlier steps and in this one, t, and how many steps there will have been: numbers of each run, written to where they are."""
+        self.seen, self.now, self.factor, self.steps = seen, *(torch.full_like(seen, number) for number in (0.0, 0.0, 1.0))
 
     def before_step(self, run: Run, batch: Batch) -> None:
         self.count = batch.count
@@ -120,6 +129,8 @@ class GDNSQ(Method):
             self.t = [p * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup) for p in run.own("pressure")]
         elif run.progress >= self.warmup:
             self.t = [t + 2 * run.optimizer.param_groups[0]["lr"] for t in self.t]
+        run.write(self.t, self.factor)
+        self.steps.fill_(run.step + 1)
         if self.rho < 1 and not float(self.unmet(run)):
             self.cooling *= self.rho
         for group in run.optimizer.param_groups:
@@ -130,11 +141,12 @@ class GDNSQ(Method):
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
         name, loss = ("distance", run.distance(output, batch)) if self.distill else (run.objective, run.loss(output, batch))
-        self.now = self.now + loss.detach() * (batch.count / self.count)
-        return {name: loss, "penalty": run.number(self.t, self.seen) * self.seen / (run.step + 1) * excess(run)}
+        self.now += loss.detach() * (batch.count / self.count)
+        return {name: loss, "penalty": self.factor * self.seen / self.steps * excess(run)}
 
     def after_step(self, run: Run) -> None:
-        self.seen, self.now = self.seen + run.everywhere(self.now), torch.zeros_like(self.now)
+        self.seen += run.everywhere(self.now)
+        self.now.zero_()
         for q, x in tensors(run):
             q.confine(x)
 
@@ -153,7 +165,8 @@ class GDNSQ(Method):
         return {"t": self.t, "cooling": self.cooling, "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.t, self.cooling, self.seen = state["t"], state["cooling"], state["seen"]
+        self.t, self.cooling = state["t"], state["cooling"]
+        self.begin(state["seen"])
 
 
 # ---- the two quantizers ----

@@ -77,6 +77,8 @@ class LOTION(Method):
     def __post_init__(self) -> None:
         self.average: dict[str, Tensor] = {}
         self.penalty = torch.zeros(())
+        self.bias = torch.ones(())
+        """What a running mean that began at zero comes to, of what it will."""
 
     def check(self) -> str | None:
         if self.lam < 0:
@@ -88,16 +90,24 @@ class LOTION(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else LOTIONWeight(site, self)
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
         if self.fisher == "exact" and any(run.problem.hessian_diagonal(layer) is None for b in run.bundles for layer in b.layers):
             raise UsageError("lotion: fisher = exact needs a task that knows its Hessian; use own or optimizer here")
+        self.bias = torch.ones((), device=run.clock.device)
         settle(run, batches)
 
     def before_step(self, run: Run, batch: Batch) -> None:
         settle_now_and_then(run)
+        if self.fisher == "own":
+            self.bias.fill_(1 - self.decay ** (run.step + 1))
+        elif self.fisher == "optimizer":
+            self.bias.fill_(1 - second_decay(run) ** max(run.step, 1))
 
     def after_backward(self, run: Run) -> None:
         """Add R's gradient to the task's, before clipping. At lam = 0 nothing is touched: the training of full precision, bit for bit."""
@@ -127,19 +137,16 @@ class LOTION(Method):
     def updated_average(self, run: Run, bundle: Bundle) -> Tensor:
         """The own running mean with this step's gradient in it, its bias corrected."""
         squares = beside([widen(gradient(layer)) for layer in bundle.layers]).square_()
-        average = self.average.get(bundle.quantizer.site.name, torch.zeros_like(squares))
-        self.average[bundle.quantizer.site.name] = average.lerp(squares, 1 - self.decay)
-        return self.average[bundle.quantizer.site.name] / (1 - self.decay ** (run.step + 1))
+        name = bundle.quantizer.site.name
+        if name not in self.average:
+            self.average[name] = torch.zeros_like(squares)
+        return self.average[name].lerp_(squares, 1 - self.decay) / self.bias
 
     def moment(self, run: Run, bundle: Bundle) -> Tensor:
         """The optimizer's second moment, its bias corrected; at the first step there is none, and R is 0."""
-        assert run.optimizer is not None
-        betas = run.optimizer.param_groups[0].get("betas")
-        if betas is None:
-            raise UsageError("lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here")
         found = [(run.second_moment(layer.weight), layer.matrix()) for layer in bundle.layers]
         moments = [torch.zeros_like(matrix) if m is None else m.view(matrix.shape) for m, matrix in found]
-        return beside(moments).detach() / (1 - betas[1] ** max(run.step, 1))
+        return beside(moments).detach() / self.bias
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
         return {"lambda": torch.tensor(self.strengths(run), dtype=torch.float64), "penalty": self.penalty}
@@ -174,6 +181,15 @@ class LOTIONWeight(ScaledQuantizer):
             scale = absmax_scale(x, self.site, self.levels)
             low, high = low * (scale / scale.detach()), high * (scale / scale.detach())
         return torch.where(certain, 0.0, (w - low) * (high - w)).reshape(x.shape)
+
+
+def second_decay(run: Run) -> float:
+    """By which the optimizer forgets squared gradients."""
+    assert run.optimizer is not None
+    betas = run.optimizer.param_groups[0].get("betas")
+    if betas is None:
+        raise UsageError("lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here")
+    return float(betas[1])
 
 
 def gradient(layer: QuantLayer) -> Tensor:

@@ -61,6 +61,9 @@ class LSQ(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
             return f"lsq learns the step between equal levels, and those of {site.format} are not equally spaced"

@@ -75,6 +75,9 @@ class PEGE(Method):
     def alone(self) -> str | None:
         return "pege with decoupled = true pulls by one learning rate, and runs side by side have their own" if self.decoupled else None
 
+    def unrecorded(self) -> str | None:
+        return "pege with decoupled = true pulls by a rate that changes from step to step" if self.decoupled else None
+
     def unsupported(self, site: Site) -> str | None:
         if self.base == "affine" and site.number_format.codebook:
             return f"{site.format} is a codebook, which has no affine grid"
@@ -93,7 +96,8 @@ class PEGE(Method):
                 self.measure(one, part)
         rates = self.rates(run)
         for quantizer in run.quantizers():
-            set_rate(own(quantizer), min(rates), run.number(rates, own(quantizer).rate))
+            run.write(rates, own(quantizer).rate)
+            own(quantizer).complete = min(rates) >= 1
 
     def rates(self, run: Run) -> list[float]:
         """p of each run."""
@@ -105,7 +109,8 @@ class PEGE(Method):
         if all(bool(quantizer.error_weight.all()) for quantizer in quantizers):
             return
         for quantizer in quantizers:
-            set_rate(quantizer, 0.0, 0.0)
+            quantizer.rate.zero_()
+            quantizer.complete = False
         loss, made = run.probe_loss(batch)
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
@@ -187,15 +192,9 @@ def own(quantizer: Quantizer) -> Either:
 
 def add_numbers(quantizer: Either, lead: tuple[int, ...]) -> None:
     """The rate p, and the weight u of the error, one a site."""
-    quantizer.complete = False
+    quantizer.complete = False  # p is 1 in every run
     quantizer.register_buffer("rate", torch.zeros(*lead, 1, 1))
     quantizer.register_buffer("error_weight", torch.zeros(*lead, 1, 1))
-
-
-def set_rate(quantizer: Either, least: float, rate: float | Tensor) -> None:
-    """The rate of each run, and the least of them."""
-    quantizer.rate.copy_(rate) if isinstance(rate, Tensor) else quantizer.rate.fill_(rate)
-    quantizer.complete = least >= 1
 
 
 def replaced(quantizer: Either, x: Tensor) -> Tensor:

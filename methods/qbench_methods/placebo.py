@@ -40,6 +40,9 @@ class Placebo(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def quantizer(self, site: Site) -> Quantizer:
         return InputRange(site) if site.role == "activation" else PlainRounding(site, self.scale)
 

@@ -38,6 +38,9 @@ class RR(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def undivided(self) -> str | None:
         return undivided(self.name, self.scale)
 

@@ -47,6 +47,9 @@ class STE(Method):
     def alone(self) -> None:
         return None
 
+    def unrecorded(self) -> None:
+        return None
+
     def undivided(self) -> str | None:
         return undivided(self.name, self.scale)
 

@@ -43,6 +43,7 @@ shard_option = click.option(
 @click.option(
     "--compile/--no-compile", "compiled", default=None, help="Compile what a step computes; by default on CUDA, and on a CPU where it pays."
 )
+@click.option("--graphs", is_flag=True, help="On CUDA record a step once, as a graph, and repeat it: one call in the place of all.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
 @click.option(
     "--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number."
@@ -56,7 +57,7 @@ shard_option = click.option(
 @json_option
 def sweep(
     file: Path | None, results: Path, device: str, workers: int | None, engine_name: str, address: str | None, cpus: float | None,
-    gpus: float | None, shard: Shard | None, compiled: bool | None, timeout_s: float, group: int | None, micro_batches: int, steps: int | None,
+    gpus: float | None, shard: Shard | None, compiled: bool | None, graphs: bool, timeout_s: float, group: int | None, micro_batches: int, steps: int | None,
     seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
@@ -74,7 +75,7 @@ def sweep(
     from qbench.sweepfile import plugin_modules
 
     execution = Execution(
-        device=device, compile=compiled, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine)
+        device=device, compile=compiled, graphs=graphs, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine)
     )
     progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
     wishes = Wishes(workers, device, tuple(plugin_modules(config)), address, cpus, gpus, config.engine.gpus_per_run)

@@ -21,6 +21,8 @@ class Execution:
     device: str = "auto"
     compile: bool | None = None
     """None: compiled on CUDA, and on a CPU where it pays (`grouping.compiling_pays`)."""
+    graphs: bool = False
+    """Record a step once and repeat it, where method and optimizer allow it: on CUDA as a graph."""
     accumulate: int = 1
     """Micro-batches a step."""
     timeout_s: float = 0.0

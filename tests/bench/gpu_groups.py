@@ -1,14 +1,14 @@
 """The parts `groups` and `company` of `make gpu`: steps of single runs a second against how many train side by side, over a plain loop of single eager
 runs; and whether each comes to what it comes to alone.
 
-A run in company is compiled whole, as a sweep would have it, and the largest company once more with CUDA graphs, which a sweep does not use; the
-loop is eager, as the target says. The bar is the curve.
+A run in company is compiled whole, as a sweep would have it; one alone and the largest company are measured recorded too (`--graphs`). The loop is eager,
+as the target says. The bar is the curve.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ BAR = 24
 
 
 def groups(bench: Bench) -> Iterator[Row]:
+    from qbench.engines import Execution
     from qbench.errors import UsageError
+    from qbench.recorded import records
     from tests.bench.gpu import attempted
 
     for title, task, size, counts, target in bench.beds:
@@ -49,17 +51,19 @@ def groups(bench: Bench) -> Iterator[Row]:
                 continue
             configs = [config(task, size, place % (count // 2), RATES[2 * place // count]) for place in range(count)]
             rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
-        if bench.compile and not bench.late("groups"):
-            row = {"bed": f"{title}, CUDA graphs", "runs": counts[-1]}
-            rows.append(row | attempted(lambda cs=configs: measured(bench, cs, True, {"triton.cudagraphs": True})))  # type: ignore[misc]
+        recordable = records(Execution(graphs=True), first, bench.compile, bench.device)
+        for group in ([first], configs) if recordable else ():
+            if not bench.late("groups"):
+                row = {"bed": f"{title}, recorded", "runs": len(group)}
+                rows.append(row | attempted(lambda cs=group: measured(bench, cs, bench.compile, graphs=True)))  # type: ignore[misc]
         yield from drawn(rows, target)
 
 
 def company(bench: Bench) -> Iterator[Row]:
-    """Three runs of each method on the toy task, alone and side by side. Eager: what compiling does is the part `compiled`."""
+    """Three runs of each method on the toy task, alone, side by side, and side by side recorded. Eager: what compiling does is the part `compiled`."""
     from qbench import grouping, registry
     from qbench.company import APART
-    from qbench.conformance import Kit, differing, first_losses
+    from qbench.conformance import COMPARED_STEPS, Kit, differing, first_losses
     from qbench.engines import Assignment, Execution
     from qbench.making import run_group, run_one
 
@@ -76,22 +80,36 @@ def company(bench: Bench) -> Iterator[Row]:
             if why := grouping.alone(configs[0]):
                 yield row | {"left out": why}
                 continue
-            one, many = ([Assignment(c, Path(folder) / way / str(n) / "1") for n, c in enumerate(configs)] for way in ("one", "many"))
-            alone = [run_one(assignment, execution) for assignment in one]
-            together = run_group(many, execution, [lambda _: None] * len(many))
-            if wrong := [result["message"] for result in (*alone, *together) if result["state"] != "ok"]:
+            ways = {
+                way: [Assignment(c, Path(folder) / way / str(n) / "1") for n, c in enumerate(configs)]
+                for way in ("alone", "in company", "recorded")
+            }
+            silent = [lambda _: None] * len(configs)
+            made = {
+                "alone": [run_one(assignment, execution) for assignment in ways["alone"]],
+                "in company": run_group(ways["in company"], execution, silent),
+                "recorded": run_group(ways["recorded"], replace(execution, graphs=True), silent),
+            }
+            if wrong := [result["message"] for results in made.values() for result in results if result["state"] != "ok"]:
                 yield row | {"failed": str(wrong[0])}
                 continue
-            losses = [(first_losses(a.folder), first_losses(b.folder)) for a, b in zip(one, many, strict=True)]
-        apart = max(abs(a - b) / abs(a) for pair in losses for a, b in zip(*pair, strict=True))
-        scores = {way: [r["scores"]["packed"] for r in results] for way, results in (("alone", alone), ("in company", together))}
+            losses = {way: [first_losses(assignment.folder, 2 * COMPARED_STEPS) for assignment in doing] for way, doing in ways.items()}
+        few = {way: [own[:COMPARED_STEPS] for own in each] for way, each in losses.items()}
+        apart, recorded = far(few["alone"], few["in company"]), far(losses["in company"], losses["recorded"])
         row |= {
-            "runs": together[0]["cost"].get("company", 1),
+            "runs": made["in company"][0]["cost"].get("company", 1),
             "apart": apart,
-            "audit": all(r["audit"]["passed"] for r in together),
-            **scores,
+            "recorded apart": recorded,
+            "audit": all(r["audit"]["passed"] for way in ("in company", "recorded") for r in made[way]),
+            **{way: [r["scores"]["packed"] for r in results] for way, results in made.items()},
         }
-        yield row if apart <= APART else row | {"failed": f"apart by more than {APART:g}"}
+        yield row if max(apart, recorded) <= APART else row | {"failed": f"apart by more than {APART:g}"}
+
+
+def far(losses: list[list[float]], others: list[list[float]]) -> float:
+    """By what share of itself a loss differs at most."""
+    pairs = [pair for one, other in zip(losses, others, strict=True) for pair in zip(one, other, strict=True)]
+    return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
 def drawn(rows: list[Row], target: float) -> list[Row]:
@@ -120,28 +138,31 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
     )
 
 
-def measured(bench: Bench, configs: list[RunConfig], compiled: bool, options: Mapping[str, Any] = {}) -> Row:
-    """The median step of one run, or of several side by side; and the loss that it came to, which no way of compiling should move."""
+def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: bool = False) -> Row:
+    """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
+    from qbench.engines import Execution
     from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
     from qbench.making import compile_run
-    from qbench.train import one_step
+    from qbench.recorded import Recorded, records
+    from qbench.train import one_step, update
     from tests.bench.gpu import WARMUP
 
     run = opened(bench, configs)
     if compiled:
-        compile_run(run, **options)
+        compile_run(run)
+    graphs = records(Execution(graphs=graphs), configs[0], compiled, bench.device)
+    if graphs:
+        run.recorded = Recorded(run, update)
     forget_memory(bench.device)
     run.model.train()
     watch = Stopwatch(bench.device)
     for taken in range(WARMUP + bench.steps):
-        if options:
-            torch.compiler.cudagraph_mark_step_begin()
         terms, _, _ = one_step(run, taken)
         if taken >= WARMUP - 1:
             watch.mark()
     low, middle, high = quartiles(watch.steps())
     loss = float(sum(term.double().mean() for term in terms.values()))
-    found: dict[str, Any] = {"compiled": compiled, "median_s": middle, "q25_s": low, "q75_s": high, "loss": loss}
+    found: dict[str, Any] = {"compiled": compiled, "recorded": graphs, "median_s": middle, "q25_s": low, "q75_s": high, "loss": loss}
     return found | {"run_steps_per_s": len(configs) / middle, "peak_memory_bytes": peak_memory(bench.device)}
 
 

@@ -1,0 +1,165 @@
+"""A step that is recorded once and then repeated: a CUDA graph. A small network's step costs its calls, and of a graph there is one.
+
+What is recorded is the `update`: all of a step that follows when its batch is drawn, its rates are set and the method's `before_step` is over. It is
+repeated on the memory that it was recorded on. So the batch is copied to where the recorded one lay, rates are tensors, and a method may be recorded
+(`Method.unrecorded`) if what its update carries from step to step, or `before_step` changes, is written into tensors that stay where they are.
+
+On a CPU, where there is no such graph, a tape does the same operation by operation. It gains nothing there but certainty: what it repeats wrongly a
+graph would too, so tests and `qbench check` ask it which steps may be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qbench import registry, rows
+from qbench.config import RunConfig
+from qbench.engines import Execution
+from qbench.errors import QbenchError
+from qbench.method import Method
+from qbench.run import Run
+from qbench.task import Batch, send
+
+BEFORE = 3
+"""Steps taken as usual: the first ones make what the optimizer keeps, and compile."""
+OPTIMIZERS = ("adamw", "sgd")
+"""Those that take a rate, and count steps, in a tensor."""
+
+ASKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default)
+"""`item`, `bool`, `float` and indexing by a mask."""
+
+Found = tuple[dict[str, Tensor], Tensor | None]
+"""Of an update: the loss's terms and the gradient's norm."""
+Update = Callable[[Run, Batch], Found]
+
+
+class Recorder(Protocol):
+    def usual(self, f: Callable[[], Found]) -> Found:
+        """Call f where it will be recorded, too."""
+
+    def record(self, f: Callable[[], Found]) -> Found:
+        """Call f, and note what it does. What it returns holds at every repetition what that came to."""
+
+    def repeat(self) -> None: ...
+
+
+class Graph:
+    """By CUDA. Whatever is recorded runs on a stream of its own, beginning with the steps before: autograd goes back on the one that it came on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+
+    def usual(self, f: Callable[[], Found]) -> Found:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            found = f()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return found
+
+    def record(self, f: Callable[[], Found]) -> Found:
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            found = f()
+        self.repeat()
+        return found
+
+    def repeat(self) -> None:
+        self.graph.replay()
+
+
+class Tape(TorchDispatchMode):
+    """By noting every operation with what it was given and what it made, which stays where it is. It refuses what a graph would not hold, or would hold
+    as it was when it was recorded: questions to the device, and what is brought there."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device.type
+        self.calls: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in ASKS:
+            raise QbenchError(f"a step that asks for the value of a tensor ({func}) cannot be recorded")
+        if func is torch.ops.aten.lift_fresh.default:
+            raise QbenchError("a step that makes a tensor of Python's numbers cannot be recorded: make it before, and write into it")
+        made = func(*args, **(kwargs or {}))
+        if any(isinstance(x, Tensor) and x.device.type != self.device for x in tree_leaves((args, kwargs, made))):
+            raise QbenchError(f"a step that looks at memory outside of its device ({func}) cannot be recorded")
+        self.calls.append((func, args, kwargs or {}, made))
+        return made
+
+    def usual(self, f: Callable[[], Found]) -> Found:
+        return f()
+
+    def record(self, f: Callable[[], Found]) -> Found:
+        with self:
+            return f()
+
+    @torch.no_grad()
+    def repeat(self) -> None:
+        for func, args, kwargs, made in self.calls:
+            for before, now in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(before, Tensor) and before.data_ptr() != now.data_ptr():  # or else a view, or made in place
+                    before.copy_(now)
+
+
+class Recorded:
+    """A run's update: taken as usual a few times, then recorded, then repeated."""
+
+    def __init__(self, run: Run, update: Update) -> None:
+        assert run.optimizer is not None
+        self.run, self.update, device = run, update, run.clock.device
+        self.recorder: Recorder = Graph(device) if device.type == "cuda" else Tape(device)
+        self.taken = 0
+        self.batch: Batch | None = None
+        self.found: Found = {}, None
+        self.held: list[Tensor] = []
+        """Numbers that the recorded update may read."""
+        groups = run.optimizer.param_groups
+        # On CUDA the kernels want rates in single precision; elsewhere they are read as the double that a step without a tape has.
+        self.rates = torch.zeros(len(groups), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        for place, group in enumerate(groups):
+            group |= {"lr": self.rates[place], "capturable": True}
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        self.rates.copy_(send(torch.tensor(rates, dtype=self.rates.dtype), self.rates.device))
+
+    def __call__(self, batch: Batch) -> Found:
+        self.taken += 1
+        if self.taken <= BEFORE:
+            return self.recorder.usual(lambda: self.update(self.run, batch))
+        if self.batch is None:
+            own = self.batch = Batch(_kept(batch.inputs), _kept(batch.targets), batch.count)
+            self.found = self.recorder.record(lambda: self.update(self.run, own))
+            self.held = list(rows.numbers.values())
+        else:
+            for kept, now in ((self.batch.inputs, batch.inputs), (self.batch.targets, batch.targets)):
+                if kept is not None and now is not None:
+                    assert kept.shape == now.shape, "batches of one size"
+                    _once(kept).copy_(_once(now))
+            self.recorder.repeat()
+        return self.found
+
+
+def _once(x: Tensor) -> Tensor:
+    """What all runs see lies in memory once."""
+    return x[0] if x.dim() and not x.stride(0) else x
+
+
+def _kept(x: Tensor | None) -> Tensor | None:
+    """The same in memory of its own, laid out alike."""
+    return None if x is None else _once(x).clone().expand(x.shape)
+
+
+def records(execution: Execution, config: RunConfig, compiled: bool, device: torch.device) -> bool:
+    """Whether a run's steps are recorded: where that is asked for, and method and optimizer allow it. A tape does not hear what is compiled."""
+    if not execution.graphs or execution.gpus_per_run > 1 or (compiled and device.type == "cpu"):
+        return False
+    method: Method = registry.build("methods", config.method, config.method_params)
+    return config.recipe.optimizer in OPTIMIZERS and method.unrecorded() is None
