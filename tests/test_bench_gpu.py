@@ -66,18 +66,18 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
 
 @pytest.mark.slow
 def test_company_is_compiled_and_held_against_a_loop(tmp_path: Path) -> None:
-    """Once more with CUDA graphs, which on a CPU change nothing."""
+    """And not recorded: on a CPU what is compiled cannot be."""
     done = bench(tmp_path, "--parts", "groups")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    alone, four, graphs = found["groups"]
-    assert (alone["runs"], four["runs"], graphs["runs"]) == (1, 4, 4) and not alone["compiled"] and four["compiled"]
-    assert "CUDA graphs" in graphs["bed"] and graphs["loss"] == four["loss"] == pytest.approx(alone["loss"], rel=0.5)
+    alone, four = found["groups"]
+    assert (alone["runs"], four["runs"]) == (1, 4) and not alone["compiled"] and four["compiled"]
+    assert four["loss"] == pytest.approx(alone["loss"], rel=0.5)
     assert four["run_steps_per_s"] == pytest.approx(4 / four["median_s"]) and four["times"] == pytest.approx(
         four["run_steps_per_s"] / alone["run_steps_per_s"]
     )
     assert max(len(row["curve"]) for row in found["groups"]) == 24
-    assert max((alone, four), key=lambda row: row["times"])["target"] == 50 and "target" not in graphs
+    assert max((alone, four), key=lambda row: row["times"])["target"] == 50
 
 
 @pytest.mark.slow

@@ -140,17 +140,15 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
 
 def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: bool = False) -> Row:
     """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
-    from qbench.engines import Execution
     from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
     from qbench.making import compile_run
-    from qbench.recorded import Recorded, records
+    from qbench.recorded import Recorded
     from qbench.train import one_step, update
     from tests.bench.gpu import WARMUP
 
     run = opened(bench, configs)
     if compiled:
         compile_run(run)
-    graphs = records(Execution(graphs=graphs), configs[0], compiled, bench.device)
     if graphs:
         run.recorded = Recorded(run, update)
     forget_memory(bench.device)
