@@ -24,6 +24,7 @@ from qbench.making import recorded, run_group
 from qbench.record import Attempt
 from qbench.recorded import BEFORE, Recorded
 from qbench.run import Batch, Run
+from qbench.submissions.strict import conforms
 from qbench.train import one_step, update
 from tests.test_company import CPU, INT4, METHODS, Cut, assignments, company, config, curve, prepared, small_models, together
 from tests.test_train import registered
@@ -207,6 +208,8 @@ def test_a_sweep_records_and_a_record_says_so(tmp_path: Path) -> None:
     assert shas[0] == shas[1] and len(shas[0]) == 4
     envs = [json.loads(path.read_text()) for path in (tmp_path / "repeated").rglob("env.json")]
     assert len(envs) == 4 and all(env["recorded"] for env in envs)
+    for env in envs:
+        conforms(env, "env", "env.json")
     key = next(iter(shas[1]))
     again = CliRunner().invoke(cli, ["reproduce", key, "--results", str(tmp_path / "repeated")])
     assert again.exit_code == 0 and "nothing in the environment" in again.output, again.output
