@@ -38,6 +38,14 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def device_in_use(name: str) -> torch.device:
+    """The same, and from now on what names no device is on this one: streams, events, waits."""
+    device = device_named(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 class Stopwatch:
     """Times steps. On CUDA by events that are read at the end, so that no step waits for the device."""
 

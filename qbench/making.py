@@ -5,6 +5,7 @@ Several runs that may train side by side are made together. Each has a making of
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import traceback
@@ -28,7 +29,7 @@ from qbench.environment import environment
 from qbench.errors import Diverged, QbenchError
 from qbench.export import ARTEFACT, restore
 from qbench.grouping import compiling_pays
-from qbench.hardware import Stopwatch, device_named, forget_memory, peak_flops, peak_memory, quartiles
+from qbench.hardware import Stopwatch, device_in_use, forget_memory, peak_flops, peak_memory, quartiles
 from qbench.method import Method
 from qbench.noise import key_of
 from qbench.optim import make_optimizer, parameter_groups
@@ -78,7 +79,10 @@ def run_group(assignments: Sequence[Assignment], execution: Execution, reports: 
             with making.blamed():
                 making.open()
         for group in _at_one_step([making for making in several if making.going]):
-            if not _trained(group, execution):
+            if not _trained(group):
+                for making in group:
+                    making.execution = replace(making.execution, graphs=False)  # what breaks off as a graph may go on without
+                gc.collect()
                 middle = len(group) // 2
                 todo += [group[middle:], group[:middle]]
     return [conclude(making.attempt, making.finish()) for making in makings]
@@ -91,14 +95,14 @@ def _at_one_step(makings: Sequence[Making]) -> list[list[Making]]:
     return list(found.values())
 
 
-def _trained(group: Sequence[Making], execution: Execution) -> bool:
+def _trained(group: Sequence[Making]) -> bool:
     """Train what is to be trained. False where several failed together, so that nothing is known of each."""
     if len(group) > 1:
         try:
             with blame("plugin"):
                 run = side_by_side([making.run for making in group])
                 if run is not None:
-                    Making.train(run, group, execution)
+                    Making.train(run, group)
                     hand_back(run)
                     return True
         except Failed:
@@ -106,7 +110,7 @@ def _trained(group: Sequence[Making], execution: Execution) -> bool:
             return False
     for making in group:
         with making.blamed():
-            making.train(making.run, [making], execution)
+            making.train(making.run, [making])
     return True
 
 
@@ -128,7 +132,7 @@ class Making:
 
     def __post_init__(self) -> None:
         self.attempt, self.config = Attempt(self.assignment.folder), self.assignment.config
-        self.device = device_named(self.execution.device)
+        self.device = device_in_use(self.execution.device)
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         self.attempt.write("spec", self.config.to_json())
         self.result = {"result_version": 1, "key": self.config.key, "attempt": self.attempt.number, "state": "ok", "reason": None}
@@ -178,8 +182,9 @@ class Making:
         }
 
     @staticmethod
-    def train(run: Run, group: Sequence[Making], execution: Execution) -> None:
+    def train(run: Run, group: Sequence[Making]) -> None:
         """Take the steps of a run, or of several side by side."""
+        execution = group[0].execution
         if run.optimizer is None:
             return
         if run.members and compiles(execution, group[0].config, run.clock.device):
@@ -189,6 +194,8 @@ class Making:
         began = time.perf_counter()
         with ExitStack() as files, blame("plugin"):
             seats = [making.seat(files.enter_context(open(making.attempt.curve, "a", encoding="utf-8"))) for making in group]
+            if run.recorded:
+                files.callback(run.recorded.end)
             watch = train(run, seats, execution, group[0].first)
         for making, seat in zip(group, seats, strict=True):
             making.run = reunite(making.run)

@@ -56,15 +56,25 @@ class Graph:
         self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
 
     def usual(self, f: Callable[[], Found]) -> Found:
-        self.stream.wait_stream(torch.cuda.current_stream())
+        here = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
             found = f()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        here.wait_stream(self.stream)
         return found
 
     def record(self, f: Callable[[], Found]) -> Found:
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            found = f()
+        here, why = torch.cuda.current_stream(self.stream.device), None
+        try:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                try:
+                    found = f()
+                except Exception as error:
+                    why = error
+                    raise
+        except Exception as error:  # noqa: BLE001 - what torch says of a graph that breaks off is not why it does
+            torch.cuda.set_stream(here)  # nor does it go back there
+            raise why or error from None
         self.repeat()
         return found
 
@@ -131,20 +141,37 @@ class Recorded:
         self.rates.copy_(send(torch.tensor(rates, dtype=self.rates.dtype), self.rates.device))
 
     def __call__(self, batch: Batch) -> Found:
+        own = self.bring(batch)
         self.taken += 1
         if self.taken <= BEFORE:
-            return self.recorder.usual(lambda: self.update(self.run, batch))
-        if self.batch is None:
-            own = self.batch = Batch(_kept(batch.inputs), _kept(batch.targets), batch.count)
+            return self.recorder.usual(lambda: self.update(self.run, own))
+        if self.taken == BEFORE + 1:
+            self.forget_gradients()
             self.found = self.recorder.record(lambda: self.update(self.run, own))
             self.held = list(rows.numbers.values())
         else:
-            for kept, now in ((self.batch.inputs, batch.inputs), (self.batch.targets, batch.targets)):
-                if kept is not None and now is not None:
-                    assert kept.shape == now.shape, "batches of one size"
-                    _once(kept).copy_(_once(now))
             self.recorder.repeat()
         return self.found
+
+    def bring(self, batch: Batch) -> Batch:
+        """The batch where the first one lay."""
+        if self.batch is None:
+            self.batch = Batch(_kept(batch.inputs), _kept(batch.targets), batch.count)
+        for kept, now in ((self.batch.inputs, batch.inputs), (self.batch.targets, batch.targets)):
+            if kept is not None and now is not None:
+                assert kept.shape == now.shape, "batches of one size"
+                _once(kept).copy_(_once(now))
+        return self.batch
+
+    def forget_gradients(self) -> None:
+        """Those of the step before, which are none of the record's."""
+        assert self.run.optimizer is not None
+        self.run.optimizer.zero_grad(set_to_none=True)
+
+    def end(self) -> None:
+        """Give back the memory that only a record holds."""
+        self.forget_gradients()
+        self.run.recorded = None
 
 
 def _once(x: Tensor) -> Tensor:
@@ -153,8 +180,11 @@ def _once(x: Tensor) -> Tensor:
 
 
 def _kept(x: Tensor | None) -> Tensor | None:
-    """The same in memory of its own, laid out alike."""
-    return None if x is None else _once(x).clone().expand(x.shape)
+    """Memory of its own for the same, laid out alike: a compiler compiles for strides."""
+    if x is None:
+        return None
+    once = _once(x)
+    return torch.empty_strided(once.shape, once.stride(), dtype=x.dtype, device=x.device).expand(x.shape)
 
 
 def records(execution: Execution, config: RunConfig, compiled: bool, device: torch.device) -> bool:
@@ -162,4 +192,5 @@ def records(execution: Execution, config: RunConfig, compiled: bool, device: tor
     if not execution.graphs or execution.gpus_per_run > 1 or (compiled and device.type == "cpu"):
         return False
     method: Method = registry.build("methods", config.method, config.method_params)
-    return config.recipe.optimizer in OPTIMIZERS and method.unrecorded() is None
+    task = registry.load("tasks", config.task)
+    return config.recipe.optimizer in OPTIMIZERS and task.unrecorded is None and method.unrecorded() is None

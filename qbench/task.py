@@ -268,6 +268,8 @@ class Task:
     exact_hessian: ClassVar[bool] = False
     activations: ClassVar[bool] = False
     """Whether quantized activations make sense."""
+    unrecorded: ClassVar[str | None] = None
+    """Why a step of its network cannot be recorded once and repeated (`qbench.recorded`), in a sentence: it asks for the value of a tensor, say."""
 
     @abstractmethod
     def recipe(self, size: str) -> Recipe:

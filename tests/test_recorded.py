@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,16 +16,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from click.testing import CliRunner
+from torch._dynamo.utils import counters
 
-from qbench import Method, Quantizer, Site, load_method, registry
+from qbench import Method, Quantizer, Site, load_method, making, registry, rows
 from qbench.cli import cli
 from qbench.company import side_by_side
 from qbench.config import RunConfig
 from qbench.conformance import Kit, check_recorded
 from qbench.engines import Assignment, Execution
-from qbench.making import recorded, run_group
+from qbench.making import compile_run, recorded, run_group
 from qbench.record import Attempt
-from qbench.recorded import BEFORE, Recorded
+from qbench.recorded import BEFORE, Found, Recorded
 from qbench.run import Batch, Run
 from qbench.submissions.strict import conforms
 from qbench.train import one_step, update
@@ -44,12 +48,14 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
     return [(r["artefact_sha256"], own) for r, own in zip(results, lines, strict=True)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", ["digits", "linreg", "batches"])
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        (t, m) for t in ("digits", "linreg", "batches") for m in METHODS if t == "digits" or m != "lotion optimizer"
+    ],  # theirs has no second moment
+)
 def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
     """Of several runs side by side, and of one alone."""
-    if method == "lotion optimizer" and task != "digits":
-        pytest.skip("the bed's optimizer keeps no second moment")
     inputs = INT4 if task == "digits" and load_method(METHODS[method][0]).quantizes else None
     several = company(method, task, inputs=inputs, steps=16)[:3]
     assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
@@ -127,6 +133,77 @@ def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
     assert kept.inputs.data_ptr() != now.inputs.data_ptr()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("task", ["grammar", "text"])
+def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
+    """Inputs and targets of a language model are views of one window, and a compiler compiles for their strides."""
+    for count in (1, 2):
+        runs = [prepared(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
+        run = side_by_side(runs) if count > 1 else runs[0]
+        assert run is not None
+        now, kept = run.batch(0), Recorded(run, update).bring(run.batch(0))
+        for x, own in ((now.inputs, kept.inputs), (now.targets, kept.targets)):
+            assert x is not None and own is not None and own.stride() == x.stride() and torch.equal(own, x)
+
+
+class Anew:
+    """A recorder that records nothing: it calls, and so a compiler hears of it."""
+
+    def usual(self, f: Callable[[], Found]) -> Found:
+        return f()
+
+    def record(self, f: Callable[[], Found]) -> Found:
+        self.f, before = f, counters["stats"]["unique_graphs"]
+        found = f()
+        assert counters["stats"]["unique_graphs"] == before, "nothing is compiled while a graph is recorded"
+        return found
+
+    def repeat(self) -> None:
+        self.f()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize(("task", "method"), [("grammar", "ste"), ("digits", "gdnsq")])
+def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: str, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    run = prepared(config(method, task), tmp_path)
+    compile_run(run)
+    run.recorded = Recorded(run, update)
+    run.recorded.recorder = Anew()
+    for step in range(BEFORE + 2):
+        one_step(run, step)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
+    run = side_by_side([prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)])
+    assert run is not None
+    one_step(run, 0)
+    before = len(rows.numbers)
+    x = torch.zeros(2, 1, 1)
+    for step in range(5):
+        run.write([step, step + 0.1], x)
+        assert x.flatten().tolist() == [step, pytest.approx(step + 0.1)]
+    assert len(rows.numbers) == before
+
+
+def test_when_the_steps_are_over_nothing_holds_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is as large as a step's, and goes without waiting for a collector."""
+    made = []
+
+    def watched(run: Run, update: Any) -> Recorded:
+        made.append(weakref.ref(found := Recorded(run, update)))
+        return found
+
+    monkeypatch.setattr(making, "Recorded", watched)
+    gc.disable()
+    try:
+        together(company("ste")[:2], tmp_path, REPEATED)
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+
+
 # ---- what cannot be recorded ----
 
 
@@ -157,7 +234,7 @@ class Careless(Method):
         elif self.does == "made":
             weight.grad *= torch.tensor(2.0)
         elif weight.grad.sum() > 0:
-            weight.grad *= 2
+            weight.grad *= 1
 
 
 @pytest.mark.parametrize(
@@ -173,6 +250,24 @@ def test_the_check_finds_a_step_that_cannot_be_recorded(how: str, words: str, tm
     with registered(type("Careless", (Careless,), {"does": how})):
         (found, *_) = check_recorded(Kit("careless", tmp_path, quick=True))
     assert not found.passed and words in found.detail
+
+
+def test_several_whose_record_breaks_off_go_on_without(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By halves, from their last checkpoints; and the record says that their steps were taken."""
+
+    class Asks(Careless):
+        does = "asked"
+
+        def alone(self) -> None:
+            return None
+
+    with registered(Asks):
+        configs = [dataclasses.replace(c, method="careless", method_version=1, method_params={}) for c in company("ste")[:3]]
+        taken = ends(configs, tmp_path, TAKEN)
+        results = together(configs, tmp_path / "again", REPEATED)
+    assert [r["artefact_sha256"] for r in results] == [sha for sha, _ in taken]
+    assert "asks for the value of a tensor" in capfd.readouterr().err
+    assert all("recorded" not in json.loads(path.read_text()) for path in (tmp_path / "again").rglob("env.json"))
 
 
 def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Path) -> None:
@@ -191,6 +286,7 @@ def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
     assert not recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
     assert recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
     assert not recorded(dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda"))
+    assert not recorded(REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda"))
 
 
 # ---- as a user asks for it ----

@@ -97,7 +97,7 @@ class PEGE(Method):
         rates = self.rates(run)
         for quantizer in run.quantizers():
             run.write(rates, own(quantizer).rate)
-            own(quantizer).complete = min(rates) >= 1
+            own(quantizer).complete = min(rates) >= 1 and run.recorded is None  # where it was recorded whether anything is drawn
 
     def rates(self, run: Run) -> list[float]:
         """p of each run."""

@@ -203,7 +203,7 @@ def part_of(rank: int, assignment: Assignment, execution: Execution, report: Rep
     making = Making(assignment, execution, report)
     with making.blamed():
         making.open()
-        making.train(making.run, [making], execution)
+        making.train(making.run, [making])
     return making.result if rank else making.finish()
 
 

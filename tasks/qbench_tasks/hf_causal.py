@@ -38,6 +38,7 @@ class HFCausal(Task):
     sizes = {name: {"context": context} for name, context in CONTEXTS.items()}
     tuning = {"lr": (1e-5, 3e-5, 1e-4, 3e-4)}
     activations = True
+    unrecorded = "transformers' networks ask what their masks hold"
 
     model: str = ""
     """A folder as transformers writes it, or `OWNER/NAME[@REVISION]` on the hub."""
