@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
@@ -79,7 +78,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qbench(folder: Path, *words: str) -> Any:
-    where = {**os.environ, "QBENCH_RESULTS": "results"}
     if {KEY, LANGUAGE} & set(words):
         keys = {
             spec["task"]: file.parts[-3]
@@ -87,8 +85,9 @@ def qbench(folder: Path, *words: str) -> Any:
             if (spec := json.loads(file.read_text()))
         }
         words = tuple({KEY: keys["toy"], LANGUAGE: keys["grammar"]}.get(word, word) for word in words)
-    done = subprocess.run([sys.executable, "-m", "qbench", *words, "--json"], cwd=folder, capture_output=True, text=True, env=where)
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(cli, [*words, "--json"], env={"QBENCH_RESULTS": "results"})
+    assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
