@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from qbench.cli import cli
 
@@ -36,16 +38,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweeps = [text for text in fences(README, "toml") if "board" in text]
     assert len(sweeps) == 1
     (folder / "my.toml").write_text(sweeps[0].replace('tasks = ["digits", "grammar"]', 'tasks = ["digits"]\nrecipe.steps = 4'))
-    done = qbench(folder, "sweep", "my.toml", "--workers", "2", "--quiet")
-    assert done.returncode == 0, done.stderr
-    done = qbench(folder, "submit", "mine", "--out", "mine.qbench.zip")
-    assert done.returncode == 0, done.stderr
+    qbench(folder, "sweep", "my.toml", "--workers", "2", "--quiet")
+    qbench(folder, "submit", "mine", "--out", "mine.qbench.zip")
     return folder
 
 
-def qbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    where = {**os.environ, "QBENCH_RESULTS": "results", "COLUMNS": "140"}
-    return subprocess.run([sys.executable, "-m", "qbench", *words], cwd=folder, capture_output=True, text=True, env=where, timeout=240)
+def qbench(folder: Path, *words: str) -> str:
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(cli, words, env={"QBENCH_RESULTS": "results", "COLUMNS": "140"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 PLUGIN = "qbench new method", "pip install -e", "qbench check mine", "python -m pytest"
@@ -54,9 +56,7 @@ PLUGIN = "qbench new method", "pip install -e", "qbench check mine", "python -m 
 @pytest.mark.parametrize("command", [c for d in DOCS for c in commands(d) if c.startswith("qbench ") and not c.startswith(PLUGIN)])
 def test_every_command_runs(desk: Path, command: str) -> None:
     words = shlex.split(command)[1:]
-    done = qbench(desk, *words, *(SHORT if words[0] == "sweep" else ()))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert qbench(desk, *words, *(SHORT if words[0] == "sweep" else ()))
 
 
 def test_a_method_is_added_as_told(tmp_path: Path) -> None:

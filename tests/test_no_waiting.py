@@ -27,6 +27,7 @@ from qbench.making import open_problem, prepare
 from qbench.recorded import BEFORE, Recorded, Tape
 from qbench.run import Run
 from qbench.train import one_step, update
+from tests import SOAK
 from tests.test_company import INT4, TASKS, config
 from tests.test_task_text import corpus
 
@@ -85,6 +86,8 @@ ELSEWHERE = torch.device("meta")
 FUSED_ON = "_get_fused_kernels_supported_devices"
 BEDS = ("digits", "cnn", "linreg", "rotated", "twolayer", "grammar", "text")
 QUANTIZED_INPUTS = ("digits", "grammar")
+LIKE_OTHERS, FEW = ("cnn", "rotated", "text"), ("ste", "lotion", "gdnsq", "ewgs")
+"""Beds that ask nothing of a method that others do not ask, and the methods that are tried on them; `make soak` tries all on all."""
 
 
 class Calls(TorchDispatchMode):
@@ -142,8 +145,10 @@ def calls(run: Run) -> Calls:
     return found
 
 
-@pytest.mark.parametrize("bed", BEDS)
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bed", "method"), [(bed, method) for bed in BEDS for method in (TRAINED if SOAK or bed not in LIKE_OTHERS else FEW)]
+)
 def test_a_step_of_more_runs_is_no_more_calls(method: str, bed: str, elsewhere: None, tmp_path: Path) -> None:
     alone, beside, more = (ready_elsewhere(method, bed, count, tmp_path) for count in (1, 4, 8))
     one, few, many = map(calls, (alone, beside, more))
