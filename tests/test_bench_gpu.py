@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench import company
+from qbench import company, recorded
 from tests.bench import gpu, gpu_groups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +95,12 @@ def test_a_run_that_company_moves_too_far_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(company, "APART", -1.0)
     (row,) = gpu_groups.company(asked)
     assert row["apart"] == 0 and "apart by more" in row["failed"]
+
+
+def test_steps_that_could_not_be_recorded_are_no_row_of_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "ASKS", (torch.ops.aten.baddbmm.default,))
+    (row,) = gpu_groups.company(gpu.Bench(tmp_path, torch.device("cpu"), [], 1, "xs", 1, ["fp"], compile=False, limit_s=600))
+    assert "could not be recorded" in row["failed"]
 
 
 @pytest.mark.slow

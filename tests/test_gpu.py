@@ -13,6 +13,7 @@ from qbench.conformance import Kit, differing, first_losses
 from qbench.engines import Assignment, Execution
 from qbench.making import run_group, run_one
 from qbench.noise import key_of, uniform
+from qbench.record import Attempt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
@@ -40,6 +41,7 @@ def test_recorded_steps_are_the_steps_that_are_taken(name: str, compiled: bool, 
         doing = [Assignment(c, tmp_path / str(graphs) / str(place) / "1") for place, c in enumerate(configs)]
         results = run_group(doing, Execution(device="cuda", compile=compiled, graphs=graphs), [lambda _: None] * 3)
         assert all(r["state"] == "ok" and r["audit"]["passed"] for r in results), [r["message"] for r in results]
+        assert all(bool((Attempt(a.folder).read("env") or {}).get("recorded")) == graphs for a in doing)
         ends.append([loss for a in doing for loss in first_losses(a.folder, 12)])
     assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 

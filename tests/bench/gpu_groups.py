@@ -17,6 +17,7 @@ import torch
 
 if TYPE_CHECKING:
     from qbench.config import RunConfig
+    from qbench.engines import Assignment
     from qbench.run import Run
     from tests.bench.gpu import Bench, Row
 
@@ -93,6 +94,9 @@ def company(bench: Bench) -> Iterator[Row]:
             if wrong := [result["message"] for results in made.values() for result in results if result["state"] != "ok"]:
                 yield row | {"failed": str(wrong[0])}
                 continue
+            if not all(said(assignment) for assignment in ways["recorded"]):
+                yield row | {"failed": "its steps could not be recorded; why not is in what was printed"}
+                continue
             losses = {way: [first_losses(assignment.folder, 2 * COMPARED_STEPS) for assignment in doing] for way, doing in ways.items()}
         few = {way: [own[:COMPARED_STEPS] for own in each] for way, each in losses.items()}
         apart, recorded = far(few["alone"], few["in company"]), far(losses["in company"], losses["recorded"])
@@ -104,6 +108,13 @@ def company(bench: Bench) -> Iterator[Row]:
             **{way: [r["scores"]["packed"] for r in results] for way, results in made.items()},
         }
         yield row if max(apart, recorded) <= APART else row | {"failed": f"apart by more than {APART:g}"}
+
+
+def said(assignment: Assignment) -> bool:
+    """Whether a run's record says that its steps were recorded: several that break off go on without."""
+    from qbench.record import Attempt
+
+    return bool((Attempt(assignment.folder).read("env") or {}).get("recorded"))
 
 
 def far(losses: list[list[float]], others: list[list[float]]) -> float:
