@@ -35,7 +35,7 @@ from qbench.noise import key_of
 from qbench.optim import make_optimizer, parameter_groups
 from qbench.parallel import current
 from qbench.record import Attempt, finite
-from qbench.recorded import Recorded, records
+from qbench.recorded import OPTIMIZERS, Recorded
 from qbench.run import Run
 from qbench.score import score
 from qbench.source import sources
@@ -82,7 +82,7 @@ def run_group(assignments: Sequence[Assignment], execution: Execution, reports: 
             if not _trained(group):
                 for making in group:
                     making.execution = replace(making.execution, graphs=False)  # what breaks off as a graph may go on without
-                gc.collect()
+                gc.collect()  # an error holds on to what broke off, and so to its memory
                 middle = len(group) // 2
                 todo += [group[middle:], group[:middle]]
     return [conclude(making.attempt, making.finish()) for making in makings]
@@ -177,7 +177,7 @@ class Making:
             "threads": torch.get_num_threads(),
             "accumulate": self.execution.accumulate,
             "compiled": compiles(self.execution, self.config, self.device),
-            **({"recorded": True} if recorded(self.execution, self.config, self.device) else {}),
+            **({"recorded": True} if records(self.execution, self.config, self.device) else {}),
             **({"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp} if self.execution.gpus_per_run > 1 else {}),
         }
 
@@ -189,7 +189,7 @@ class Making:
             return
         if run.members and compiles(execution, group[0].config, run.clock.device):
             compile_run(run)
-        if recorded(execution, group[0].config, run.clock.device):
+        if records(execution, group[0].config, run.clock.device):
             run.recorded = Recorded(run, update)
         began = time.perf_counter()
         with ExitStack() as files, blame("plugin"):
@@ -313,11 +313,15 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
     return device.type == "cuda" or (execution.accumulate == 1 and compiling_pays(config))
 
 
-def recorded(execution: Execution, config: RunConfig, device: torch.device) -> bool:
-    return records(execution, config, compiles(execution, config, device), device)
+def records(execution: Execution, config: RunConfig, device: torch.device) -> bool:
+    """Where that is asked for, and method, task and optimizer allow it. On a CPU a tape does not hear what is compiled."""
+    if not execution.graphs or execution.gpus_per_run > 1 or (device.type == "cpu" and compiles(execution, config, device)):
+        return False
+    method, task = registry.build("methods", config.method, config.method_params), registry.load("tasks", config.task)
+    return config.recipe.optimizer in OPTIMIZERS and task.unrecorded is None and method.unrecorded() is None
 
 
-def compile_run(run: Run, **options: Any) -> None:
+def compile_run(run: Run) -> None:
     """What a step computes, from weights to losses, as one graph. Where weights are quantized once for several parts of a batch, and where the
     losses are the method's own, which may look at quantized weights and hold numbers that change, network and quantizers are graphs apart.
 
@@ -327,7 +331,7 @@ def compile_run(run: Run, **options: Any) -> None:
     """
     torch._dynamo.config.recompile_limit = GRAPHS
     torch.compiler.assume_constant_result(rows.kept)
-    options = {"layout_optimization": run.clock.device.type == "cuda"} | options
+    options = {"layout_optimization": run.clock.device.type == "cuda"}
     compiled = partial(torch.compile, dynamic=False, options=options)
     if run.accumulate == 1 and not run.team and type(run.method).losses is Method.losses:
         run.graph, run.compiled = compiled(run.terms), compiled(run.output)

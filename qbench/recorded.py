@@ -18,11 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qbench import registry, rows
-from qbench.config import RunConfig
-from qbench.engines import Execution
+from qbench import rows
 from qbench.errors import QbenchError
-from qbench.method import Method
 from qbench.run import Run
 from qbench.task import Batch, send
 
@@ -32,7 +29,7 @@ OPTIMIZERS = ("adamw", "sgd")
 """Those that take a rate, and count steps, in a tensor."""
 
 ASKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default)
-"""`item`, `bool`, `float` and indexing by a mask."""
+"""`item`, `bool`, `float` and indexing by a mask: all must know what the device has come to."""
 
 Found = tuple[dict[str, Tensor], Tensor | None]
 """Of an update: the loss's terms and the gradient's norm."""
@@ -185,12 +182,3 @@ def _kept(x: Tensor | None) -> Tensor | None:
         return None
     once = _once(x)
     return torch.empty_strided(once.shape, once.stride(), dtype=x.dtype, device=x.device).expand(x.shape)
-
-
-def records(execution: Execution, config: RunConfig, compiled: bool, device: torch.device) -> bool:
-    """Whether a run's steps are recorded: where that is asked for, and method and optimizer allow it. A tape does not hear what is compiled."""
-    if not execution.graphs or execution.gpus_per_run > 1 or (compiled and device.type == "cpu"):
-        return False
-    method: Method = registry.build("methods", config.method, config.method_params)
-    task = registry.load("tasks", config.task)
-    return config.recipe.optimizer in OPTIMIZERS and task.unrecorded is None and method.unrecorded() is None

@@ -65,8 +65,13 @@ def kept(values: tuple[float, ...], axes: int, device: torch.device | None) -> T
     if key not in numbers:
         if len(numbers) >= KEPT:
             numbers.clear()
-        numbers[key] = torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1)).to(device, non_blocking=True)
+        numbers[key] = column(values, axes).to(device, non_blocking=True)
     return numbers[key]
+
+
+def column(values: Sequence[float], axes: int) -> Tensor:
+    """The first of so many axes is that of the runs."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1))
 
 
 def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:

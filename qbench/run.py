@@ -16,7 +16,7 @@ from qbench.config import Recipe
 from qbench.grid import Grid, widen
 from qbench.parallel import Team, add_up, take_gradients
 from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
-from qbench.rows import by_run, one_each
+from qbench.rows import by_run, column, one_each
 from qbench.task import Batch, Problem, send
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Run:
         if len(set(each)) == 1:
             x.fill_(each[0])
         else:
-            x.copy_(send(torch.tensor(each, dtype=torch.float32).view(-1, *[1] * (x.dim() - 1)), x.device))
+            x.copy_(send(column(each, x.dim()), x.device))
 
     @property
     def lead(self) -> int:

@@ -486,6 +486,8 @@ def test_what_a_run_cannot_give_is_refused(tmp_path: Path) -> None:
     run = start(cfg, tmp_path)
     with pytest.raises(UsageError, match="needs one that keeps a second moment"):
         one_step(run, 0)
+    off = start(config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer", lam=0.0), tmp_path)
+    one_step(off, 0)  # at zero nothing is asked for
 
 
 def test_at_lambda_zero_it_is_the_training_of_rtn_bit_for_bit(tmp_path: Path) -> None:

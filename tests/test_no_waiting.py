@@ -24,7 +24,7 @@ from qbench.conformance import Kit
 from qbench.engines import Assignment, Execution
 from qbench.errors import QbenchError
 from qbench.making import open_problem, prepare
-from qbench.recorded import BEFORE, Recorded, Tape
+from qbench.recorded import ASKS, BEFORE, Recorded, Tape
 from qbench.run import Run
 from qbench.train import one_step, update
 from tests import SOAK
@@ -33,8 +33,6 @@ from tests.test_task_text import corpus
 
 __all__ = ["corpus"]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
-WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
-"""`item`, `bool`, `float` and indexing by a mask: all must know what the device has come to."""
 STEPS = 1000
 ORDINARY = (137, 331, 519, 777)
 """None of the few in a run at which a method looks at its ranges or curvature anew."""
@@ -50,7 +48,7 @@ class Impatient(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in WAITS:
+        if func in ASKS:
             self.waits.append(str(func))
         return func(*args, **(kwargs or {}))
 

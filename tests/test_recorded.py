@@ -24,7 +24,7 @@ from qbench.company import side_by_side
 from qbench.config import RunConfig
 from qbench.conformance import Kit, check_recorded
 from qbench.engines import Assignment, Execution
-from qbench.making import compile_run, recorded, run_group
+from qbench.making import compile_run, records, run_group
 from qbench.record import Attempt
 from qbench.recorded import BEFORE, Found, Recorded
 from qbench.run import Batch, Run
@@ -166,6 +166,7 @@ class Anew:
 @pytest.mark.parametrize(("task", "method"), [("grammar", "ste"), ("digits", "gdnsq")])
 def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: str, tmp_path: Path) -> None:
     torch.compiler.reset()
+    counters.clear()
     run = prepared(config(method, task), tmp_path)
     compile_run(run)
     run.recorded = Recorded(run, update)
@@ -173,6 +174,21 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: s
     for step in range(BEFORE + 2):
         one_step(run, step)
     assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
+    """A graph reads memory, whoever owns it by then: here each run's strength."""
+    methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
+    run = side_by_side([prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path) for params in methods])
+    assert run is not None
+    rows.numbers.clear()
+    run.recorded = Recorded(run, update)
+    run.recorded.recorder = Anew()
+    for step in range(BEFORE + 1):
+        one_step(run, step)
+    read = [weakref.ref(x) for x in rows.numbers.values()]
+    rows.numbers.clear()
+    assert read and all(x() is not None for x in read)
 
 
 def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
@@ -282,11 +298,11 @@ def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Pa
 
 
 def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
-    assert recorded(REPEATED, config("ste"), CPU)
-    assert not recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
-    assert recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
-    assert not recorded(dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda"))
-    assert not recorded(REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda"))
+    assert records(REPEATED, config("ste"), CPU)
+    assert not records(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
+    assert records(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
+    assert not records(dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda"))
+    assert not records(REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda"))
 
 
 # ---- as a user asks for it ----

@@ -104,6 +104,8 @@ class LOTION(Method):
 
     def before_step(self, run: Run, batch: Batch) -> None:
         settle_now_and_then(run)
+        if self.lam == 0:
+            return
         if self.fisher == "own":
             self.bias.fill_(1 - self.decay ** (run.step + 1))
         elif self.fisher == "optimizer":

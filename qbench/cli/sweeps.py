@@ -57,8 +57,8 @@ shard_option = click.option(
 @json_option
 def sweep(
     file: Path | None, results: Path, device: str, workers: int | None, engine_name: str, address: str | None, cpus: float | None,
-    gpus: float | None, shard: Shard | None, compiled: bool | None, graphs: bool, timeout_s: float, group: int | None, micro_batches: int, steps: int | None,
-    seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
+    gpus: float | None, shard: Shard | None, compiled: bool | None, graphs: bool, timeout_s: float, group: int | None, micro_batches: int,
+    steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
     from qbench.asking import ask, check, complain

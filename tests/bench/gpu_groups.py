@@ -34,7 +34,7 @@ BAR = 24
 def groups(bench: Bench) -> Iterator[Row]:
     from qbench.engines import Execution
     from qbench.errors import UsageError
-    from qbench.recorded import records
+    from qbench.making import records
     from tests.bench.gpu import attempted
 
     for title, task, size, counts, target in bench.beds:
@@ -52,7 +52,7 @@ def groups(bench: Bench) -> Iterator[Row]:
                 continue
             configs = [config(task, size, place % (count // 2), RATES[2 * place // count]) for place in range(count)]
             rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
-        recordable = records(Execution(graphs=True), first, bench.compile, bench.device)
+        recordable = records(Execution(compile=bench.compile, graphs=True), first, bench.device)
         for group in ([first], configs) if recordable else ():
             if not bench.late("groups"):
                 row = {"bed": f"{title}, recorded", "runs": len(group)}
