@@ -1,7 +1,10 @@
 """The source of a method or task as a hash: recorded with every run, so that code which was edited under its old version is noticed.
 
-It is of the file that holds the class and of whatever that imports from its own package, however deep: a method's helper counts, its
-neighbour does not. What a class takes from qbench itself is the commit's business.
+The hash covers the file that holds the class and every module of its own package that this file imports, directly or not. A method's helper counts,
+an unrelated neighbour does not. What a class takes from qbench itself is recorded by the commit.
+
+What is hashed is the syntax tree without imports, docstrings, comments and layout, so that a file may be reformatted, or follow a renamed module,
+without looking edited. Hashes of the text of the files, which earlier versions recorded, cannot be compared with these and count as unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ __all__ = ["edited", "remember", "sources"]
 
 Kind = Literal["method", "task"]
 KINDS: tuple[Kind, ...] = ("method", "task")
-LENGTH = 32
+DIGITS = 32
+SYNTAX = "ast:"
+"""Marks hashes of the syntax tree."""
 
 
 def sources(method: str, task: str) -> dict[str, str | None]:
@@ -40,7 +45,9 @@ def remember(modules: Container[str]) -> None:
 
 def edited(spec: Mapping[str, Any], env: Mapping[str, Any]) -> list[str]:
     """What of a run's method and task has other source here under the version that the run was made by. What was not recorded is unknown."""
-    return [f"{kind} {spec[kind]}" for kind in KINDS if (then := env.get(f"{kind}_source")) and (now := _here(kind, spec)) and then != now]
+    recorded = {kind: env.get(f"{kind}_source") or "" for kind in KINDS}
+    comparable = [kind for kind in KINDS if recorded[kind].startswith(SYNTAX)]
+    return [f"{kind} {spec[kind]}" for kind in comparable if (now := _here(kind, spec)) and recorded[kind] != now]
 
 
 def _here(kind: Kind, spec: Mapping[str, Any]) -> str | None:
@@ -61,8 +68,37 @@ def source(kind: Kind, name: str) -> str | None:
         return None
     digest = hashlib.sha256()
     for part, text in sorted(_reached(module, package).items()):
-        digest.update(f"{part} {len(text)}\n".encode() + text)
-    return digest.hexdigest()[:LENGTH]
+        tree = "".join(dump_code(ast.parse(text)))
+        digest.update(f"{part} {len(tree)}\n{tree}".encode())
+    return SYNTAX + digest.hexdigest()[:DIGITS]
+
+
+def dump_code(node: object) -> Iterator[str]:
+    """Yield the syntax tree below a node as text, without imports and bare strings.
+
+    Empty fields are left out: versions of Python differ in which of them a node has.
+    """
+    if isinstance(node, ast.AST):
+        yield f"{type(node).__name__}("
+        for name, value in ast.iter_fields(node):
+            if isinstance(node, ast.Constant) and name == "value":
+                yield f"{type(value).__name__} {value!r}"
+            elif value is not None and value != [] and name not in ("kind", "type_comment"):
+                yield f"{name}="
+                yield from dump_code(value)
+        yield ")"
+    elif isinstance(node, list):
+        for item in node:
+            if not _says_nothing(item):
+                yield from dump_code(item)
+    else:
+        yield repr(node)
+
+
+def _says_nothing(node: object) -> bool:
+    """Return whether a statement is an import or a bare string, such as a docstring."""
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return is_text or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def _reached(module: str, package: str) -> dict[str, bytes]:

@@ -72,14 +72,16 @@ def edited(site: Path) -> list[Any]:
 def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site: Path) -> None:
     (env,) = site.glob("results/runs/*/*/1/env.json")
     recorded = json.loads(env.read_text())
-    assert len(recorded["method_source"]) == 32 and recorded["task_source"] is None, "the toy task is part of qbench"
+    assert len(recorded["method_source"]) == 36 and recorded["task_source"] is None, "the toy task is part of qbench"
     (site / "pairs" / "neighbour.py").write_text("X = 2\n")
     assert edited(site) == []
     key = env.parts[-3]
     assert "source" not in qbench(site, "reproduce", key)
 
     helper = site / "pairs" / "deep" / "helper.py"
-    helper.write_text(HELPER + "\n# another rule\n")
+    helper.write_text('"""What a helper is for."""\nimport math\n' + HELPER + "\n# a comment\n")
+    assert edited(site) == [], "imports, docstrings and comments are not the code"
+    helper.write_text(HELPER.replace("self.grid(x).snap(x)", "self.grid(x).snap(x) * 1.0"))
     assert edited(site) == ["method pair"]
     told = " ".join(qbench(site, "status", "s.toml").split())
     assert "stale" in told and "method pair edited under the same version: raise version" in told
@@ -87,8 +89,10 @@ def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site:
 
     helper.write_text(HELPER)
     assert edited(site) == []
-    (site / "pairs" / "first.py").write_text(METHOD + "\n")
+    (site / "pairs" / "first.py").write_text(METHOD + "\nX = 1\n")
     assert edited(site) == ["method pair"]
+    env.write_text(json.dumps(recorded | {"method_source": "0" * 32}))
+    assert edited(site) == [], "a hash of the files' text is of another kind"
     env.write_text(json.dumps({name: value for name, value in recorded.items() if name != "method_source"}))
     assert edited(site) == [], "what was not recorded is unknown"
     assert "method source" not in qbench(site, "reproduce", key)
