@@ -5,27 +5,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qbench.version import __version__
+
 if TYPE_CHECKING:
-    from qbench.formats import Format, Site
-    from qbench.frames import results
-    from qbench.grid import Grid
-    from qbench.making import run_one
-    from qbench.method import Method
-    from qbench.quantizer import Quantizer
-    from qbench.registry import load_method, load_task
-    from qbench.task import Task
+    from qbench.analysis.results import results
+    from qbench.api import Format, Grid, Method, Quantizer, Site, Task, load_method, load_task
+    from qbench.engines.dispatch import run_one
 
-__version__ = "0.1.0"
-__all__ = ["Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method", "load_task", "results", "run_one"]
+__all__ = [
+    "Format",
+    "Grid",
+    "Method",
+    "Quantizer",
+    "Site",
+    "Task",
+    "__version__",
+    "load_method",
+    "load_task",
+    "results",
+    "run_one",
+]
 
-_HOMES = {
-    "Format": "formats", "Site": "formats", "Grid": "grid", "Method": "method", "Quantizer": "quantizer", "Task": "task",
-    "load_method": "registry", "load_task": "registry", "results": "frames", "run_one": "making",
-}  # fmt: skip
+# Where the public names live. They are imported on first use, because `import qbench` must not import torch.
+MODULES = {
+    "results": "qbench.analysis.results",
+    "run_one": "qbench.engines.dispatch",
+} | dict.fromkeys(("Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method", "load_task"), "qbench.api")
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are asked for: `import qbench` costs nothing."""
-    if name not in _HOMES:
+    """Import a public name when it is first used."""
+    if name not in MODULES:
         raise AttributeError(f"module 'qbench' has no attribute {name!r}")
-    return getattr(import_module(f"qbench.{_HOMES[name]}"), name)
+    return getattr(import_module(MODULES[name]), name)

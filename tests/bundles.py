@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qbench.config import RunConfig
-from qbench.conformance import Kit
-from qbench.engines import Assignment
-from qbench.making import run_one
-from qbench.record import Attempt, new_attempt
-from qbench.submissions import zipped
-from qbench.submissions.bundle import FILES, MANIFEST, Bundle, spell, submit
+from qbench.checks.method_kit import Kit
+from qbench.engines.dispatch import run_one
+from qbench.execution.assignment import Assignment
+from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.config import RunConfig
+from qbench.submissions import canonical_zip
+from qbench.submissions.bundle import FILES, MANIFEST, Bundle, spell
+from qbench.submissions.submit import submit
 from tests.made_runs import roster
 
 Files = dict[str, dict[str, bytes]]
@@ -82,7 +83,7 @@ def written(manifest: dict[str, Any], files: Files) -> bytes:
     """The archive of a manifest as it is and of these files."""
     out = io.BytesIO()
     members = [(f"runs/{key}/{name}", files[key][name]) for key in sorted(files) for name in FILES if name in files[key]]
-    zipped.write(out, [(MANIFEST, spell(manifest)), *members])
+    canonical_zip.write(out, [(MANIFEST, spell(manifest)), *members])
     return out.getvalue()
 
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from qbench.config import RunConfig
-from qbench.engines import Assignment, Execution
-from qbench.export import ARTEFACT, restore
-from qbench.making import open_problem, run_one
-from qbench.plan import make_plan
-from qbench.record import new_attempt
-from qbench.sweepfile import read_text
-from qbench.task import Problem
+from qbench.api.problem import Problem
+from qbench.artefact.pack import ARTEFACT, restore
+from qbench.engines.dispatch import run_one
+from qbench.execution.assignment import Assignment, Execution
+from qbench.runs.attempts import new_attempt
+from qbench.runs.config import RunConfig
+from qbench.sweepfile.read import read_text
+from qbench.sweeps.plan import make_plan
+from qbench.training.setup import open_problem
 
 SWEEP = """
 board = "language"

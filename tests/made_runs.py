@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qbench.config import Metric, Quantization, Recipe, RunConfig
-from qbench.record import Attempt
-from qbench.roster import ROSTER_VERSION
+from qbench.runs.attempts import Attempt
+from qbench.runs.config import Metric, Quantization, Recipe, RunConfig
+from qbench.store.board_members import ROSTER_VERSION
 
 
 def config(seed: int = 0, method: str = "ste", fmt: str | None = "int4", task: str = "digits", **more: Any) -> RunConfig:

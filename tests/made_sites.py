@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from qbench import leaderboard
-from qbench.board import Board
-from qbench.publish import About, site
-from qbench.summary import Summary, summarise
+from qbench.analysis.summary import Summary, summarise
+from qbench.boards.board import Board
+from qbench.boards.build import build_board, section_makers
+from qbench.publish.document import About
+from qbench.publish.site import site
 from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs
 
 MEANS = {
@@ -69,8 +70,8 @@ def losses(rows: pd.DataFrame, points: int = 20) -> pd.DataFrame:
 
 
 def board(rows: pd.DataFrame, **more: Any) -> tuple[Board, Summary]:
-    _, makers = leaderboard.section_makers(rows, more.pop("planned", None), DEFAULTS)
-    return leaderboard.build(rows, defaults=DEFAULTS, **{"title": "Made up", **more}), summarise(makers, {})
+    _, makers = section_makers(rows, more.pop("planned", None), DEFAULTS)
+    return build_board(rows, defaults=DEFAULTS, **{"title": "Made up", **more}), summarise(makers, {})
 
 
 def files(rows: pd.DataFrame, name: str = "made", **more: Any) -> Mapping[str, bytes]:

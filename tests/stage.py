@@ -22,17 +22,19 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from qbench import registry
-from qbench.config import Metric, Recipe, RunConfig
-from qbench.engines import Assignment, Execution
-from qbench.formats import Site
-from qbench.method import Method, Preset
-from qbench.record import Attempt
-from qbench.rounding import straight_through
-from qbench.run import Batch, Run
-from qbench.scales import ScaledQuantizer
-from qbench.task import Problem, Task
-from qbench.toy import ToyProblem
+from qbench.api.batch import Batch
+from qbench.api.method import Method, Preset
+from qbench.api.problem import Problem
+from qbench.api.task import Task
+from qbench.checks.toy_task import ToyProblem
+from qbench.execution.assignment import Assignment, Execution
+from qbench.plugins import registry
+from qbench.quant.scaled_quantizer import ScaledQuantizer
+from qbench.quant.site import Site
+from qbench.quant.straight_through import straight_through
+from qbench.runs.attempts import Attempt
+from qbench.runs.config import Metric, Recipe, RunConfig
+from qbench.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = """

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench import registry
-from qbench.conformance import Kit, differing, first_losses
-from qbench.engines import Assignment, Execution
-from qbench.making import run_group, run_one
-from qbench.noise import key_of, uniform
-from qbench.record import Attempt
+from qbench.checks.method_contract import differing, first_losses
+from qbench.checks.method_kit import Kit
+from qbench.engines.dispatch import run_one
+from qbench.execution.assignment import Assignment, Execution
+from qbench.execution.execute import run_group
+from qbench.numerics.keyed_random import key_of, uniform
+from qbench.plugins import registry
+from qbench.runs.attempts import Attempt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)

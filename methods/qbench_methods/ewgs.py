@@ -24,11 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.formats import Site
-from qbench.grid import Grid, widen
-from qbench.method import Method, Preset
-from qbench.quantizer import Quantizer
-from qbench.run import INPUT, Batch, Run
+from qbench.api import Batch, Grid, Method, Preset, Quantizer, Site, widen
+from qbench.training.quantized_network import INPUT
+from qbench.training.run import Run
 
 HALF_NORMAL = math.sqrt(1 - 2 / math.pi)
 """The deviation of |x| for x ~ N(0, 1)."""

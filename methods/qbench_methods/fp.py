@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qbench.formats import Site
-from qbench.method import Method
+from qbench.api import Method, Site
 
 
 @dataclass

@@ -27,12 +27,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.formats import Site
-from qbench.grid import Grid, widen
-from qbench.method import Method, Preset
-from qbench.quantizer import Quantizer
-from qbench.rounding import straight_through
-from qbench.run import Batch, Run
+from qbench.api import Batch, Grid, Method, Preset, Quantizer, Site, straight_through, widen
+from qbench.training.run import Run
 
 Rule = Literal["released", "dither", "lsq"]
 MARGIN, EPSILON, MET_BY = 1e-3, 1e-3, 0.6

@@ -25,12 +25,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qbench.formats import Granularity, Site
-from qbench.grid import Grid, widen
-from qbench.method import Method
-from qbench.quantizer import QuantConv2d, Quantizer, QuantLayer
-from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, settle
+from qbench.api import (
+    Batch,
+    Granularity,
+    Grid,
+    InputRange,
+    Method,
+    QuantConv2d,
+    Quantizer,
+    QuantLayer,
+    ScaledQuantizer,
+    ScaleRule,
+    Site,
+    affine_grid,
+    widen,
+)
+from qbench.training.calibration import settle
+from qbench.training.run import Run
 
 CHANNEL = Granularity.named("channel")
 

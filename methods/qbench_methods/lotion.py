@@ -24,12 +24,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qbench.formats import Site
-from qbench.grid import widen
-from qbench.method import Method, Preset, UsageError
-from qbench.quantizer import Bundle, Quantizer, QuantLayer, beside
-from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, absmax_scale, settle, settle_now_and_then
+from qbench.api import (
+    Batch,
+    Bundle,
+    InputRange,
+    Method,
+    Preset,
+    Quantizer,
+    QuantLayer,
+    ScaledQuantizer,
+    ScaleRule,
+    Site,
+    UsageError,
+    absmax_scale,
+    beside,
+    widen,
+)
+from qbench.training.calibration import settle, settle_now_and_then
+from qbench.training.run import Run
 
 FLOAT_NOISE = 67.1
 """In units of the last place, 8e-6 in float32: a weight as close to a level as this, relative to the larger of s and |w|, lies on it.

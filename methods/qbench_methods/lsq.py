@@ -19,12 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.formats import Site
-from qbench.grid import Grid
-from qbench.method import Method, Preset
-from qbench.quantizer import Quantizer
-from qbench.rounding import straight_through
-from qbench.run import Batch, Run
+from qbench.api import Batch, Grid, Method, Preset, Quantizer, Site, straight_through
+from qbench.training.run import Run
 
 Count = Literal["group", "tensor", "none"]
 SMALLEST = 1e-12

@@ -23,13 +23,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qbench.formats import Site
-from qbench.grid import Grid, widen
-from qbench.method import Method
-from qbench.quantizer import Quantizer, beside
-from qbench.rounding import straight_through
-from qbench.run import INPUT, Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, affine_grid, settle, settle_now_and_then
+from qbench.api import (
+    Batch,
+    Grid,
+    InputRange,
+    Method,
+    Quantizer,
+    ScaledQuantizer,
+    Site,
+    TrainedScaleRule,
+    affine_grid,
+    beside,
+    straight_through,
+    widen,
+)
+from qbench.training.calibration import settle, settle_now_and_then
+from qbench.training.quantized_network import INPUT
+from qbench.training.run import Run
 
 Schedule = Literal["log", "linear", "full"]
 MEASUREMENTS = 10

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qbench.formats import Site
-from qbench.method import Method
-from qbench.quantizer import Quantizer
-from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, settle, settle_now_and_then, undivided
+from qbench.api import Batch, InputRange, Method, Quantizer, ScaledQuantizer, Site, TrainedScaleRule
+from qbench.training.calibration import settle, settle_now_and_then, undivided
+from qbench.training.run import Run
 
 
 @dataclass

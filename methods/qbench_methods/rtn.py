@@ -11,12 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qbench.formats import Site
-from qbench.grid import Grid
-from qbench.method import Method
-from qbench.quantizer import Quantizer
-from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, ScaleRule, affine_grid, settle
+from qbench.api import Batch, Grid, InputRange, Method, Quantizer, ScaledQuantizer, ScaleRule, Site, affine_grid
+from qbench.training.calibration import settle
+from qbench.training.run import Run
 
 
 @dataclass

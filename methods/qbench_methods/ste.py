@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qbench.formats import Site
-from qbench.method import Method
-from qbench.quantizer import Quantizer
-from qbench.rounding import straight_through
-from qbench.run import Batch, Run
-from qbench.scales import InputRange, ScaledQuantizer, TrainedScaleRule, absmax_scale, settle, settle_now_and_then, undivided
+from qbench.api import Batch, InputRange, Method, Quantizer, ScaledQuantizer, Site, TrainedScaleRule, absmax_scale, straight_through
+from qbench.training.calibration import settle, settle_now_and_then, undivided
+from qbench.training.run import Run
 
 
 @dataclass

@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from qbench.cli import boards, bundles, plugins, runs, sweeps, upkeep
-from qbench.cli.common import cli, in_a_line
+from qbench.cli import boards, maintenance, plugins, runs, submissions, sweeps
+from qbench.cli.options import cli, in_a_line
 from qbench.errors import QbenchError
 
-__all__ = ["boards", "bundles", "cli", "main", "plugins", "runs", "sweeps", "upkeep"]
+__all__ = ["boards", "cli", "main", "maintenance", "plugins", "runs", "submissions", "sweeps"]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.common import cli, console, emit, json_option, results_option
+from qbench.cli.options import cli, console, emit, json_option, results_option
 from qbench.errors import UsageError
 
 
@@ -34,21 +34,22 @@ def show(what: str | None, results: Path, form: str | None, randomised: bool, su
 
 
 def print_board(name: str | None, results: Path, form: str, randomised: bool = False) -> None:
-    from qbench import plaintext
-    from qbench.frames import Results
+    from qbench.analysis.results import Results
+    from qbench.boards.csv_files import runs_csv, to_csv
+    from qbench.boards.markdown import to_markdown
 
     found = Results(results)
     if form == "runs":
-        click.echo(plaintext.runs_csv(found.board_runs(found.board_name(name))), nl=False)
+        click.echo(runs_csv(found.board_runs(found.board_name(name))), nl=False)
         return
     with uncollected():
         board = found.board(name)
     if form == "json":
         emit(board.to_json())
     elif form in ("csv", "markdown"):
-        click.echo(plaintext.to_csv(board) if form == "csv" else plaintext.to_markdown(board), nl=False)
+        click.echo(to_csv(board) if form == "csv" else to_markdown(board), nl=False)
     else:
-        from qbench.render import show_board
+        from qbench.terminal.board import show_board
 
         show_board(board, console(), randomised=randomised)
 
@@ -66,7 +67,7 @@ def uncollected() -> Iterator[None]:
 
 
 def print_summary(name: str | None, results: Path, form: str | None) -> None:
-    from qbench.frames import Results
+    from qbench.analysis.results import Results
 
     if form not in (None, "json"):
         raise UsageError(f"a summary is printed as tables or as JSON, not as {form}")
@@ -74,13 +75,13 @@ def print_summary(name: str | None, results: Path, form: str | None) -> None:
     if form:
         emit(found.to_json())
     else:
-        from qbench.overview import show_summary
+        from qbench.terminal.summary import show_summary
 
         show_summary(found, console())
 
 
 def print_run(key: str, results: Path, form: str | None) -> None:
-    from qbench.record import latest
+    from qbench.runs.lookup import latest
 
     run = latest(results, key)
     if form == "json":
@@ -88,14 +89,14 @@ def print_run(key: str, results: Path, form: str | None) -> None:
     elif form:
         raise UsageError(f"a run is printed whole or as JSON, not as {form}")
     else:
-        from qbench.render import show_run
+        from qbench.terminal.run import show_run
 
         show_run(run, console())
 
 
 def is_run(what: str, results: Path) -> bool:
     """Whether a word is a run's key, or the beginning of one, rather than a board's name."""
-    from qbench.record import may_begin
+    from qbench.runs.lookup import may_begin
 
     return (results / "runs").is_dir() and may_begin(results, what) and not (results / "boards" / f"{what}.json").exists()
 
@@ -111,8 +112,8 @@ def compare(one: str, other: str, board: str | None, downstream: bool, results: 
     """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
     if downstream:
         return compare_downstream(one, other, board, results, as_json)
-    from qbench.frames import Results
-    from qbench.plaintext import comparison
+    from qbench.analysis.compare import comparison
+    from qbench.analysis.results import Results
 
     found = Results(results).compare(one, other, board)
     if as_json:
@@ -123,8 +124,8 @@ def compare(one: str, other: str, board: str | None, downstream: bool, results: 
 
 
 def compare_downstream(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
-    from qbench.frames import Results
-    from qbench.marks import in_words
+    from qbench.analysis.compare_downstream import in_words
+    from qbench.analysis.results import Results
 
     found = Results(results).compare_downstream(one, other, board)
     if as_json:
@@ -144,9 +145,9 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
     """Write a board (default: the latest) as a static site: a page, the data behind it, and their checksums."""
     from dataclasses import asdict
 
-    from qbench.frames import Results
-    from qbench.publish import publish as write
-    from qbench.text import count
+    from qbench.analysis.results import Results
+    from qbench.publish.site import publish as write
+    from qbench.util.text import count
 
     site = write(Results(results), board, out)
     if as_json:

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.common import Commands, cli, console, emit, json_option
+from qbench.cli.options import Commands, cli, console, emit, json_option
 
 
 @cli.command()
 @json_option
 def methods(as_json: bool) -> int:
     """The registered methods with version, paper, provenance and hyper-parameters."""
-    from qbench.catalogue import list_methods
+    from qbench.plugins.describe import list_methods
 
     found = list_methods()
     if as_json:
         emit(found)
     else:
-        from qbench.render import show_methods
+        from qbench.terminal.plugins import show_methods
 
         show_methods(found, console())
     return 0
@@ -29,13 +29,13 @@ def methods(as_json: bool) -> int:
 @json_option
 def tasks(as_json: bool) -> int:
     """The registered tasks with sizes, metric, recipe and options."""
-    from qbench.catalogue import list_tasks
+    from qbench.plugins.describe import list_tasks
 
     found = list_tasks()
     if as_json:
         emit(found)
     else:
-        from qbench.render import show_tasks
+        from qbench.terminal.plugins import show_tasks
 
         show_tasks(found, console())
     return 0
@@ -49,7 +49,7 @@ def check(method: str, quick: bool, as_json: bool) -> int:
     """Run the conformance kit on METHOD: one line a check; exit code 1 if one fails."""
     import torch
 
-    from qbench.conformance import check_method
+    from qbench.checks.method_contract import check_method
 
     torch.set_num_threads(1)
     findings = []
@@ -73,7 +73,7 @@ def new() -> None:
 @json_option
 def new_method(name: str, folder: Path | None, as_json: bool) -> int:
     """Write a package with the method NAME: one file, its test, and what installs and registers it."""
-    from qbench.scaffold import distribution_name, new_method
+    from qbench.plugins.new_method import distribution_name, new_method
 
     written = new_method(name, folder := folder or Path(distribution_name(name)))
     emit([str(path) for path in written]) if as_json else click.echo("\n".join(map(str, written)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.common import cli, emit, json_option, results_option
+from qbench.cli.options import cli, emit, json_option, results_option
 
 
 @cli.command()
@@ -21,7 +21,7 @@ def reproduce(what: str, board: str | None, seeds: int | None, results: Path, de
 
     WHAT is a run's key, or the beginning of one, or a cell as sweeps call it: "ste int4 grammar/xs".
     """
-    from qbench.reproduce import reproduce_all
+    from qbench.checks.reproduce import reproduce_all
     from qbench.submissions.merge import settle
 
     found = []
@@ -51,9 +51,9 @@ def reproduce(what: str, board: str | None, seeds: int | None, results: Path, de
 @json_option
 def evaluate(run: str, tasks: str, results: Path, device: str, force: bool, quiet: bool, as_json: bool) -> int:
     """Ask the artefact of RUN downstream tasks and keep every answer. RUN is a key, the beginning of one, or a folder of transformers'."""
-    from qbench.answers import table
-    from qbench.evaluate import evaluate_folder, evaluate_run
-    from qbench.hf import is_folder
+    from qbench.downstream.evaluate import evaluate_folder, evaluate_run
+    from qbench.downstream.hf_folder import is_folder
+    from qbench.runs.downstream_answers import table
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
 
@@ -83,7 +83,7 @@ def evaluate(run: str, tasks: str, results: Path, device: str, force: bool, quie
 @json_option
 def export(run: str, to: str, out: Path, results: Path, as_json: bool) -> int:
     """Write the artefact of RUN into a folder, for others to use. RUN is a key, or the beginning of one."""
-    from qbench.exporting import export_run
+    from qbench.artefact.export_folder import export_run
 
     files = export_run(results, run, to, out)
     emit([str(file) for file in files]) if as_json else click.echo("\n".join(map(str, files)))

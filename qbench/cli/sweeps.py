@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from qbench.cli.boards import print_board
-from qbench.cli.common import GroupSize, cli, console, emit, json_option, results_option
+from qbench.cli.options import GroupSize, cli, console, emit, json_option, results_option
 
 if TYPE_CHECKING:
-    from qbench.shard import Shard
-    from qbench.sweepfile import SweepConfig
+    from qbench.sweepfile.config import SweepConfig
+    from qbench.sweeps.shard import Shard
 
 
 def read_shard(_: click.Context, __: click.Parameter, words: str | None) -> Shard | None:
-    from qbench.shard import Shard
+    from qbench.sweeps.shard import Shard
 
     return None if words is None else Shard.read(words)
 
@@ -61,18 +61,19 @@ def sweep(
     steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
-    from qbench.asking import ask, check, complain
+    from qbench.sweeps.downstream_questions import ask, check, complain
 
     config = sweep_config(file).shortened(steps, seeds)
     check(config)
     if dry_run:
         return show_status(file, config, results, as_json, shard)
-    from qbench import registry
-    from qbench.engines import Execution, Wishes
-    from qbench.progress import Progress
-    from qbench.shard import WHOLE
-    from qbench.sweep import sweep as run_sweep
-    from qbench.sweepfile import plugin_modules
+    from qbench.engines.base import Wishes
+    from qbench.execution.assignment import Execution
+    from qbench.plugins import registry
+    from qbench.sweepfile.read import plugin_modules
+    from qbench.sweeps.coordinator import sweep as run_sweep
+    from qbench.sweeps.shard import WHOLE
+    from qbench.terminal.progress import Progress
 
     execution = Execution(
         device=device, compile=compiled, graphs=graphs, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine)
@@ -83,7 +84,7 @@ def sweep(
         summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE)
         answered = None if summary.interrupted else ask(config, results, engine, execution)
     if as_json:
-        from qbench.frames import Results
+        from qbench.analysis.results import Results
 
         emit({**vars(summary), "board": Results(results).board(config.board).to_json()})
     elif not summary.interrupted:
@@ -95,7 +96,7 @@ def sweep(
 
 def sweep_config(file: Path | None) -> SweepConfig:
     """A sweep file by path, or a built-in board by name."""
-    from qbench.sweepfile import builtin_board, builtin_boards, read
+    from qbench.sweepfile.read import builtin_board, builtin_boards, read
 
     if file is None or (not file.exists() and str(file) in builtin_boards()):
         return builtin_board(str(file or "quick"))
@@ -103,15 +104,15 @@ def sweep_config(file: Path | None) -> SweepConfig:
 
 
 def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None) -> int:
-    from qbench.outlook import status as sweep_status
-    from qbench.shard import WHOLE
+    from qbench.sweeps.shard import WHOLE
+    from qbench.sweeps.status import status as sweep_status
 
     lines = sweep_status(config, results, shard or WHOLE)
     if as_json:
         emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
                "stale": line.stale, "edited": line.edited, "older": line.older, "unanswered": line.unanswered} for line in lines])  # fmt: skip
         return 0
-    from qbench.render import show_plan
+    from qbench.terminal.plan import show_plan
 
     show_plan(lines, console(), str(file or ""))
     return 0

@@ -15,9 +15,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from qbench.engines import Assignment, Engine, Event, Execution, Wishes
-from qbench.engines.local import anonymous_main, without_interrupts
+from qbench.engines.base import Engine, Event, Wishes
+from qbench.engines.worker_process import anonymous_main, without_interrupts
 from qbench.errors import QbenchError, UsageError
+from qbench.execution.assignment import Assignment, Execution
 
 CONNECT_S = 120.0
 CLOSE_S = 12.0
@@ -26,7 +27,7 @@ CLOSE_S = 12.0
 class RayEngine(Engine):
     """Workers on the nodes of a cluster, each with so many CPUs and GPUs, or a part of a GPU."""
 
-    def __init__(self, wishes: Wishes = Wishes(), train: str = "qbench.making:run_one") -> None:
+    def __init__(self, wishes: Wishes = Wishes(), train: str = "qbench.engines.dispatch:run_one") -> None:
         if importlib.util.find_spec("ray") is None:
             raise UsageError('--engine ray: Ray is not installed: pip install "qbench[ray]"')
         if wishes.device not in ("auto", "cpu", "cuda"):
@@ -54,7 +55,7 @@ class RayEngine(Engine):
         """Connect. A cluster that cannot be had is an error here, before anything is written."""
         if self.process is not None:
             return
-        from qbench.engines.raydriver import drive
+        from qbench.engines.ray_driver import drive
 
         context = mp.get_context("spawn")
         self.link, theirs = context.Pipe()

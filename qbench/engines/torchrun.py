@@ -23,9 +23,10 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from qbench.config import RunConfig
-from qbench.engines import Assignment, Execution
-from qbench.errors import QbenchError, UsageError
+from qbench.engines.device_slots import slots
+from qbench.errors import QbenchError
+from qbench.execution.assignment import Assignment, Execution
+from qbench.runs.config import RunConfig
 
 Report = Callable[[dict[str, Any]], None]
 MONITOR_S = 0.1
@@ -49,7 +50,7 @@ def run_together(assignment: Assignment, execution: Execution, report: Report) -
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from qbench.engines.local import worker_environment
+    from qbench.engines.worker_process import worker_environment
 
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         execution = replace(
@@ -140,25 +141,6 @@ def written(assignment: Assignment, execution: Execution, address: str) -> dict[
     return {"config": assignment.config.to_json(), "execution": asdict(execution), "address": address, **folders}
 
 
-def slots(device: str, together: int, limit: int | None) -> list[str]:
-    """The first device of each group of so many that a run takes. On the CPU a run takes as many processes, whatever the cores."""
-    import torch
-
-    from qbench.engines.local import cores
-    from qbench.hardware import device_named
-
-    found = device_named(device)
-    if found.type == "cpu":
-        return ["cpu"] * (limit or max(1, cores() // together))
-    count = torch.cuda.device_count()
-    if found.index is not None:
-        raise UsageError(f"--device {device} names one device, and gpus_per_run = {together} asks for {together}: write --device cuda")
-    if together > count:
-        raise UsageError(f"gpus_per_run = {together}: this machine has {count} CUDA device(s); ask for fewer, or write --device cpu")
-    groups = count // together
-    return [f"cuda:{together * (slot % groups)}" for slot in range(limit or groups)]
-
-
 # ---- in a process of the run ----
 
 
@@ -167,7 +149,7 @@ def main(job: Path) -> int:
     import torch
     import torch.distributed as dist
 
-    from qbench.engines.local import end_with
+    from qbench.engines.worker_process import end_with
 
     told, rank = json.loads(job.read_text()), int(os.environ["RANK"])
     link = Client(told["address"], "AF_UNIX")
@@ -198,7 +180,7 @@ def main(job: Path) -> int:
 
 def part_of(rank: int, assignment: Assignment, execution: Execution, report: Report) -> dict[str, Any]:
     """What one process does of a run: all train it, the first one scores it."""
-    from qbench.making import Making
+    from qbench.execution.execute import Making
 
     making = Making(assignment, execution, report)
     with making.blamed():

@@ -14,19 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qbench import plaintext
-from qbench.board import Board, Cell, Cost, Exam, Row, Section
-from qbench.leaderboard import RANKED_FROM
-from qbench.places import unplaced
-from qbench.publish import overview
-from qbench.publish.values import Json, estimate, known, plain, score, short, spelled, tidied, whole, word
-from qbench.stats import CONFIDENCE
-from qbench.tidy import parameters
+from qbench.boards import words as plaintext
+from qbench.boards.board import Board, Cell, Cost, Exam, Row, Section
+from qbench.boards.row_groups import parameters
+from qbench.boards.section import RANKED_FROM
+from qbench.publish import summary_data
+from qbench.publish.plain_values import Json, estimate, known, plain, score, short, spelled, tidied, whole, word
+from qbench.stats.intervals import CONFIDENCE
+from qbench.util.redact_paths import unplaced
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbench.summary import Summary
+    from qbench.analysis.summary import Summary
+
 
 SITE_VERSION = 1
 ENVIRONMENT = ("qbench", "torch", "commit_id", "dirty", "python", "platform", "cpu", "device", "device_name", "threads")
@@ -49,7 +50,7 @@ def document(about: About, board: Board, runs: pd.DataFrame, summary: Summary | 
     book = Book(runs)
     sections = [_section(section, book) for section in board.sections]
     if summary:
-        overview.add(sections, board, summary)
+        summary_data.add(sections, board, summary)
     return {
         "$schema": "board.schema.json",
         "site_version": SITE_VERSION,
@@ -67,7 +68,7 @@ def document(about: About, board: Board, runs: pd.DataFrame, summary: Summary | 
         "notes": [plain(note) for note in board.notes],
         "environments": [dict(e) for e in book.environments],
         "settings": [dict(s) for s in book.settings],
-        "overall": overview.overall(summary) if summary else None,
+        "overall": summary_data.overall(summary) if summary else None,
         "sections": sections,
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from qbench import plaintext, text
-from qbench.board import Board, Cell, Row, Section
+from qbench.boards import words as plaintext
+from qbench.boards.board import Board, Cell, Row, Section
+from qbench.util import text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}",

@@ -16,15 +16,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from qbench import plaintext, text
-from qbench.board import Board, Cell, Row, Section
-from qbench.publish import effort, overall
-from qbench.publish.curves import Curve
-from qbench.publish.embedding import embedded
-from qbench.publish.figures import figures
-from qbench.publish.sketch import Figure, styles
-from qbench.publish.svg import Style
-from qbench.publish.values import plain
+from qbench.boards import words as plaintext
+from qbench.boards.board import Board, Cell, Row, Section
+from qbench.publish.embed import embedded
+from qbench.publish.figures import cost, overall
+from qbench.publish.figures.loss_curves import Curve
+from qbench.publish.figures.panels import Figure, styles
+from qbench.publish.figures.section import figures
+from qbench.publish.figures.svg import Style
+from qbench.publish.plain_values import plain
+from qbench.util import text
 
 Json = dict[str, Any]
 NOTE = 1000
@@ -62,7 +63,7 @@ def index(doc: Json, board: Board, losses: Mapping[str, Curve]) -> str:
 
 
 def _read(name: str) -> str:
-    return (resources.files("qbench.publish") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("qbench.publish.site") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _bare(script: str) -> str:
@@ -154,7 +155,7 @@ def _section(doc: Json, section: Section, looks: Mapping[str, Style], losses: Ma
         "downstream": _downstream(section, looks),
         "key": _key([looks[row["entrant"]] for row in doc["rows"]]),
         "figures": _drawn(figures(doc, looks, losses)),
-        "untold": effort.unknown_time(doc),
+        "untold": cost.unknown_time(doc),
     }
 
 

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import QbenchError
-from qbench.record import Attempt, attempts, latest
-from qbench.store import Store
-from qbench.submissions.boards import Taken, take
+from qbench.runs.attempts import Attempt, attempts
+from qbench.runs.lookup import latest
+from qbench.store.database import Store
 from qbench.submissions.bundle import FILES, Bundle, Entry, opened, spell
-from qbench.submissions.refused import Refused
-from qbench.submissions.verify import LEVELS, Level, Report, examine
-from qbench.text import count
+from qbench.submissions.report import LEVELS, Level, Report
+from qbench.submissions.strict_json import Refused
+from qbench.submissions.sweep_files import Taken, take
+from qbench.submissions.verify import examine
+from qbench.util.text import count
 
 TRUST_VERSION = 1
 STAGE = ".merge"

@@ -12,60 +12,13 @@ the score that is claimed. `rerun` trains runs again. What is then believed of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-from qbench.submissions import boards, checks
+from qbench.submissions import file_checks, sweep_files
 from qbench.submissions.bundle import Bundle, opened
-from qbench.submissions.refused import Refused
-from qbench.text import count, plain, size
-
-Verdict = Literal["ok", "note", "FAILED"]
-Level = Literal["claimed", "verified", "reproduced"]
-LEVELS: tuple[Level, ...] = ("claimed", "verified", "reproduced")
-"""From the least to the most."""
-MOST_FAILURES = 20
-"""Told of each check."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    check: str
-    verdict: Verdict
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.verdict:<6} {self.check:<10} {plain(self.detail, 400)}"
-
-
-@dataclass
-class Report:
-    """What verification has found, and what is believed of each run, by key."""
-
-    runs: int = 0
-    files: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    trust: dict[str, Level] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures()
-
-    def failures(self) -> list[str]:
-        return [finding.detail for finding in self.findings if finding.verdict == "FAILED"]
-
-    def add(self, check: str, detail: str, failures: list[str] | None = None, verdict: Verdict = "ok") -> None:
-        """A line for each failure, or one that says how it went."""
-        if failures:
-            self.findings += [Finding(check, "FAILED", sentence) for sentence in failures[:MOST_FAILURES]]
-            if len(failures) > MOST_FAILURES:
-                self.findings.append(Finding(check, "FAILED", f"and {len(failures) - MOST_FAILURES} more"))
-        else:
-            self.findings.append(Finding(check, verdict, detail))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "runs": self.runs, "findings": [vars(f) for f in self.findings], "trust": self.trust}
+from qbench.submissions.report import Report
+from qbench.submissions.strict_json import Refused
+from qbench.util.text import count, plain, size
 
 
 def verify(
@@ -91,7 +44,7 @@ def examine(
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Look at every run of an open bundle; the report is filled in as it goes."""
-    from qbench.submissions import bench
+    from qbench.submissions import reevaluate
 
     report.runs, report.files = len(bundle.runs), len(bundle.archive.members)
     made = bundle.manifest["made"]
@@ -102,13 +55,13 @@ def examine(
     if bundle.boards:
         for board in bundle.boards:
             try:
-                boards.checked(bundle.read_board(board), board)
+                sweep_files.checked(bundle.read_board(board), board)
             except Refused as error:
                 failures.setdefault("boards", []).append(str(error))
         report.add("boards", f"with the sweep file of {', '.join(bundle.boards)}", failures.get("boards"))
-    artefacts, known = 0, bench.Known()
+    artefacts, known = 0, reevaluate.Known()
     for run in bundle.runs:
-        record, problems = checks.load(bundle, run)
+        record, problems = file_checks.load(bundle, run)
         for check, sentence in problems:
             failures.setdefault(check, []).append(sentence)
         report.trust[run.key] = "claimed"
@@ -125,6 +78,6 @@ def examine(
     report.add("artefacts", told, failures.get("artefacts"))
     known.tell(report)
     if score and report.passed:
-        bench.evaluate(bundle, report, known.runs, say)
+        reevaluate.evaluate(bundle, report, known.runs, say)
     if rerun != 0 and report.passed:
-        bench.train_again(bundle, report, known.runs, rerun, device, say)
+        reevaluate.train_again(bundle, report, known.runs, rerun, device, say)

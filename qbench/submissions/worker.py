@@ -57,8 +57,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 def train_again(question: dict[str, Any]) -> dict[str, Any]:
     """How a run comes out here; or why it cannot be trained, which says nothing against it. Data that is not here and must not be fetched is such
     a reason."""
+    from qbench.checks.reproduce import reproduce
     from qbench.errors import QbenchError
-    from qbench.reproduce import reproduce
 
     try:
         found = reproduce(Path(question["results"]), question["key"], question["device"])
@@ -72,11 +72,10 @@ def train_again(question: dict[str, Any]) -> dict[str, Any]:
 def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
     import torch
 
-    from qbench.attach import sites
-    from qbench.config import RunConfig
-    from qbench.export import restore
-    from qbench.making import open_problem
-    from qbench.record import finite
+    from qbench.artefact.pack import restore
+    from qbench.runs.config import RunConfig
+    from qbench.training.setup import open_problem, sites
+    from qbench.util.json_files import finite
 
     config = RunConfig.from_json(spec)
     task, problem = open_problem(config, torch.device("cpu"))

@@ -1,1 +1,3 @@
 """The built-in tasks, one file each; to qbench they are plugins like anybody's."""
+
+from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import Layout, QuantLinear, UsageError
+from qbench.api import Layout, QuantLinear, UsageError
 from qbench_tasks.corpus import HUB_TIMEOUT_S, first_line, place, stamps
 from qbench_tasks.shards import cache
 from qbench_tasks.tokens import fresh_record, noted, settled

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from qbench.task import Question, Quiz
+from qbench.api import Question, Quiz
 
 CHOICES, QUESTIONS = 4, 400
 LONGEST = 120

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbench.task import UsageError
+from qbench.api import UsageError
 from qbench_tasks.files import documents_of
 from qbench_tasks.vocabulary import MISSING
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import (
+from qbench.api import (
     Batch,
     Metric,
     Problem,

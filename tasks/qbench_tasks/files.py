@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from qbench.task import UsageError
+from qbench.api import UsageError
 
 PIECE = 16 * 1024
 """The longest document that is made of a plain file, in bytes."""

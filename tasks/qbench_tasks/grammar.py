@@ -14,21 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.task import (
-    Batch,
-    Layout,
-    Metric,
-    Problem,
-    QuantLayer,
-    Quiz,
-    Recipe,
-    Split,
-    Task,
-    cross_entropy,
-    generator,
-    send,
-    with_model,
-)
+from qbench.api import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, cross_entropy, generator, send, with_model
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
 from qbench_tasks.transformer import Shape, Transformer

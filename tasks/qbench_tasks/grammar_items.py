@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from qbench.task import Question, Quiz
+from qbench.api import Question, Quiz
 from qbench_tasks import grammar_text as text
 from qbench_tasks.grammar_rules import VALUE, VOCAB
 

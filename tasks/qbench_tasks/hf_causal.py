@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qbench.task import Layout, Metric, QuantLayer, Recipe, Task, UsageError, key_of
+from qbench.api import Layout, Metric, QuantLayer, Recipe, Task, UsageError, key_of
 from qbench_tasks.checkpoint import KNOWN, Causal, Checkpoint, find
 from qbench_tasks.corpus import source_of
 from qbench_tasks.tokens import PREPARED, Tokens, encoded_by, read

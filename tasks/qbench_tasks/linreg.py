@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, lines, with_model
+from qbench.api import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, lines, with_model
 from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
 
 STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.task import key_of
+from qbench.api import key_of
 
 ROUNDS = 10
 """With six, neighbours of a permutation of 24 are next to each other a tenth too often; from eight on nothing is seen."""

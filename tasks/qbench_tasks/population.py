@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.task import Batch, beside_as_laid_out, generator, send, times
+from qbench.api import Batch, beside_as_laid_out, generator, send, times
 
 LARGEST_ROTATION = 2048
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.task import Split, UsageError
+from qbench.api import Split, UsageError
 
 VERSION = 1
 SPLITS: tuple[Split, ...] = ("test", "val", "train")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qbench.task import Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Task, UsageError, generator, with_model
+from qbench.api import Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Task, UsageError, generator, with_model
 from qbench_tasks import cloze
 from qbench_tasks.corpus import source_of
 from qbench_tasks.tokens import PREPARED, Tokens, prepare, read

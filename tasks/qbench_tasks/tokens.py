@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qbench.task import Split, UsageError
+from qbench.api import Split, UsageError
 from qbench_tasks.corpus import place, source_of
 from qbench_tasks.shards import SPLITS, VERSION, Shards, Stream, cache, finish, ingest, making, opened, stream_of
 from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, learn

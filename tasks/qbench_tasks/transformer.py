@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.task import Layout, QuantLinear, by_run, run_by_run
+from qbench.api import Layout, QuantLinear, by_run, run_by_run
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qbench.task import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator, times, with_model
+from qbench.api import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator, times, with_model
 from qbench_tasks.population import Population, squared_error
 
 INPUTS = 256

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.task import UsageError
+from qbench.api import UsageError
 
 SEPARATOR = "<|end|>"
 """How the separator is written in another library's file; in a text these letters are letters."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qbench.task import Batch, Problem, Split, UsageError, cross_entropy, send
+from qbench.api import Batch, Problem, Split, UsageError, cross_entropy, send
 from qbench_tasks.order import places
 from qbench_tasks.tokens import Tokens
 from qbench_tasks.vocabulary import Reader

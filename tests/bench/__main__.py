@@ -44,8 +44,8 @@ def main(words: list[str]) -> int:
     if wrong := [word for word in words if word not in PARTS]:
         print(f"unknown part {wrong[0]!r}; known: {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    from qbench.engines.local import WORKER_ENVIRONMENT
-    from qbench.environment import environment
+    from qbench.engines.worker_process import WORKER_ENVIRONMENT
+    from qbench.runs.environment import environment
 
     if lacking := {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}:
         # As in a worker, where memory that a step frees is kept for the next one.

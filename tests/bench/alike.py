@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from qbench import load_method
-from qbench.company import side_by_side
-from qbench.config import Quantization
-from qbench.making import compile_run
-from qbench.run import Run
-from qbench.train import one_step
+from qbench.execution.compile import compile_run
+from qbench.execution.side_by_side import side_by_side
+from qbench.runs.config import Quantization
+from qbench.training.loop import one_step
+from qbench.training.run import Run
 from tests.bench.groups import config, prepared
 
 STEPS = 8

@@ -11,9 +11,9 @@ from qbench_tasks.grammar import SHAPES, Words
 from qbench_tasks.grammar_items import quizzes
 from qbench_tasks.transformer import Transformer
 
-from qbench import downstream
-from qbench.likelihood import batch_tokens, batches, inputs, likelihoods, padded
-from qbench.task import Question
+from qbench.api.language_model import Question
+from qbench.downstream import lm_eval_tasks
+from qbench.downstream.likelihood import batch_tokens, batches, inputs, likelihoods, padded
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -33,7 +33,7 @@ def table() -> Iterator[str]:
 
 
 def row(size: str, name: str, model: Transformer) -> str:
-    asked, words = downstream.find([name], quizzes())[0], Words(SHAPES[size].context)
+    asked, words = lm_eval_tasks.find([name], quizzes())[0], Words(SHAPES[size].context)
     assert asked.quiz
     requests = [
         (words.encode(f"<doc> {q.context}"), words.encode(c)) for q in asked.quiz.make() if isinstance(q, Question) for c in q.choices
@@ -42,7 +42,7 @@ def row(size: str, name: str, model: Transformer) -> str:
     kinds: list[Callable[[], object]] = [
         lambda: forward(model, tokens),
         lambda: likelihoods(model, requests, words.context),
-        lambda: downstream.ask(asked, model, words),
+        lambda: lm_eval_tasks.ask(asked, model, words),
     ]
     bare, found, whole = medians(kinds)
     began = time.perf_counter()

@@ -17,13 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qbench.config import Recipe, RunConfig
-from qbench.engines import Assignment, Engine, Event, Execution, Wishes
+from qbench.engines.base import Engine, Event, Wishes
 from qbench.engines.local import LocalEngine
 from qbench.engines.ray import RayEngine
-from qbench.record import Attempt, new_attempt
-from qbench.sweep import sweep
-from qbench.sweepfile import read_text
+from qbench.execution.assignment import Assignment, Execution
+from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.config import Recipe, RunConfig
+from qbench.sweepfile.read import read_text
+from qbench.sweeps.coordinator import sweep
 from tests.bench.store import ENV, result_of
 
 RUNS = 100

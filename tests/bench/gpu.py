@@ -93,8 +93,8 @@ class Bench:
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    from qbench import registry
-    from qbench.hardware import peak_flops
+    from qbench.plugins import registry
+    from qbench.training.devices import peak_flops
 
     peak = peak_flops(bench.device, torch.bfloat16)
     yield {"peak_bf16_flops": peak}
@@ -131,8 +131,8 @@ def attempted(measure: Callable[[], Row]) -> Row:
 
 
 def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, peak: float) -> Row:
-    from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
-    from qbench.train import one_step
+    from qbench.training.devices import Stopwatch, forget_memory, peak_memory, quartiles
+    from qbench.training.loop import one_step
 
     run = ready(bench, method, params, size)
     forget_memory(bench.device)
@@ -163,11 +163,11 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
 
 def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> Any:
     """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
-    from qbench import registry
-    from qbench.attach import frozen_copy
-    from qbench.config import Quantization, RunConfig
-    from qbench.engines import Assignment, Execution
-    from qbench.making import open_problem, prepare
+    from qbench.execution.assignment import Assignment, Execution
+    from qbench.execution.prepare import prepare
+    from qbench.plugins import registry
+    from qbench.runs.config import Quantization, RunConfig
+    from qbench.training.setup import frozen_copy, open_problem
 
     task, instance = registry.build("tasks", "text", {}), registry.build("methods", method, dict(params))
     context = task.sizes[size]["context"]
@@ -186,9 +186,10 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
 
 
 def compiled(bench: Bench) -> Iterator[Row]:
-    from qbench import registry
-    from qbench.conformance import Kit, first_losses
-    from qbench.engines import Execution
+    from qbench.checks.method_contract import first_losses
+    from qbench.checks.method_kit import Kit
+    from qbench.execution.assignment import Execution
+    from qbench.plugins import registry
 
     for name in bench.methods:
         if registry.load("methods", name).after:
@@ -212,10 +213,10 @@ def compiled(bench: Bench) -> Iterator[Row]:
 
 def runs(bench: Bench) -> Iterator[Row]:
     """Trained one after another in this process, so that what is compiled for one serves the next."""
-    from qbench.engines import Assignment, Execution
-    from qbench.making import run_one
-    from qbench.plan import make_plan
-    from qbench.sweepfile import read_text
+    from qbench.engines.dispatch import run_one
+    from qbench.execution.assignment import Assignment, Execution
+    from qbench.sweepfile.read import read_text
+    from qbench.sweeps.plan import make_plan
 
     words = ", ".join(f'"{name}"' for name in bench.methods)
     batch = max(1, min(bench.tokens, TOKENS // 2) // context_of(bench.train))
@@ -244,7 +245,7 @@ def runs(bench: Bench) -> Iterator[Row]:
 
 
 def context_of(size: str) -> int:
-    from qbench import registry
+    from qbench.plugins import registry
 
     return int(registry.load("tasks", "text").sizes[size]["context"])
 
@@ -327,7 +328,7 @@ def shown(key: str, value: Any) -> str:
 
 
 def environment(device: torch.device) -> Row:
-    from qbench.environment import environment as machine
+    from qbench.runs.environment import environment as machine
 
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: what this shows is that the bench works"
     return {**machine(), "device_name": named, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
@@ -340,7 +341,7 @@ def synchronise(device: torch.device) -> None:
 
 def register_plugins(folder: Path) -> None:
     """Where qbench lies in a checkout and is not installed: entry points as an installation would have them."""
-    from qbench import registry
+    from qbench.plugins import registry
 
     if "fp" in registry.plugins("methods"):
         return
@@ -355,8 +356,8 @@ def register_plugins(folder: Path) -> None:
 
 
 def main(words: list[str]) -> int:
-    from qbench import registry
-    from qbench.hardware import device_named
+    from qbench.plugins import registry
+    from qbench.training.devices import device_named
 
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description="What only a GPU can show.")
     parser.add_argument("--out", type=Path, required=True)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from qbench.config import RunConfig
-    from qbench.engines import Assignment
-    from qbench.run import Run
+    from qbench.execution.assignment import Assignment
+    from qbench.runs.config import RunConfig
+    from qbench.training.run import Run
     from tests.bench.gpu import Bench, Row
+
 
 BEDS: tuple[tuple[str, str, str, tuple[int, ...], float], ...] = (
     ("digits MLP", "digits", "xs", (16, 64, 256), 50.0),
@@ -32,9 +33,9 @@ BAR = 24
 
 
 def groups(bench: Bench) -> Iterator[Row]:
-    from qbench.engines import Execution
     from qbench.errors import UsageError
-    from qbench.making import records
+    from qbench.execution.assignment import Execution
+    from qbench.execution.compile import records
     from tests.bench.gpu import attempted
 
     for title, task, size, counts, target in bench.beds:
@@ -62,11 +63,14 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 def company(bench: Bench) -> Iterator[Row]:
     """Three runs of each method on the toy task, alone, side by side, and side by side recorded. Eager: what compiling does is the part `compiled`."""
-    from qbench import grouping, registry
-    from qbench.company import APART
-    from qbench.conformance import COMPARED_STEPS, Kit, differing, first_losses
-    from qbench.engines import Assignment, Execution
-    from qbench.making import run_group, run_one
+    from qbench.checks.method_contract import COMPARED_STEPS, differing, first_losses
+    from qbench.checks.method_kit import Kit
+    from qbench.engines.dispatch import run_one
+    from qbench.execution import group_policy
+    from qbench.execution.assignment import Assignment, Execution
+    from qbench.execution.execute import run_group
+    from qbench.execution.side_by_side import APART
+    from qbench.plugins import registry
 
     execution = Execution(device=str(bench.device), compile=False)
     for name in bench.methods:
@@ -78,7 +82,7 @@ def company(bench: Bench) -> Iterator[Row]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             configs = [differing(Kit(name, Path(folder)).one(), place) for place in range(3)]
-            if why := grouping.alone(configs[0]):
+            if why := group_policy.alone(configs[0]):
                 yield row | {"left out": why}
                 continue
             ways = {
@@ -112,7 +116,7 @@ def company(bench: Bench) -> Iterator[Row]:
 
 def said(assignment: Assignment) -> bool:
     """Whether a run's record says that its steps were recorded: several that break off go on without."""
-    from qbench.record import Attempt
+    from qbench.runs.attempts import Attempt
 
     return bool((Attempt(assignment.folder).read("env") or {}).get("recorded"))
 
@@ -138,8 +142,8 @@ def drawn(rows: list[Row], target: float) -> list[Row]:
 
 
 def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
-    from qbench import registry
-    from qbench.config import Quantization, RunConfig
+    from qbench.plugins import registry
+    from qbench.runs.config import Quantization, RunConfig
 
     t, m = registry.build("tasks", task, {}), registry.build("methods", "ste", {})
     recipe = replace(t.recipe(size), steps=1_000_003, lr=lr)
@@ -151,10 +155,10 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
 
 def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: bool = False) -> Row:
     """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
-    from qbench.hardware import Stopwatch, forget_memory, peak_memory, quartiles
-    from qbench.making import compile_run
-    from qbench.recorded import Recorded
-    from qbench.train import one_step, update
+    from qbench.execution.compile import compile_run
+    from qbench.execution.step_recording import Recorded
+    from qbench.training.devices import Stopwatch, forget_memory, peak_memory, quartiles
+    from qbench.training.loop import one_step, update
     from tests.bench.gpu import WARMUP
 
     run = opened(bench, configs)
@@ -176,9 +180,10 @@ def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: boo
 
 
 def opened(bench: Bench, configs: list[RunConfig]) -> Run:
-    from qbench.company import side_by_side
-    from qbench.engines import Assignment, Execution
-    from qbench.making import open_problem, prepare
+    from qbench.execution.assignment import Assignment, Execution
+    from qbench.execution.prepare import prepare
+    from qbench.execution.side_by_side import side_by_side
+    from qbench.training.setup import open_problem
 
     execution = Execution(device=str(bench.device), compile=False)
     runs = [

@@ -29,13 +29,16 @@ from unittest import mock
 import torch
 
 from qbench import load_method, load_task
-from qbench.company import side_by_side
-from qbench.config import Quantization, RunConfig
-from qbench.engines import Assignment, Execution
-from qbench.grouping import group_size
-from qbench.making import compile_run, open_problem, prepare, run_group
-from qbench.run import Run
-from qbench.train import one_step
+from qbench.execution.assignment import Assignment, Execution
+from qbench.execution.compile import compile_run
+from qbench.execution.execute import run_group
+from qbench.execution.group_policy import group_size
+from qbench.execution.prepare import prepare
+from qbench.execution.side_by_side import side_by_side
+from qbench.runs.config import Quantization, RunConfig
+from qbench.training.loop import one_step
+from qbench.training.run import Run
+from qbench.training.setup import open_problem
 
 ROUNDS = 7
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from qbench.analysis.results import results
 from qbench.engines.local import LocalEngine
-from qbench.frames import results
-from qbench.sweep import Summary, sweep
-from qbench.sweepfile import builtin_board, plugin_modules
+from qbench.sweepfile.read import builtin_board, plugin_modules
+from qbench.sweeps.coordinator import sweep
+from qbench.sweeps.listener import Summary
 
 
 class Clock:

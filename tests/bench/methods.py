@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from qbench.attach import frozen_copy
-from qbench.config import Recipe
-from qbench.run import Run
-from qbench.train import one_step
+from qbench.runs.config import Recipe
+from qbench.training.loop import one_step
+from qbench.training.run import Run
+from qbench.training.setup import frozen_copy
 from tests.bench.steps import SHAPE, RandomTokens, run_of
 
 STEPS = 1000

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qbench.frames import Results
-from qbench.publish import archive, publish
+from qbench.analysis.results import Results
+from qbench.publish import site_folder
+from qbench.publish.site import publish
 from tests.bench.store import make, seconds
 from tests.browser import browser, executable, watch
 from tests.made_sites import MEANS, files, ranked
@@ -50,7 +51,7 @@ def _pages(folder: Path) -> Iterator[str]:
         yield "| a page in a browser | no Chromium here | |"
         return
     cells = 1 + 2 * len(MEANS)
-    archive.place(files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])), folder / "thousand")
+    site_folder.place(files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])), folder / "thousand")
     with browser() as started:
         found = []
         for _ in range(5):

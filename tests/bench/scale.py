@@ -26,22 +26,22 @@ formats = ["int2", "int3", "int4", "int8", "fp4"]
 seeds = {seeds}
 """
 PLAN = """
-from qbench.plan import make_plan
-from qbench.sweepfile import read_text
+from qbench.sweeps.plan import make_plan
+from qbench.sweepfile.read import read_text
 began = time.perf_counter()
 plan = make_plan(read_text(open(sys.argv[1]).read(), "large.toml"))
 told(runs=len(plan.runs), cells=len(plan.cells), seconds=time.perf_counter() - began)
 """
 SHARD = PLAN.replace(
     "told(",
-    "from qbench.shard import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).has(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
+    "from qbench.sweeps.shard import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).has(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
 )
 ROSTER = PLAN.replace(
     "told(",
-    "import json\nfrom qbench.roster import roster_of\nmiddle = time.perf_counter()\ntext = json.dumps(roster_of(plan))\ntold(mb=len(text) / 1e6, roster_s=time.perf_counter() - middle, ",
+    "import json\nfrom qbench.sweeps.board_roster import roster_of\nmiddle = time.perf_counter()\ntext = json.dumps(roster_of(plan))\ntold(mb=len(text) / 1e6, roster_s=time.perf_counter() - middle, ",
 )
 STANDINGS = """
-from qbench.standing import known_keys, standings
+from qbench.runs.state import known_keys, standings
 began = time.perf_counter()
 keys = sorted(known_keys(Path(sys.argv[1])))
 listed = time.perf_counter()
@@ -49,7 +49,7 @@ found = standings(Path(sys.argv[1]), keys)
 told(runs=len(found), list_s=listed - began, seconds=time.perf_counter() - listed)
 """
 SNAPSHOT = """
-from qbench.store import Store
+from qbench.store.database import Store
 with Store(Path(sys.argv[1])) as store:
     store.changed = True
     began = time.perf_counter()

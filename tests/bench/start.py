@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qbench.store import Store
+from qbench.store.database import Store
 from tests.made_runs import config, make, roster
 
 ROUNDS = 15

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qbench import stats
+from qbench.stats import intervals
+from qbench.stats.aggregates import BOOTSTRAP_FROM, iqm, resampled_ratios
+from qbench.stats.comparisons import clear_bests, rank_ranges
 
 METHODS, CELLS = 50, 40
 
@@ -33,15 +35,15 @@ def parts(seeds: int) -> dict[str, Callable[[], Any]]:
     means = [by_seed(method.mean(0)) for method in x]
     overall = [[((method - x[1]), (x[0] - x[1]))] for method in x]
     found: dict[str, Callable[[], Any]] = {
-        "intervals of all cells": lambda: [stats.mean_interval(cell) for method in rows for cell in method],
+        "intervals of all cells": lambda: [intervals.mean_interval(cell) for method in rows for cell in method],
         "gaps recovered of all cells": lambda: [
-            stats.gap_recovered(cell, rows[1][c], rows[0][c], "higher", 0.01) for method in rows for c, cell in enumerate(method)
+            intervals.gap_recovered(cell, rows[1][c], rows[0][c], "higher", 0.01) for method in rows for c, cell in enumerate(method)
         ],
-        "the best of each column": lambda: stats.clear_bests(columns, "higher", 0.01),
-        "ranks of all methods": lambda: stats.rank_ranges(means, "higher", 0.01),
+        "the best of each column": lambda: clear_bests(columns, "higher", 0.01),
+        "ranks of all methods": lambda: rank_ranges(means, "higher", 0.01),
     }
-    if seeds >= stats.BOOTSTRAP_FROM:
-        found["interquartile means of all methods"] = lambda: [stats.iqm(stats.resampled_ratios(tasks)) for tasks in overall]
+    if seeds >= BOOTSTRAP_FROM:
+        found["interquartile means of all methods"] = lambda: [iqm(resampled_ratios(tasks)) for tasks in overall]
     return found
 
 

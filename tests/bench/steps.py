@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from qbench_tasks.transformer import Shape, Transformer
 from torch import Tensor, nn
 
-from qbench import registry
-from qbench.attach import attach
-from qbench.config import Quantization, Recipe, RunConfig
-from qbench.making import compile_run
-from qbench.optim import make_optimizer, parameter_groups
-from qbench.run import Run
-from qbench.task import Batch, Problem, QuantLayer, Split
-from qbench.train import one_step
+from qbench.api.batch import Batch, Split
+from qbench.api.problem import Problem
+from qbench.execution.compile import compile_run
+from qbench.plugins import registry
+from qbench.quant.layers import QuantLayer
+from qbench.runs.config import Quantization, Recipe, RunConfig
+from qbench.training.loop import one_step
+from qbench.training.optimizer import make_optimizer, parameter_groups
+from qbench.training.run import Run
+from qbench.training.setup import attach
 
 SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=384, context=128)
 RECIPE = Recipe(steps=10_000, lr=1e-4)

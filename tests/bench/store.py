@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qbench.config import Metric, Quantization, Recipe, RunConfig
-from qbench.intake import Batch
-from qbench.record import Attempt
-from qbench.roster import ROSTER_VERSION, write
+from qbench.runs.attempts import Attempt
+from qbench.runs.config import Metric, Quantization, Recipe, RunConfig
+from qbench.store.board_members import ROSTER_VERSION, write
+from qbench.store.file_rows import Batch
 
 BITS = {"int2": (3, 2.25), "int3": (7, 3.25), "int4": (15, 4.25), "int8": (255, 8.25), "fp4": (15, 4.25)}
 METHODS = ("fp", "rtn", *(f"method{n}" for n in range(8)))

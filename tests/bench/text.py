@@ -20,8 +20,8 @@ from qbench_tasks.text import Text, TextProblem
 from qbench_tasks.tokens import encoded, read
 from torch import nn
 
-from qbench.config import Recipe
-from qbench.train import one_step
+from qbench.runs.config import Recipe
+from qbench.training.loop import one_step
 from tests.bench.steps import Contender, Plain, interleave, run_of
 
 BATCHES = {"xs": 8, "s": 16, "1m": 8}

@@ -1,0 +1,88 @@
+"""The toy task of the conformance kit: a two-layer body on a made-up classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbench.api.batch import Batch, Split, send
+from qbench.api.problem import Problem, with_model
+from qbench.api.task import Task
+from qbench.numerics.batched_math import cross_entropy
+from qbench.numerics.keyed_random import generator
+from qbench.quant.layers import QuantLinear
+from qbench.runs.config import Metric, Recipe
+
+STEPS = 60
+
+
+class ToyNet(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first = QuantLinear(16, 32)
+        self.hidden = QuantLinear(32, 32, unsigned_input=True)
+        self.wide = QuantLinear(32, 64, unsigned_input=True)
+        self.narrow = QuantLinear(64, 32, unsigned_input=True)
+        self.last = QuantLinear(32, 4, unsigned_input=True)
+        draw = generator("toy", "start", seed)
+        for layer in self.children():
+            assert isinstance(layer, QuantLinear)
+            nn.init.normal_(layer.weight, std=(2 / layer.weight.shape[1]) ** 0.5, generator=draw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.hidden, self.wide, self.narrow):
+            x = F.relu(layer(x))
+        out: Tensor = self.last(x)
+        return out
+
+
+class ToyProblem(Problem):
+    def __init__(self, seed: int, batch: int, device: torch.device) -> None:
+        self.model = ToyNet(seed).to(device)
+        self.seed, self.size, self.device = seed, batch, device
+        self.truth = torch.randn(16, 4, generator=generator("toy", "truth"))
+
+    def draw(self, count: int, *key: object) -> Batch:
+        x = torch.randn(count, 16, generator=generator("toy", *key))
+        return Batch(send(x, self.device), send((x @ self.truth).argmax(-1), self.device), count)
+
+    def batch(self, index: int) -> Batch:
+        return self.draw(self.size, self.seed, index)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        return [self.draw(256, split)]
+
+    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
+        return with_model(self, model)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return cross_entropy(output, batch.targets).mean(-1)
+
+    @property
+    def labels_per_step(self) -> int:
+        return self.size
+
+
+@dataclass
+class Toy(Task):
+    """A made-up classification for the conformance kit; no board should use it."""
+
+    name = "toy"
+    title = "Toy classification (conformance only)"
+    metric = Metric("loss", unit="nats")
+    sizes = {"xs": {"parameters": 6500}}
+    activations = True
+
+    def recipe(self, size: str) -> Recipe:
+        return Recipe(steps=STEPS, batch=64, lr=1e-2)
+
+    def fingerprint(self) -> str:
+        return "toy-1"
+
+    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
+        return ToyProblem(seed, batch, device)

@@ -1,0 +1,49 @@
+"""Site: one tensor to quantize, its role, format, granularity and shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from qbench.errors import UsageError, unknown
+from qbench.quant.formats import Format, Granularity
+
+if TYPE_CHECKING:
+    from qbench.quant.levels import LevelKind, Levels
+
+
+Role = Literal["weight", "activation"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor that is quantized. Its last two axes are rows and columns; axes before them are sites or runs side by side."""
+
+    name: str
+    role: Role
+    format: str
+    granularity: str
+    shape: tuple[int, ...]
+    unsigned: bool = False
+    number_format: Format = field(init=False, repr=False, compare=False)
+    grouping: Granularity = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.role not in ("weight", "activation"):
+            raise unknown("role", self.role, ("weight", "activation"), f"site {self.name}")
+        if len(self.shape) < 2:
+            raise UsageError(f"site {self.name}: a shape needs rows and columns, not {self.shape}")
+        object.__setattr__(self, "number_format", Format.named(self.format))
+        object.__setattr__(self, "grouping", Granularity.named(self.granularity))
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        return self.grouping.scale_shape(self.shape)
+
+    def levels(self, kind: LevelKind = "symmetric") -> Levels:
+        """The levels of the site's format; an input that cannot be negative is given the unsigned run."""
+        return self.number_format.levels("affine" if self.unsigned and not self.number_format.codebook else kind)
+
+    def stacked(self, names: str, count: int) -> Site:
+        """The site of `count` tensors like this one, quantized side by side."""
+        return replace(self, name=names, shape=(count, *self.shape))

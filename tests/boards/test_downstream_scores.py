@@ -1,0 +1,384 @@
+"""Downstream scores on boards: what runs have answered, in the files, in the store, in runs.csv and in every table."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from jsonschema import Draft7Validator
+from rich.console import Console
+
+import qbench
+from qbench.boards.board import Board, Exam, Section
+from qbench.boards.build import build_board
+from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
+from qbench.boards.markdown import to_markdown
+from qbench.boards.words import downstream
+from qbench.downstream.evaluate import evaluate_run
+from qbench.engines.local import LocalEngine
+from qbench.errors import QbenchError
+from qbench.execution.assignment import Execution
+from qbench.publish.site import schema as site_schema
+from qbench.runs.attempts import ANSWERED, Attempt, announce
+from qbench.stats import intervals
+from qbench.store import database, file_rows, schema
+from qbench.store.check import check, rebuild
+from qbench.store.database import Store
+from qbench.store.lock import hold, release
+from qbench.sweepfile.config import SweepConfig
+from qbench.sweepfile.read import plugin_modules, read_text
+from qbench.sweeps.coordinator import sweep
+from qbench.sweeps.downstream_questions import ask
+from qbench.sweeps.status import status
+from qbench.terminal.board import show_board
+from qbench.terminal.plan import show_plan
+from tests import browser, made_sites
+from tests.made_runs import config, make, roster
+from tests.synthetic_runs import DEFAULTS, failed, frame, runs
+
+A, B = "a" * 64, "b" * 64
+
+
+def told(value: float | None, sha: str = A, **more: Any) -> dict[str, Any]:
+    """What a row says of one task."""
+    base = {"sha256": sha, "items": 200, "metric": "acc", "value": value, "stderr": 0.01, "better": "higher", "chance": 0.5, "ceiling": 1.0}
+    return base | more
+
+
+def answered(rows: list[dict[str, Any]], values: list[float | None], sha: str = A, task: str = "recall") -> list[dict[str, Any]]:
+    return [row | {"downstream": json.dumps({task: told(value, sha)})} for row, value in zip(rows, values, strict=True)]
+
+
+def write(attempt: Attempt, tasks: Mapping[str, Mapping[str, Any]], artefact: str = "a" * 64) -> None:
+    """As `evaluate` does."""
+    entries = {
+        name: {**one, "metrics": {one["metric"]: {k: one[k] for k in ("value", "stderr", "better")}}, "asked_as": [name]}
+        for name, one in tasks.items()
+    }
+    attempt.write("downstream", {"downstream_version": 1, "artefact_sha256": artefact, "tasks": entries})
+
+
+def built(*parts: list[dict[str, Any]]) -> Board:
+    return build_board(frame(*parts), defaults=DEFAULTS)
+
+
+def words(section: Section) -> dict[tuple[str, str], tuple[str, ...]]:
+    return {(line.row.entrant, line.format): line.words for line in downstream(section)}
+
+
+# ---- the arithmetic ----
+
+
+def test_a_cell_is_the_mean_over_its_seeds_with_its_t_interval() -> None:
+    values = [0.8, 0.82, 0.75]
+    (section,) = built(answered(runs("fp", None, [0.1] * 3), [0.9] * 3), answered(runs("ste", "int4", [0.2, 0.21, 0.19]), values)).sections
+    (exam,) = section.downstream
+    assert exam == Exam(f"recall acc {A}", "recall", A, "acc", "higher", 200, 0.5, 1.0)
+    grade = next(row for row in section.rows if row.entrant == "ste").cells[0].downstream[exam.id]
+    assert grade.score == intervals.mean_interval(values) and grade.seeds == 3
+    assert words(section) == {("fp", "fp32"): ("0.900 ± 0.000",), ("ste", "int4"): ("0.790 ± 0.090",)}
+
+
+def test_another_definition_under_the_same_name_is_another_column() -> None:
+    ste = runs("ste", "int4", [0.2, 0.21, 0.19])
+    (section,) = built(answered(ste[:2], [0.8, 0.82]), answered(ste[2:], [0.1], B), answered(runs("fp", None, [0.1]), [0.9], B)).sections
+    assert [(exam.task, exam.sha256) for exam in section.downstream] == [("recall", A), ("recall", B)]
+    assert words(section)["ste", "int4"] == ("0.810 ± 0.127 (2 of 3 seeds)", "0.100 (1 of 3 seeds)")
+    assert words(section)["fp", "fp32"] == ("not asked", "0.900")
+
+
+def test_starts_and_recipes_are_sections_of_their_own() -> None:
+    scratch, later = (answered(runs("ste", "int4", [0.2, 0.3], start=start), [v, v]) for start, v in (("scratch", 0.6), ("fp:0.5", 0.9)))
+    longer = answered(runs("ste", "int4", [0.2, 0.3], recipe='{"steps": 600}', steps=600), [0.7, 0.7])
+    found = {section.setting: words(section)["ste", "int4"] for section in built(scratch, later, longer).sections}
+    assert sorted(word for (word,) in found.values()) == ["0.600 ± 0.000", "0.700 ± 0.000", "0.900 ± 0.000"] and len(found) == 3
+
+
+def test_what_failed_keeps_its_line_and_its_reason() -> None:
+    lost = [failed("lotion", "int4", seed) for seed in range(2)]
+    (section,) = built(answered(runs("ste", "int4", [0.2, 0.3]), [0.6, None]), lost, runs("pege", "int4", [0.2, 0.2])).sections
+    assert words(section)["lotion", "int4"] == ("diverged",) and words(section)["pege", "int4"] == ("not asked",)
+    assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
+
+
+def test_a_run_whose_score_does_not_count_answers_nothing() -> None:
+    (section,) = built(answered(runs("ste", "int4", [0.2, None]), [0.6, 0.9])).sections
+    assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
+
+
+def test_the_rate_that_is_shown_is_the_one_whose_answers_are_shown() -> None:
+    slow, fast = (runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01)))
+    (section,) = built(answered(slow, [0.1, 0.1]), answered(fast, [0.9, 0.9])).sections
+    assert words(section)["ste", "int4"] == ("0.900 ± 0.000",)
+
+
+def test_a_retired_version_keeps_its_answers() -> None:
+    new = answered([{**row, "method_version": 2} for row in runs("ste", "int4", [0.2, 0.3])], [0.6, 0.6])
+    old = answered([{**row, "retired": "wrong"} for row in runs("ste", "int4", [0.4, 0.4])], [0.4, 0.4], B)
+    (section,) = built(runs("fp", None, [0.1, 0.1]), runs("rtn", "int4", [0.5, 0.5]), new, old).sections
+    assert [exam.sha256 for exam in section.downstream] == [A, B]
+    assert words(section)["ste, version 1, retired", "int4"] == ("not asked", "0.400 ± 0.000")
+    assert words(section)["ste", "int4"] == ("0.600 ± 0.000", "not asked")
+
+
+# ---- runs.csv ----
+
+
+def test_a_board_comes_out_of_its_runs_csv_alone_however_much_was_asked() -> None:
+    many = json.dumps({f"task {n}, of many": told(n / 300, f"{n:064x}") for n in range(300)})
+    rows = frame(
+        answered(runs("fp", None, [0.1, 0.2]), [1 / 3, 0.1 + 0.2]), [row | {"downstream": many} for row in runs("ste", "int4", [0.2, 0.3])]
+    )
+    board, text = build_board(rows, defaults=DEFAULTS), runs_csv(rows)
+    again = read_runs_csv(io.StringIO(text))
+    assert build_board(again, defaults=DEFAULTS) == board and runs_csv(again) == text
+    assert len(board.sections[0].downstream) == 301 and len(many) > 60_000
+
+
+def test_an_older_runs_csv_is_read_without_answers() -> None:
+    rows = frame(runs("fp", None, [0.1, 0.2]), runs("ste", "int4", [0.2, 0.3]))
+    assert "downstream" not in rows
+    board = build_board(read_runs_csv(io.StringIO(runs_csv(rows))), defaults=DEFAULTS)
+    assert board.sections[0].downstream == () and "Downstream" not in to_markdown(board) and "downstream" not in to_csv(board)
+
+
+@pytest.mark.parametrize("word", ["no JSON", "[]", '{"recall": 3}', '{"recall": {"value": 0.5}}'])
+def test_a_column_that_holds_no_answers_is_said_in_one_line(word: str) -> None:
+    with pytest.raises(QbenchError, match=r"^the column downstream holds no answers: "):
+        built([row | {"downstream": word} for row in runs("ste", "int4", [0.2])])
+
+
+# ---- the store ----
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """Two runs of a board in the store, of which the first was asked."""
+    attempts = [make(tmp_path, config(seed), score=0.1) for seed in range(2)]
+    write(attempts[0], {"recall": told(0.6)})
+    with Store(tmp_path) as opened:
+        assert not opened.ingest(attempts)
+        opened.set_board(roster("b", [(config(), None)], 2))
+        opened.snapshot()
+    return tmp_path
+
+
+def folder(results: Path, seed: int) -> Attempt:
+    key = config(seed).key
+    return Attempt(results / "runs" / key[:2] / key / "1")
+
+
+def seen(results: Path) -> list[tuple[str, ...]]:
+    return list(words(qbench.results(results).board("b").sections[0]).values())
+
+
+def test_answers_are_taken_in_with_their_runs(filled: Path) -> None:
+    (row,) = qbench.results(filled).downstream.to_dict("records")
+    assert row == {"key": config().key, "attempt": 1, "task": "recall", **told(0.6)}
+    assert seen(filled) == [("0.600 (1 of 2 seeds)",)] and check(filled).agrees
+
+
+def test_answers_that_come_later_are_on_the_board_at_the_next_look(filled: Path) -> None:
+    write(folder(filled, 1), {"recall": told(0.8), "nesting": told(0.5, B)})
+    announce(folder(filled, 1))
+    assert seen(filled) == [("0.500 (1 of 2 seeds)", "0.700 ± 1.271")]
+    assert not list((filled / ANSWERED).iterdir())
+    write(folder(filled, 1), {"recall": told(0.6)})
+    announce(folder(filled, 1))
+    assert seen(filled) == [("0.600 ± 0.000",)] and check(filled).agrees
+
+
+def test_while_somebody_writes_the_board_is_as_it_was_and_the_writer_takes_them_in(filled: Path) -> None:
+    write(folder(filled, 1), {"recall": told(0.6)})
+    lock = hold(filled)
+    announce(folder(filled, 1))
+    assert seen(filled) == [("0.600 (1 of 2 seeds)",)]
+    release(lock)
+    with Store(filled) as opened:
+        write(folder(filled, 1), {"recall": told(0.7)})
+        announce(folder(filled, 1))
+        opened.snapshot()
+    assert seen(filled) == [("0.650 ± 0.635",)]
+
+
+def test_answers_that_nobody_announced_are_found_by_the_check_and_come_with_a_rebuild(filled: Path) -> None:
+    write(folder(filled, 1), {"recall": told(0.6)})
+    report = check(filled)
+    assert report.different == [f"{config(1).key}/1"] and not report.agrees
+    rebuild(filled)
+    assert check(filled).agrees and seen(filled) == [("0.600 ± 0.000",)]
+
+
+def test_answers_of_another_artefact_are_nobodys(filled: Path) -> None:
+    write(folder(filled, 0), {"recall": told(0.6)}, artefact="f" * 64)
+    announce(folder(filled, 0))
+    assert seen(filled) == [] and check(filled).agrees
+
+
+def test_a_store_from_before_takes_in_what_was_answered_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = [make(tmp_path, config(seed), score=0.1) for seed in range(2)]
+    with monkeypatch.context() as before:
+        before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[: schema.ANSWERS_SINCE - 1])
+        before.setattr(Store, "hear", lambda self: None)
+        before.setattr(file_rows, "RUN", tuple(column for column in file_rows.RUN if column.name != "company"))  # it came after answers
+        with Store(tmp_path) as opened:
+            opened.ingest(attempts)
+            opened.set_board(roster("b", [(config(), None)], 2))
+            opened.snapshot()
+    write(attempts[1], {"recall": told(0.8)})
+    with Store(tmp_path) as opened:
+        opened.snapshot()
+    assert seen(tmp_path) == [("0.800 (1 of 2 seeds)",)] and check(tmp_path).agrees
+
+
+# ---- what is printed ----
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    """Six entrants' cells, asked by two names in three definitions."""
+    found = made_sites.ranked(seeds=3, methods=("rtn", "ste"), tasks=("grammar",))
+    recall = [json.dumps({"recall": told(0.5 + n / 100), "<i>nesting": told(0.4, B)}) for n in range(len(found))]
+    return found.assign(downstream=recall)
+
+
+def test_markdown_and_csv_and_json_say_it(rows: pd.DataFrame) -> None:
+    board = made_sites.board(rows)[0]
+    page = to_markdown(board)
+    assert (
+        "| method | format | &lt;i\\>nesting<br>acc, higher is better<br>200 items, chance 0.5, ceiling 1<br>definition bbbbbbbb |" in page
+    )
+    assert "| fp | fp32 | 0.400 ± 0.000 | 0.510 ± 0.025 |" in page and "told by its hash" in page
+    cells = pd.read_csv(io.StringIO(to_csv(board)))
+    column = f"downstream recall acc {A[:16]}"
+    assert list(cells[f"{column} mean"]) == pytest.approx([0.51, 0.54, 0.57, 0.60, 0.63]) and set(cells[f"{column} seeds"]) == {3}
+    assert list(map(str, cells))[-8:] == [
+        f"{name} {word}" for name in (f"downstream <i>nesting acc {B[:16]}", column) for word in ("mean", "low", "high", "seeds")
+    ]
+    cell = board.to_json()["sections"][0]["rows"][0]["cells"][0]
+    assert cell["downstream"][f"recall acc {A}"]["seeds"] == 3
+
+
+def test_a_narrow_terminal_shows_every_task_in_pieces(rows: pd.DataFrame) -> None:
+    for width in (50, 200):
+        console = Console(width=width, file=io.StringIO())
+        show_board(made_sites.board(rows)[0], console)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        after = printed.partition("Downstream, asked of the packed artefacts:")[2]
+        assert after.count("method") == (2 if width == 50 else 1) + after.count("method's") and "0.630 ± 0.025" in after
+        assert max(map(len, printed.splitlines())) <= width
+
+
+def test_a_site_has_the_table_in_its_data_and_on_its_page(rows: pd.DataFrame) -> None:
+    files = made_sites.files(rows)
+    doc = json.loads(files["board.json"])
+    Draft7Validator(json.loads(site_schema())).validate(doc)
+    assert [exam["task"] for exam in doc["sections"][0]["downstream"]] == ["<i>nesting", "recall"]
+    assert doc["sections"][0]["rows"][0]["cells"][0]["downstream"][f"recall acc {A}"] == {
+        "score": {"value": 0.51, "low": pytest.approx(0.485158623), "high": pytest.approx(0.534841377)}, "seeds": 3,
+    }  # fmt: skip
+    page = files["index.html"].decode()
+    table = page[page.index('<table class="downstream">') :].partition("</table>")[0]
+    assert "&lt;i&gt;nesting" in table and "<i>nesting" not in page and "0.510 ± 0.025" in table
+    assert files == made_sites.files(rows.sample(frac=1, random_state=0)), "the same to the byte in any order"
+    assert '<table class="downstream">' not in made_sites.files(rows.drop(columns="downstream"))["index.html"].decode()
+
+
+def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(rows: pd.DataFrame, tmp_path: Path) -> None:
+    browser.needed()
+    (tmp_path / "index.html").write_bytes(made_sites.files(rows)["index.html"])
+    with browser.browser() as started:
+        for scripts in (True, False):
+            seen = browser.watch(started, tmp_path / "index.html", java_script_enabled=scripts)
+            seen.page.goto((tmp_path / "index.html").as_uri())
+            shown = seen.page.locator("table.downstream tbody tr")
+            assert [shown.nth(i).is_visible() for i in range(shown.count())] == [True] * 5
+            if scripts:
+                seen.page.locator("#filters .key button", has_text="ste").click()
+                seen.page.locator("#filters button", has_text="int2").click()
+                assert [shown.nth(i).inner_text().split()[:2] for i in range(5) if shown.nth(i).is_visible()] == [
+                    ["fp", "fp32"],
+                    ["rtn", "int4"],
+                ]
+            assert not seen.said
+
+
+# ---- real runs ----
+
+FILE = """
+board = "asked"
+methods = ["fp", "rtn"]
+seeds = 2
+formats = ["int4"]
+recipe = { steps = 3 }
+tasks = ["grammar", "digits"]
+"""
+
+
+def asking(*names: str) -> SweepConfig:
+    return read_text(f"{FILE}[downstream]\ntasks = {json.dumps(names)}\n", "asked.toml")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LocalEngine]:
+    engine = LocalEngine(1, "cpu", plugin_modules(asking("grammar_recall")))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def plan_of(results: Path, *names: str) -> str:
+    console = Console(width=120, file=io.StringIO())
+    show_plan(status(asking(*names), results), console)
+    return str(console.file.getvalue()).splitlines()[-1].strip()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_runs_csv(tmp_path: Path, engine: LocalEngine) -> None:
+    assert sweep(asking("grammar_recall"), tmp_path, engine).code == 0
+    found = qbench.results(tmp_path)
+    assert not any(section.downstream for section in found.board().sections) and "downstream" not in found.board_runs("asked")
+    assert plan_of(tmp_path, "grammar_recall") == "Still to be asked downstream: grammar_recall of 4 finished runs"
+    assert ask(asking("grammar_recall"), tmp_path, engine, Execution(device="cpu")).failures == []
+    assert "asked" not in plan_of(tmp_path, "grammar_recall")
+
+    files = {path.parent: json.loads(path.read_text())["tasks"]["grammar_recall"] for path in tmp_path.rglob("downstream.json")}
+    seeds = {spec["seed"] for path in files if (spec := json.loads((path / "spec.json").read_text()))["method"] == "rtn"}
+    values = [
+        entry["metrics"]["acc"]["value"] for path, entry in files.items() if json.loads((path / "spec.json").read_text())["method"] == "rtn"
+    ]
+    board = found.board()
+    digits, grammar = board.sections
+    assert digits.downstream == () and [exam.task for exam in grammar.downstream] == ["grammar_recall"]
+    grade = next(row for row in grammar.rows if row.method == "rtn").cells[0].downstream[grammar.downstream[0].id]
+    assert grade.score is not None and math.isclose(grade.score.value, sum(values) / 2) and grade.seeds == len(seeds) == 2
+    assert found.cells()[f"downstream grammar_recall acc {grammar.downstream[0].sha256[:16]} seeds"].dropna().tolist() == [2, 2]
+
+    again = read_runs_csv(io.StringIO(runs_csv(found.board_runs("asked"))))
+    assert build_board(again, defaults=defaults(tmp_path), title="asked") == board
+
+    one = min(path.parent.name for path in files)
+    evaluate_run(tmp_path, one, ["grammar_nesting"], "cpu")
+    later = qbench.results(tmp_path).board().sections[1]
+    assert [exam.task for exam in later.downstream] == ["grammar_nesting", "grammar_recall"]
+    assert (
+        sum(
+            cell.downstream[later.downstream[0].id].seeds
+            for row in later.rows
+            for cell in row.cells
+            if later.downstream[0].id in cell.downstream
+        )
+        == 1
+    )
+    assert plan_of(tmp_path, "grammar_nesting") == "Still to be asked downstream: grammar_nesting of 3 finished runs"
+    assert check(tmp_path).agrees
+
+
+def defaults(results: Path) -> Any:
+    return json.loads(next((results / "boards").glob("*.json")).read_text())["defaults"]

@@ -1,0 +1,81 @@
+"""Making a run again from its record."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qbench.checks.method_kit import Kit
+from qbench.checks.reproduce import compare, reproduce
+from qbench.engines.dispatch import run_one
+from qbench.errors import QbenchError, UsageError
+from qbench.execution.assignment import Assignment
+from qbench.runs.attempts import Attempt, new_attempt
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> tuple[Path, str, str]:
+    """A results folder with a full-precision run and its rounding → folder, their keys."""
+    rtn = Kit("rtn", tmp_path).config("int2", steps=10)
+    fp = Kit("fp", tmp_path).config("int2", steps=10)
+    base = new_attempt(tmp_path, fp.key)
+    run_one(Assignment(fp, base.folder))
+    run_one(Assignment(rtn, new_attempt(tmp_path, rtn.key).folder, base=base.folder))
+    return tmp_path, fp.key, rtn.key
+
+
+def record(results: Path, key: str) -> Attempt:
+    return Attempt(results / "runs" / key[:2] / key / "1")
+
+
+def change(attempt: Attempt, name: str, **values: Any) -> None:
+    attempt.write(name, {**(attempt.read(name) or {}), **values})
+
+
+def test_the_same_run_is_the_same_and_nothing_is_written(swept: tuple[Path, str, str]) -> None:
+    results, fp, rtn = swept
+    before = sorted(results.rglob("*"))
+    threads = torch.get_num_threads()
+    for key in (fp, rtn):
+        found = reproduce(results, key[:12])
+        assert (found.key, found.verdict, found.differences) == (key, "same", []) and found.recorded == found.found
+    assert sorted(results.rglob("*")) == before and torch.get_num_threads() == threads
+
+
+def test_what_a_run_goes_on_from_is_made_again_if_it_is_gone(swept: tuple[Path, str, str]) -> None:
+    results, fp, rtn = swept
+    shutil.rmtree(record(results, fp).export)
+    assert reproduce(results, rtn).verdict == "same"
+
+
+def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_why(swept: tuple[Path, str, str]) -> None:
+    results, fp, _ = swept
+    attempt = record(results, fp)
+    result = attempt.read("result") or {}
+    change(attempt, "result", artefact_sha256="0" * 64, scores={**result["scores"], "packed": result["scores"]["packed"] + 0.5})
+    change(attempt, "env", torch="1.0")
+    found = reproduce(results, fp)
+    assert found.verdict == "different" and [d.split(":")[0] for d in found.differences] == ["torch"]
+    assert str(found).startswith(f"{fp}: different\nrecorded ") and "differs   torch: 1.0 then" in str(found)
+
+
+def test_a_difference_below_the_minimum_effect_is_within_tolerance() -> None:
+    one = {"state": "ok", "reason": None, "artefact_sha256": "a", "scores": {"packed": 1.0}}
+    for score, verdict in ((1.009, "within tolerance"), (1.011, "different"), (None, "different")):
+        assert compare(one, {**one, "artefact_sha256": "b", "scores": {"packed": score}}, 0.01) == verdict
+    failed = {"state": "failed", "reason": "diverged"}
+    assert compare(failed, failed, 0) == "same"
+    assert compare(failed, {"state": "failed", "reason": "oom"}, 0) == compare(one, failed, 0) == compare(failed, one, 0) == "different"
+
+
+def test_a_run_without_a_result_has_nothing_to_compare_with(swept: tuple[Path, str, str]) -> None:
+    results, fp, _ = swept
+    (record(results, fp).folder / "result.json").unlink()
+    with pytest.raises(QbenchError, match="no result to compare with"):
+        reproduce(results, fp)
+    with pytest.raises(UsageError, match="no run's key begins with 'ffffffffffff'"):
+        reproduce(results, "ffffffffffff")

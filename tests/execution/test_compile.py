@@ -1,0 +1,193 @@
+"""What a step computes as one graph: the same gradients as eager, and for each run the bits that it has compiled alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from qbench import Method, Quantizer, Site, load_method
+from qbench.api.batch import Batch
+from qbench.engines.dispatch import run_one
+from qbench.execution import group_policy
+from qbench.execution.assignment import Execution
+from qbench.execution.compile import compile_run, compiles
+from qbench.execution.side_by_side import side_by_side
+from qbench.runs.config import Quantization, RunConfig
+from qbench.training import checkpoint
+from qbench.training.loop import one_step
+from qbench.training.run import Run
+from tests.execution.test_stacked_runs import CPU, INT4, STEPS, Cut, assignments, config, curve, prepared, sized
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+LONG = {"digits": 28_290, "linreg": 261_448}
+"""The fewest steps that are compiled by themselves at size xs: 8 tensors of 4522 numbers in all, and one of 256."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> None:
+    torch.compiler.reset()
+    counters.clear()
+
+
+def stepped(run: Run, steps: int, compiled: bool = True) -> list[torch.Tensor]:
+    """The parameters after so many steps."""
+    if compiled:
+        compile_run(run)
+    for step in range(steps):
+        one_step(run, step)
+    return [p.detach().clone() for p in run.parameters]
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "inputs"),
+    [("digits", "pege", INT4), ("linreg", "lsq", None), ("batches", "ewgs", None), ("cnn", "ste", None)],
+)
+def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, inputs: Any, tmp_path: Path) -> None:
+    """So that it may be compiled whoever stands beside it; `make bench ARGS=alike` tries them all. Where there is no sum but the loss's, they are
+    the bits of eager steps, too."""
+    me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
+    alone = stepped(prepared(me, tmp_path), steps)
+    eager = stepped(prepared(me, tmp_path), steps, compiled=False)
+    for one, other in zip(alone, eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert task != "linreg" or torch.equal(one, other)
+    others, slot = [config(method, task, seed=10 + place, lr=0.01, inputs=inputs) for place in range(2)], 1
+    runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
+    run = side_by_side(runs)
+    assert run is not None
+    stepped(run, steps)
+    mine = [p for group in runs[slot].optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
+    assert all(torch.equal(one, other) for one, other in zip(mine, alone, strict=True))
+
+
+@pytest.mark.parametrize("method", ["ste", "gdnsq"])
+def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
+    """Also where a method's own losses hold numbers that change from step to step."""
+    me = config(method)
+    run = prepared(me, tmp_path)
+    compile_run(run)
+    one_step(run, 0)
+    made = counters["stats"]["unique_graphs"]
+    for step in range(1, 6):
+        one_step(run, step)
+    assert made and counters["stats"]["unique_graphs"] == made and not counters["graph_break"]
+
+
+def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> None:
+    """Weights are quantized once a step, not once a part of it: PEGE pulls as often."""
+    me, several = config("pege"), Execution(accumulate=2)
+    folders = {way: assignments([me], tmp_path / way)[0] for way in ("eager", "compiled")}
+    results = [run_one(a, dataclasses.replace(several, compile=way == "compiled")) for way, a in folders.items()]
+    assert [r["state"] for r in results] == ["ok", "ok"] and results[1]["audit"]["passed"]
+    eager, compiled = (curve(tmp_path / way, me)[:4] for way in folders)
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=1e-3)
+    run = prepared(me, tmp_path)
+    run.accumulate = 2
+    compile_run(run)
+    calls = [mock.Mock(wraps=bundle.call) for bundle in run.bundles]
+    for bundle, call in zip(run.bundles, calls, strict=True):
+        bundle.call = call
+    one_step(run, 0)
+    assert run.graph is None and [call.call_count for call in calls] == [1] * len(run.bundles)
+
+
+def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Path) -> None:
+    """Compiled as eagerly: a term in what rounding moved is not nought."""
+
+    class Damped(Method):
+        name = "damped"
+
+        def quantizer(self, site: Site) -> Quantizer | None:
+            return load_method("ste")().quantizer(site)
+
+        def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            moved = [(layer.effective - layer.weight).square().sum() for bundle in run.bundles for layer in bundle.layers]
+            return {"task": run.loss(output, batch), "damping": torch.stack(moved).sum()}
+
+    found = []
+    for compiled in (False, True):
+        run = prepared(config("ste"), tmp_path)
+        run.method = Damped()
+        if compiled:
+            compile_run(run)
+        found.append(one_step(run, 0)[0]["damping"])
+    assert float(found[0]) > 0
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
+    me = config("ste")
+
+    def cut(note: dict[str, Any]) -> None:
+        if note["step"] == STEPS // 2:
+            raise Cut
+
+    (begun,) = assignments([me], tmp_path / "cut")
+    with contextlib.suppress(Cut):
+        run_one(begun, Execution(checkpoint_s=0), cut)
+    assert (begun.folder / "checkpoint").exists()
+    found = {}
+    for resume in (None, begun.folder):
+        (a,) = assignments([me], tmp_path / ("fresh" if resume is None else "resumed"))
+        found[resume] = run_one(dataclasses.replace(a, resume=resume), Execution(compile=True))["artefact_sha256"]
+    assert found[None] == found[begun.folder]
+    for compiled, first in ((False, STEPS // 2 - 1), (True, 0)):
+        run = prepared(me, tmp_path)
+        if compiled:
+            compile_run(run)
+        assert checkpoint.load(run, begun.folder / "checkpoint")[0] == first
+
+
+# ---- whether it pays ----
+
+
+def long(task: str = "digits", steps: int = 0, **recipe: Any) -> RunConfig:
+    return sized(task, "xs", steps=steps or LONG.get(task, 10**6), **recipe)
+
+
+def test_long_runs_of_small_steps_are_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only where their bits compiled are known not to depend on who is there."""
+    auto = Execution()
+    assert compiles(auto, long(), CPU) and compiles(auto, long("linreg"), CPU)
+    assert not any(compiles(auto, long(task, steps - 1), CPU) for task, steps in LONG.items()), "too short"
+    large = sized("digits", "m", steps=10**6)
+    assert group_policy.alike(large) and not compiles(auto, large, CPU), "too large"
+    assert not compiles(Execution(accumulate=2), long(), CPU), "another graph"
+    others = [long("cnn"), long("grammar"), long(batch=50), long(precision="bf16"), long(objective="distill")]
+    others += [dataclasses.replace(long(), weights=Quantization("fp4", "channel")), config("gdnsq", steps=10**6)]
+    assert not any(compiles(auto, c, CPU) for c in others), "not known to be alike"
+    assert not compiles(Execution(compile=False), long(), CPU) and compiles(Execution(compile=True), long("grammar"), CPU)
+    cuda = torch.device("cuda")
+    assert compiles(auto, config(), cuda) and not compiles(Execution(fsdp=True), config(), cuda)
+    assert not compiles(Execution(fsdp=True, compile=True), config(), cuda)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiles(auto, long(), CPU), "on a machine without a compiler it is not tried"
+
+
+def test_what_was_compiled_says_so_and_is_audited_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_policy, "COMPILING_S", 0.0)
+    (assignment,) = assignments([config("ste")], tmp_path)
+    result = run_one(assignment)
+    assert (result["state"], result["audit"]["passed"]) == ("ok", True)
+    assert "compiled = eager" in {check["name"] for check in result["audit"]["checks"]}
+    assert '"compiled": true' in (assignment.folder / "env.json").read_text()
+
+
+def test_the_audit_sees_a_quantizer_that_the_compiler_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a public record once was: in the compiled network the weights are what they were before rounding."""
+
+    def lost(run: Run, inputs: Any) -> Any:
+        return run.model(inputs)
+
+    monkeypatch.setattr(Run, "output", lost)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    result = run_one(assignments([config("ste")], tmp_path)[0], Execution(compile=True))
+    failed = [check["name"] for check in result["audit"]["checks"] if not check["passed"]]
+    assert "compiled = eager" in failed and not result["audit"]["passed"]

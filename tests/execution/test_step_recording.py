@@ -1,0 +1,335 @@
+"""Steps that are recorded once and repeated end where steps that are taken end. What a CUDA graph would repeat a tape repeats here, on the CPU bit for
+bit. What a graph could not hold the tape refuses: test_no_waiting.py has it listen on the device `meta`, where the host is somewhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch._dynamo.utils import counters
+
+from qbench import Method, Quantizer, Site, load_method
+from qbench.api.batch import Batch
+from qbench.checks.method_contract import check_recorded
+from qbench.checks.method_kit import Kit
+from qbench.cli.options import cli
+from qbench.execution import execute
+from qbench.execution.assignment import Assignment, Execution
+from qbench.execution.compile import compile_run, records
+from qbench.execution.execute import run_group
+from qbench.execution.side_by_side import side_by_side
+from qbench.execution.step_recording import BEFORE, Found, Recorded
+from qbench.numerics import batched_math
+from qbench.plugins import registry
+from qbench.runs.attempts import Attempt
+from qbench.runs.config import RunConfig
+from qbench.submissions.strict_json import conforms
+from qbench.training.loop import one_step, update
+from qbench.training.run import Run
+from tests.execution.test_stacked_runs import CPU, INT4, METHODS, Cut, assignments, company, config, curve, prepared, small_models, together
+from tests.training.test_loop import registered
+
+__all__ = ["small_models"]
+
+
+TAKEN, REPEATED = Execution(compile=False), Execution(compile=False, graphs=True)
+
+
+def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[tuple[Any, ...]]:
+    """What each run came to: its artefact, its losses on the way, and what its method says of itself."""
+    doing = assignments(configs, folder / str(execution.graphs))
+    results = run_group(doing, execution, [lambda _: None] * len(doing))
+    assert [r["state"] for r in results] == ["ok"] * len(results), [r["message"] for r in results]
+    lines = [curve(folder / str(execution.graphs), c) for c in configs]
+    said = [bool(json.loads((a.folder / "env.json").read_text()).get("recorded")) for a in doing]
+    assert said == [execution.graphs] * len(doing)
+    return [(r["artefact_sha256"], own) for r, own in zip(results, lines, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        (t, m) for t in ("digits", "linreg", "batches") for m in METHODS if t == "digits" or m != "lotion optimizer"
+    ],  # theirs has no second moment
+)
+def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
+    """Of several runs side by side, and of one alone."""
+    inputs = INT4 if task == "digits" and load_method(METHODS[method][0]).quantizes else None
+    several = company(method, task, inputs=inputs, steps=16)[:3]
+    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
+    assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(several[:1], tmp_path / "alone", REPEATED)
+
+
+@pytest.mark.parametrize("task", ["rotated", "twolayer batches", "cnn", "grammar", "text"])
+@pytest.mark.parametrize("method", ["ste", "lotion", "gdnsq", "ewgs"])
+def test_on_every_bed(task: str, method: str, tmp_path: Path) -> None:
+    several = company(method, task, steps=BEFORE + 4)[:2]
+    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "sgd"}, {"clip": 0.0}, {"schedule": "wsd", "warmup": 0.25}], ids=str
+)
+def test_by_every_recipe_that_can_be_recorded(recipe: dict[str, Any], tmp_path: Path) -> None:
+    several = company("lsq", "digits", **recipe)[:3]
+    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
+
+
+def test_by_micro_batches(tmp_path: Path) -> None:
+    parts = [dataclasses.replace(execution, accumulate=2) for execution in (TAKEN, REPEATED)]
+    several = company("gdnsq", "digits")[:2]
+    assert ends(several, tmp_path, parts[0]) == ends(several, tmp_path, parts[1])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_recorded_run_that_was_killed_goes_on(count: int, tmp_path: Path) -> None:
+    """From its checkpoint, recorded anew, or taken, or the other way round."""
+    several = company("lotion", "digits", steps=24)[:count]
+    whole = [sha for sha, _ in ends(several, tmp_path, TAKEN)]
+    for before, after in ((REPEATED, REPEATED), (REPEATED, TAKEN), (TAKEN, REPEATED)):
+        cut = assignments(several, tmp_path / "cut")
+        with contextlib.suppress(Cut):
+            cut_at(12, cut, dataclasses.replace(before, checkpoint_s=0))
+        assert all(Attempt(a.folder).checkpoint.exists() for a in cut)
+        resumed = together(several, tmp_path / "resumed", after, resume=[a.folder for a in cut])
+        assert [r["artefact_sha256"] for r in resumed] == whole
+
+
+def cut_at(step: int, doing: list[Assignment], execution: Execution) -> None:
+    def report(progress: dict[str, Any]) -> None:
+        if progress["step"] > step:
+            raise Cut
+
+    run_group(doing, execution, [report] * len(doing))
+
+
+# ---- what is repeated ----
+
+
+def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path: Path) -> None:
+    run, called = prepared(config("ste"), tmp_path), []
+
+    def watched(run: Run, batch: Batch) -> Any:
+        called.append(run.step)
+        return update(run, batch)
+
+    run.recorded = Recorded(run, watched)
+    losses = [float(one_step(run, step)[0]["task"]) for step in range(12)]
+    assert called == [*range(BEFORE), BEFORE] and len(set(losses)) == len(losses)
+
+
+def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
+    """As it does in a step that is taken: on it products know that they are one."""
+    run = side_by_side([prepared(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)])
+    assert run is not None
+    run.recorded = Recorded(run, update)
+    for step in range(BEFORE + 2):
+        one_step(run, step)
+    kept, now = run.recorded.batch, run.batch(BEFORE + 1)
+    assert kept is not None and kept.inputs is not None and kept.targets is not None
+    assert kept.inputs.stride(0) == kept.targets.stride(0) == 0 and torch.equal(kept.inputs, now.inputs)  # type: ignore[arg-type]
+    assert kept.inputs.data_ptr() != now.inputs.data_ptr()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("task", ["grammar", "text"])
+def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
+    """Inputs and targets of a language model are views of one window, and a compiler compiles for their strides."""
+    for count in (1, 2):
+        runs = [prepared(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
+        run = side_by_side(runs) if count > 1 else runs[0]
+        assert run is not None
+        now, kept = run.batch(0), Recorded(run, update).bring(run.batch(0))
+        for x, own in ((now.inputs, kept.inputs), (now.targets, kept.targets)):
+            assert x is not None and own is not None and own.stride() == x.stride() and torch.equal(own, x)
+
+
+class Anew:
+    """A recorder that records nothing: it calls, and so a compiler hears of it."""
+
+    def usual(self, f: Callable[[], Found]) -> Found:
+        return f()
+
+    def record(self, f: Callable[[], Found]) -> Found:
+        self.f, before = f, counters["stats"]["unique_graphs"]
+        found = f()
+        assert counters["stats"]["unique_graphs"] == before, "nothing is compiled while a graph is recorded"
+        return found
+
+    def repeat(self) -> None:
+        self.f()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize(("task", "method"), [("grammar", "ste"), ("digits", "gdnsq")])
+def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: str, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    run = prepared(config(method, task), tmp_path)
+    compile_run(run)
+    run.recorded = Recorded(run, update)
+    run.recorded.recorder = Anew()
+    for step in range(BEFORE + 2):
+        one_step(run, step)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
+    """A graph reads memory, whoever owns it by then: here each run's strength."""
+    methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
+    run = side_by_side([prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path) for params in methods])
+    assert run is not None
+    batched_math.numbers.clear()
+    run.recorded = Recorded(run, update)
+    run.recorded.recorder = Anew()
+    for step in range(BEFORE + 1):
+        one_step(run, step)
+    read = [weakref.ref(x) for x in batched_math.numbers.values()]
+    batched_math.numbers.clear()
+    assert read and all(x() is not None for x in read)
+
+
+def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
+    run = side_by_side([prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)])
+    assert run is not None
+    one_step(run, 0)
+    before = len(batched_math.numbers)
+    x = torch.zeros(2, 1, 1)
+    for step in range(5):
+        run.write([step, step + 0.1], x)
+        assert x.flatten().tolist() == [step, pytest.approx(step + 0.1)]
+    assert len(batched_math.numbers) == before
+
+
+def test_when_the_steps_are_over_nothing_holds_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is as large as a step's, and goes without waiting for a collector."""
+    made = []
+
+    def watched(run: Run, update: Any) -> Recorded:
+        made.append(weakref.ref(found := Recorded(run, update)))
+        return found
+
+    monkeypatch.setattr(execute, "Recorded", watched)
+    gc.disable()
+    try:
+        together(company("ste")[:2], tmp_path, REPEATED)
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+
+
+# ---- what cannot be recorded ----
+
+
+@dataclass
+class Careless(Method):
+    """STE whose update does something that a graph would not hold, or would hold as it was."""
+
+    name = "careless"
+    does: ClassVar[str]
+
+    def unrecorded(self) -> None:
+        return None
+
+    def quantizer(self, site: Site) -> Quantizer | None:
+        return load_method("ste")().quantizer(site)
+
+    def prepare(self, run: Run, batches: list[Batch]) -> None:
+        self.carried = torch.zeros(())
+
+    def after_backward(self, run: Run) -> None:
+        weight = run.bundles[0].layers[0].weight
+        assert weight.grad is not None
+        if self.does == "number":
+            weight.grad *= 1 - run.progress
+        elif self.does == "carried":
+            self.carried = self.carried + 0.1
+            weight.grad *= 1 + self.carried
+        elif self.does == "made":
+            weight.grad *= torch.tensor(2.0)
+        elif weight.grad.sum() > 0:
+            weight.grad *= 1
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("number", "write what changes into tensors"),
+        ("carried", "write what changes into tensors"),
+        ("made", "makes a tensor of Python's numbers"),
+        ("asked", "asks for the value of a tensor"),
+    ],
+)
+def test_the_check_finds_a_step_that_cannot_be_recorded(how: str, words: str, tmp_path: Path) -> None:
+    with registered(type("Careless", (Careless,), {"does": how})):
+        (found, *_) = check_recorded(Kit("careless", tmp_path, quick=True))
+    assert not found.passed and words in found.detail
+
+
+def test_several_whose_record_breaks_off_go_on_without(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By halves, from their last checkpoints; and the record says that their steps were taken."""
+
+    class Asks(Careless):
+        does = "asked"
+
+        def alone(self) -> None:
+            return None
+
+    with registered(Asks):
+        configs = [dataclasses.replace(c, method="careless", method_version=1, method_params={}) for c in company("ste")[:3]]
+        taken = ends(configs, tmp_path, TAKEN)
+        results = together(configs, tmp_path / "again", REPEATED)
+    assert [r["artefact_sha256"] for r in results] == [sha for sha, _ in taken]
+    assert "asks for the value of a tensor" in capfd.readouterr().err
+    assert all("recorded" not in json.loads(path.read_text()) for path in (tmp_path / "again").rglob("env.json"))
+
+
+def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Path) -> None:
+    cold = dataclasses.replace(config("gdnsq"), method_params={**config("gdnsq").method_params, "rho": 0.99})
+    pulled = dataclasses.replace(config("pege"), method_params={**config("pege").method_params, "decoupled": True})
+    for one in (cold, pulled, config("ste", optimizer="radam")):
+        (result,) = together([one], tmp_path, REPEATED)
+        (env,) = tmp_path.rglob(f"{one.key}/*/env.json")
+        assert result["state"] == "ok" and "recorded" not in json.loads(env.read_text())
+    for cell, word in ((cold, "rho"), (pulled, "decoupled")):
+        assert word in (registry.build("methods", cell.method, cell.method_params).unrecorded() or "")
+
+
+def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
+    assert records(REPEATED, config("ste"), CPU)
+    assert not records(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
+    assert records(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
+    assert not records(dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda"))
+    assert not records(REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda"))
+
+
+# ---- as a user asks for it ----
+
+
+def test_a_sweep_records_and_a_record_says_so(tmp_path: Path) -> None:
+    sweep = tmp_path / "a.toml"
+    sweep.write_text('board = "a"\nseeds = 2\nmethods = ["fp", "ste"]\ntasks = ["digits"]\nformats = ["int4"]\n[recipe]\nsteps = 12\n')
+    shas = []
+    for name, words in (("taken", []), ("repeated", ["--graphs"])):
+        done = CliRunner().invoke(cli, ["sweep", str(sweep), "--results", str(tmp_path / name), "--device", "cpu", "--quiet", *words])
+        assert done.exit_code == 0, done.output
+        results = [(path.parent.parent.name, json.loads(path.read_text())) for path in (tmp_path / name).rglob("result.json")]
+        shas.append({key: result["artefact_sha256"] for key, result in results})
+    assert shas[0] == shas[1] and len(shas[0]) == 4
+    envs = [json.loads(path.read_text()) for path in (tmp_path / "repeated").rglob("env.json")]
+    assert len(envs) == 4 and all(env["recorded"] for env in envs)
+    for env in envs:
+        conforms(env, "env", "env.json")
+    key = next(iter(shas[1]))
+    again = CliRunner().invoke(cli, ["reproduce", key, "--results", str(tmp_path / "repeated")])
+    assert again.exit_code == 0 and "nothing in the environment" in again.output, again.output

@@ -1,0 +1,410 @@
+"""EWGS against its equations: the interval's quantizer, the scaled gradient, and δ from Hutchinson's probes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qbench_methods.ewgs import EWGS, PROBE_STEPS, EWGSQuantizer, curvature_ratios, measure_delta, plan
+from torch import Tensor
+
+from qbench import Site
+from qbench.checks.method_kit import Kit
+from qbench.errors import UsageError
+from qbench.plugins import registry
+from qbench.quant.straight_through import straight_through
+from qbench.runs.config import Recipe
+from qbench.training.loop import one_step
+from qbench.training.optimizer import make_optimizer, parameter_groups, set_learning_rates
+from qbench.training.run import Run
+from qbench.training.setup import attach, frozen_copy, open_problem
+
+SHAPE = (4, 64)
+BITS = (1, 2, 3, 4, 8)
+Delta = Any
+
+
+def draw(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def weight(bits: int, delta: Delta, x: Tensor, granularity: str = "channel", shift: bool = True) -> EWGSQuantizer:
+    """Started on `x`; its interval and α moved off their start, so that nothing is symmetric and some elements are clipped."""
+    q = EWGS(delta=delta).quantizer(Site("w", "weight", f"int{bits}", granularity, tuple(x.shape)))
+    assert isinstance(q, EWGSQuantizer)
+    q.reset(x)
+    if shift:
+        with torch.no_grad():
+            q.low.mul_(0.5)
+            q.high.mul_(0.4)
+            q.alpha.mul_(-1.3)
+    return q.to(x.dtype) if x.dtype == torch.float64 else q
+
+
+def gradients(q: EWGSQuantizer, x: Tensor, g: Tensor) -> list[Tensor]:
+    leaf = x.clone().requires_grad_()
+    return list(torch.autograd.grad(q.relax(leaf), [leaf, q.low, q.high, q.alpha], g))
+
+
+def attached(
+    method: EWGS, weights: str = "int4", activations: str | None = None, task: str = "toy", steps: int = 60, **options: Any
+) -> Run:
+    """The method on a fresh problem, ready to be stepped."""
+    config = Kit("ste", Path()).config(weights, "tensor" if task == "linreg" else "channel", activations=activations, steps=steps)
+    config = dataclasses.replace(config, task=task, task_params=options, recipe=dataclasses.replace(config.recipe, weight_decay=0.1))
+    _, problem = open_problem(config, torch.device("cpu"))
+    run = attach(problem, method, config)
+    for bundle in run.bundles:
+        bundle.quantizer.reset(bundle.stack().detach())
+    method.prepare(run, run.probe_batches(2))
+    run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
+    run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    return run
+
+
+# ---- the equations ----
+
+
+@given(st.integers(0, 10_000), st.sampled_from(BITS), st.sampled_from([0.0, 1e-3, 0.7, 1.9]))
+@settings(max_examples=60, deadline=None)
+def test_forward_and_gradients_are_the_papers(seed: int, bits: int, delta: float) -> None:
+    """Every gradient from the formulas alone: g_n = g + δ·|g|·(x_n − x_q), then ordinary calculus for x, l, u and α."""
+    x, g = draw(seed), draw(seed + 1)
+    q, most = weight(bits, delta, x), 2**bits - 1
+    low, high, alpha = (p.detach() for p in (q.low, q.high, q.alpha))
+    along = (x - low) / (high - low)
+    x_n = along.clamp(0, 1)
+    x_q = (x_n * most).round() / most
+    torch.testing.assert_close(q.relax(x).detach(), alpha.abs() * 2 * (x_q - 0.5), rtol=1e-12, atol=1e-12)
+
+    at_q = g * 2 * alpha.abs()
+    at_n = at_q + float(q.delta.flatten()[0]) * at_q.abs() * (x_n - x_q)
+    at_n = torch.where((along >= 0) & (along <= 1), at_n, 0.0)
+    width = high - low
+    wanted = [at_n / width, (at_n * (x - high) / width**2).sum(1, keepdim=True), (-at_n * (x - low) / width**2).sum(1, keepdim=True),
+              (g * 2 * (x_q - 0.5)).sum(1, keepdim=True) * alpha.sign()]  # fmt: skip
+    for found, formula in zip(gradients(q, x, g), wanted, strict=True):
+        torch.testing.assert_close(found, formula, rtol=1e-9, atol=1e-9)
+    assert (wanted[0] == 0).any()  # some elements are clipped, so the test can fail
+
+
+def test_an_unsigned_input_is_scaled_and_not_shifted() -> None:
+    q = EWGS(delta=0.0).quantizer(Site("x", "activation", "int2", "tensor", (1, 5), unsigned=True))
+    assert isinstance(q, EWGSQuantizer)
+    with torch.no_grad():
+        q.low.fill_(1.0), q.high.fill_(4.0), q.alpha.fill_(6.0)
+    x = torch.tensor([[0.0, 1.4, 2.2, 3.7, 9.0]])
+    assert q.relax(x).tolist() == q.eval()(x).tolist() == [[0.0, 0.0, 2.0, 6.0, 6.0]]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
+@pytest.mark.parametrize("delta", [0.3, "adaptive"])
+def test_the_forward_pass_is_what_ships_whatever_delta(bits: int, granularity: str, delta: Delta) -> None:
+    x = draw(1, dtype=torch.float32)
+    q, plain = weight(bits, delta, x, granularity), weight(bits, 0.0, x, granularity)
+    y = q.relax(x).detach()
+    assert torch.equal(y, plain.relax(x)) and torch.equal(y, q.eval()(x)) and torch.equal(y, q.grid(x).values(q.grid(x).codes(x)))
+    assert len(y.view(-1, {"tensor": 256, "channel": 64, "block-32": 32}[granularity])[0].unique()) <= 2**bits
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_delta_is_straight_through_bit_for_bit(bits: int) -> None:
+    x, g = draw(2, dtype=torch.float32), draw(3, dtype=torch.float32)
+    q = weight(bits, 0.0, x)
+
+    def straight(leaf: Tensor) -> Tensor:
+        grid = q.grid(leaf)
+        z = grid.encode(leaf).clamp(q.levels.low, q.levels.high)
+        return straight_through(z, q.units(grid, leaf).detach()) * grid.decode_scale
+
+    leaf = x.clone().requires_grad_()
+    wanted = torch.autograd.grad(straight(leaf), [leaf, q.low, q.high, q.alpha], g)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(q, x, g), wanted, strict=True))
+
+
+@given(st.integers(0, 10_000), st.sampled_from(BITS), st.floats(1e-3, 1.9))
+@settings(max_examples=40, deadline=None)
+def test_the_step_is_larger_where_it_moves_towards_the_level_and_never_turns_round(seed: int, bits: int, delta: float) -> None:
+    x, g = draw(seed, dtype=torch.float64), draw(seed + 1)
+    scaled, plain = (gradients(weight(bits, d, x, shift=False), x, g)[0] for d in (delta, 0.0))
+    q = weight(bits, delta, x, shift=False)
+    z = q.grid(x).encode(x)
+    unit, moves = q.units(q.grid(x), x), plain != 0
+    nearer = ((z - 1e-6 * g.sign() - unit).abs() < (z - unit).abs()) & moves
+    off_level = ((z - unit).abs() > 1e-5) & moves
+    assert torch.equal((scaled.abs() > plain.abs())[off_level], nearer[off_level])
+    assert torch.equal(scaled.sign(), plain.sign())
+
+
+@pytest.mark.parametrize(("delta", "turned"), [(1.9, 0.0), (2.1, 0.024)])
+def test_above_the_limit_gradients_turn_round(delta: float, turned: float) -> None:
+    """One bit, x uniform in its interval: none turn at δ = 1.9, one in forty-two at 2.1."""
+    x = torch.rand(1, 400_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    g = draw(4, (1, 400_000), torch.float32)
+    q = EWGSQuantizer(Site("w", "weight", "int1", "channel", (1, 400_000)), delta)
+    share = (gradients(q, x, g)[0].sign() != g.sign()).float().mean()
+    assert float(share) == pytest.approx(turned, abs=1e-3)
+
+
+def test_clipped_elements_move_neither_themselves_nor_the_interval() -> None:
+    x = torch.tensor([[-3.0, -2.5, 2.5, 7.0]])
+    q = EWGSQuantizer(Site("w", "weight", "int4", "channel", (1, 4)), 0.5)
+    at_x, at_low, at_high, at_alpha = gradients(q, x, torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert not at_x.any() and float(at_low) == float(at_high) == 0.0 and float(at_alpha) == pytest.approx(4.0)
+
+
+def test_bf16_weights_do_not_swallow_a_small_delta() -> None:
+    """1 + 5e-4 is 1 in bf16: with δ = 1e-3 no gradient would change at all."""
+    x = draw(5, dtype=torch.float32).bfloat16()
+    g = draw(6, dtype=torch.float32)
+    small, none = (gradients(weight(4, d, x), x, g)[1] for d in (1e-3, 0.0))
+    assert small.dtype == torch.float32 and not torch.equal(small, none)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_the_adaptive_rule_element_by_element(aligned: bool) -> None:
+    """Where gradients and errors agree in sign everywhere, δ·a passes the 0.99 at which no gradient turns round."""
+    x, g = draw(7), draw(8)
+    q = weight(4, "adaptive", x)
+    if aligned:
+        with torch.no_grad():
+            error = q.units(q.grid(x), x) - q.grid(x).encode(x)
+        g = torch.where(error.abs() > 0.3, g.abs() * error.sign(), 1e-3 * g)
+    grid = q.grid(x)
+    z = grid.encode(x).detach().clamp(-7.5, 7.5)
+    unit = q.units(grid, x).detach()
+    found, plain = gradients(q, x, g)[0], gradients(weight(4, 0.0, x), x, g)[0]
+    for row in range(4):
+        errors = [float(unit[row, i] - z[row, i]) for i in range(64)]
+        against = [e * math.copysign(1, float(g[row, i])) for i, e in enumerate(errors)]
+        mean = sum(errors) / 64
+        delta = sum(against) / 64 / max(sum((e - mean) ** 2 for e in errors) / 64, 1e-3)
+        for i in range(64):
+            assert float(found[row, i]) == pytest.approx(float(plain[row, i]) * (1 - min(delta * against[i], 0.99)), rel=1e-9, abs=1e-12)
+    assert torch.equal(found.sign(), plain.sign())
+    assert aligned == bool(((found / plain)[plain != 0] < 0.0101).any())
+
+
+# ---- the start ----
+
+
+def test_weights_start_at_three_deviations_and_the_least_squares_scale() -> None:
+    x = draw(9, (3, 4, 64), torch.float32)
+    q = weight(4, 0.0, x, shift=False)
+    torch.testing.assert_close(q.high, 3 * x.std(-1, keepdim=True, correction=0))
+    assert torch.equal(q.low, -q.high) and (q.alpha > 0).all()
+    y = q.relax(x).detach()
+    torch.testing.assert_close((y * x).sum(-1), (y * y).sum(-1))
+
+
+def test_inputs_start_at_three_deviations_of_the_half_normal_law_averaged_over_batches() -> None:
+    q = EWGS().quantizer(Site("x", "activation", "int4", "tensor", (1, 100), unsigned=True))
+    assert isinstance(q, EWGSQuantizer)
+    batches = [k * draw(10, (1000, 100), torch.float32).abs() for k in (1, 3)]
+    for _ in range(2):
+        q.forget()
+        for batch in batches:
+            q.reset(batch)
+        assert float(q.high.detach()) == pytest.approx(3 * 2, rel=0.01) and float(q.low.detach()) == pytest.approx(0, abs=1e-3)
+    assert float(q.alpha.detach()) == pytest.approx(float(q.high.detach()), rel=0.1)
+
+
+def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_trained_network_does_not() -> None:
+    moved = []
+    for trained in (False, True):
+        run = attached(EWGS(delta=0.0, rate=0.0), activations="int4")
+        run.recipes = (Recipe(steps=60, batch=64, lr=0.05, schedule="constant", warmup=0.0),)
+        run.reference = frozen_copy(run.model) if trained else None
+        sizes = []
+        for step in range(10):
+            one_step(run, step)
+            sizes.append(torch.cat([p.detach().flatten() for q in run.quantizers() for p in q.parameters()]))
+        moved.append([not torch.equal(a, b) for a, b in pairwise(sizes)])
+    assert moved == [[True] * 6 + [False] * 3, [False] * 9]
+
+
+def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
+    run = attached(EWGS(rate=0.01), activations="int4")
+    assert run.optimizer is not None
+    run.recipes = (Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0),)
+    set_learning_rates(run, 30)
+    groups = {g["name"]: g for g in run.optimizer.param_groups}
+    assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"]["lr"] == pytest.approx(1e-3)
+    assert groups["interval"]["weight_decay"] == 0.0 and groups["decay"]["weight_decay"] == 0.1
+    assert len(groups["interval"]["params"]) == 3 * (3 + 3) and "quantizer" not in groups
+
+
+def test_the_interval_never_closes() -> None:
+    run = attached(EWGS(delta=0.0))
+    q = run.bundles[0].quantizer
+    assert isinstance(q, EWGSQuantizer)
+    width = (q.high - q.low).detach().clone()
+    with torch.no_grad():
+        q.high.copy_(q.low - 5)
+    run.method.after_step(run)
+    torch.testing.assert_close(q.high - q.low, width / 100, rtol=1e-4, atol=0)
+
+
+# ---- delta ----
+
+
+@pytest.mark.parametrize("factor", [1.0, 64.0])
+def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = attached(EWGS(), task="linreg", start=1.0)
+    quantizer, plain = run.bundles[0].quantizer, run.problem.loss
+    monkeypatch.setattr(run.problem, "loss", lambda output, batch: factor * plain(output, batch))
+    diagonal = run.problem.hessian_diagonal(run.bundles[0].layers[0])
+    _, made = run.probe_loss(run.problem.batch(-1))
+    assert diagonal is not None and isinstance(quantizer, EWGSQuantizer)
+    leaf = made["line"].detach().requires_grad_()
+    (g,) = torch.autograd.grad(plain(leaf, run.problem.batch(-1)), leaf)
+    slope = 2 * float(quantizer.alpha.detach())
+    wanted = slope**2 * float(diagonal.mean()) / (3 * slope * float(g.std(correction=0)))
+    (found,) = curvature_ratios(run, run.problem.batch(-1), range(1)).values()
+    assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_hutchinson_finds_the_trace_of_a_full_hessian() -> None:
+    """Turned at random the Hessian keeps its trace, and many probes find it."""
+    run = attached(EWGS(), task="linreg", start=1.0, rotated=True)
+    quantizer = run.bundles[0].quantizer
+    assert isinstance(quantizer, EWGSQuantizer)
+    _, made = run.probe_loss(run.problem.batch(-1))
+    leaf = made["line"].detach().requires_grad_()
+    (g,) = torch.autograd.grad(run.problem.loss(leaf, run.problem.batch(-1)), leaf)
+    trace = sum(i**-1.1 for i in range(1, 257)) / 256
+    wanted = 2 * float(quantizer.alpha.detach()) * trace / (3 * float(g.std(correction=0)))
+    (found,) = curvature_ratios(run, run.problem.batch(-1), range(400)).values()
+    assert float(found) == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize(("sign", "wanted"), [(-1, 0.0), (1, 0.99 * 2 * 15)])
+def test_delta_stays_between_nought_and_where_gradients_would_turn_round(sign: int, wanted: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is concave, or one whose gradient has all but vanished at the weights as they are."""
+    run = attached(EWGS(), task="linreg", start=1.0)
+    plain, calls = run.problem.loss, 0
+    _, made = run.probe_loss(run.problem.batch(-1))
+    here = made["line"].detach().requires_grad_()
+    (slope,) = torch.autograd.grad(plain(here, run.problem.batch(-1)), here)
+    monkeypatch.setattr(run.problem, "loss", lambda output, batch: sign * (plain(output, batch) - 0.9999 * (output * slope).sum()))
+
+    def counted(*args: Any, grad: Any = torch.autograd.grad, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return grad(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    measure_delta(run, run.probe_batches(2), probes=8)
+    assert float(run.bundles[0].quantizer.delta) == pytest.approx(wanted)  # type: ignore[arg-type]
+    assert calls == 2 + 8  # a gradient for each batch and a second derivative for each probe
+
+
+def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then() -> None:
+    run = attached(EWGS(), activations="int4", steps=60)
+    run.recipes = (Recipe(steps=60, batch=64, lr=1e-3),)
+    for step in range(8):
+        one_step(run, step)
+        deltas = torch.cat([q.delta.flatten() for q in run.quantizers()])  # type: ignore[union-attr, operator]
+        assert (deltas > 0).sum() >= 4 if step >= 6 else not deltas.any()
+        assert (deltas < 2 * 15).all() and torch.isfinite(deltas).all()
+    assert (
+        len(deltas) == 6 and run.method.metrics(run)["delta"] > 0 and all(p.grad is None or p.grad.isfinite().all() for p in run.parameters)
+    )
+
+
+@pytest.mark.parametrize("steps", [30, 60, 300, 400, 1000, 12_500])
+def test_probing_costs_at_most_a_tenth_of_the_run(steps: int) -> None:
+    updates, probes = plan(steps)
+    assert updates[0] == math.ceil(0.1 * steps) and probes <= 8 and len(set(updates)) == len(updates)
+    assert len(updates) * probes * PROBE_STEPS <= steps / 10
+    assert steps < 1000 or (len(updates), probes) == (4, 8)
+
+
+# ---- domains, degenerate tensors, compilation ----
+
+
+@pytest.mark.parametrize(("fields", "message"), [({"delta": -1e-3}, "delta must not be negative"), ({"delta": math.inf}, "delta"), ({"delta": math.nan}, "delta"),
+                                                 ({"rate": -1.0}, "rate must not be negative"), ({"follow": 1.0}, "follow must be in [0, 1)")])  # fmt: skip
+def test_values_out_of_domain_are_refused(fields: dict[str, Any], message: str) -> None:
+    assert message in str(EWGS(**fields).check()) and EWGS().check() is None
+
+
+def test_delta_is_a_number_or_one_of_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "load", lambda *_: EWGS)
+    assert [registry.build("methods", "ewgs", {"delta": d}).delta for d in (0, 1e-3, "adaptive", "hessian")] == [
+        0.0,
+        1e-3,
+        "adaptive",
+        "hessian",
+    ]
+    with pytest.raises(UsageError, match="did you mean hessian"):
+        registry.build("methods", "ewgs", {"delta": "hesian"})
+
+
+def test_formats_without_a_rule_are_refused() -> None:
+    def asked(delta: Delta, fmt: str) -> str | None:
+        return EWGS(delta=delta).unsupported(Site("w", "weight", fmt, "channel", SHAPE))
+
+    assert asked(0.0, "fp4") == "fp4 is a codebook, and the levels of EWGS are uniform"
+    assert asked(2.0, "int1") == "delta = 2.0 turns gradients round: int1 needs less than 2"
+    assert asked(1.99, "int1") is asked(5.99, "int2") is asked("hessian", "int1") is None and asked(6.0, "int2") is not None
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
+@pytest.mark.parametrize("delta", [0.5, "adaptive"])
+def test_degenerate_weights_give_numbers(bits: int, granularity: str, delta: Delta) -> None:
+    x = draw(11, dtype=torch.float32)
+    outlier = x.clone()
+    outlier[:, 3] = 1e6
+    for tensor in (torch.zeros(SHAPE), torch.full(SHAPE, -0.3), outlier, x.half(), 1e-15 * x):
+        q = weight(bits, delta, tensor, granularity, shift=False)
+        y = q.relax(tensor)
+        grads = gradients(q, tensor, torch.ones(SHAPE))
+        assert y.dtype == torch.float32 and torch.isfinite(y).all() and all(torch.isfinite(g).all() for g in grads)
+    constant = weight(bits, delta, torch.full(SHAPE, -0.3), granularity, shift=False)
+    assert gradients(constant, torch.full(SHAPE, -0.3), torch.ones(SHAPE))[0].all()
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_degenerate_inputs_give_numbers(unsigned: bool) -> None:
+    for x in (torch.zeros(8, 4), torch.full((8, 4), 2.0), draw(12, (8, 4), torch.float32).abs().half()):
+        q = EWGS(delta=0.5).quantizer(Site("x", "activation", "int4", "tensor", (1, 4), unsigned=unsigned))
+        assert isinstance(q, EWGSQuantizer)
+        q.reset(x)
+        assert torch.isfinite(q.relax(x)).all() and all(torch.isfinite(g).all() for g in gradients(q, x, torch.ones(8, 4)))
+        assert float(q.high.detach()) > float(q.low.detach())
+
+
+def test_sites_side_by_side_get_the_bits_they_get_alone() -> None:
+    x, g = draw(13, (3, *SHAPE), torch.float32), draw(14, (3, *SHAPE), torch.float32)
+    for delta in (0.5, "adaptive"):
+        together = gradients(weight(4, delta, x), x, g)
+        for index in range(3):
+            alone = gradients(weight(4, delta, x[index]), x[index], g[index])
+            assert all(torch.equal(a[index], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delta", [1.5, "adaptive"])
+def test_compiled_it_keeps_its_gradient(delta: Delta) -> None:
+    x, g = draw(15, dtype=torch.float32), draw(16, dtype=torch.float32)
+    q, plain = weight(4, delta, x), gradients(weight(4, 0.0, x), x, g)[0]
+    leaf = x.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
+        y = torch.compile(q, dynamic=False)(leaf)
+        found = torch.autograd.grad(y, [leaf, q.low, q.high, q.alpha], g)
+    torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-6)
+    for a, b in zip(found, gradients(q, x, g), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[0], plain, atol=1e-2)

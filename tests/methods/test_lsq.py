@@ -1,0 +1,282 @@
+"""LSQ against its formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qbench_methods.lsq import LSQ, LearnedStep
+from torch import Tensor
+
+from qbench import Site
+from qbench.checks.method_kit import Kit
+from qbench.checks.toy_task import ToyProblem
+from qbench.errors import UsageError
+from qbench.plugins import registry
+from qbench.runs.config import Recipe
+from qbench.training.loop import one_step
+from qbench.training.optimizer import make_optimizer, parameter_groups
+from qbench.training.setup import attach
+
+SHAPE = (4, 64)
+INTS = [f"int{bits}" for bits in range(2, 9)]
+
+
+def quantizer(
+    fmt: str = "int4",
+    granularity: str = "channel",
+    shape: tuple[int, ...] = SHAPE,
+    role: str = "weight",
+    unsigned: bool = False,
+    **params: object,
+) -> LearnedStep:
+    site = Site("w", role, fmt, granularity, shape, unsigned)  # type: ignore[arg-type]
+    method = LSQ(**params)  # type: ignore[arg-type]
+    assert method.unsupported(site) is None
+    found = method.quantizer(site)
+    assert isinstance(found, LearnedStep)
+    return found
+
+
+def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    q.zero_grad()
+    q.relax(leaf).backward(g)
+    assert leaf.grad is not None and q.size.grad is not None
+    return leaf.grad, q.size.grad
+
+
+def range_of(fmt: str, unsigned: bool = False) -> tuple[int, int]:
+    """Q_N and Q_P."""
+    bits = int(fmt[3:])
+    return (0, 2**bits - 1) if unsigned else (2 ** (bits - 1), 2 ** (bits - 1) - 1)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
+@pytest.mark.parametrize("fmt", INTS)
+def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(fmt: str, granularity: str) -> None:
+    q, x = quantizer(fmt, granularity), draw(1)
+    q.reset(x)
+    groups = {"tensor": x.view(1, -1), "channel": x, "block-32": x.view(8, 32)}[granularity]
+    wanted = 2 * groups.abs().mean(-1) / math.sqrt(range_of(fmt)[1])
+    torch.testing.assert_close(q.size.detach().flatten(), wanted.float())
+    q.reset(7 * x)  # only the first look counts
+    torch.testing.assert_close(q.size.detach().flatten(), wanted.float())
+    q.forget()
+    q.reset(7 * x)
+    torch.testing.assert_close(q.size.detach().flatten(), 7 * wanted.float())
+
+
+@given(st.integers(0, 10_000), st.sampled_from(INTS), st.floats(0.02, 3.0), st.booleans(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_forward_and_backward_are_the_papers(seed: int, fmt: str, factor: float, unsigned: bool, flipped: bool) -> None:
+    """Every element by the case that it is in, one at a time; a step that an optimizer made negative is the same step."""
+    q, x, g = quantizer(fmt, unsigned=unsigned, count="none").double(), draw(seed), draw(seed + 1)
+    q.reset(x)
+    with torch.no_grad():
+        q.size.mul_(-factor if flipped else factor)
+    low, high = range_of(fmt, unsigned)
+    found_x, found_s = gradients(q, x, g)
+    y = q.relax(x).detach()
+    for row in range(SHAPE[0]):
+        s, total = abs(float(q.size.detach()[row])), 0.0
+        for column in range(SHAPE[1]):
+            v, out = float(x[row, column]) / s, float(g[row, column])
+            code = round(min(max(v, -low), high))
+            assert float(y[row, column]) == pytest.approx(s * code, rel=1e-12, abs=1e-300)
+            inside = -low < v < high
+            assert float(found_x[row, column]) == (out if inside else 0.0)
+            total += out * (round(v) - v if inside else -low if v <= -low else high)
+        assert float(found_s[row]) == pytest.approx(-total if flipped else total, rel=1e-9, abs=1e-9)
+
+
+def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
+    """ŵ as a function of s with the rounding error round(v) − v held fixed is s·clip(w/s + error): against its finite differences."""
+    q, x, g = quantizer("int3", count="none").double(), draw(3), draw(4)
+    q.reset(x)
+    with torch.no_grad():
+        q.size.mul_(0.5)
+    _, found = gradients(q, x, g)
+    low, high = range_of("int3")
+    s = q.size.detach()
+    error = (x / s).round() - x / s
+
+    # The smooth part outside is s·bound; inside, s·(v_0 + error) would move with v, so v is what is held to its definition x/s.
+    def smooth(step: Tensor) -> Tensor:
+        inside = ((x / s) > -low) & ((x / s) < high)
+        return torch.where(inside, x + step * error, step * (x / s).clamp(-low, high))
+
+    h = 1e-6
+    wanted = ((smooth(s + h) - smooth(s - h)) / (2 * h) * g).sum(-1, keepdim=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("granularity", "group"), [("tensor", 256), ("channel", 64), ("block-32", 32)])
+def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, group: int) -> None:
+    x, g, found = draw(5), draw(6), {}
+    for count in ("none", "group", "tensor"):
+        q = quantizer("int4", granularity, count=count).double()
+        q.reset(x)
+        found[count] = gradients(q, x, g)
+    for count, elements in (("group", group), ("tensor", 256)):
+        torch.testing.assert_close(found[count][1], found["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0)
+        assert torch.equal(found[count][0], found["none"][0])
+
+
+def test_inputs_count_the_features_of_one_sample() -> None:
+    found = {}
+    for count in ("none", "group", "tensor"):
+        q = quantizer("int4", "tensor", (1, 64), "activation", unsigned=True, count=count).double()
+        x = draw(7, (10, 64)).abs()
+        q.reset(x)
+        assert float(q.size.detach()) == pytest.approx(2 * float(x.mean()) / math.sqrt(15), rel=1e-6)
+        found[count] = float(gradients(q, x, draw(8, (10, 64)))[1])
+    assert found["group"] == pytest.approx(found["none"] / math.sqrt(64 * 15), rel=1e-12)
+    assert found["tensor"] == pytest.approx(found["none"] / math.sqrt(640 * 15), rel=1e-12)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(INTS), st.sampled_from(["tensor", "channel", "block-32"]))
+@settings(max_examples=60, deadline=None)
+def test_what_is_trained_is_what_ships(seed: int, fmt: str, granularity: str) -> None:
+    q, x = quantizer(fmt, granularity), draw(seed).float()
+    q.reset(x)
+    assert torch.equal(q(x), q.eval()(x))
+    assert q.grid(x).levels.count == 2 ** int(fmt[3:])
+    assert torch.equal(q.grid(x).snap(q(x)), q(x))
+
+
+def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
+    x, g = draw(9, (3, *SHAPE)).float(), draw(10, (3, *SHAPE)).float()
+    together = quantizer("int3", shape=(3, *SHAPE))
+    together.reset(x)
+    grad_x, grad_s = gradients(together, x, g)
+    for index in range(3):
+        alone = quantizer("int3")
+        alone.reset(x[index])
+        assert torch.equal(together.relax(x)[index], alone.relax(x[index]))
+        for a, b in zip(gradients(alone, x[index], g[index]), (grad_x[index], grad_s[index]), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_has_no_rule_is_one_sentence() -> None:
+    def why(fmt: str, role: str = "weight", granularity: str = "channel", unsigned: bool = False) -> str | None:
+        return LSQ().unsupported(Site("w", role, fmt, granularity, SHAPE, unsigned))  # type: ignore[arg-type]
+
+    assert "not equally spaced" in str(why("fp4")) and "Q_P = 0" in str(why("int1"))
+    assert "Q_P = 0" in str(why("int1", "activation", "tensor")) and why("int1", "activation", "tensor", unsigned=True) is None
+    assert "one step for a layer's input" in str(why("int4", "activation", "channel"))
+    assert why("int2") is None and why("int8", granularity="block-32") is None
+
+
+def test_parameters_out_of_their_domain_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "load", lambda kind, name, where="": LSQ)
+    for params, message in (
+        ({"rate": -1.0}, "lsq: rate must not be negative, not -1.0"),
+        ({"count": "grup"}, "did you mean group"),
+        ({"rte": 1.0}, "did you mean rate"),
+        ({"rate": "fast"}, "expected float"),
+    ):
+        with pytest.raises(UsageError) as error:
+            registry.build("methods", "lsq", params)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
+def test_degenerate_weights(fmt: str, granularity: str) -> None:
+    x = draw(11).float()
+    cases = [torch.zeros(SHAPE), torch.full(SHAPE, 0.3), x * 1e-9, x.clone(), x.half()]
+    cases[3][0, 0] = 1e6
+    cases[0][1, 1] = 1.0
+    for case in cases:
+        q = quantizer(fmt, granularity)
+        q.reset(case.float())
+        leaf = case.float().requires_grad_()
+        y = q(leaf)
+        y.backward(x)
+        assert leaf.grad is not None and q.size.grad is not None and (q.size > 0).all()
+        assert all(bool(torch.isfinite(t).all()) for t in (y, leaf.grad, q.size.grad))
+        assert torch.equal(y.detach(), q.eval()(case))
+    with torch.no_grad():
+        q.size.zero_()  # where an optimizer could leave it
+    assert torch.isfinite(q(x)).all() and (q.grid(x).scale > 0).all()
+
+
+def test_a_group_of_zeros_learns_to_leave_them() -> None:
+    q, x = quantizer("int4"), torch.zeros(SHAPE)
+    q.reset(x)
+    assert (q.size == 1).all()
+    grad_x, grad_s = gradients(q, x, torch.ones(SHAPE))
+    assert (grad_x == 1).all() and (grad_s == 0).all()
+
+
+@pytest.mark.parametrize("fmt", ["int2", "int3", "int4"])
+def test_the_step_finds_nearly_the_least_squared_error(fmt: str) -> None:
+    """Descent on ‖ŵ − w‖² by the learned rule alone, against the best of 400 steps; the start is worse."""
+    x = draw(12, (1, 4096)).float()
+    q = quantizer(fmt, "tensor", (1, 4096), count="none")
+    q.reset(x)
+
+    def error(size: Tensor) -> float:
+        with torch.no_grad():
+            q.size.copy_(size.view(1, 1))
+            return float((q.relax(x) - x).square().sum())
+
+    start = q.size.detach().clone()
+    best = min(error(start * f) for f in torch.linspace(0.2, 3.0, 400))
+    worse = error(start)
+    sgd = torch.optim.SGD([q.size], lr=0.5 / 4096)
+    for _ in range(300):
+        sgd.zero_grad()
+        (q.relax(x) - x).square().sum().backward()
+        sgd.step()
+    assert error(q.size.detach().clone()) <= 1.02 * best < worse
+
+
+def test_training_moves_the_steps_at_their_own_rate() -> None:
+    """By the loop's own pieces: steps of weights and inputs are trained, never decayed, and at `rate` times the learning rate."""
+    kit = Kit("ste", Path())
+    config = dataclasses.replace(kit.config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2))
+    moved = {}
+    for rate in (0.0, 1.0):
+        run = attach(ToyProblem(0, 64, torch.device("cpu")), LSQ(rate=rate), config)
+        for bundle in run.bundles:
+            bundle.quantizer.reset(bundle.stack().detach())
+        run.method.prepare(run, run.probe_batches(2))
+        groups = parameter_groups(run)
+        assert [g["weight_decay"] for g in groups if g["name"] == "quantizer"] == [0.0]
+        run.optimizer = make_optimizer(groups, config.recipe)
+        before = [p.detach().clone() for q in run.quantizers() for p in q.parameters()]
+        for step in range(20):
+            one_step(run, step)
+        moved[rate] = [not torch.equal(p, b) for p, b in zip([p for q in run.quantizers() for p in q.parameters()], before, strict=True)]
+    assert all(moved[1.0]) and not any(moved[0.0]) and len(moved[1.0]) == len(run.bundles) + len(run.inputs)
+
+
+def test_compiled_gradients_are_the_eager_ones() -> None:
+    x, g = draw(13).float(), draw(14).float()
+    q = quantizer("int3")
+    q.reset(x)
+    with torch.no_grad():
+        q.size.mul_(0.5)
+    wanted_x, wanted_s = gradients(q, x, g)
+    leaf = x.clone().requires_grad_()
+    q.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
+        y = torch.compile(q, dynamic=False)(leaf)
+        y.backward(g)
+    torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-6)
+    assert leaf.grad is not None and q.size.grad is not None
+    assert torch.equal(leaf.grad, wanted_x) and 0 < int((leaf.grad == 0).sum()) < x.numel()
+    torch.testing.assert_close(q.size.grad, wanted_s, rtol=1e-5, atol=1e-5)

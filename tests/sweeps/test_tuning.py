@@ -1,0 +1,434 @@
+"""Tuning without training: what may be written, which points are drawn, who goes on, who is chosen, and what the best of n would have scored."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qbench.errors import UsageError
+from qbench.plugins import registry
+from qbench.stats.trial_selection import best_of, leaders, ranked
+from qbench.sweepfile.read import read_text
+from qbench.sweepfile.tuning_space import Axis, Tuning
+from qbench.sweepfile.tuning_table import read_tuning
+from qbench.sweeps.board_roster import roster_of
+from qbench.sweeps.cells import Plan, PlannedRun
+from qbench.sweeps.plan import Planner, make_plan
+from tests.stage import stage
+
+__all__ = ["stage"]
+
+
+pytestmark = pytest.mark.usefixtures("stage")
+
+SMALL = """
+board = "tuned"
+methods = ["plain", "after", "actor"]
+tasks = ["stage"]
+formats = ["int2", "int4"]
+seeds = 2
+"""
+RATES = "lr = { low = 1e-3, high = 1e-1, log = true }\n"
+FOUR = f"[tuning]\ntrials = 4\n{RATES}"
+OWN = "[tuning.own.actor]\nseconds = { low = 0.0, high = 0.01 }\n"
+HALVED = FOUR + "halving = { rungs = [0.25, 0.5], keep = 0.5 }\n"
+Judge = Callable[[PlannedRun], float | None]
+
+
+def plan(text: str, known: Mapping[str, float | None] | None = None) -> Plan:
+    return make_plan(read_text(text, "s.toml"), known)
+
+
+def tuning(text: str) -> Tuning:
+    found = read_text(SMALL + text, "s.toml").tuning
+    assert found is not None
+    return found
+
+
+def played(text: str, judge: Judge) -> tuple[Plan, dict[str, float | None]]:
+    """A sweep whose runs all end as they are told, planned until nothing more comes."""
+    planner, known = Planner(read_text(text, "s.toml")), dict[str, float | None]()
+    while new := [run for key, run in planner.plan(known).runs.items() if key not in known]:
+        known |= {run.key: judge(run) for run in new}
+    return planner.plan(known), known
+
+
+def by_rate(run: PlannedRun) -> float:
+    """Lower is better, and the best rate is the lowest."""
+    return run.config.recipe.lr
+
+
+# ---- what is drawn ----
+
+
+def test_every_method_gets_the_same_points_and_its_own_knobs_lie_beside_them() -> None:
+    found = tuning(FOUR + OWN)
+    shared, own = found.draw("plain"), found.draw("actor")
+    assert len(shared) == 4 and [{"lr": point["lr"]} for point in own] == shared
+    assert all(0 <= point["seconds"] <= 0.01 for point in own) and len({point["seconds"] for point in own}) == 4
+    assert tuning(FOUR).draw("actor") == shared, "somebody's own range moves nobody's shared points"
+
+
+def test_the_draws_are_pinned() -> None:
+    """They are in keys: other numbers are other runs, and every tuned board would be tuned again."""
+    assert [point["lr"] for point in tuning(FOUR).draw("plain")] == [0.006605, 0.03687, 0.02659, 0.00149]
+    assert [point["lr"] for point in tuning(FOUR + 'sampler = "halton"\n').draw("plain")] == [0.02597, 0.002597, 0.08212, 0.008212]
+
+
+def test_the_order_of_words_in_the_file_moves_no_point() -> None:
+    decay = "weight_decay = { values = [0.0, 0.1] }\n"
+    one, other = tuning(FOUR + decay), tuning(FOUR.replace(RATES, decay + RATES))
+    assert one.draw("plain") == other.draw("plain") and str(one) == str(other)
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "halton"])
+@given(st.integers(1, 40), st.integers(0, 2**31 - 1))
+@settings(max_examples=20, deadline=None)
+def test_more_trials_only_add_points(sampler: str, trials: int, seed: int) -> None:
+    made = [Tuning({"lr": Axis(1e-4, 1e-1, True)}, n, sampler, seed).draw("x") for n in (trials, 2 * trials)]
+    assert made[1][:trials] == made[0] and len({point["lr"] for point in made[1]}) == 2 * trials
+
+
+def test_sixteen_points_of_sobol_fall_one_into_each_sixteenth_of_the_range() -> None:
+    points = Tuning({"lr": Axis(1e-4, 1e-1, True), "clip": Axis(0.0, 1.0)}, 16).draw("x")
+    places = [int(16 * math.log(point["lr"] / 1e-4) / math.log(1e3)) for point in points]
+    assert sorted(places) == sorted(int(16 * point["clip"]) for point in points) == list(range(16))
+
+
+@given(st.floats(1e-9, 1e6), st.floats(1.001, 1e6), st.booleans(), st.floats(0, 1, exclude_max=True))
+def test_a_point_lies_in_its_range(low: float, factor: float, log: bool, share: float) -> None:
+    axis = Axis(low, low * factor, log)
+    assert axis.low <= axis.at(share) <= axis.high
+
+
+def test_a_grid_is_the_product_of_its_lists() -> None:
+    grid = tuning('[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.01] }\nbeta2 = { values = [0.9, 0.99, 0.999] }\n')
+    assert grid.trials == 6 and [(p["lr"], p["beta2"]) for p in grid.draw("actor")] == [
+        (lr, b) for b, lr in itertools.product([0.9, 0.99, 0.999], [0.1, 0.01])
+    ]  # fmt: skip
+
+
+def test_a_value_near_an_end_is_at_the_edge_and_of_two_values_none_is() -> None:
+    rate, flat = Axis(1e-4, 1.0, True), Axis(0.0, 10.0)
+    assert [rate.at_edge(x) for x in (1e-4, 1.5e-4, 1.7e-4, 1e-2, 0.6, 0.7)] == [True, True, False, False, False, True]
+    assert [flat.at_edge(x) for x in (0.0, 0.49, 0.51, 9.4, 9.6)] == [True, True, False, False, True]
+    assert [Axis(values=(3, 1, 2)).at_edge(x) for x in (1, 2, 3)] == [True, False, True]
+    assert not any(Axis(values=(0.0, 0.1)).at_edge(x) for x in (0.0, 0.1))
+    assert not Axis(values=("absmax", "mse", "hessian")).at_edge("absmax")
+
+
+def test_it_survives_json() -> None:
+    found = tuning(HALVED + OWN + "at = { values = [1, 2] }\n")
+    assert Tuning.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert str(found) == (
+        "4 trials for everyone (sobol, seed 0), at seed 1000: lr from 0.001 to 0.1 (log); and of its own for actor at in {1, 2}, "
+        "seconds from 0 to 0.01; halving: 4 with 25 % of the steps, then 2 with 50 % of the steps, then 1 with 100 % of the steps"
+    )
+
+
+# ---- what trials come to ----
+
+VALIDATIONS = st.lists(st.none() | st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=7)
+
+
+@given(VALIDATIONS, st.randoms(use_true_random=False), st.sampled_from(["lower", "higher"]))
+def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(validation: list[float | None], chance: random.Random, better: str) -> None:
+    test = [None if v is None or chance.random() < 0.1 else chance.uniform(0, 9) for v in validation]
+    curve = best_of(validation, test, better)
+    assert len(curve) == len(validation)
+    for n, expected in enumerate(curve, 1):
+        scores = [test[best_among(drawn, validation, better)] for drawn in itertools.combinations(range(len(validation)), n)]
+        if None in scores:
+            assert expected is None
+        else:
+            assert expected == pytest.approx(sum(s for s in scores if s is not None) / len(scores), rel=1e-12)
+
+
+def best_among(drawn: tuple[int, ...], validation: list[float | None], better: str) -> int:
+    """Failed trials are behind all others; of equal ones the lower number."""
+
+    def behind(i: int) -> tuple[bool, float, int]:
+        value = validation[i]
+        return value is None, 0.0 if value is None else -value if better == "higher" else value, i
+
+    return min(drawn, key=behind)
+
+
+def test_best_of_counts_a_failed_trial_and_gives_it_no_score() -> None:
+    assert best_of([0.3, None, 0.1], [3.0, None, 1.0], "lower") == (None, pytest.approx(5 / 3), 1.0)
+    assert best_of([None, None], [None, None], "lower") == (None, None)
+
+
+def test_the_choice_is_by_failures_then_validation_then_number() -> None:
+    runs = {0: [0.1, None], 1: [0.5, 0.5], 2: [0.4, 0.6], 3: [None, None], 4: [0.6, 0.6]}
+    assert ranked(runs, "lower") == [1, 2, 4, 0] and ranked(runs, "higher") == [4, 1, 2, 0]
+    assert ranked({0: [None]}, "lower") == []
+
+
+def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
+    curves = {"a": [1.0, 0.9, 0.8, 0.8], "b": [2.0, 0.89, 0.7, 0.5], "c": [None, None, 0.79, 0.1]}
+    assert leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], "the best of one or two of c's trials may be one that failed"
+    assert leaders(curves, "lower", 5.0) == [("b", 3)]
+    assert leaders({name: curves[name] for name in "ab"}, "lower", 0.05) == [("a", 1), ("b", 3)]
+    assert leaders({"a": [None, None], "b": [None, 1.0]}, "lower", 0.1) == [("b", 2)] and leaders({}, "lower", 0.1) == []
+
+
+# ---- what is planned ----
+
+
+@pytest.mark.parametrize("more", ["", "halving = { rungs = [0.25], keep = 0.5 }\n"])
+def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
+    """A network a seed, trained at the values that the recipe has without tuning, for a share of the whole budget."""
+    text = (
+        'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    )
+    text += "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n" + more
+    known: dict[str, float | None] = {}
+    sweep = read_text(text, "s.toml")
+    while (found := make_plan(sweep, known)).waiting:
+        known |= {key: float(n) for n, key in enumerate(found.runs) if key not in known}
+    networks = [run for run in found.runs.values() if run.config.start == "scratch"]
+    usual = registry.build("tasks", "toy", {}).recipe("xs")
+    assert sorted(run.seed for run in networks) == [0, 1, 1000]
+    assert {(run.config.method, run.config.recipe.steps, run.config.recipe.lr, run.config.recipe.weight_decay) for run in networks} == {
+        ("fp", 20, usual.lr, usual.weight_decay)
+    }
+    for run in found.runs.values():
+        if run.config.start != "scratch" and run.config.method != "rtn":
+            assert run.base == next(network.key for network in networks if network.seed == run.seed)
+        elif run.config.method == "rtn":
+            base = found.runs[str(run.base)]
+            assert (base.config.method, base.config.recipe, base.config.start) == ("fp", run.config.recipe, "fp:0.5")
+    assert {cell.stage for cell in found.cells if cell.example.start == "scratch"} == {""} and all(
+        cell.extra for cell in found.cells if cell.example.start == "scratch"
+    )
+
+
+def test_everybody_has_the_same_trials_controls_included() -> None:
+    first = plan(SMALL + FOUR + OWN)
+    trials = Counter((c.label, c.example.format_label) for c in first.cells if not c.extra)
+    assert trials == dict.fromkeys([("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))], 4)
+    assert {run.seed for run in first.runs.values()} == {1000} and not any(cell.stage == "final" for cell in first.cells)
+    assert len(first.waiting) == 5 and all(waiting.runs == 2 and len(waiting.keys) == 4 for waiting in first.waiting)
+    rates = {label: {c.example.recipe.lr for c in first.cells if c.label == label} for label in ("plain", "after", "actor")}
+    assert rates["plain"] == rates["after"] == rates["actor"]
+
+
+def test_trials_of_a_post_training_method_go_through_the_recipe_of_its_base() -> None:
+    first = plan(SMALL + FOUR)
+    for run in first.runs.values():
+        if run.cell.label == "after":
+            assert run.base and first.runs[run.base].config.recipe == run.config.recipe
+    alone = plan(SMALL.replace('"plain", ', "").replace('"actor"', "") + FOUR)
+    assert set(alone.runs) < set(first.runs) and {c.label for c in alone.cells if c.extra} == {"plain"}
+
+
+def test_the_chosen_runs_are_the_runs_that_a_file_with_these_values_asks_for() -> None:
+    text = SMALL + FOUR
+    whole, _ = played(text, by_rate)
+    finals = {key: run for key, run in whole.runs.items() if run.cell.stage == "final"}
+    lowest = min(point["lr"] for point in tuning(FOUR).draw("plain"))
+    assert set(finals) == set(plan(SMALL + f"recipe.lr = {lowest}").runs)
+    assert {run.seed for run in finals.values()} == {0, 1} and {run.cell.chosen["lr"] for run in finals.values()} == {lowest}
+    assert not whole.waiting and not whole.failed and len(whole.runs) == 4 * 5 + 2 * 5
+
+
+def test_each_cell_chooses_for_itself() -> None:
+    def judge(run: PlannedRun) -> float:
+        return -run.config.recipe.lr if run.config.weights and run.config.weights.format == "int2" else run.config.recipe.lr
+
+    whole, _ = played(SMALL + FOUR, judge)
+    rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
+    chosen = {(c.label, c.example.format_label): c.chosen["lr"] for c in whole.cells if c.stage == "final" and not c.extra}
+    assert chosen == {("plain", "fp32"): rates[0], ("after", "int2"): rates[-1], ("after", "int4"): rates[0],
+                      ("actor", "int2"): rates[-1], ("actor", "int4"): rates[0]}  # fmt: skip
+    extra = [cell for cell in whole.cells if cell.extra]
+    assert [(c.label, c.example.recipe.lr) for c in extra] == [("plain", rates[-1])], "what after int2 goes on from"
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([FOUR, HALVED + "seeds = 2\n", FOUR + OWN]))
+@settings(max_examples=15, deadline=None)
+def test_the_order_in_which_trials_end_is_irrelevant_and_no_run_is_taken_back(chance: random.Random, table: str) -> None:
+    config = read_text(SMALL + table, "s.toml")
+    planner, known = Planner(config), dict[str, float | None]()
+
+    def judge(key: str) -> float | None:
+        return None if int(key[:2], 16) < 60 else int(key[2:8], 16) / 2**24
+
+    runs = planner.plan(known).runs
+    while open_ := [key for key in runs if key not in known]:
+        known[chance.choice(open_)] = None
+        last = list(known)[-1]
+        known[last] = judge(last)
+        grown = planner.plan(known).runs
+        assert grown.keys() >= runs.keys()
+        runs = grown
+    again = make_plan(config, known)
+    assert list(again.runs) == list(runs) and not again.waiting
+    assert roster_of(again)["cells"] == roster_of(planner.plan(known))["cells"]
+
+
+def test_halving_is_the_same_for_all_and_its_rungs_are_complete_shorter_runs() -> None:
+    first = plan(SMALL + HALVED)
+    assert {run.config.recipe.steps for run in first.runs.values()} == {3}, "a quarter of twelve"
+    assert {waiting.runs for waiting in first.waiting} == {2 + 1 + 2}
+    whole, _ = played(SMALL + HALVED, by_rate)
+    asked = [cell for cell in whole.cells if not cell.extra and cell.stage == "trial"]
+    counts = Counter((c.label, c.example.format_label, c.rung, c.example.recipe.steps) for c in asked)
+    cells = [("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))]
+    assert counts == {(*cell, rung, steps): n for cell in cells for rung, steps, n in ((0, 3, 4), (1, 6, 2), (2, 12, 1))}
+    rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
+    assert {c.example.recipe.lr for c in asked if c.rung == 1} == set(rates[:2])
+    assert {c.example.recipe.lr for c in asked if c.rung == 2} == {rates[0]} == {c.chosen["lr"] for c in whole.cells if c.stage == "final"}
+    assert {c.whole.recipe.steps for c in asked if c.whole} == {12}
+
+
+def test_failed_trials_do_not_go_on() -> None:
+    whole, _ = played(SMALL + HALVED, lambda run: None if run.cell.trial else 1.0)
+    assert {cell.trial for cell in whole.cells if cell.rung} == {0}, "one of four came through, and halving leaves two at most"
+
+
+def test_after_failures_as_many_go_on_as_without() -> None:
+    table = "[tuning]\ntrials = 16\n" + RATES + "halving = { rungs = [0.25, 0.5], keep = 0.5 }\n"
+    whole, _ = played(SMALL + table, lambda run: None if run.cell.label == "actor" and (run.cell.trial or 0) > 4 else by_rate(run))
+    counts = Counter((c.label, c.rung) for c in whole.cells if c.stage == "trial" and not c.extra and c.example.format_label == "int2")
+    assert [counts["after", rung] for rung in range(3)] == [16, 8, 4]
+    assert [counts["actor", rung] for rung in range(3)] == [16, 5, 4], "five came through; four of them go on, as for everybody"
+
+
+def test_rungs_of_one_length_are_rungs_each() -> None:
+    whole, _ = played(SMALL + "[recipe]\nsteps = 1\n" + HALVED, by_rate)
+    counts = Counter((c.label, c.rung) for c in whole.cells if c.stage == "trial" and not c.extra and c.example.format_label == "int2")
+    assert [counts["actor", rung] for rung in range(3)] == [4, 2, 1]
+
+
+def test_a_cell_of_which_every_trial_failed_has_failed_and_is_not_attempted() -> None:
+    whole, _ = played(SMALL + FOUR, lambda run: None if run.cell.label == "actor" else 1.0)
+    assert {(c.label, c.failure) for c in whole.failed} == {("actor", "none of its 4 trials succeeded, so there is nothing to choose")}
+    assert not any(run.cell.label == "actor" and run.cell.stage == "final" for run in whole.runs.values())
+    cells = [cell for cell in roster_of(whole)["cells"] if cell["label"] == "actor" and cell["stage"] == "final"]
+    assert [(c["keys"], c["seeds"], bool(c["failure"])) for c in cells] == [([], [0, 1], True)] * 2
+
+
+def test_a_cell_without_a_rule_is_skipped_once_and_spends_no_trials() -> None:
+    found = plan(SMALL.replace("int2", "int1") + FOUR)
+    assert [(c.title, c.refusal) for c in found.skipped] == [("actor int1 stage/xs", "too coarse for an actor")]
+    assert not any(c.label == "actor" and c.example.format_label == "int1" for c in found.cells)
+
+
+def test_what_is_not_tuned_still_multiplies() -> None:
+    axes = 'recipe.batch = [4, 8]\n[[method]]\nname = "actor"\nlabel = "Actor"\nrole = ["good", "nan"]\n'
+    found = plan(SMALL.replace(', "actor"', "") + axes + FOUR)
+    assert Counter(c.label for c in found.cells) == {
+        "plain": 4 * 2, "after": 4 * 2 * 2, "Actor (role=good)": 4 * 2 * 2, "Actor (role=nan)": 4 * 2 * 2,
+    }  # fmt: skip
+
+
+def test_titles_tell_trials_apart() -> None:
+    whole, _ = played(SMALL + HALVED, by_rate)
+    titles = [run.title for run in whole.runs.values()]
+    assert len(set(titles)) == len(titles)
+    assert "plain stage/xs lr=0.006605, trial 0, 3 steps seed 1000" in titles and "plain stage/xs lr=0.00149 seed 1" in titles
+
+
+# ---- what may not be written ----
+
+BAD = {
+    "not a table": ("tuning = 16\n", "s.toml: [tuning]: a table such as"),
+    "nothing tuned": ("[tuning]\ntrials = 4\n", "nothing is tuned"),
+    "unknown word": ("[tuning]\ntrails = 4\n" + RATES, "[tuning]: unknown key 'trails'; did you mean trials"),
+    "no trials": (f"[tuning]\n{RATES}", "trials is missing: write trials = 16"),
+    "no trial": (FOUR.replace("4", "0", 1), "trials: a whole number from 1 to 4096, not 0"),
+    "half a trial": (FOUR.replace("4", "4.5", 1), "trials: expected int"),
+    "unknown sampler": (FOUR + 'sampler = "sobel"\n', "sampler: unknown sampler 'sobel'; did you mean sobol"),
+    "low above high": (FOUR.replace("1e-3", "1.0"), "lr: low must be below high, not 1 and 0.1"),
+    "log of nothing": (FOUR.replace("lr = { low = 1e-3", "clip = { low = 0.0"), "clip: a logarithmic range is of positive numbers, not from 0"),
+    "a range without an end": (FOUR.replace("low = 1e-3, ", ""), "lr: a range { low = "),
+    "an unknown word of a range": (FOUR.replace("log = true", "lgo = true"), "lr: unknown key 'lgo'; did you mean low or log"),
+    "out of its domain": (FOUR + "warmup = { low = 0.0, high = 1.0 }\n", "warmup must be in [0, 1), not 1.0"),
+    "of another type": (FOUR + 'clip = { values = ["much"] }\n', "clip: expected float, not str 'much'"),
+    "a range of words": (FOUR + "schedule = { low = 0.0, high = 1.0 }\n", "schedule has no range: write schedule = { values = [...] }"),
+    "the budget": (FOUR + "steps = { values = [10, 20] }\n", "steps is not to be tuned: it is the same for everyone"),
+    "a value twice": (FOUR + "clip = { values = [1.0, 1.0] }\n", "clip: values: 1.0 is there twice"),
+    "no values": (FOUR + "clip = { values = [] }\n", "clip: values: a list of values, not []"),
+    "lists alone": ("[tuning]\ntrials = 4\nlr = { values = [0.1, 0.2] }\n", 'trials would repeat: write sampler = "grid"'),
+    "a grid of ranges": (FOUR + 'sampler = "grid"\n', "lr: a grid is of lists"),
+    "a grid with other trials": (
+        '[tuning]\ntrials = 4\nsampler = "grid"\nlr = { values = [0.1, 0.2] }\n',
+        "trials: the grid has 2 points, not 4: leave trials out",
+    ),
+    "a grid with knobs": ('[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.2] }\n' + OWN, "on a grid knobs of its own would give"),
+    "rungs that fall": (HALVED.replace("0.25, 0.5", "0.5, 0.25"), "halving: rungs: rising shares of the steps between 0 and 1"),
+    "a whole rung": (HALVED.replace("0.25, 0.5", "0.5, 1.0"), "halving: rungs: rising shares"),
+    "keep all": (HALVED.replace("keep = 0.5", "keep = 1.0"), "halving: keep: a share between 0 and 1, not 1"),
+    "half a halving": (HALVED.replace(", keep = 0.5", ""), "halving: { rungs = [0.25, 0.5], keep = 0.5 }, not"),
+    "no tuning seed": (FOUR + "seeds = 0\n", "[tuning]: seeds: a whole number from 1"),
+    "own of a stranger": (FOUR + OWN.replace("actor", "villain"), "own: unknown method of the sweep 'villain'; did you mean plain"),
+    "three knobs": (FOUR + OWN + "at = { values = [1] }\nrole = { values = ['good'] }\n", "own.actor: one or 2 knobs"),
+    "no knob": (FOUR + OWN.replace("seconds", "once"), "[tuning.own.actor]: once is no knob that actor has tuned: at, seconds"),
+    "a knob of one that names none": (FOUR + OWN.replace("actor", "plain"), "seconds is no knob that plain has tuned: it names none"),
+    "a knob out of its domain": (FOUR + OWN + "at = { values = [-1, 3] }\n", "[tuning.own.actor]: actor: at must not be negative"),
+    "a range of a whole number": (FOUR + OWN + "at = { low = 1, high = 5 }\n", "[tuning.own.actor]: actor.at: expected int, not float 1.0"),
+    "tuned and said": (FOUR + "[recipe]\nlr = 0.1\n", "s.toml: [recipe]: lr is tuned: take it out here or in [tuning]"),
+    "tuned and said of a task": (
+        '[[task]]\nname = "stage"\ntilt = 2\nrecipe = { lr = 0.1 }\n' + FOUR,
+        "[[task]] 1: lr is tuned: take it out",
+    ),
+    "tuned and an axis of a method": ('[[method]]\nname = "actor"\nat = 7\nlr = [0.1, 0.2]\n' + FOUR, "[[method]] 1: lr is tuned"),
+    "tuned and a parameter": (
+        '[[method]]\nname = "actor"\nseconds = 0.1\n' + FOUR + OWN,
+        "[[method]] 1: seconds is tuned: take it out here or in [tuning.own.actor]",
+    ),
+    "several rates beside": (
+        "[recipe]\nlr = [0.1, 0.2]\n" + FOUR.replace("lr", "clip"),
+        "[recipe]: several rates are trials of their own",
+    ),
+    "as published": ('[[method]]\nname = "actor"\nat = 7\n' + FOUR, "in the track as-published every recipe is its paper's"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_one_line(name: str) -> None:
+    text, words = BAD[name]
+    top = SMALL + ('track = "as-published"\n' if name == "as published" else "")
+    with pytest.raises(UsageError) as error:
+        plan(top + text)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("s.toml: ")
+
+
+def test_seeds_that_tune_are_not_reported() -> None:
+    with pytest.raises(UsageError, match="seeds: 1001 is a seed of the board, too"):
+        plan(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR + "seeds = 2\n")
+    assert plan(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR).runs
+    config = read_text(SMALL + FOUR, "s.toml")
+    assert config.shortened(None, 1000).seeds == tuple(range(1000))
+    with pytest.raises(UsageError, match=r"s.toml: 1001 seeds: 1000 is a seed of the board, too"):
+        config.shortened(None, 1001)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NESTED = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=5), PLAIN | st.lists(PLAIN, max_size=3), max_size=3)
+
+
+@given(st.dictionaries(st.text(max_size=8), NESTED))
+@settings(max_examples=60, deadline=None)
+def test_no_table_is_worse_than_one_line(table: dict[str, Any]) -> None:
+    base = {"trials": 4, "lr": {"low": 1e-3, "high": 1e-1}}
+    for name in (None, "trials", "lr", "halving", "own", "seeds", "sampler", "seed"):
+        written = {**base, **table} if name is None else {**base, name: table}
+        try:
+            found = read_tuning(written, ["actor"], [0], "s.toml: [tuning]")
+        except UsageError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(found.draw("actor")) == found.trials

@@ -1,0 +1,94 @@
+"""What a run offers to a method: the probed loss can be differentiated twice in the tensors that the network computes with."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qbench.api.problem import Problem
+from qbench.checks.method_kit import Kit
+from qbench.plugins import registry
+from qbench.training.run import Run
+from qbench.training.setup import attach, open_problem
+
+
+def attached(weights: str, activations: str | None = None) -> Run:
+    run = Kit("ste", Path()).attached(Kit("ste", Path()).config(weights, activations=activations))
+    run.method.prepare(run, run.probe_batches(2))
+    return run
+
+
+def test_a_probe_names_every_quantized_tensor_and_leaves_nothing_behind() -> None:
+    run = attached("int4", "int4")
+    loss, made = run.probe_loss(run.problem.batch(-1))
+    assert set(made) == set(run.declared)
+    for name, layer, grid in run.grids():
+        assert torch.equal(made[name], grid.snap(layer.matrix())) and layer.used is None
+    assert all(layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items())
+    assert loss.requires_grad and all(p.grad is None for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("which", ["weights", "inputs"])
+def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_first(which: str) -> None:
+    run = attached("int4", "int8")
+    for layer in run.problem.layers().values():  # sums of codes are zero too often, where ReLU has its kink
+        torch.nn.init.normal_(layer.bias, std=0.1, generator=torch.Generator().manual_seed(1))
+    batch = run.problem.batch(-1)
+    site = "narrow" if which == "weights" else "narrow.input"
+    loss, made = run.probe_loss(batch)
+    x = made[site]
+    direction = torch.sign(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    gradient = torch.autograd.grad(loss, x, create_graph=True)[0]
+    found = torch.autograd.grad((gradient * direction).sum(), x)[0].double()
+
+    weight, inputs = made["narrow"].detach().double(), made["narrow.input"].detach().double()
+    narrow, last = (copy.deepcopy(layer).double() for layer in (run.model.narrow, run.model.last))
+
+    def first(step: float) -> Tensor:
+        at = [weight, inputs]
+        here = 0 if which == "weights" else 1
+        at[here] = (at[here] + step * direction).requires_grad_()
+        return torch.autograd.grad(run.problem.loss(last(F.relu(F.linear(at[1], at[0], narrow.bias))), batch), at[here])[0]
+
+    h = 1e-6
+    wanted = (first(h) - first(-h)) / (2 * h)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_attention_can_be_probed_twice() -> None:
+    config = dataclasses.replace(Kit("ste", Path()).config("int4"), task="grammar")
+    _, problem = open_problem(config, torch.device("cpu"))
+    run = attach(problem, registry.build("methods", "ste", {}), config)
+    loss, made = run.probe_loss(problem.batch(-1))
+    gradients = torch.autograd.grad(loss, list(made.values()), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(made.values()))  # type: ignore[arg-type]
+    assert isinstance(problem, Problem) and all(bool(torch.isfinite(s).all()) for s in second)
+
+
+@pytest.mark.parametrize("task", ["toy", "digits", "grammar"])
+def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) -> None:
+    """Three uneven parts; in `grammar` a sample is a row for each of its tokens, in the `cnn` of digits an image."""
+    seen: dict[int, dict[str, Tensor]] = {}
+    config = dataclasses.replace(Kit("ste", Path()).config("int4", activations="int4"), task=task)
+    if task == "digits":
+        config = dataclasses.replace(config, task_params={"model": "cnn"})
+    for parts in (1, 3):
+        _, problem = open_problem(dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)), torch.device("cpu"))
+        run = attach(problem, registry.build("methods", "ste", {}), config)
+        run.method.prepare(run, run.probe_batches(1))
+        run.accumulate = parts
+        drawn: dict[str, list[Tensor]] = {name: [] for name in run.inputs}
+        for name, quantizer in run.inputs.items():
+            quantizer.relax = lambda x, q=quantizer, to=drawn[name]: to.append(q.draw(x)) or x  # type: ignore[assignment, misc]
+        run.begin(4)
+        run.backward(run.problem.batch(4))
+        assert all(len(of) == parts for of in drawn.values())
+        seen[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
+        assert run.part[0] == 0
+    assert seen[1] and all(torch.equal(whole, seen[3][name]) for name, whole in seen[1].items())
