@@ -30,7 +30,10 @@ __all__ = [
 MODULES = {
     "results": "qbench.analysis.results",
     "run_one": "qbench.engines.dispatch",
-} | dict.fromkeys(("Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method", "load_task"), "qbench.api")
+} | dict.fromkeys(
+    ("Format", "Grid", "Method", "Quantizer", "Site", "Task", "load_method", "load_task"),
+    "qbench.api",
+)
 
 
 def __getattr__(name: str) -> Any:

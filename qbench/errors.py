@@ -35,12 +35,18 @@ MOST_NAMES = 8
 """Names that a line lists."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str], where: str = "", listed: bool = False) -> UsageError:
+def unknown(
+    kind: str, name: object, known: Iterable[str], where: str = "", listed: bool = False
+) -> UsageError:
     """An error for a name that is not known, with its nearest neighbours; `listed` names the others, too."""
     names = sorted(set(known))
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    hints = [f"did you mean {' or '.join(near)}?"] * bool(near) + [f"known: {some(names, str(name))}"] * (listed or not near)
-    return UsageError(f"{where + ': ' if where else ''}unknown {kind} {str(name)!r}; {' '.join(hints)}")
+    hints = [f"did you mean {' or '.join(near)}?"] * bool(near) + [
+        f"known: {some(names, str(name))}"
+    ] * (listed or not near)
+    return UsageError(
+        f"{where + ': ' if where else ''}unknown {kind} {str(name)!r}; {' '.join(hints)}"
+    )
 
 
 def some(names: Sequence[str], like: str) -> str:
@@ -58,5 +64,7 @@ def plain_disk_errors(results: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise QbenchError(f"{results}: no space left on the disk; nothing is lost: free some and run the same command again") from error
+            raise QbenchError(
+                f"{results}: no space left on the disk; nothing is lost: free some and run the same command again"
+            ) from error
         raise QbenchError(f"{error.filename or results}: {error.strerror or error}") from error

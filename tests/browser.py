@@ -23,7 +23,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def executable() -> str | None:
-    return os.environ.get("QBENCH_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+    return os.environ.get("QBENCH_CHROMIUM") or next(
+        (path for name in NAMES if (path := shutil.which(name))), None
+    )
 
 
 @contextmanager
@@ -34,7 +36,13 @@ def browser() -> Iterator[Browser]:
     assert path, "no Chromium"
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+            executable_path=path,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+            ],
         )
         yield started
         started.close()
@@ -67,7 +75,9 @@ def watch(started: Browser, address: str | Path, **context: Any) -> Watched:
     seen = Watched(page)
     page.on("console", lambda message: seen.said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: seen.said.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (seen.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on(
+        "dialog", lambda dialog: (seen.said.append(f"dialog: {dialog.message}"), dialog.dismiss())
+    )
     page.on("request", lambda request: seen.asked.append(request.url))
     page.goto(f"file://{address}" if isinstance(address, Path) else address)
     return seen

@@ -39,7 +39,11 @@ def train_runs(results: Path, seeds: int = 1) -> list[Attempt]:
             if config.base is not None:
                 config = dataclasses.replace(config, base=cells[0][config.seed].key)
             attempt = new_attempt(results, config.key)
-            run_one(Assignment(config, attempt.folder, base=made[config.base].folder if config.base else None))
+            run_one(
+                Assignment(
+                    config, attempt.folder, base=made[config.base].folder if config.base else None
+                )
+            )
             made[config.key] = attempt
             cells += [[]] * (config.seed == 0)
             cells[-1] = [*cells[-1], config]
@@ -63,7 +67,9 @@ def packed(results: Path, out: Path, *words: str) -> Path:
 def unpack(data: bytes) -> tuple[dict[str, Any], Files]:
     """The manifest of a good bundle, without its boards, and the files of its runs."""
     bundle = Bundle(io.BytesIO(data))
-    return {**bundle.manifest, "boards": []}, {run.key: {name: bundle.read(run, name) or b"" for name in run.files} for run in bundle.runs}
+    return {**bundle.manifest, "boards": []}, {
+        run.key: {name: bundle.read(run, name) or b"" for name in run.files} for run in bundle.runs
+    }
 
 
 def assemble(manifest: dict[str, Any], files: Files) -> bytes:
@@ -72,7 +78,10 @@ def assemble(manifest: dict[str, Any], files: Files) -> bytes:
         {
             "key": key,
             "attempt": next((run["attempt"] for run in manifest["runs"] if run["key"] == key), 1),
-            "files": {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files[key].items()},
+            "files": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+                for name, data in files[key].items()
+            },
         }
         for key in sorted(files)
     ]
@@ -82,7 +91,12 @@ def assemble(manifest: dict[str, Any], files: Files) -> bytes:
 def written(manifest: dict[str, Any], files: Files) -> bytes:
     """The archive of a manifest as it is and of these files."""
     out = io.BytesIO()
-    members = [(f"runs/{key}/{name}", files[key][name]) for key in sorted(files) for name in FILES if name in files[key]]
+    members = [
+        (f"runs/{key}/{name}", files[key][name])
+        for key in sorted(files)
+        for name in FILES
+        if name in files[key]
+    ]
     canonical_zip.write(out, [(MANIFEST, spell(manifest)), *members])
     return out.getvalue()
 
@@ -91,7 +105,9 @@ def forged(data: bytes, file: str, change: Callable[[Any], Any], method: str = "
     """A bundle in which one JSON file of the first run of a method is changed, and everything that depends on it follows: the hashes, and, if
     it is the specification, the key, the folder and the result."""
     manifest, files = unpack(data)
-    key = next(key for key, own in files.items() if json.loads(own["spec.json"])["method"] == method)
+    key = next(
+        key for key, own in files.items() if json.loads(own["spec.json"])["method"] == method
+    )
     own = files.pop(key)
     value = json.loads(own[file])
     changed = change(value)

@@ -65,7 +65,12 @@ def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         if name := named(run.config):
             folders[key] = new_attempt(results, key).folder
             base = folders[run.base] if run.base else None
-            assert run_one(Assignment(run.config, folders[key], base=base), Execution(device="cpu"))["state"] == "ok"
+            assert (
+                run_one(Assignment(run.config, folders[key], base=base), Execution(device="cpu"))[
+                    "state"
+                ]
+                == "ok"
+            )
             keys[name] = key
     yield Runs(results, **keys)
     torch.set_num_threads(threads)

@@ -12,9 +12,26 @@ from qbench.runs.config import Metric, Quantization, Recipe, RunConfig
 from qbench.store.board_members import ROSTER_VERSION
 
 
-def config(seed: int = 0, method: str = "ste", fmt: str | None = "int4", task: str = "digits", **more: Any) -> RunConfig:
+def config(
+    seed: int = 0, method: str = "ste", fmt: str | None = "int4", task: str = "digits", **more: Any
+) -> RunConfig:
     weights = Quantization(fmt, "channel") if fmt else None
-    spec = RunConfig(1, method, 1, {"scale": "absmax"}, task, 1, {}, "0" * 16, "xs", weights, None, Recipe(steps=10), "scratch", seed)
+    spec = RunConfig(
+        1,
+        method,
+        1,
+        {"scale": "absmax"},
+        task,
+        1,
+        {},
+        "0" * 16,
+        "xs",
+        weights,
+        None,
+        Recipe(steps=10),
+        "scratch",
+        seed,
+    )
     return dataclasses.replace(spec, **more)
 
 
@@ -37,14 +54,26 @@ def make(results: Path, spec: RunConfig, number: int = 1, points: int = 3, **mor
     attempt.write("spec", spec.to_json())
     attempt.write("env", {"qbench": "0.1.0", "commit": "c" * 40, "dirty": False, "threads": 1})
     lines = [
-        json.dumps({"step": n, "loss": 1.0 / (n + 1), "lr": 0.1, "val": None, "terms": {"task": 1.0}, "metrics": {}}) for n in range(points)
+        json.dumps(
+            {
+                "step": n,
+                "loss": 1.0 / (n + 1),
+                "lr": 0.1,
+                "val": None,
+                "terms": {"task": 1.0},
+                "metrics": {},
+            }
+        )
+        for n in range(points)
     ]
     attempt.curve.write_text("".join(f"{line}\n" for line in lines))
     attempt.write("result", result(**more) | {"key": spec.key, "attempt": number})
     return attempt
 
 
-def roster(board: str, cells: list[tuple[RunConfig, str | None]], seeds: int, title: str = "") -> dict[str, Any]:
+def roster(
+    board: str, cells: list[tuple[RunConfig, str | None]], seeds: int, title: str = ""
+) -> dict[str, Any]:
     """Of (configuration, why it is skipped)."""
     rows = [
         {

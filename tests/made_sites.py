@@ -33,7 +33,10 @@ ENV = {
 
 
 def ranked(
-    seeds: int = 12, methods: Sequence[str] = tuple(MEANS), noise: float = 0.02, tasks: Sequence[str] = ("digits", "grammar")
+    seeds: int = 12,
+    methods: Sequence[str] = tuple(MEANS),
+    noise: float = 0.02,
+    tasks: Sequence[str] = ("digits", "grammar"),
 ) -> pd.DataFrame:
     """A board of two tasks whose entrants differ, some by more than their seeds do."""
     chance, parts = random.Random(0), []
@@ -45,7 +48,10 @@ def ranked(
 
         parts.append(runs("fp", None, scores(0.2), task=task, **ENV))
         for method in methods:
-            parts += [runs(method, fmt, scores(mean), task=task, **ENV) for fmt, mean in zip(FORMATS, MEANS[method], strict=True)]
+            parts += [
+                runs(method, fmt, scores(mean), task=task, **ENV)
+                for fmt, mean in zip(FORMATS, MEANS[method], strict=True)
+            ]
     return frame(*parts)
 
 
@@ -71,10 +77,18 @@ def losses(rows: pd.DataFrame, points: int = 20) -> pd.DataFrame:
 
 def board(rows: pd.DataFrame, **more: Any) -> tuple[Board, Summary]:
     _, makers = section_makers(rows, more.pop("planned", None), DEFAULTS)
-    return build_board(rows, defaults=DEFAULTS, **{"title": "Made up", **more}), summarise(makers, {})
+    return build_board(rows, defaults=DEFAULTS, **{"title": "Made up", **more}), summarise(
+        makers, {}
+    )
 
 
 def files(rows: pd.DataFrame, name: str = "made", **more: Any) -> Mapping[str, bytes]:
     """The site of some rows."""
     built, summary = board(rows, **more)
-    return site(About(name, "Made up", sweep=f'board = "{name}"\nmethods = ["fp", "rtn"]\n'), built, rows, losses(rows), summary)
+    return site(
+        About(name, "Made up", sweep=f'board = "{name}"\nmethods = ["fp", "rtn"]\n'),
+        built,
+        rows,
+        losses(rows),
+        summary,
+    )

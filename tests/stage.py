@@ -111,7 +111,9 @@ class Actor(Method):
     name = "actor"
     knobs = ("at", "seconds")
     presets = {
-        "debut": Preset("A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"),
+        "debut": Preset(
+            "A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"
+        ),
         "flop": Preset("A Review", recipe={"optimiser": "sgd"}),
         "farce": Preset("A Review", recipe={"lr": -1.0}),
     }
@@ -156,7 +158,12 @@ class Deserter(Actor):
         return None
 
     def before_step(self, run: Run, batch: Batch) -> None:
-        if run.team and run.team.rank == 1 and run.step == self.at and len(os.listdir(self.counted_in)) < self.times:
+        if (
+            run.team
+            and run.team.rank == 1
+            and run.step == self.at
+            and len(os.listdir(self.counted_in)) < self.times
+        ):
             Path(self.counted_in, str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -190,11 +197,16 @@ class Weigher(Actor):
         if run.optimizer is None:
             return {}  # trained, and one process has it all
         moments = [run.optimizer.state[p]["exp_avg_sq"] for p in run.parameters]
-        return {name: held(tensors) for name, tensors in (("weights", run.parameters), ("moments", moments))}
+        return {
+            name: held(tensors)
+            for name, tensors in (("weights", run.parameters), ("moments", moments))
+        }
 
 
 def held(tensors: Sequence[Tensor]) -> float:
-    return sum(x.to_local().numel() if isinstance(x, DTensor) else x.numel() for x in tensors) / sum(x.numel() for x in tensors)
+    return sum(
+        x.to_local().numel() if isinstance(x, DTensor) else x.numel() for x in tensors
+    ) / sum(x.numel() for x in tensors)
 
 
 @dataclass
@@ -249,12 +261,20 @@ ACTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def stand_in(
+    assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Like making.run_one, without training: plays the `role` of the run's parameters."""
     attempt, role = Attempt(assignment.folder), str(assignment.config.method_params["role"])
     attempt.write("spec", assignment.config.to_json())
-    env = {"pid": os.getpid(), "threads": torch.get_num_threads(), "main": getattr(sys.modules["__main__"], "__file__", None)}
-    attempt.write("env", env | {"device": execution.device, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    env = {
+        "pid": os.getpid(),
+        "threads": torch.get_num_threads(),
+        "main": getattr(sys.modules["__main__"], "__file__", None),
+    }
+    attempt.write(
+        "env", env | {"device": execution.device, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    )
     report({"step": 1, "steps": 2, "loss": 1.0})
     if role == "print":
         print("to be or not to be")
@@ -274,7 +294,9 @@ def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dic
     if role == "frozen":
         import ctypes
 
-        ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock, so that no thread of the worker can run
+        ctypes.PyDLL(None).sleep(
+            1000
+        )  # keeps the interpreter's lock, so that no thread of the worker can run
     ACTS.get(role, lambda _: None)(None)
     report({"step": 2, "steps": 2, "loss": 0.5})
     result = {"result_version": 1, "key": attempt.key, "attempt": attempt.number, "state": "ok"}
@@ -283,7 +305,22 @@ def stand_in(assignment: Assignment, execution: Execution, report: Callable[[dic
 
 
 def a_config(role: str, seed: int = 0) -> RunConfig:
-    return RunConfig(1, "actor", 1, {"role": role}, "stage", 1, {}, "0", "xs", None, None, Recipe(), "scratch", seed)
+    return RunConfig(
+        1,
+        "actor",
+        1,
+        {"role": role},
+        "stage",
+        1,
+        {},
+        "0",
+        "xs",
+        None,
+        None,
+        Recipe(),
+        "scratch",
+        seed,
+    )
 
 
 @contextmanager

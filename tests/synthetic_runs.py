@@ -20,13 +20,26 @@ DEFAULTS = {
 
 
 IDENTITY = (
-    *("method", "method_version", "params", "task", "task_version", "task_params", "size", "data", "weights_format", "weights_granularity"),
+    *(
+        "method",
+        "method_version",
+        "params",
+        "task",
+        "task_version",
+        "task_params",
+        "size",
+        "data",
+        "weights_format",
+        "weights_granularity",
+    ),
     *("act_format", "act_granularity", "start", "seed", "lr", "steps", "batch", "recipe"),
 )
 """What a key is made of."""
 
 
-def run(method: str, fmt: str | None, seed: int, score: float | None, **more: Any) -> dict[str, Any]:
+def run(
+    method: str, fmt: str | None, seed: int, score: float | None, **more: Any
+) -> dict[str, Any]:
     """One row; `more` over the defaults."""
     params = {**DEFAULTS.get(method, {}), **more.pop("params", {})}
     levels, bits = {"int2": (3, 2.25), "int4": (15, 4.25), None: (None, 32.0)}.get(fmt, (7, 3.25))
@@ -46,19 +59,48 @@ def run(method: str, fmt: str | None, seed: int, score: float | None, **more: An
     return row
 
 
-def runs(method: str, fmt: str | None, scores: Sequence[float | None], **more: Any) -> list[dict[str, Any]]:
+def runs(
+    method: str, fmt: str | None, scores: Sequence[float | None], **more: Any
+) -> list[dict[str, Any]]:
     return [run(method, fmt, seed, score, **more) for seed, score in enumerate(scores)]
 
 
-def failed(method: str, fmt: str | None, seed: int, reason: str = "diverged", message: str | None = None, **more: Any) -> dict[str, Any]:
-    unknown = dict.fromkeys(("step_s_median", "train_s", "peak_memory_bytes", "levels", "bits_per_weight"))
-    return run(method, fmt, seed, None, **{"state": "failed", "reason": reason, "message": message, **unknown, **more})
+def failed(
+    method: str,
+    fmt: str | None,
+    seed: int,
+    reason: str = "diverged",
+    message: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    unknown = dict.fromkeys(
+        ("step_s_median", "train_s", "peak_memory_bytes", "levels", "bits_per_weight")
+    )
+    return run(
+        method,
+        fmt,
+        seed,
+        None,
+        **{"state": "failed", "reason": reason, "message": message, **unknown, **more},
+    )
 
 
-def unborn(method: str, fmt: str | None, seed: int, state: str = "planned", message: str | None = None, **more: Any) -> dict[str, Any]:
+def unborn(
+    method: str,
+    fmt: str | None,
+    seed: int,
+    state: str = "planned",
+    message: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """A run that is only asked for: nothing of it is known but what it would be."""
     unknown = ("metric", "better", "unit", "digits", "device_name", "attempt", "audit_passed")
-    return failed(method, fmt, seed, **{"state": state, "reason": None, "message": message, **dict.fromkeys(unknown), **more})
+    return failed(
+        method,
+        fmt,
+        seed,
+        **{"state": state, "reason": None, "message": message, **dict.fromkeys(unknown), **more},
+    )
 
 
 def frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -76,8 +118,19 @@ def small() -> pd.DataFrame:
         runs("ste", "int2", [0.300, 0.310, 0.295]),
         runs("ste", "int4", [0.101, 0.104, 0.099]),
         runs("lotion", "int2", [0.400, 0.420], provenance="reconstructed"),
-        [failed("lotion", "int2", 2, message="the loss is nan at step 57", provenance="reconstructed")],
-        [failed("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed") for s in range(3)],
+        [
+            failed(
+                "lotion",
+                "int2",
+                2,
+                message="the loss is nan at step 57",
+                provenance="reconstructed",
+            )
+        ],
+        [
+            failed("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed")
+            for s in range(3)
+        ],
         [unborn("pege", "int2", s, "skipped", "pege has no rule for two bits") for s in range(3)],
         [run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
         [unborn("pege", "int4", s) for s in (1, 2)],

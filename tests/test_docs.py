@@ -37,7 +37,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     sweeps = [text for text in fences(README, "toml") if "board" in text]
     assert len(sweeps) == 1
-    (folder / "my.toml").write_text(sweeps[0].replace('tasks = ["digits", "grammar"]', 'tasks = ["digits"]\nrecipe.steps = 4'))
+    (folder / "my.toml").write_text(
+        sweeps[0].replace('tasks = ["digits", "grammar"]', 'tasks = ["digits"]\nrecipe.steps = 4')
+    )
     qbench(folder, "sweep", "my.toml", "--workers", "2", "--quiet")
     qbench(folder, "submit", "mine", "--out", "mine.qbench.zip")
     return folder
@@ -53,7 +55,10 @@ def qbench(folder: Path, *words: str) -> str:
 PLUGIN = "qbench new method", "pip install -e", "qbench check mine", "python -m pytest"
 
 
-@pytest.mark.parametrize("command", [c for d in DOCS for c in commands(d) if c.startswith("qbench ") and not c.startswith(PLUGIN)])
+@pytest.mark.parametrize(
+    "command",
+    [c for d in DOCS for c in commands(d) if c.startswith("qbench ") and not c.startswith(PLUGIN)],
+)
 def test_every_command_runs(desk: Path, command: str) -> None:
     words = shlex.split(command)[1:]
     assert qbench(desk, *words, *(SHORT if words[0] == "sweep" else ()))
@@ -68,8 +73,16 @@ def test_a_method_is_added_as_told(tmp_path: Path) -> None:
     for command in told:
         words = [sys.executable, "-m", *shlex.split(command.removeprefix("python -m "))]
         if words[2] == "pip":
-            words = [w for w in words if w != "-e"] + ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(site)]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=240)
+            words = [w for w in words if w != "-e"] + [
+                "--quiet",
+                "--no-deps",
+                "--no-build-isolation",
+                "--target",
+                str(site),
+            ]
+        done = subprocess.run(
+            words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=240
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
@@ -87,12 +100,26 @@ def test_the_table_of_commands_is_complete() -> None:
 
 @pytest.mark.parametrize("code", fences(README, "python"))
 def test_the_code_runs(desk: Path, code: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=desk, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    "document", [*DOCS, *(str(p.relative_to(ROOT)) for part in ("results/*/notes.md", "docs/*.md") for p in sorted(ROOT.glob(part)))]
+    "document",
+    [
+        *DOCS,
+        *(
+            str(p.relative_to(ROOT))
+            for part in ("results/*/notes.md", "docs/*.md")
+            for p in sorted(ROOT.glob(part))
+        ),
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     file = ROOT / document
@@ -101,6 +128,12 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 def test_the_table_in_the_readme_is_the_tracked_one() -> None:
-    rows = [line for line in README.split("## What to do with it")[0].splitlines() if line.startswith("|")]
-    tracked = (ROOT / "results" / "quick" / "leaderboard.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        line
+        for line in README.split("## What to do with it")[0].splitlines()
+        if line.startswith("|")
+    ]
+    tracked = (
+        (ROOT / "results" / "quick" / "leaderboard.md").read_text(encoding="utf-8").splitlines()
+    )
     assert len(rows) > 4 and set(rows) <= set(tracked)

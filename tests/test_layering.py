@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "qbench").rglob("*.py"))
-METHODS, TASKS = (sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind in ("methods", "tasks"))
+METHODS, TASKS = (
+    sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind in ("methods", "tasks")
+)
 
 ONLY = {
     "duckdb": {"store"},
@@ -23,7 +25,17 @@ ONLY = {
     "pyarrow": {"publish.archive"},
 }
 """Who alone may import a library."""
-METHOD_MAY = {"formats", "grid", "method", "noise", "quantizer", "rounding", "run", "scales", "schedule"}
+METHOD_MAY = {
+    "formats",
+    "grid",
+    "method",
+    "noise",
+    "quantizer",
+    "rounding",
+    "run",
+    "scales",
+    "schedule",
+}
 LIGHT = (
     "cli",
     "config",
@@ -81,7 +93,18 @@ LIGHT += (
     "definition",
 )
 LIGHT += tuple(
-    f"submissions.{name}" for name in ("artefact", "boards", "bundle", "checks", "merge", "refused", "strict", "verify", "zipped")
+    f"submissions.{name}"
+    for name in (
+        "artefact",
+        "boards",
+        "bundle",
+        "checks",
+        "merge",
+        "refused",
+        "strict",
+        "verify",
+        "zipped",
+    )
 )
 
 
@@ -92,7 +115,12 @@ def name_of(file: Path) -> str:
 def imports(file: Path) -> Iterator[tuple[str, bool]]:
     """Modules that a file imports, and whether only for the type checker."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    typing = {n for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
+    typing = {
+        n
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for n in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node in typing) for alias in node.names)
@@ -114,7 +142,9 @@ def test_the_core_knows_no_method_and_no_task(file: Path) -> None:
 def test_libraries_have_one_home(file: Path) -> None:
     for module, typing_only in imports(file):
         homes = ONLY.get(module.partition(".")[0])
-        assert homes is None or typing_only or name_of(file) in homes, f"{name_of(file)} imports {module}"
+        assert homes is None or typing_only or name_of(file) in homes, (
+            f"{name_of(file)} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
@@ -122,14 +152,18 @@ def test_methods_import_their_contract_and_no_other_method(file: Path) -> None:
     for module, _ in imports(file):
         package, _, rest = module.partition(".")
         assert package not in ("qbench_tasks", "qbench_methods"), f"{file.name} imports {module}"
-        assert package != "qbench" or not rest or rest in METHOD_MAY, f"{file.name} imports {module}"
+        assert package != "qbench" or not rest or rest in METHOD_MAY, (
+            f"{file.name} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda f: f.stem)
 def test_tasks_import_their_contract_and_no_method(file: Path) -> None:
     for module, _ in imports(file):
         package, _, rest = module.partition(".")
-        assert package != "qbench_methods" and (package != "qbench" or rest in ("", "task")), f"{file.name} imports {module}"
+        assert package != "qbench_methods" and (package != "qbench" or rest in ("", "task")), (
+            f"{file.name} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("file", [*CORE, *METHODS, *TASKS], ids=lambda f: f.stem)
@@ -138,13 +172,24 @@ def test_no_module_is_long(file: Path) -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return set(done.stdout.split())
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_do_without_torch(module: str) -> None:
-    assert not loaded_by(f"import qbench.{module}") & {"torch", "scipy.stats", "sklearn", "lm_eval", "matplotlib"}
+    assert not loaded_by(f"import qbench.{module}") & {
+        "torch",
+        "scipy.stats",
+        "sklearn",
+        "lm_eval",
+        "matplotlib",
+    }
 
 
 def test_the_command_line_starts_with_click_alone() -> None:

@@ -49,8 +49,18 @@ class EWGS(Method):
     compiled_alike = True
 
     presets = {
-        "cifar": Preset("arXiv 2104.00903, CIFAR", {"rate": 0.01}, {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}, "fp:0.5"),
-        "imagenet": Preset("arXiv 2104.00903, ImageNet", {"rate": 1e-3}, {"optimizer": "sgd", "lr": 1e-2, "schedule": "cosine"}, "fp:0.5"),
+        "cifar": Preset(
+            "arXiv 2104.00903, CIFAR",
+            {"rate": 0.01},
+            {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"},
+            "fp:0.5",
+        ),
+        "imagenet": Preset(
+            "arXiv 2104.00903, ImageNet",
+            {"rate": 1e-3},
+            {"optimizer": "sgd", "lr": 1e-2, "schedule": "cosine"},
+            "fp:0.5",
+        ),
     }
 
     delta: float | Literal["hessian", "adaptive"] = "hessian"
@@ -77,7 +87,9 @@ class EWGS(Method):
             return f"{site.format} is a codebook, and the levels of EWGS are uniform"
         most = 2 * (2**site.number_format.bits - 1)
         if not isinstance(self.delta, str) and self.delta >= most:
-            return f"delta = {self.delta} turns gradients round: {site.format} needs less than {most}"
+            return (
+                f"delta = {self.delta} turns gradients round: {site.format} needs less than {most}"
+            )
         return None
 
     def quantizer(self, site: Site) -> Quantizer:
@@ -91,7 +103,11 @@ class EWGS(Method):
         return {"interval": [p for quantizer in run.quantizers() for p in quantizer.parameters()]}
 
     def before_step(self, run: Run, batch: Batch) -> None:
-        if run.reference is None and 0 < run.progress <= self.follow and run.step % max(1, run.steps // LOOKS) == 0:
+        if (
+            run.reference is None
+            and 0 < run.progress <= self.follow
+            and run.step % max(1, run.steps // LOOKS) == 0
+        ):
             look_again(run)
         updates, probes = plan(run.steps)
         if self.delta == "hessian" and run.step in updates:
@@ -105,7 +121,11 @@ class EWGS(Method):
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
         deltas = [run.mean(quantizer.delta).double() for quantizer in map(own, run.quantizers())]
-        return {} if self.delta == "adaptive" or not deltas else {"delta": torch.stack(deltas).sum(0) / len(deltas)}
+        return (
+            {}
+            if self.delta == "adaptive" or not deltas
+            else {"delta": torch.stack(deltas).sum(0) / len(deltas)}
+        )
 
 
 class EWGSQuantizer(Quantizer):
@@ -121,7 +141,12 @@ class EWGSQuantizer(Quantizer):
         lead = site.shape[:-2] if site.role == "weight" else ()
         self.low, self.high = nn.Parameter(-torch.ones(shape)), nn.Parameter(torch.ones(shape))
         self.alpha = nn.Parameter(torch.ones(shape))
-        self.register_buffer("delta", torch.full((*lead, *(1,) * (len(shape) - len(lead))), 0.0 if isinstance(delta, str) else delta))
+        self.register_buffer(
+            "delta",
+            torch.full(
+                (*lead, *(1,) * (len(shape) - len(lead))), 0.0 if isinstance(delta, str) else delta
+            ),
+        )
         self.register_buffer("least", torch.full(shape, 1e-2))
         self.register_buffer("looks", torch.zeros(()))
 
@@ -133,7 +158,9 @@ class EWGSQuantizer(Quantizer):
         """l, u and α by the starting rule; the mean over batches for an input."""
         x, fit = widen(x), self.alpha / self.reach()
         self.looks += 1
-        for parameter, start in zip((self.low, self.high), self.interval(self.site.grouping.group(x)), strict=True):
+        for parameter, start in zip(
+            (self.low, self.high), self.interval(self.site.grouping.group(x)), strict=True
+        ):
             average(parameter, start, self.looks)
         self.least.copy_((self.high - self.low) / 100)
         average(fit, self.best_fit(x), self.looks)
@@ -155,14 +182,19 @@ class EWGSQuantizer(Quantizer):
 
     def best_fit(self, x: Tensor) -> Tensor:
         """The least-squares α in units of its reach; 1 where there is nothing to fit."""
-        grouped, unit = self.site.grouping.group(x), self.units(self.grid(x), x) * self.reach() / self.levels.high
+        grouped, unit = (
+            self.site.grouping.group(x),
+            self.units(self.grid(x), x) * self.reach() / self.levels.high,
+        )
         dot, square = (grouped * unit).sum(-1, keepdim=True), unit.square().sum(-1, keepdim=True)
         return torch.where((dot > 0) & (square > 0), dot / square, 1.0)
 
     def grid(self, x: Tensor) -> Grid:
         scale = (self.high - self.low) / (self.levels.high - self.levels.low)
         offset = self.low - scale * self.levels.low
-        return Grid(self.levels, self.site.grouping, scale, offset, self.alpha.abs() / self.levels.high)
+        return Grid(
+            self.levels, self.site.grouping, scale, offset, self.alpha.abs() / self.levels.high
+        )
 
     def units(self, grid: Grid, x: Tensor) -> Tensor:
         """The unit level of each element, grouped."""
@@ -174,7 +206,11 @@ class EWGSQuantizer(Quantizer):
         with torch.no_grad():
             unit = self.units(grid, x).to(z.dtype)
         # d is in units of x_n, and z in codes
-        scaled = _Adaptive.apply(z, unit) if self.adaptive else _Scaled.apply(z, unit, self.delta / (self.levels.count - 1))  # type: ignore[no-untyped-call]
+        scaled = (
+            _Adaptive.apply(z, unit)
+            if self.adaptive
+            else _Scaled.apply(z, unit, self.delta / (self.levels.count - 1))
+        )  # type: ignore[no-untyped-call]
         return (scaled * grid.decoding()[0]).reshape(x.shape)  # type: ignore[no-any-return]
 
 
@@ -204,7 +240,9 @@ class _Adaptive(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (error,) = ctx.saved_tensors
         against = grad.sign() * error
-        delta = against.mean(-1, keepdim=True) / error.var(-1, keepdim=True, correction=0).clamp(min=1e-3)
+        delta = against.mean(-1, keepdim=True) / error.var(-1, keepdim=True, correction=0).clamp(
+            min=1e-3
+        )
         return grad * (1 - (delta * against).clamp(max=0.99)), None
 
 
@@ -239,7 +277,9 @@ def measure_delta(run: Run, batches: list[Batch], probes: int) -> None:
     for index, batch in enumerate(batches):
         for name, ratio in curvature_ratios(run, batch, range(index, probes, len(batches))).items():
             found[name] = found.get(name, 0) + ratio / len(batches)
-    for names, quantizer in [(b.names, b.quantizer) for b in run.bundles] + [([n + INPUT], q) for n, q in run.inputs.items()]:
+    for names, quantizer in [(b.names, b.quantizer) for b in run.bundles] + [
+        ([n + INPUT], q) for n, q in run.inputs.items()
+    ]:
         most = 0.99 * 2 * (own(quantizer).levels.count - 1)
         delta = torch.stack([found[name] for name in names]).clamp(0, most)
         own(quantizer).delta.copy_(delta.view(own(quantizer).delta.shape))
@@ -253,7 +293,9 @@ def curvature_ratios(run: Run, batch: Batch, probes: range) -> dict[str, Tensor]
     grads = dict(zip(names, torch.autograd.grad(loss, tensors, create_graph=True), strict=True))
     traces = dict.fromkeys(names, torch.zeros((), device=loss.device))
     for probe in probes:
-        signs = by_site(run, made, lambda q, x: 1.0 - 2.0 * (q.draw(x, 1 + probe) < 0.5).to(x.dtype))  # noqa: B023
+        signs = by_site(
+            run, made, lambda q, x: 1.0 - 2.0 * (q.draw(x, 1 + probe) < 0.5).to(x.dtype)
+        )  # noqa: B023
         along = sum((grads[n] * signs[n] * slopes[n]).sum() for n in names)
         seconds = torch.autograd.grad(along, tensors, retain_graph=True, materialize_grads=True)  # type: ignore[arg-type]
         for n, second in zip(names, seconds, strict=True):
@@ -263,12 +305,17 @@ def curvature_ratios(run: Run, batch: Batch, probes: range) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def by_site(run: Run, made: Mapping[str, Tensor], make: Callable[[EWGSQuantizer, Tensor], Tensor]) -> dict[str, Tensor]:
+def by_site(
+    run: Run, made: Mapping[str, Tensor], make: Callable[[EWGSQuantizer, Tensor], Tensor]
+) -> dict[str, Tensor]:
     """What `make` says of each site's elements, in the shape in which the network uses them."""
     found = {name + INPUT: make(own(q), made[name + INPUT]) for name, q in run.inputs.items()}
     for bundle in run.bundles:
         parts = make(own(bundle.quantizer), bundle.stack()).unbind(-3)
-        found |= {n: layer.as_weight(part) for n, layer, part in zip(bundle.names, bundle.layers, parts, strict=True)}
+        found |= {
+            n: layer.as_weight(part)
+            for n, layer, part in zip(bundle.names, bundle.layers, parts, strict=True)
+        }
     return found
 
 

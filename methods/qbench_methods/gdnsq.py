@@ -48,10 +48,16 @@ class GDNSQ(Method):
 
     presets = {
         "cifar": Preset(
-            "arXiv 2508.14004, CIFAR", PUBLISHED | {"rho": 0.9985}, {"optimizer": "radam", "lr": 2e-3, "schedule": "constant"}, "fp:0.5"
+            "arXiv 2508.14004, CIFAR",
+            PUBLISHED | {"rho": 0.9985},
+            {"optimizer": "radam", "lr": 2e-3, "schedule": "constant"},
+            "fp:0.5",
         ),
         "imagenet": Preset(
-            "arXiv 2508.14004, ImageNet", PUBLISHED | {"rho": 0.999}, {"optimizer": "radam", "lr": 5e-4, "schedule": "constant"}, "fp:0.5"
+            "arXiv 2508.14004, ImageNet",
+            PUBLISHED | {"rho": 0.999},
+            {"optimizer": "radam", "lr": 5e-4, "schedule": "constant"},
+            "fp:0.5",
         ),
     }
 
@@ -115,14 +121,20 @@ class GDNSQ(Method):
 
     def begin(self, seen: Tensor) -> None:
         """D summed over the earlier steps and in this one, t, and how many steps there will have been: numbers of each run, written to where they are."""
-        self.seen, self.now, self.factor, self.steps = seen, *(torch.full_like(seen, number) for number in (0.0, 0.0, 1.0))
+        self.seen, self.now, self.factor, self.steps = (
+            seen,
+            *(torch.full_like(seen, number) for number in (0.0, 0.0, 1.0)),
+        )
 
     def before_step(self, run: Run, batch: Batch) -> None:
         self.count = batch.count
         if run.optimizer is None:
             return
         if self.pressure:
-            self.t = [p * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup) for p in run.own("pressure")]
+            self.t = [
+                p * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup)
+                for p in run.own("pressure")
+            ]
         elif run.progress >= self.warmup:
             self.t = [t + 2 * run.optimizer.param_groups[0]["lr"] for t in self.t]
         run.write(self.t, self.factor)
@@ -133,10 +145,17 @@ class GDNSQ(Method):
             run.lr_scale[group["name"]] = self.cooling
         if self.bits_rate:
             way = zip(run.own("bits_rate"), map(travel, run.runs), run.recipes, strict=True)
-            run.lr_scale["bits"] = [self.cooling * (rate * max(1.0, bits) / (run.steps * recipe.lr)) for rate, bits, recipe in way]
+            run.lr_scale["bits"] = [
+                self.cooling * (rate * max(1.0, bits) / (run.steps * recipe.lr))
+                for rate, bits, recipe in way
+            ]
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
-        name, loss = ("distance", run.distance(output, batch)) if self.distill else (run.objective, run.loss(output, batch))
+        name, loss = (
+            ("distance", run.distance(output, batch))
+            if self.distill
+            else (run.objective, run.loss(output, batch))
+        )
         self.now += loss.detach() * (batch.count / self.count)
         return {name: loss, "penalty": self.factor * self.seen / self.steps * excess(run)}
 
@@ -149,12 +168,19 @@ class GDNSQ(Method):
     def unmet(self, run: Run) -> Tensor:
         """The share of groups whose codes do not fit the format: what would be forced if the run ended here."""
         with torch.no_grad():
-            return torch.cat([(~q.fits(x)).flatten(run.lead) for q, x in tensors(run)], -1).double().mean(-1)
+            return (
+                torch.cat([(~q.fits(x)).flatten(run.lead) for q, x in tensors(run)], -1)
+                .double()
+                .mean(-1)
+            )
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
         with torch.no_grad():
             bits = [(q.site.role, q.bits(x).flatten(run.lead).amax(-1)) for q, x in tensors(run)]
-        worst = {f"bits_{role}": torch.stack([b for r, b in bits if r == role]).amax(0) for role, _ in bits}
+        worst = {
+            f"bits_{role}": torch.stack([b for r, b in bits if r == role]).amax(0)
+            for role, _ in bits
+        }
         return {"t": torch.tensor(self.t, dtype=torch.float64), "forced": self.unmet(run), **worst}
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,7 +204,11 @@ class Noise(Quantizer):
         self.levels, self.rule = site.number_format.levels("affine"), method.scale_gradient
         self.bits_allowed = float(site.number_format.bits)
         self.start = method.start_bits or self.bits_allowed + 3
-        self.log_start, self.free, self.least = log_count(self.start), self.bits_allowed - MARGIN, self.bits_allowed - 2 * MARGIN
+        self.log_start, self.free, self.least = (
+            log_count(self.start),
+            self.bits_allowed - MARGIN,
+            self.bits_allowed - 2 * MARGIN,
+        )
         self.log_step = nn.Parameter(torch.zeros(site.scale_shape))
 
     def step_size(self) -> Tensor:
@@ -226,7 +256,9 @@ class WeightNoise(Noise):
     def reset(self, x: Tensor) -> None:
         """A group of one value has no range to divide: it starts as if that were 1."""
         low, high = self.ends(x)
-        self.log_step.copy_(self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - self.log_start)
+        self.log_step.copy_(
+            self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - self.log_start
+        )
 
     def bits(self, x: Tensor) -> Tensor:
         low, high = self.ends(x)
@@ -240,7 +272,9 @@ class WeightNoise(Noise):
     def confine(self, x: Tensor) -> None:
         """No more bits than at the start: a group that began at zero found its range only now."""
         low, high = self.ends(x)
-        self.log_step.copy_(torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - self.log_start))
+        self.log_step.copy_(
+            torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - self.log_start)
+        )
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
@@ -285,7 +319,11 @@ class InputNoise(Noise):
     @torch.no_grad()
     def reset(self, x: Tensor) -> None:
         """The range of the batches shown; from 0 where they cannot be negative."""
-        self.low.copy_(torch.zeros_like(self.low) if self.site.unsigned else torch.minimum(self.low, x.amin((-2, -1), keepdim=True)))
+        self.low.copy_(
+            torch.zeros_like(self.low)
+            if self.site.unsigned
+            else torch.minimum(self.low, x.amin((-2, -1), keepdim=True))
+        )
         self.high.copy_(torch.maximum(self.high, x.amax((-2, -1), keepdim=True)))
         width = torch.where(self.high > self.low, self.high - self.low, 1.0)
         self.offset.copy_(self.low)
@@ -306,8 +344,17 @@ class InputNoise(Noise):
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         """Forced by a coarser step, not by a narrower range."""
-        step = torch.where(self.fits(x), self.step_size(), self.by_run(torch.exp2, self.log_range - self.bits_allowed))
-        return Grid(self.levels, self.site.grouping, step, None if self.site.unsigned else self.offset.detach())
+        step = torch.where(
+            self.fits(x),
+            self.step_size(),
+            self.by_run(torch.exp2, self.log_range - self.bits_allowed),
+        )
+        return Grid(
+            self.levels,
+            self.site.grouping,
+            step,
+            None if self.site.unsigned else self.offset.detach(),
+        )
 
     def relax(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
@@ -353,4 +400,9 @@ def excess(run: Run) -> Tensor:
     roles = [torch.cat(parts, -1) for parts in over.values()]
     violated = [(role > 0).sum(-1) for role in roles]
     total = torch.stack(violated).sum(0)
-    return torch.stack([(n + EPSILON) / (total + EPSILON) * role.mean(-1) for n, role in zip(violated, roles, strict=True)]).sum(0)
+    return torch.stack(
+        [
+            (n + EPSILON) / (total + EPSILON) * role.mean(-1)
+            for n, role in zip(violated, roles, strict=True)
+        ]
+    ).sum(0)

@@ -91,7 +91,9 @@ class GPTQ(Method):
         settle(run, batches)
         data = run.probe_batches(self.batches)
         layers = [layer for bundle in run.bundles for layer in bundle.layers]
-        known = {} if self.sequential else dict(zip(layers, moments(run, layers, data), strict=True))
+        known = (
+            {} if self.sequential else dict(zip(layers, moments(run, layers, data), strict=True))
+        )
         for bundle in run.bundles:
             (layer,) = bundle.layers
             (moment,) = [known[layer]] if known else moments(run, [layer], data)
@@ -122,14 +124,23 @@ class Compensated(ScaledQuantizer):
         """Round the layer's weight for inputs of this second moment."""
         weight = widen(layer.matrix()).unsqueeze(0)
         self.fixed = self.grid(weight)
-        rounded = compensate(weight, moment, self.fixed, self.method.damping, self.method.act_order, self.method.block)
+        rounded = compensate(
+            weight,
+            moment,
+            self.fixed,
+            self.method.damping,
+            self.method.act_order,
+            self.method.block,
+        )
         layer.weight.copy_(layer.as_weight(rounded[0]))
 
 
 def moments(run: Run, layers: list[QuantLayer], batches: list[Batch]) -> list[Tensor]:
     """E[x xᵀ] of each layer's inputs, exact where the task knows it; up to a factor, on which nothing depends, where it is measured."""
     found = [run.problem.input_moment(layer) for layer in layers]
-    missing = {layer: nothing(layer.matrix()) for layer, m in zip(layers, found, strict=True) if m is None}
+    missing = {
+        layer: nothing(layer.matrix()) for layer, m in zip(layers, found, strict=True) if m is None
+    }
 
     def look(layer: QuantLayer, arguments: tuple[Tensor]) -> None:
         x = widen(samples(layer, arguments[0]))
@@ -145,7 +156,9 @@ def moments(run: Run, layers: list[QuantLayer], batches: list[Batch]) -> list[Te
 
 
 def nothing(matrix: Tensor) -> Tensor:
-    return matrix.new_zeros(*matrix.shape[:-2], matrix.shape[-1], matrix.shape[-1], dtype=torch.float64)
+    return matrix.new_zeros(
+        *matrix.shape[:-2], matrix.shape[-1], matrix.shape[-1], dtype=torch.float64
+    )
 
 
 def samples(layer: QuantLayer, x: Tensor) -> Tensor:
@@ -153,24 +166,44 @@ def samples(layer: QuantLayer, x: Tensor) -> Tensor:
     lead = layer.matrix().dim() - 2
     if not isinstance(layer, QuantConv2d):
         return x.flatten(lead, -2)
-    patches = F.unfold(x.flatten(0, lead), layer.weight.shape[-2:], padding=layer.padding, stride=layer.stride).mT.contiguous()
+    patches = F.unfold(
+        x.flatten(0, lead), layer.weight.shape[-2:], padding=layer.padding, stride=layer.stride
+    ).mT.contiguous()
     return patches.view(*x.shape[:lead], -1, patches.shape[-1])
 
 
 @torch.no_grad()
-def compensate(w: Tensor, moment: Tensor, grid: Grid, damping: float, act_order: bool = False, block: int = 128) -> Tensor:
+def compensate(
+    w: Tensor, moment: Tensor, grid: Grid, damping: float, act_order: bool = False, block: int = 128
+) -> Tensor:
     """The levels of `grid` that GPTQ gives a weight (…, rows, columns) for inputs of second moment (…, columns, columns)."""
     diagonal = moment.diagonal(dim1=-2, dim2=-1)
-    if torch.equal(moment, torch.diag_embed(diagonal)):  # nothing to make up, and the largest beds are diagonal
+    if torch.equal(
+        moment, torch.diag_embed(diagonal)
+    ):  # nothing to make up, and the largest beds are diagonal
         return grid.snap(w)
-    order = diagonal.argsort(dim=-1, descending=True, stable=True) if act_order else torch.arange(w.shape[-1], device=w.device)
+    order = (
+        diagonal.argsort(dim=-1, descending=True, stable=True)
+        if act_order
+        else torch.arange(w.shape[-1], device=w.device)
+    )
     pick = order.unsqueeze(-2).expand(w.shape)
     scale, offset = (
-        None if t is None else t.expand(grid.grouping.group(w).shape).reshape(w.shape).gather(-1, pick) for t in grid.decoding()
+        None
+        if t is None
+        else t.expand(grid.grouping.group(w).shape).reshape(w.shape).gather(-1, pick)
+        for t in grid.decoding()
     )
     assert scale is not None
-    moment = torch.take_along_dim(torch.take_along_dim(moment.double(), order.unsqueeze(-1), -2), order.unsqueeze(-2), -1)
-    rounded = round_columns(w.gather(-1, pick), inverse_factor(moment, damping), Grid(grid.levels, CHANNEL, scale, offset), block)
+    moment = torch.take_along_dim(
+        torch.take_along_dim(moment.double(), order.unsqueeze(-1), -2), order.unsqueeze(-2), -1
+    )
+    rounded = round_columns(
+        w.gather(-1, pick),
+        inverse_factor(moment, damping),
+        Grid(grid.levels, CHANNEL, scale, offset),
+        block,
+    )
     return rounded.gather(-1, pick.argsort(dim=-1))
 
 
@@ -183,7 +216,9 @@ def round_columns(w: Tensor, u: Tensor, grid: Grid, block: int) -> Tensor:
         for j in range(start, stop):
             at = (..., slice(j, j + 1))
             offset = None if grid.offset is None else grid.offset[at]
-            rounded[at] = Grid(grid.levels, CHANNEL, grid.scale[at], offset).snap(free[at].to(w.dtype))
+            rounded[at] = Grid(grid.levels, CHANNEL, grid.scale[at], offset).snap(
+                free[at].to(w.dtype)
+            )
             errors[..., j - start] = (free[..., j] - rounded[..., j]) / u[..., j, None, j]
             free[..., j:stop] -= errors[..., j - start, None] * u[..., j, None, j:stop]
         free[..., stop:] -= errors @ u[..., start:stop, stop:]

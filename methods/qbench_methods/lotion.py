@@ -109,8 +109,12 @@ class LOTION(Method):
         return InputRange(site) if site.role == "activation" else LOTIONWeight(site, self)
 
     def prepare(self, run: Run, batches: list[Batch]) -> None:
-        if self.fisher == "exact" and any(run.problem.hessian_diagonal(layer) is None for b in run.bundles for layer in b.layers):
-            raise UsageError("lotion: fisher = exact needs a task that knows its Hessian; use own or optimizer here")
+        if self.fisher == "exact" and any(
+            run.problem.hessian_diagonal(layer) is None for b in run.bundles for layer in b.layers
+        ):
+            raise UsageError(
+                "lotion: fisher = exact needs a task that knows its Hessian; use own or optimizer here"
+            )
         self.bias = torch.ones((), device=run.clock.device)
         settle(run, batches)
 
@@ -132,7 +136,9 @@ class LOTION(Method):
             assert isinstance(bundle.quantizer, LOTIONWeight)
             weights = widen(bundle.stack().detach()).requires_grad_()
             strength = run.number(self.strengths(run), weights)
-            penalty = 0.5 * run.total(strength * self.curvature(run, bundle) * bundle.quantizer.variance(weights))
+            penalty = 0.5 * run.total(
+                strength * self.curvature(run, bundle) * bundle.quantizer.variance(weights)
+            )
             (force,) = torch.autograd.grad(penalty.sum(), weights)
             for layer, part in zip(bundle.layers, force.unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(gradient(layer) + part.to(layer.weight.dtype))
@@ -140,13 +146,19 @@ class LOTION(Method):
 
     def strengths(self, run: Run) -> list[float]:
         """λ of each run."""
-        return [lam if self.fisher == "exact" else lam * run.labels_per_step for lam in run.own("lam")]
+        return [
+            lam if self.fisher == "exact" else lam * run.labels_per_step for lam in run.own("lam")
+        ]
 
     def curvature(self, run: Run, bundle: Bundle) -> Tensor:
         """g of the weights side by side."""
         if self.fisher == "exact":
             return run.curvature(bundle, [])
-        return self.moment(run, bundle) if self.fisher == "optimizer" else self.updated_average(run, bundle)
+        return (
+            self.moment(run, bundle)
+            if self.fisher == "optimizer"
+            else self.updated_average(run, bundle)
+        )
 
     def updated_average(self, run: Run, bundle: Bundle) -> Tensor:
         """The own running mean with this step's gradient in it, its bias corrected."""
@@ -159,11 +171,16 @@ class LOTION(Method):
     def moment(self, run: Run, bundle: Bundle) -> Tensor:
         """The optimizer's second moment, its bias corrected; at the first step there is none, and R is 0."""
         found = [(run.second_moment(layer.weight), layer.matrix()) for layer in bundle.layers]
-        moments = [torch.zeros_like(matrix) if m is None else m.view(matrix.shape) for m, matrix in found]
+        moments = [
+            torch.zeros_like(matrix) if m is None else m.view(matrix.shape) for m, matrix in found
+        ]
         return beside(moments).detach() / self.bias
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
-        return {"lambda": torch.tensor(self.strengths(run), dtype=torch.float64), "penalty": self.penalty}
+        return {
+            "lambda": torch.tensor(self.strengths(run), dtype=torch.float64),
+            "penalty": self.penalty,
+        }
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         settle(run, batches)
@@ -191,7 +208,9 @@ class LOTIONWeight(ScaledQuantizer):
         with torch.no_grad():
             noise = FLOAT_NOISE * torch.finfo(w.dtype).eps * torch.maximum(w.abs(), grid.scale)
             certain = torch.minimum(w - low, high - w) < noise
-        if self.scale_gradient:  # levels move with the scale; a searched one is, locally, a fixed fraction of absmax
+        if (
+            self.scale_gradient
+        ):  # levels move with the scale; a searched one is, locally, a fixed fraction of absmax
             scale = absmax_scale(x, self.site, self.levels)
             low, high = low * (scale / scale.detach()), high * (scale / scale.detach())
         return torch.where(certain, 0.0, (w - low) * (high - w)).reshape(x.shape)
@@ -202,7 +221,9 @@ def second_decay(run: Run) -> float:
     assert run.optimizer is not None
     betas = run.optimizer.param_groups[0].get("betas")
     if betas is None:
-        raise UsageError("lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here")
+        raise UsageError(
+            "lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here"
+        )
     return float(betas[1])
 
 

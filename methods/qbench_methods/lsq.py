@@ -41,7 +41,13 @@ class LSQ(Method):
         "imagenet": Preset(
             "arXiv 1902.08153, 4 bits",
             {},
-            {"optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "schedule": "cosine", "weight_decay": 1e-4},
+            {
+                "optimizer": "sgd",
+                "momentum": 0.9,
+                "lr": 0.01,
+                "schedule": "cosine",
+                "weight_decay": 1e-4,
+            },
             "fp:0.5",
         ),
     }
@@ -96,7 +102,9 @@ class LearnedStep(Quantizer):
     def reset(self, x: Tensor) -> None:
         """From the first tensor shown; a group whose elements are all zero starts at 1."""
         mean = self.site.grouping.group(x.detach()).abs().mean(-1, keepdim=True)
-        start = torch.where(mean > 0, 2 * mean / self.levels.number(lambda levels: levels.high**0.5), 1.0).to(self.size.dtype)
+        start = torch.where(
+            mean > 0, 2 * mean / self.levels.number(lambda levels: levels.high**0.5), 1.0
+        ).to(self.size.dtype)
         self.size.copy_(torch.where(self.started, self.size, start))
         self.started.fill_(True)
 
@@ -118,5 +126,9 @@ class LearnedStep(Quantizer):
         if self.count == "none":
             return 1.0
         rows = 1 if self.site.role == "activation" and self.count == "group" else x.shape[-2]
-        alone = rows * x.shape[-1] if self.site.granularity == "tensor" or self.count == "tensor" else self.site.grouping.group(x).shape[-1]
+        alone = (
+            rows * x.shape[-1]
+            if self.site.granularity == "tensor" or self.count == "tensor"
+            else self.site.grouping.group(x).shape[-1]
+        )
         return self.levels.number(lambda levels: (alone * levels.high) ** -0.5)

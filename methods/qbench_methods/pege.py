@@ -83,10 +83,18 @@ class PEGE(Method):
         return None
 
     def alone(self) -> str | None:
-        return "pege with decoupled = true pulls by one learning rate, and runs side by side have their own" if self.decoupled else None
+        return (
+            "pege with decoupled = true pulls by one learning rate, and runs side by side have their own"
+            if self.decoupled
+            else None
+        )
 
     def unrecorded(self) -> str | None:
-        return "pege with decoupled = true pulls by a rate that changes from step to step" if self.decoupled else None
+        return (
+            "pege with decoupled = true pulls by a rate that changes from step to step"
+            if self.decoupled
+            else None
+        )
 
     def unsupported(self, site: Site) -> str | None:
         if self.base == "affine" and site.number_format.codebook:
@@ -107,11 +115,16 @@ class PEGE(Method):
         rates = self.rates(run)
         for quantizer in run.quantizers():
             run.write(rates, own(quantizer).rate)
-            own(quantizer).complete = min(rates) >= 1 and run.recorded is None  # where it was recorded whether anything is drawn
+            own(quantizer).complete = (
+                min(rates) >= 1 and run.recorded is None
+            )  # where it was recorded whether anything is drawn
 
     def rates(self, run: Run) -> list[float]:
         """p of each run."""
-        return [replacement_rate(run.progress, self.schedule, self.log_base, ramp) for ramp in run.own("ramp")]
+        return [
+            replacement_rate(run.progress, self.schedule, self.log_base, ramp)
+            for ramp in run.own("ramp")
+        ]
 
     def measure(self, run: Run, batch: Batch) -> None:
         """Set u with nothing replaced: at the first step, but where a site has no rounding error yet (all-zero weights) at a later tenth."""
@@ -124,8 +137,15 @@ class PEGE(Method):
         loss, made = run.probe_loss(batch)
         grads = dict(zip(made, torch.autograd.grad(loss, list(made.values())), strict=True))
         for bundle in run.bundles:
-            weights = widen(bundle.stack().detach())  # as they are, not as they were clipped: the grid follows from them
-            g = beside([grads[name].view(layer.matrix().shape) for name, layer in zip(bundle.names, bundle.layers, strict=True)])
+            weights = widen(
+                bundle.stack().detach()
+            )  # as they are, not as they were clipped: the grid follows from them
+            g = beside(
+                [
+                    grads[name].view(layer.matrix().shape)
+                    for name, layer in zip(bundle.names, bundle.layers, strict=True)
+                ]
+            )
             learn_error_weight(own(bundle.quantizer), weights, g, kappa)
         for name, seen in run.inputs.items():
             learn_error_weight(own(seen), made[name + INPUT], grads[name + INPUT], kappa)
@@ -138,7 +158,9 @@ class PEGE(Method):
         lr = run.optimizer.param_groups[0]["lr"]
         for bundle in run.bundles:
             w = bundle.stack()
-            gap = torch.where(replaced(own(bundle.quantizer), w), w - bundle.quantizer.grid(w).snap(w), 0.0)
+            gap = torch.where(
+                replaced(own(bundle.quantizer), w), w - bundle.quantizer.grid(w).snap(w), 0.0
+            )
             for layer, part in zip(bundle.layers, gap.unbind(-3), strict=True):
                 layer.weight.sub_(layer.as_weight(part), alpha=lr * self.kappa)
 
@@ -170,7 +192,11 @@ class PEGEWeight(ScaledQuantizer):
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        return affine_grid(x, self.site, self.levels) if self.method.base == "affine" else super().grid(x)
+        return (
+            affine_grid(x, self.site, self.levels)
+            if self.method.base == "affine"
+            else super().grid(x)
+        )
 
     def relax(self, x: Tensor) -> Tensor:
         return mixture(self, x)
@@ -225,9 +251,15 @@ def mixture(quantizer: Either, x: Tensor) -> Tensor:
             inside = inside | ~mask
     if method.kappa and not method.decoupled:
         with torch.no_grad():
-            pull = torch.where(mask, quantizer.error_weight * in_steps(grid, in_steps(grid, clipped - level)), 0.0)
+            pull = torch.where(
+                mask, quantizer.error_weight * in_steps(grid, in_steps(grid, clipped - level)), 0.0
+            )
         x = _Pulled.apply(x, pull)  # type: ignore[no-untyped-call]
-    return quantizer.straight(x, grid, value, inside) if isinstance(quantizer, PEGEWeight) else straight_through(x, value, inside)
+    return (
+        quantizer.straight(x, grid, value, inside)
+        if isinstance(quantizer, PEGEWeight)
+        else straight_through(x, value, inside)
+    )
 
 
 class _Pulled(torch.autograd.Function):
@@ -261,5 +293,12 @@ def learn_error_weight(quantizer: Either, x: Tensor, grad: Tensor, kappa: float)
     error = in_steps(grid, clip(grid, x) - grid.snap(x))
     at_steps = (grid.grouping.group(grad) * grid.scale).reshape(grad.shape)
     size = error.square().mean((-2, -1), keepdim=True)
-    found = kappa * (at_steps.square().mean((-2, -1), keepdim=True) / torch.where(size > 0, size, torch.inf)).sqrt()
-    quantizer.error_weight.copy_(torch.where(quantizer.error_weight > 0, quantizer.error_weight, found))
+    found = (
+        kappa
+        * (
+            at_steps.square().mean((-2, -1), keepdim=True) / torch.where(size > 0, size, torch.inf)
+        ).sqrt()
+    )
+    quantizer.error_weight.copy_(
+        torch.where(quantizer.error_weight > 0, quantizer.error_weight, found)
+    )

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qbench.api import Batch, InputRange, Method, Quantizer, ScaledQuantizer, ScaleRule, Site, beside, straight_through
+from qbench.api import (
+    Batch,
+    InputRange,
+    Method,
+    Quantizer,
+    ScaledQuantizer,
+    ScaleRule,
+    Site,
+    beside,
+    straight_through,
+)
 from qbench.training.calibration import settle, settle_now_and_then
 from qbench.training.run import Run
 
@@ -32,7 +42,11 @@ class Placebo(Method):
     strength: float = 0.5
 
     def check(self) -> str | None:
-        return None if 0 <= self.strength < 1 else f"strength must be in [0, 1), or a slope is not positive; not {self.strength}"
+        return (
+            None
+            if 0 <= self.strength < 1
+            else f"strength must be in [0, 1), or a slope is not positive; not {self.strength}"
+        )
 
     def alone(self) -> None:
         return None
@@ -54,7 +68,12 @@ class Placebo(Method):
         for bundle in run.bundles:
             reached = [(layer, layer.weight.grad) for layer in bundle.layers]
             g = beside(
-                [layer.matrix().new_zeros(layer.matrix().shape) if d is None else d.view(layer.matrix().shape) for layer, d in reached]
+                [
+                    layer.matrix().new_zeros(layer.matrix().shape)
+                    if d is None
+                    else d.view(layer.matrix().shape)
+                    for layer, d in reached
+                ]
             )
             found = stretched(g, bundle.quantizer.draw(g), run.number(run.own("strength"), g))
             for (layer, _), part in zip(reached, found.unbind(-3), strict=True):

@@ -11,7 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qbench.api import Batch, Grid, InputRange, Method, Quantizer, ScaledQuantizer, ScaleRule, Site, affine_grid
+from qbench.api import (
+    Batch,
+    Grid,
+    InputRange,
+    Method,
+    Quantizer,
+    ScaledQuantizer,
+    ScaleRule,
+    Site,
+    affine_grid,
+)
 from qbench.training.calibration import settle
 from qbench.training.run import Run
 
@@ -41,7 +51,9 @@ class RTN(Method):
     def quantizer(self, site: Site) -> Quantizer:
         if site.role == "activation":
             return InputRange(site)
-        return AffineRounding(site) if self.grid == "affine" else Rounding(site, self.scale, self.grid)
+        return (
+            AffineRounding(site) if self.grid == "affine" else Rounding(site, self.scale, self.grid)
+        )
 
     def finalize(self, run: Run, batches: list[Batch]) -> None:
         settle(run, batches)

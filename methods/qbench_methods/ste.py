@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qbench.api import Batch, InputRange, Method, Quantizer, ScaledQuantizer, Site, TrainedScaleRule, absmax_scale, straight_through
+from qbench.api import (
+    Batch,
+    InputRange,
+    Method,
+    Quantizer,
+    ScaledQuantizer,
+    Site,
+    TrainedScaleRule,
+    absmax_scale,
+    straight_through,
+)
 from qbench.training.calibration import settle, settle_now_and_then, undivided
 from qbench.training.run import Run
 
@@ -79,4 +89,6 @@ class STEWeight(ScaledQuantizer):
         scale = absmax_scale(x, self.site, self.levels)
         z = self.site.grouping.group(x) / scale
         inside = None if mask is None else self.site.grouping.group(mask)
-        return (straight_through(z, self.site.grouping.group(value) / grid.scale, inside) * scale).reshape(x.shape)
+        return (
+            straight_through(z, self.site.grouping.group(value) / grid.scale, inside) * scale
+        ).reshape(x.shape)

@@ -54,12 +54,18 @@ def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
     """Every section that has both entrants, by their labels."""
     check_names(makers, a, b)
     names = place_names([(maker.title(), maker.setting()) for maker in makers])
-    pairs = [(maker, name, *found) for maker, name in zip(makers, names, strict=True) if (found := paired(maker, a, b)) is not None]
+    pairs = [
+        (maker, name, *found)
+        for maker, name in zip(makers, names, strict=True)
+        if (found := paired(maker, a, b)) is not None
+    ]
     tests = [tested(one, other) for _, _, _, one, other, _ in pairs]
     known = [test.p for test in tests if test.p is not None]
     corrected = iter(holm(known))
     return [
-        judged(maker, name, (a, b), formats, test, None if test.p is None else next(corrected), dropped)
+        judged(
+            maker, name, (a, b), formats, test, None if test.p is None else next(corrected), dropped
+        )
         for (maker, name, formats, _, _, dropped), test in zip(pairs, tests, strict=True)
     ]
 
@@ -74,7 +80,9 @@ def check_names(makers: Sequence[SectionMaker], *labels: str) -> None:
         raise UsageError(f"{labels[0]!r} is compared with itself: name two entrants")
 
 
-def paired(maker: SectionMaker, a: str, b: str) -> tuple[tuple[str, ...], dict[int, float], dict[int, float], int] | None:
+def paired(
+    maker: SectionMaker, a: str, b: str
+) -> tuple[tuple[str, ...], dict[int, float], dict[int, float], int] | None:
     """The formats that both have, the mean over them by seed for each, and how many seeds are left out; None where there is nothing in common."""
     one, other = columns(maker, a), columns(maker, b)
     shared = sorted(one.keys() & other.keys())
@@ -108,7 +116,13 @@ def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
 
 
 def judged(
-    maker: SectionMaker, section: str, names: tuple[str, str], formats: tuple[str, ...], test: Paired, p: float | None, dropped: int
+    maker: SectionMaker,
+    section: str,
+    names: tuple[str, str],
+    formats: tuple[str, ...],
+    test: Paired,
+    p: float | None,
+    dropped: int,
 ) -> Comparison:
     verdict = " ".join(words(maker, names, test, p))
     d, left_out = test.difference, dropped if test.seeds or p is None else 0
@@ -117,7 +131,9 @@ def judged(
     )  # fmt: skip
 
 
-def words(maker: SectionMaker, names: tuple[str, str], test: Paired, p: float | None) -> Iterator[str]:
+def words(
+    maker: SectionMaker, names: tuple[str, str], test: Paired, p: float | None
+) -> Iterator[str]:
     """What may be said, and no more."""
     a, b = names
     d = test.difference.value
@@ -126,7 +142,11 @@ def words(maker: SectionMaker, names: tuple[str, str], test: Paired, p: float | 
     if test.seeds < 2 and p is None:
         yield f"nothing can be said: {count(test.seeds, 'shared seed')}, and it takes two"
     elif p is None:
-        yield "the same in every seed" if d == 0 else "they differ by the same amount in every seed, so nothing is known of its spread"
+        yield (
+            "the same in every seed"
+            if d == 0
+            else "they differ by the same amount in every seed, so nothing is known of its spread"
+        )
     elif p >= ALPHA:
         yield "they cannot be told apart" + f" over {count(test.seeds, 'seed')}" * bool(test.seeds)
     else:
@@ -142,7 +162,9 @@ def words(maker: SectionMaker, names: tuple[str, str], test: Paired, p: float | 
 def comparison(c: Comparison) -> str:
     """Two lines: where, and the difference with its verdict."""
     d, digits = c.difference, _digits(c)
-    interval = "" if d.low is None or d.high is None else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+    interval = (
+        "" if d.low is None or d.high is None else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+    )
     p = "" if c.p is None else f", p = {c.p:.2g}"
     left_out = f", {c.dropped} left out" if c.dropped else ""
     where = f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; {text.count(c.seeds, 'seed')}{left_out}"

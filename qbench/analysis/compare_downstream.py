@@ -74,7 +74,11 @@ def compare(makers: Sequence[SectionMaker], results: Path, a: str, b: str) -> li
     check_names(makers, a, b)
     names = place_names([(maker.title(), maker.setting()) for maker in makers])
     named = zip(makers, names, strict=True)
-    found = [difference(maker, name, results, exam, pairs) for maker, name in named for exam, pairs in paired(maker, a, b)]
+    found = [
+        difference(maker, name, results, exam, pairs)
+        for maker, name in named
+        for exam, pairs in paired(maker, a, b)
+    ]
     known = iter(holm([d.p_items for d in found if d.p_items is not None]))
     return [d if d.p_items is None else dataclasses.replace(d, p_items=next(known)) for d in found]
 
@@ -90,17 +94,30 @@ def paired(maker: SectionMaker, a: str, b: str) -> Iterator[tuple[Exam, list[Pai
                 for exam in mine.keys() & theirs.keys():
                     seeds = [seed for seed in mine[exam] if seed in theirs[exam]]
                     both = [Pair(fmt, seed, mine[exam][seed], theirs[exam][seed]) for seed in seeds]
-                    pairs[exam] += [p for p in both if math.isfinite(p.one.value) and math.isfinite(p.other.value)]
+                    pairs[exam] += [
+                        p
+                        for p in both
+                        if math.isfinite(p.one.value) and math.isfinite(p.other.value)
+                    ]
     yield from ((pairs[exam][0].one.exam, pairs[exam]) for exam in sorted(pairs) if pairs[exam])
 
 
 def answers(maker: SectionMaker, label: str) -> dict[int, Mapping[str, Mapping[int, Answer]]]:
     """An entrant's, by column, exam and seed."""
-    return {column: found for (n, column), found in sorted(maker.answers.items()) if maker.entrants[n].label == label}
+    return {
+        column: found
+        for (n, column), found in sorted(maker.answers.items())
+        if maker.entrants[n].label == label
+    }
 
 
-def difference(maker: SectionMaker, name: str, results: Path, exam: Exam, pairs: Sequence[Pair]) -> Difference:
-    test = paired_test(by_seed([(p.seed, p.one.value) for p in pairs]), by_seed([(p.seed, p.other.value) for p in pairs]))
+def difference(
+    maker: SectionMaker, name: str, results: Path, exam: Exam, pairs: Sequence[Pair]
+) -> Difference:
+    test = paired_test(
+        by_seed([(p.seed, p.one.value) for p in pairs]),
+        by_seed([(p.seed, p.other.value) for p in pairs]),
+    )
     items = [(right(results, pair.one), right(results, pair.other)) for pair in pairs]
     whole = [(x, y) for x, y in items if x is not None and y is not None]
     answers = [[answer for pair in whole for answer in pair[side]] for side in (0, 1)]
@@ -146,7 +163,5 @@ def in_words(d: Difference, a: str, b: str) -> str:
     lines = [where, f"  by seed {d.difference.value:+.{DIGITS}f}{interval}{p} over {seeds}"]
     if d.p_items is None:
         return "\n".join(lines)
-    items = (
-        f"by item {d.only_a} that only {text.plain(a)} has right, {d.only_b} that only {text.plain(b)}, p = {d.p_items:.2g} for these runs"
-    )
+    items = f"by item {d.only_a} that only {text.plain(a)} has right, {d.only_b} that only {text.plain(b)}, p = {d.p_items:.2g} for these runs"
     return "\n".join([*lines, f"  {items}"])

@@ -67,7 +67,10 @@ class EqualTime:
 def equal_time(maker: SectionMaker, curves: Curves) -> EqualTime:
     """Every cell that has scores, in the order of entrants and columns."""
     seconds = budgets(maker)
-    return EqualTime(seconds, tuple(timed(maker, n, c, curves, seconds) for n, c in maker.parts if maker.scores[n, c]))
+    return EqualTime(
+        seconds,
+        tuple(timed(maker, n, c, curves, seconds) for n, c in maker.parts if maker.scores[n, c]),
+    )
 
 
 def budgets(maker: SectionMaker) -> dict[str, float]:
@@ -76,7 +79,12 @@ def budgets(maker: SectionMaker) -> dict[str, float]:
         return {}
     part = maker.parts[maker.fp, -1]
     found: dict[str, list[float]] = {}
-    for where, seconds, usable in zip(places(maker, part), part["train_s"], part["good"] & np.isfinite(part["train_s"]), strict=True):
+    for where, seconds, usable in zip(
+        places(maker, part),
+        part["train_s"],
+        part["good"] & np.isfinite(part["train_s"]),
+        strict=True,
+    ):
         if usable:
             found.setdefault(where, []).append(seconds)
     return {where: float(np.median(found[where])) for where in sorted(found)}
@@ -84,27 +92,45 @@ def budgets(maker: SectionMaker) -> dict[str, float]:
 
 def places(maker: SectionMaker, part: Part) -> list[str]:
     """The device that each run trained on, and in what company: among such runs times are compared."""
-    names, rows = maker.data.words["device_name"], zip(part["device_name"], alone_is_one(part), strict=True)
-    return [names[device] if company == 1 else f"{names[device]}, {company:.0f} side by side" for device, company in rows]
+    names, rows = (
+        maker.data.words["device_name"],
+        zip(part["device_name"], alone_is_one(part), strict=True),
+    )
+    return [
+        names[device] if company == 1 else f"{names[device]}, {company:.0f} side by side"
+        for device, company in rows
+    ]
 
 
-def timed(maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapping[str, float]) -> Timed:
+def timed(
+    maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapping[str, float]
+) -> Timed:
     part, entrant = maker.parts[n, column], maker.entrants[n]
     rows = _first_of_each_seed(part)
-    runs = [curves.get((part["key"][i], int(np.nan_to_num(part["attempt"][i], nan=1.0)))) for i in rows]
+    runs = [
+        curves.get((part["key"][i], int(np.nan_to_num(part["attempt"][i], nan=1.0)))) for i in rows
+    ]
     where = places(maker, part)
     limits = [budget.get(where[i]) for i in rows]
     whole = [run for run in runs if run is not None]
-    reached = [at(run, limit) for run, limit in zip(runs, limits, strict=True) if run is not None and limit is not None]
+    reached = [
+        at(run, limit)
+        for run, limit in zip(runs, limits, strict=True)
+        if run is not None and limit is not None
+    ]
     values = [value for value, _ in reached if value is not None]
     return Timed(
         entrant.label,
         entrant.params,
         maker.data.columns[column] if column >= 0 else "fp32",
         len(rows),
-        intervals.mean_interval([float(run.value[-1]) for run in whole]) if len(whole) == len(rows) else None,
+        intervals.mean_interval([float(run.value[-1]) for run in whole])
+        if len(whole) == len(rows)
+        else None,
         intervals.mean_interval(values) if len(values) == len(rows) else None,
-        float(np.median([progress for _, progress in reached])) if len(reached) == len(rows) else None,
+        float(np.median([progress for _, progress in reached]))
+        if len(reached) == len(rows)
+        else None,
         _note(len(rows), len(whole), sum(limit is not None for limit in limits), len(values)),
     )
 
@@ -112,7 +138,9 @@ def timed(maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapp
 def at(run: Evaluations, seconds: float) -> tuple[float | None, float]:
     """What a run's validation was at a time, if it had been evaluated by then, and how much of its steps it had done."""
     progress = float(np.interp(seconds, np.r_[0.0, run.seconds], np.r_[0.0, run.progress]))
-    return (float(np.interp(seconds, run.seconds, run.value)) if seconds >= run.seconds[0] else None), progress
+    return (
+        float(np.interp(seconds, run.seconds, run.value)) if seconds >= run.seconds[0] else None
+    ), progress
 
 
 def _first_of_each_seed(part: Part) -> list[int]:

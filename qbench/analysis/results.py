@@ -80,9 +80,13 @@ class Results:
 
     def curve(self, run: str) -> pd.DataFrame:
         """The curve of the latest attempt at a run, named by its key or the beginning of it."""
-        found = self.query("SELECT * FROM curves WHERE starts_with(key, ?) ORDER BY key, attempt, step", [run])
+        found = self.query(
+            "SELECT * FROM curves WHERE starts_with(key, ?) ORDER BY key, attempt, step", [run]
+        )
         if found["key"].nunique() != 1:
-            raise UsageError(f"{run!r} begins the keys of {text.count(found['key'].nunique(), 'run')} with a curve")
+            raise UsageError(
+                f"{run!r} begins the keys of {text.count(found['key'].nunique(), 'run')} with a curve"
+            )
         latest: pd.DataFrame = found.loc[found["attempt"] == found["attempt"].max()]
         return latest
 
@@ -97,14 +101,18 @@ class Results:
 
         from qbench.boards.csv_files import to_csv
 
-        return pd.read_csv(io.StringIO(to_csv(self.board(board))), keep_default_na=False, na_values=[""])
+        return pd.read_csv(
+            io.StringIO(to_csv(self.board(board))), keep_default_na=False, na_values=[""]
+        )
 
     def board(self, name: str | None = None) -> Board:
         """A board by name, or the latest."""
         from qbench.boards.build import build_board
 
         title, runs, planned, defaults, track, tuning = self._parts(name)
-        return build_board(runs, planned=planned, defaults=defaults, title=title, track=track, tuning=tuning)
+        return build_board(
+            runs, planned=planned, defaults=defaults, title=title, track=track, tuning=tuning
+        )
 
     def summary(self, name: str | None = None) -> Summary:
         """A board in a few numbers: gaps recovered over all its cells, what is on the front, and the view at equal training time."""
@@ -122,9 +130,17 @@ class Results:
         with view(self.folder) as connection:
             found = connection.execute(EVALUATED, [board]).fetchnumpy()
         key, attempt = found["key"], found["attempt"]
-        ends = [0, *(np.flatnonzero((key[1:] != key[:-1]) | (attempt[1:] != attempt[:-1])) + 1), len(key)]
+        ends = [
+            0,
+            *(np.flatnonzero((key[1:] != key[:-1]) | (attempt[1:] != attempt[:-1])) + 1),
+            len(key),
+        ]
         values = [np.asarray(found[name], dtype=np.float64) for name in Evaluations._fields]
-        return {(key[i], int(attempt[i])): Evaluations(*(v[i:j] for v in values)) for i, j in itertools.pairwise(ends) if i < j}
+        return {
+            (key[i], int(attempt[i])): Evaluations(*(v[i:j] for v in values))
+            for i, j in itertools.pairwise(ends)
+            if i < j
+        }
 
     def compare(self, one: str, other: str, board: str | None = None) -> list[Comparison]:
         """Two entrants of a board by their labels, section by section, paired by seed."""
@@ -134,22 +150,35 @@ class Results:
         _, runs, planned, defaults, track, _ = self._parts(board)
         return compare(section_makers(runs, planned, defaults, track=track)[1], one, other)
 
-    def compare_downstream(self, one: str, other: str, board: str | None = None) -> list[Difference]:
+    def compare_downstream(
+        self, one: str, other: str, board: str | None = None
+    ) -> list[Difference]:
         """The same of what they answered downstream: by seed, and item by item."""
         from qbench.analysis.compare_downstream import compare
         from qbench.boards.build import section_makers
 
         _, runs, planned, defaults, track, _ = self._parts(board)
-        return compare(section_makers(runs, planned, defaults, track=track)[1], self.folder, one, other)
+        return compare(
+            section_makers(runs, planned, defaults, track=track)[1], self.folder, one, other
+        )
 
-    def _parts(self, name: str | None) -> tuple[str, Table, Table, dict[str, Any], str, Tuning | None]:
+    def _parts(
+        self, name: str | None
+    ) -> tuple[str, Table, Table, dict[str, Any], str, Tuning | None]:
         """What a board is made of: its title, its runs, what it lacks, the default parameters, its track and how it was tuned."""
         with view(self.folder) as connection:
             name = self._known(connection, name)
             asked = "SELECT title, defaults, track, tuning FROM boards WHERE board = ?"
             title, defaults, track, tuning = connection.execute(asked, [name]).fetchall()[0]
             space = Tuning.from_json(json.loads(tuning)) if tuning else None
-            return title or name, finished(connection, name), missing(connection, name), json.loads(defaults), track, space
+            return (
+                title or name,
+                finished(connection, name),
+                missing(connection, name),
+                json.loads(defaults),
+                track,
+                space,
+            )
 
     def board_name(self, name: str | None) -> str:
         """The name of a board that is known, or of the latest."""
@@ -157,9 +186,13 @@ class Results:
             return self._known(connection, name)
 
     def _known(self, connection: DuckDBPyConnection, name: str | None) -> str:
-        known = [row[0] for row in connection.execute(f"SELECT board FROM boards {LATEST}").fetchall()]
+        known = [
+            row[0] for row in connection.execute(f"SELECT board FROM boards {LATEST}").fetchall()
+        ]
         if not known:
-            raise QbenchError(f"{self.folder}: no board was swept here; `qbench sweep FILE` makes one")
+            raise QbenchError(
+                f"{self.folder}: no board was swept here; `qbench sweep FILE` makes one"
+            )
         if name is None:
             return str(known[0])
         if name not in known:
@@ -174,15 +207,24 @@ class Results:
         if not told:
             return frame
         places = zip(frame["key"], frame["attempt"], strict=True)
-        frame[ANSWERS] = [None if number != number else told.get((key, int(number))) for key, number in places]
+        frame[ANSWERS] = [
+            None if number != number else told.get((key, int(number))) for key, number in places
+        ]
         return frame
 
     def _board_runs(self, name: str) -> pd.DataFrame:
-        if len(self.query("SELECT board FROM boards WHERE board = ? AND tuning IS NOT NULL", [name])):
+        if len(
+            self.query("SELECT board FROM boards WHERE board = ? AND tuning IS NOT NULL", [name])
+        ):
             return self._tuned_runs(name)
-        retired = self.query("SELECT board FROM cells WHERE board = ? AND retired IS NOT NULL LIMIT 1", [name])
+        retired = self.query(
+            "SELECT board FROM cells WHERE board = ? AND retired IS NOT NULL LIMIT 1", [name]
+        )
         more = ", c.retired" * len(retired)
-        return self.query(f"SELECT r.*, c.label, c.provenance{more} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?", [name])
+        return self.query(
+            f"SELECT r.*, c.label, c.provenance{more} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = ?",
+            [name],
+        )
 
     def _tuned_runs(self, name: str) -> pd.DataFrame:
         """Trials with what they tried, runs with what was chosen, and a row without a key for each that was not attempted as every trial failed."""

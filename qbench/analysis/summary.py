@@ -23,7 +23,14 @@ from qbench.boards.board import Cell, Section, place_names, plain
 from qbench.boards.run_table import Array
 from qbench.boards.section import SectionMaker
 from qbench.stats import intervals
-from qbench.stats.aggregates import BOOTSTRAP_FROM, iqm, pareto, percentiles, profile, resampled_ratios
+from qbench.stats.aggregates import (
+    BOOTSTRAP_FROM,
+    iqm,
+    pareto,
+    percentiles,
+    profile,
+    resampled_ratios,
+)
 from qbench.stats.intervals import Estimate
 
 THRESHOLDS = tuple(n / 20 for n in range(21))
@@ -108,11 +115,21 @@ def summarise(makers: Sequence[SectionMaker], curves: Curves, title: str = "") -
     """The summary of a board's sections (`leaderboard.section_makers`) and the evaluations of its runs."""
     sections = [maker.build() for maker in makers]
     names = place_names([(section.title, section.setting) for section in sections])
-    parts = [_Part(maker, section, name) for maker, section, name in zip(makers, sections, names, strict=True)]
+    parts = [
+        _Part(maker, section, name)
+        for maker, section, name in zip(makers, sections, names, strict=True)
+    ]
     cells = sum(len(part.open) for part in parts)
     entrants = sorted({n for part in parts for n in part.maker.rivals})
     overall = sorted((_overall(parts, n) for n in entrants), key=_order) if cells else []
-    return Summary(title, THRESHOLDS, cells, tuple(overall), tuple(_section(part, curves) for part in parts), tuple(_notes(parts, overall)))
+    return Summary(
+        title,
+        THRESHOLDS,
+        cells,
+        tuple(overall),
+        tuple(_section(part, curves) for part in parts),
+        tuple(_notes(parts, overall)),
+    )
 
 
 class _Part:
@@ -124,7 +141,10 @@ class _Part:
         self.cells: dict[tuple[int, int], Cell] = {}
         for n, e in maker.entrants.items():
             own = rows[e.label, e.method, e.params].cells
-            self.cells |= {(n, column): cell for column, cell in zip([-1] if e.reference else maker.columns, own, strict=True)}
+            self.cells |= {
+                (n, column): cell
+                for column, cell in zip([-1] if e.reference else maker.columns, own, strict=True)
+            }
         control = [] if maker.rtn is None else maker.columns
         self.open = [column for column in control if self.cells[maker.rtn, column].gap is not None]  # type: ignore[index]
 
@@ -135,9 +155,15 @@ class _Part:
         """What an entrant gains over the control, and the gap, by the seeds that it and both controls have."""
         maker, sign = self.maker, 1 if self.maker.better == "higher" else -1
         assert maker.fp is not None and maker.rtn is not None
-        own, fp, rtn = maker.scores[n, column], maker.scores[maker.fp, -1], maker.scores[maker.rtn, column]
+        own, fp, rtn = (
+            maker.scores[n, column],
+            maker.scores[maker.fp, -1],
+            maker.scores[maker.rtn, column],
+        )
         seeds = [seed for seed in own if seed in fp and seed in rtn]
-        return {s: sign * (own[s] - rtn[s]) for s in seeds}, {s: sign * (fp[s] - rtn[s]) for s in seeds}
+        return {s: sign * (own[s] - rtn[s]) for s in seeds}, {
+            s: sign * (fp[s] - rtn[s]) for s in seeds
+        }
 
 
 # ---- overall ----
@@ -162,7 +188,10 @@ class _Task:
     def arrays(self) -> tuple[Array, Array]:
         """Gains and gaps, cells × the seeds that all of them have."""
         seeds = sorted(set.intersection(*map(set, self.gains)))
-        gains, gaps = (np.array([[cell[s] for s in seeds] for cell in cells], dtype=np.float64) for cells in (self.gains, self.gaps))
+        gains, gaps = (
+            np.array([[cell[s] for s in seeds] for cell in cells], dtype=np.float64)
+            for cells in (self.gains, self.gaps)
+        )
         return gains, gaps
 
 
@@ -182,7 +211,19 @@ def _overall(parts: Sequence[_Part], n: int) -> Overall:
     iqm, profile = _distribution(arrays, seeds) if arrays else (None, None)
     e = next(part.maker.entrants[n] for part in parts if n in part.maker.entrants)
     control = any(e.method == part.maker.control for part in parts)
-    return Overall(e.label, e.method, e.params, e.reconstructed, control, mean, iqm, profile, cells, seeds, tuple(missing))
+    return Overall(
+        e.label,
+        e.method,
+        e.params,
+        e.reconstructed,
+        control,
+        mean,
+        iqm,
+        profile,
+        cells,
+        seeds,
+        tuple(missing),
+    )
 
 
 def _tasks(parts: Sequence[_Part], n: int) -> tuple[list[_Task], list[str]]:
@@ -193,7 +234,9 @@ def _tasks(parts: Sequence[_Part], n: int) -> tuple[list[_Task], list[str]]:
         for column in part.open:
             cell = part.cells.get((n, column), Cell("absent"))
             if cell.whole and cell.gap is not None:
-                tasks.setdefault(part.maker.identity["task"], _Task()).add(part.place(column), cell.gap, *part.ratio(n, column))
+                tasks.setdefault(part.maker.identity["task"], _Task()).add(
+                    part.place(column), cell.gap, *part.ratio(n, column)
+                )
             else:
                 missing.append(f"{part.place(column)}: {_why(cell)}")
     return list(tasks.values()), missing
@@ -204,7 +247,11 @@ def _why(cell: Cell) -> str:
         return "not asked for"
     if cell.failures:
         return ", ".join(f"{n} of {cell.asked} {word}" for word, n in cell.failures.items())
-    return f"the audit of {cell.audits_failed} of {cell.asked} runs failed" if cell.audits_failed else "no seed in common with the controls"
+    return (
+        f"the audit of {cell.audits_failed} of {cell.asked} runs failed"
+        if cell.audits_failed
+        else "no seed in common with the controls"
+    )
 
 
 def _mean(tasks: Sequence[tuple[Array, Array]]) -> Estimate:
@@ -212,7 +259,9 @@ def _mean(tasks: Sequence[tuple[Array, Array]]) -> Estimate:
     return intervals.mean_of_means_interval(samples, [len(gains) for gains, _ in tasks])
 
 
-def _distribution(tasks: Sequence[tuple[Array, Array]], seeds: int) -> tuple[Estimate | None, Profile]:
+def _distribution(
+    tasks: Sequence[tuple[Array, Array]], seeds: int
+) -> tuple[Estimate | None, Profile]:
     """The interquartile mean and the profile over cells."""
     values = np.concatenate([gains.mean(1) / gaps.mean(1) for gains, gaps in tasks])
     thresholds = np.array(THRESHOLDS)
@@ -222,11 +271,19 @@ def _distribution(tasks: Sequence[tuple[Array, Array]], seeds: int) -> tuple[Est
     draws, df = resampled_ratios(tasks), sum(gains.shape[1] - 1 for gains, _ in tasks)
     low, high = percentiles(iqm(draws), df)
     lows, highs = percentiles(profile(draws, thresholds), df)
-    return Estimate(float(iqm(values)), float(low), float(high)), Profile(share, tuple(lows.tolist()), tuple(highs.tolist()))
+    return Estimate(float(iqm(values)), float(low), float(high)), Profile(
+        share, tuple(lows.tolist()), tuple(highs.tolist())
+    )
 
 
 def _order(entry: Overall) -> tuple[bool, bool, float, str, str]:
-    return (entry.gap is None, bool(entry.missing), -entry.gap.value if entry.gap else 0.0, entry.entrant, entry.params)
+    return (
+        entry.gap is None,
+        bool(entry.missing),
+        -entry.gap.value if entry.gap else 0.0,
+        entry.entrant,
+        entry.params,
+    )
 
 
 # ---- sections ----
@@ -234,23 +291,52 @@ def _order(entry: Overall) -> tuple[bool, bool, float, str, str]:
 
 def _section(part: _Part, curves: Curves) -> SectionSummary:
     s = part.section
-    return SectionSummary(s.title, s.setting, s.metric, s.unit, s.better, s.digits, _points(part), equal_time(part.maker, curves))
+    return SectionSummary(
+        s.title,
+        s.setting,
+        s.metric,
+        s.unit,
+        s.better,
+        s.digits,
+        _points(part),
+        equal_time(part.maker, curves),
+    )
 
 
 def _points(part: _Part) -> tuple[Point, ...]:
     """Every whole cell, and which of them are on the front; one whose bits or cost nobody knows is not."""
     maker, seconds = part.maker, budgets(part.maker)
-    whole = [(n, column, cell) for (n, column), cell in part.cells.items() if cell.whole and cell.score is not None]
+    whole = [
+        (n, column, cell)
+        for (n, column), cell in part.cells.items()
+        if cell.whole and cell.score is not None
+    ]
     costs = [_cost(maker, n, column, seconds) for n, column, _ in whole]
     known = np.array(
-        [cost is not None and cell.bits_per_weight is not None for cost, (_, _, cell) in zip(costs, whole, strict=True)], dtype=bool
+        [
+            cost is not None and cell.bits_per_weight is not None
+            for cost, (_, _, cell) in zip(costs, whole, strict=True)
+        ],
+        dtype=bool,
     )
     sign = -1 if maker.better == "higher" else 1
-    rows = [(sign * cell.score.value, cell.bits_per_weight, cost) for cost, (_, _, cell) in zip(costs, whole, strict=True) if cell.score]
+    rows = [
+        (sign * cell.score.value, cell.bits_per_weight, cost)
+        for cost, (_, _, cell) in zip(costs, whole, strict=True)
+        if cell.score
+    ]
     front = np.zeros(len(whole), dtype=bool)
     front[known] = pareto(np.array(rows, dtype=np.float64).reshape(-1, 3)[known])
     return tuple(
-        Point(maker.entrants[n].label, maker.entrants[n].params, _format(maker, column), cell.score, cell.bits_per_weight, cost, bool(on))
+        Point(
+            maker.entrants[n].label,
+            maker.entrants[n].params,
+            _format(maker, column),
+            cell.score,
+            cell.bits_per_weight,
+            cost,
+            bool(on),
+        )
         for (n, column, cell), cost, on in zip(whole, costs, front, strict=True)
         if cell.score
     )
@@ -259,7 +345,9 @@ def _points(part: _Part) -> tuple[Point, ...]:
 def _cost(maker: SectionMaker, n: int, column: int, seconds: Mapping[str, float]) -> float | None:
     """Median over the cell's runs of training time over full precision's on the run's device and in as large a company."""
     part = maker.parts[n, column]
-    limit = np.array([seconds.get(where, np.nan) for where in places(maker, part)], dtype=np.float64)
+    limit = np.array(
+        [seconds.get(where, np.nan) for where in places(maker, part)], dtype=np.float64
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = part["train_s"] / limit + np.isnan(part["step_s_median"])
     ratios = ratios[part["good"] & np.isfinite(ratios)]
@@ -277,9 +365,13 @@ def _notes(parts: Sequence[_Part], overall: Sequence[Overall]) -> Iterator[str]:
     for part in parts:
         if part.maker.fp is None or part.maker.rtn is None:
             yield f"{part.name} has no gap to recover: its controls {part.maker.reference} and {part.maker.control} are not both there"
-        elif closed := [part.maker.data.columns[c] for c in part.maker.columns if c not in part.open]:
+        elif closed := [
+            part.maker.data.columns[c] for c in part.maker.columns if c not in part.open
+        ]:
             yield f"{part.name} {', '.join(closed)}: no gap to recover, full precision is not clearly above rounding"
-    if few := sorted({entry.seeds for entry in overall if entry.cells and entry.seeds < BOOTSTRAP_FROM}):
+    if few := sorted(
+        {entry.seeds for entry in overall if entry.cells and entry.seeds < BOOTSTRAP_FROM}
+    ):
         yield f"no interquartile mean and no bands of profiles where there are fewer than {BOOTSTRAP_FROM} seeds: here {few[0]}"
     if any(entry.missing for entry in overall):
         yield "means over different cells are not comparable: an entrant that lacks cells stands below those that have them all"

@@ -9,7 +9,15 @@ from qbench.api.method import Method, Preset
 from qbench.api.problem import Problem, with_model
 from qbench.api.task import Task
 from qbench.errors import UsageError
-from qbench.numerics.batched_math import beside_as_laid_out, by_run, cross_entropy, lines, one_by_one, run_by_run, times
+from qbench.numerics.batched_math import (
+    beside_as_laid_out,
+    by_run,
+    cross_entropy,
+    lines,
+    one_by_one,
+    run_by_run,
+    times,
+)
 from qbench.numerics.keyed_random import generator, key_of
 from qbench.quant.formats import Format, Granularity
 from qbench.quant.grid import Grid, widen

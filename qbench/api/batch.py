@@ -39,9 +39,15 @@ class Batch:
         if first.inputs is None or first.targets is None:
             return first
         if all(batch is first for batch in batches):
-            inputs, targets = (x.expand(len(batches), *x.shape) for x in (first.inputs, first.targets))
+            inputs, targets = (
+                x.expand(len(batches), *x.shape) for x in (first.inputs, first.targets)
+            )
             return Batch(inputs, targets, first.count)
-        return Batch(torch.stack([b.inputs for b in batches]), torch.stack([b.targets for b in batches]), first.count)  # type: ignore[misc]
+        return Batch(
+            torch.stack([b.inputs for b in batches]),
+            torch.stack([b.targets for b in batches]),
+            first.count,
+        )  # type: ignore[misc]
 
     def split(self, parts: int, lead: int = 0) -> list[Batch]:
         """Micro-batches, behind `lead` axes of runs; one without data cannot be split."""

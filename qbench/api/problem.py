@@ -37,7 +37,9 @@ class Problem(ABC):
         """Batch `index` of the data order; negative indices are training data outside it. To be written, or else `drawn` and `batch_of`."""
         drawn = self.drawn(index)
         if drawn is None:
-            raise NotImplementedError(f"{type(self).__name__} has neither batch nor drawn and batch_of")
+            raise NotImplementedError(
+                f"{type(self).__name__} has neither batch nor drawn and batch_of"
+            )
         return self.batch_of(drawn)
 
     def drawn(self, index: int) -> Tensor | None:
@@ -81,7 +83,11 @@ class Problem(ABC):
 
     def layers(self) -> dict[str, QuantLayer]:
         """The layers whose weights are quantized: the body. First and last stay in full precision unless a task says otherwise."""
-        found = [(name, module) for name, module in self.model.named_modules() if isinstance(module, QuantLayer)]
+        found = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, QuantLayer)
+        ]
         return dict(found[1:-1])
 
     def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem | None:

@@ -76,36 +76,69 @@ def to_json(checks: list[Check]) -> dict[str, Any]:
 def levels_used(decoded: NDArray[Any], grouping: Granularity) -> int:
     """The largest number of distinct values in any group of a decoded weight."""
     rows = decoded.reshape(decoded.shape[0], -1)
-    grouped = rows.reshape(1, -1) if grouping.name == "tensor" else rows.reshape(-1, grouping.block or rows.shape[1])
+    grouped = (
+        rows.reshape(1, -1)
+        if grouping.name == "tensor"
+        else rows.reshape(-1, grouping.block or rows.shape[1])
+    )
     return int((np.diff(np.sort(grouped, axis=1), axis=1) != 0).sum(axis=1).max(initial=0)) + 1
 
 
 def _levels(seen: Evidence) -> Check:
-    used = {name: levels_used(seen.decoded[f"{name}.weight"], grid.grouping) for name, grid in seen.grids.items()}
-    wrong = [name for name, grid in seen.grids.items() if used[name] > min(grid.levels.count, 2**grid.levels.bits)]
+    used = {
+        name: levels_used(seen.decoded[f"{name}.weight"], grid.grouping)
+        for name, grid in seen.grids.items()
+    }
+    wrong = [
+        name
+        for name, grid in seen.grids.items()
+        if used[name] > min(grid.levels.count, 2**grid.levels.bits)
+    ]
     if not used:
         return Check("levels", True, "nothing quantized")
     worst = wrong[0] if wrong else max(used, key=used.__getitem__)
-    return Check("levels", not wrong, f"{worst}: {used[worst]} values in a group, {2 ** seen.grids[worst].levels.bits} allowed")
+    return Check(
+        "levels",
+        not wrong,
+        f"{worst}: {used[worst]} values in a group, {2 ** seen.grids[worst].levels.bits} allowed",
+    )
 
 
 def _same_weights(seen: Evidence) -> Check:
-    wrong = [name for name, tensor in seen.snapped.items() if not np.array_equal(seen.decoded[f"{name}.weight"], tensor.cpu().numpy())]
-    return Check("decoded = snapped", not wrong, f"{', '.join(wrong)} differ" if wrong else f"{len(seen.snapped)} weights, bit for bit")
+    wrong = [
+        name
+        for name, tensor in seen.snapped.items()
+        if not np.array_equal(seen.decoded[f"{name}.weight"], tensor.cpu().numpy())
+    ]
+    return Check(
+        "decoded = snapped",
+        not wrong,
+        f"{', '.join(wrong)} differ" if wrong else f"{len(seen.snapped)} weights, bit for bit",
+    )
 
 
 def _agree(name: str, a: float, b: float, tolerance: float) -> Check:
     distance = abs(a - b) / max(abs(a), abs(b), 1e-12)
-    return Check(name, distance <= tolerance, f"{a:.8g} and {b:.8g}, allowed to differ by {tolerance:g} of it")
+    return Check(
+        name,
+        distance <= tolerance,
+        f"{a:.8g} and {b:.8g}, allowed to differ by {tolerance:g} of it",
+    )
 
 
 def _coverage(run: Run) -> Check:
     """Every site that the board quantizes has a quantizer, but those that the method leaves out by design."""
-    attached = {name for bundle in run.bundles for name in bundle.names} | {name + INPUT for name in run.inputs}
+    attached = {name for bundle in run.bundles for name in bundle.names} | {
+        name + INPUT for name in run.inputs
+    }
     missing = [name for name in run.declared if name not in attached and name not in run.declined]
     note = f", {len(run.declined)} left out by the method" if run.declined else ""
     return Check(
-        "coverage", not missing, f"no quantizer at {missing[0]}" if missing else f"{len(attached)} of {len(run.declared)} sites{note}"
+        "coverage",
+        not missing,
+        f"no quantizer at {missing[0]}"
+        if missing
+        else f"{len(attached)} of {len(run.declared)} sites{note}",
     )
 
 

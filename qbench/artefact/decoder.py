@@ -28,7 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 CHUNK = 1 << 20  # codes unpacked at a time; a multiple of 8, so that every chunk begins on a byte
 
 
@@ -37,10 +47,14 @@ def decode(path: Path | str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     tensors, metadata = read(path)
     header: dict[str, Any] = json.loads(metadata["qbench"])
     if header["artefact_version"] != 1:
-        raise ValueError(f"{path}: artefact version {header['artefact_version']}; this decoder reads version 1")
+        raise ValueError(
+            f"{path}: artefact version {header['artefact_version']}; this decoder reads version 1"
+        )
     weights = {}
     for name, entry in header["weights"].items():
-        codes, scale, offset = (tensors.pop(f"{name}.{kind}", None) for kind in ("codes", "scale", "offset"))
+        codes, scale, offset = (
+            tensors.pop(f"{name}.{kind}", None) for kind in ("codes", "scale", "offset")
+        )
         weights[name] = decode_weight(codes, scale, offset, entry)  # type: ignore[arg-type]
     return weights | tensors, header
 
@@ -56,18 +70,29 @@ def read(path: Path | str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
             first, last = entry["data_offsets"]
             dtype = np.dtype(DTYPES[entry["dtype"]])
             file.seek(8 + length + first)
-            tensors[name] = np.frombuffer(bytearray(file.read(last - first)), dtype).reshape(entry["shape"])
+            tensors[name] = np.frombuffer(bytearray(file.read(last - first)), dtype).reshape(
+                entry["shape"]
+            )
     return tensors, metadata
 
 
 def decode_weight(
-    packed: NDArray[np.uint8], scale: NDArray[np.float32], offset: NDArray[np.float32] | None, entry: dict[str, Any]
+    packed: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32] | None,
+    entry: dict[str, Any],
 ) -> NDArray[np.float32]:
     """One weight from its codes and the numbers of its groups."""
     rows, columns = entry["shape"]
     codes = unpack(packed, entry["bits"], rows * columns)
-    unit = np.asarray(entry["codebook"], np.float32)[codes] if entry["codebook"] else codes.astype(np.float32) + np.float32(entry["low"])
-    grouped = {"tensor": (1, rows * columns), "channel": (rows, columns)}.get(entry["granularity"], (rows, -1, entry["block"]))
+    unit = (
+        np.asarray(entry["codebook"], np.float32)[codes]
+        if entry["codebook"]
+        else codes.astype(np.float32) + np.float32(entry["low"])
+    )
+    grouped = {"tensor": (1, rows * columns), "channel": (rows, columns)}.get(
+        entry["granularity"], (rows, -1, entry["block"])
+    )
     value = unit.reshape(grouped) * scale
     if offset is not None:
         value = value + offset
@@ -79,7 +104,9 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     flat = codes.reshape(-1)
     parts = []
     for start in range(0, len(flat), CHUNK):
-        lanes = np.unpackbits(flat[start : start + CHUNK, None], axis=1, count=bits, bitorder="little")
+        lanes = np.unpackbits(
+            flat[start : start + CHUNK, None], axis=1, count=bits, bitorder="little"
+        )
         parts.append(np.packbits(lanes, bitorder="little"))
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
@@ -89,7 +116,9 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     parts = []
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)
-        lanes = np.unpackbits(packed[start * bits // 8 :], count=size * bits, bitorder="little").reshape(size, bits)
+        lanes = np.unpackbits(
+            packed[start * bits // 8 :], count=size * bits, bitorder="little"
+        ).reshape(size, bits)
         parts.append(np.packbits(lanes, axis=1, bitorder="little")[:, 0])
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 

@@ -67,14 +67,25 @@ def put(path: Path, content: Any) -> None:
         save_file(content, path, metadata={"format": "pt"})
         like_other_files(path)
     else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            content
+            if isinstance(content, str)
+            else json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
 
 
 def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """Where it comes from: enough to train it again, and to know what it scored."""
     result, env = record["result"], record["env"] or {}
     known = {name: result[name] for name in ("artefact_sha256", "metric", "scores", "size")}
-    return {"run": record["key"], "spec": record["spec"], **known, "qbench": env.get("qbench"), "commit": env.get("commit")}
+    return {
+        "run": record["key"],
+        "spec": record["spec"],
+        **known,
+        "qbench": env.get("qbench"),
+        "commit": env.get("commit"),
+    }
 
 
 # ---- packed ----
@@ -98,21 +109,35 @@ def hugging_face(artefact: Path, config: RunConfig) -> dict[str, Any]:
     """The files of a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` read."""
     arrays, header = decode(artefact)
     if header["inputs"]:
-        raise UsageError("this run rounds the inputs of its layers, which transformers' networks do not: export it with --to packed")
+        raise UsageError(
+            "this run rounds the inputs of its layers, which transformers' networks do not: export it with --to packed"
+        )
     problem = language_model(config)
     layout, tokenizer = problem.layout(), problem.tokenizer
     assert layout is not None and tokenizer is not None
     if missing := arrays.keys() ^ layout.names.values():
-        raise UsageError(f"task {config.task} says for no tensor called {min(missing)} what transformers call it")
+        raise UsageError(
+            f"task {config.task} says for no tensor called {min(missing)} what transformers call it"
+        )
     tensors = {theirs: np.ascontiguousarray(arrays[ours]) for theirs, ours in layout.names.items()}
-    tokens = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.start, "pad_token_id": None}
-    return {"config.json": {**layout.config, **tokens}, "model.safetensors": tensors, **tokenizer_files(tokenizer)}
+    tokens = {
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.start,
+        "pad_token_id": None,
+    }
+    return {
+        "config.json": {**layout.config, **tokens},
+        "model.safetensors": tensors,
+        **tokenizer_files(tokenizer),
+    }
 
 
 def language_model(config: RunConfig) -> Problem:
     problem = open_problem(config, torch.device("cpu"))[1]
     if problem.tokenizer is None or problem.layout() is None:
-        raise UsageError(f"task {config.task} has no network that Hugging Face's transformers know: export the run with --to packed")
+        raise UsageError(
+            f"task {config.task} has no network that Hugging Face's transformers know: export the run with --to packed"
+        )
     return problem
 
 
@@ -123,9 +148,27 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
         return {}
     start = tokenizer.decode([tokenizer.start])
     if data.get("post_processor") is None:
-        begun = [{"SpecialToken": {"id": start, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        begun = [
+            {"SpecialToken": {"id": start, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ]
         known = {start: {"id": start, "ids": [tokenizer.start], "tokens": [start]}}
         pair = [*begun, {"Sequence": {"id": "B", "type_id": 0}}]
-        data = {**data, "post_processor": {"type": "TemplateProcessing", "single": begun, "pair": pair, "special_tokens": known}}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.context, "clean_up_tokenization_spaces": False}
-    return {"tokenizer.json": data, "tokenizer_config.json": {**settings, "bos_token": start, "eos_token": start}}
+        data = {
+            **data,
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": begun,
+                "pair": pair,
+                "special_tokens": known,
+            },
+        }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": tokenizer.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "tokenizer.json": data,
+        "tokenizer_config.json": {**settings, "bos_token": start, "eos_token": start},
+    }

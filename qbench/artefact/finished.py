@@ -18,7 +18,9 @@ def finished(record: Mapping[str, Any]) -> tuple[Attempt, RunConfig]:
     if result is None or record["spec"] is None:
         raise QbenchError(f"run {record['key']} has no result yet; qbench sweep finishes it")
     if result["state"] != "ok":
-        raise QbenchError(f"run {record['key']} failed ({result['reason']}), so there is no model to ask")
+        raise QbenchError(
+            f"run {record['key']} failed ({result['reason']}), so there is no model to ask"
+        )
     return Attempt(Path(record["folder"])), RunConfig.from_json(record["spec"])
 
 

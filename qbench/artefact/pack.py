@@ -81,17 +81,32 @@ def export(run: Run, folder: Path) -> Artefact:
     for layer_name, quantizer in run.inputs.items():
         grid = quantizer.grid(torch.zeros(1, 1, device=quantizer.key.device))
         inputs[layer_name] = {"granularity": grid.grouping.name, **_levels(grid.levels)}
-        tensors |= {f"{layer_name}{INPUT}.{kind}": t.float().cpu() for kind in NUMBERS if (t := getattr(grid, kind)) is not None}
+        tensors |= {
+            f"{layer_name}{INPUT}.{kind}": t.float().cpu()
+            for kind in NUMBERS
+            if (t := getattr(grid, kind)) is not None
+        }
     header = {"artefact_version": 1, "weights": weights, "inputs": inputs}
     folder.mkdir(exist_ok=True)
     path = folder / ARTEFACT
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"qbench": json.dumps(header, sort_keys=True)})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        path,
+        metadata={"qbench": json.dumps(header, sort_keys=True)},
+    )
     like_other_files(path)
-    return Artefact(path, hashlib.sha256(path.read_bytes()).hexdigest(), parameters, quantized, bits, payload)
+    return Artefact(
+        path, hashlib.sha256(path.read_bytes()).hexdigest(), parameters, quantized, bits, payload
+    )
 
 
 def _levels(levels: Levels) -> dict[str, object]:
-    return {"bits": levels.bits, "low": levels.low, "high": levels.high, "codebook": list(levels.codebook)}
+    return {
+        "bits": levels.bits,
+        "low": levels.low,
+        "high": levels.high,
+        "codebook": list(levels.codebook),
+    }
 
 
 def restore(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
@@ -101,7 +116,10 @@ def restore(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
     snaps = {}
     for layer, entry in header["inputs"].items():
         numbers = {kind: arrays.pop(f"{layer}{INPUT}.{kind}", None) for kind in NUMBERS}
-        tensors = {kind: None if a is None else torch.from_numpy(a).to(device) for kind, a in numbers.items()}
+        tensors = {
+            kind: None if a is None else torch.from_numpy(a).to(device)
+            for kind, a in numbers.items()
+        }
         levels = Levels(entry["bits"], entry["low"], entry["high"], tuple(entry["codebook"]))
         snaps[layer] = Grid(levels, Granularity.named(entry["granularity"]), **tensors).snap  # type: ignore[arg-type]
     model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -44,8 +44,14 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
             roundings.append(measure())
     with run.shipped():
         simulated, loss_shipped = measure(), loss()
-        snapped = {name: layer.effective.clone() for b in run.bundles for name, layer in zip(b.names, b.layers, strict=True)}
-        on_grid = not run.inputs and all(torch.equal(layer.effective, layer.weight) for b in run.bundles for layer in b.layers)
+        snapped = {
+            name: layer.effective.clone()
+            for b in run.bundles
+            for name, layer in zip(b.names, b.layers, strict=True)
+        }
+        on_grid = not run.inputs and all(
+            torch.equal(layer.effective, layer.weight) for b in run.bundles for layer in b.layers
+        )
     loss_compiled = None
     if run.compiled is not None:
         with run.evaluating(), torch.no_grad():
@@ -57,11 +63,23 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
     model.eval()
     metrics, validation = problem.score(model, "test"), problem.score(model, "val")[metric.name]
     packed = metrics[metric.name]
-    seen = Evidence(grids, snapped, decoded, on_grid, simulated, packed, loss_latent, loss_shipped, loss_compiled)
+    seen = Evidence(
+        grids,
+        snapped,
+        decoded,
+        on_grid,
+        simulated,
+        packed,
+        loss_latent,
+        loss_shipped,
+        loss_compiled,
+    )
 
     scores = {"packed": packed, "validation": validation, "simulated": simulated, "latent": latent}
     if roundings:
-        drawn = torch.tensor(roundings, dtype=torch.float64)  # may hold what is not finite, which the module statistics does not bear
+        drawn = torch.tensor(
+            roundings, dtype=torch.float64
+        )  # may hold what is not finite, which the module statistics does not bear
         scores |= {"rr_mean": float(drawn.mean()), "rr_std": float(drawn.std())}
     values, kinds = finite(scores)
     return {
@@ -89,10 +107,17 @@ def list_sites(run: Run, config: RunConfig, seen: Evidence) -> list[dict[str, An
     """Every site that the board quantizes, with its levels as allowed and as found."""
     listed = []
     for site in sites(run.problem, config):
-        entry: dict[str, Any] = {key: getattr(site, key) for key in ("name", "role", "format", "granularity")} | {"shape": list(site.shape)}
+        entry: dict[str, Any] = {
+            key: getattr(site, key) for key in ("name", "role", "format", "granularity")
+        } | {"shape": list(site.shape)}
         if grid := seen.grids.get(site.name):
-            entry |= {"levels": grid.levels.count, "levels_used": levels_used(seen.decoded[f"{site.name}.weight"], grid.grouping)}
+            entry |= {
+                "levels": grid.levels.count,
+                "levels_used": levels_used(seen.decoded[f"{site.name}.weight"], grid.grouping),
+            }
         elif quantizer := run.inputs.get(site.name.removesuffix(INPUT)):
-            entry["levels"] = quantizer.grid(torch.zeros(1, 1, device=quantizer.key.device)).levels.count
+            entry["levels"] = quantizer.grid(
+                torch.zeros(1, 1, device=quantizer.key.device)
+            ).levels.count
         listed.append(entry)
     return listed

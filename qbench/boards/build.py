@@ -45,12 +45,24 @@ def build_board(
     kept, gone = parted(runs if isinstance(runs, Table) else read_frame(runs))
 
     def make(table: Table) -> tuple[Tidy, list[SectionMaker]]:
-        return section_makers(table, planned if table is kept else None, defaults, (reference, control), minimum_effect, track, tuning)
+        return section_makers(
+            table,
+            planned if table is kept else None,
+            defaults,
+            (reference, control),
+            minimum_effect,
+            track,
+            tuning,
+        )
 
     data, makers = make(kept)
     sections = [maker.build() for maker in makers]
     if gone is not None:
-        controls = kept.take(np.isin(kept.columns["method"], [kept.code("method", name) for name in (reference, control)]))
+        controls = kept.take(
+            np.isin(
+                kept.columns["method"], [kept.code("method", name) for name in (reference, control)]
+            )
+        )
         sections = below(sections, makers, gone, controls, lambda table: make(table)[1])
     return Board(title, tuple(sections), tuple(data.notes), len(data.rows["key"]))
 
@@ -68,7 +80,10 @@ def section_makers(
     runs, _ = parted(runs if isinstance(runs, Table) else read_frame(runs))
     data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
     bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
-    parts = [{name: column[i:j] for name, column in data.rows.items()} for i, j in itertools.pairwise(bounds)]
+    parts = [
+        {name: column[i:j] for name, column in data.rows.items()}
+        for i, j in itertools.pairwise(bounds)
+    ]
     return data, [
         SectionMaker(data, identity, part, controls, minimum_effect or {}, defaults or {}, tuning)
         for identity, part in zip(data.sections, parts, strict=True)

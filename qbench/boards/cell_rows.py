@@ -16,9 +16,14 @@ Place = tuple[int, int]
 def slices(rows: Part) -> list[tuple[Place, Part]]:
     """The rows of each entrant and column, which lie together."""
     entrant, column = rows["entrant"], rows["column"]
-    starts = np.flatnonzero(np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])])
+    starts = np.flatnonzero(
+        np.r_[True, (entrant[1:] != entrant[:-1]) | (column[1:] != column[:-1])]
+    )
     ends = [*starts[1:], len(entrant)]
-    return [((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()}) for i, j in zip(starts, ends, strict=True)]
+    return [
+        ((int(entrant[i]), int(column[i])), {name: a[i:j] for name, a in rows.items()})
+        for i, j in zip(starts, ends, strict=True)
+    ]
 
 
 def rows_at(rows: Part, which: Array) -> Part:
@@ -47,7 +52,11 @@ def scores_of(part: Part) -> dict[int, float]:
     """Finite scores by seed, in their order; of two runs with one seed, the first by key."""
     good = part["good"] & np.isfinite(part["seed"])
     # The first is put in last.
-    pairs = zip(part["seed"][good].astype(np.int64).tolist()[::-1], part["packed"][good].tolist()[::-1], strict=True)
+    pairs = zip(
+        part["seed"][good].astype(np.int64).tolist()[::-1],
+        part["packed"][good].tolist()[::-1],
+        strict=True,
+    )
     return dict(sorted(dict(pairs).items()))
 
 

@@ -55,7 +55,12 @@ def answers_by_exam(part: Part, words: Sequence[str]) -> Answers:
     for i in which[np.argsort(part["seed"][which], kind="stable")]:
         for task, told in read(words[part["downstream"][i]]).items():
             exam = exam_of(task, told)
-            answer = Answer(exam, number(told.get("value"), math.nan), str(part["key"][i]), int(part["attempt"][i]))
+            answer = Answer(
+                exam,
+                number(told.get("value"), math.nan),
+                str(part["key"][i]),
+                int(part["attempt"][i]),
+            )
             found.setdefault(exam.id, {}).setdefault(int(part["seed"][i]), answer)
     return found
 
@@ -65,13 +70,24 @@ def read(word: str) -> dict[str, Mapping[str, Any]]:
         found = json.loads(word)
         return {str(task): told for task, told in found.items() if told["sha256"]}
     except (ValueError, AttributeError, TypeError, KeyError):
-        raise QbenchError(f"the column downstream holds no answers: {text.plain(word, 60)}") from None
+        raise QbenchError(
+            f"the column downstream holds no answers: {text.plain(word, 60)}"
+        ) from None
 
 
 def exam_of(task: str, told: Mapping[str, Any]) -> Exam:
     sha256, metric, better = (str(told.get(name) or "") for name in ("sha256", "metric", "better"))
     items, chance, ceiling = (number(told.get(name)) for name in ("items", "chance", "ceiling"))
-    return Exam(f"{task} {metric} {sha256}", task, sha256, metric, better, None if items is None else int(items), chance, ceiling)
+    return Exam(
+        f"{task} {metric} {sha256}",
+        task,
+        sha256,
+        metric,
+        better,
+        None if items is None else int(items),
+        chance,
+        ceiling,
+    )
 
 
 def number(value: Any, otherwise: Any = None) -> Any:
@@ -80,7 +96,9 @@ def number(value: Any, otherwise: Any = None) -> Any:
 
 def exams_of(cells: Sequence[Answers]) -> tuple[Exam, ...]:
     """Everything that was asked, each once, by its id."""
-    return united([answer.exam for seeds in cell.values() for answer in seeds.values()] for cell in cells)
+    return united(
+        [answer.exam for seeds in cell.values() for answer in seeds.values()] for cell in cells
+    )
 
 
 def united(exams: Iterable[Iterable[Exam]]) -> tuple[Exam, ...]:
@@ -89,7 +107,10 @@ def united(exams: Iterable[Iterable[Exam]]) -> tuple[Exam, ...]:
 
 
 def grades_of(cell: Answers) -> dict[str, Grade]:
-    return {exam: grade([a.value for a in seeds.values() if math.isfinite(a.value)]) for exam, seeds in sorted(cell.items())}
+    return {
+        exam: grade([a.value for a in seeds.values() if math.isfinite(a.value)])
+        for exam, seeds in sorted(cell.items())
+    }
 
 
 def grade(values: Sequence[float]) -> Grade:

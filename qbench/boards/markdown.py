@@ -43,17 +43,30 @@ def to_markdown(board: Board) -> str:
 
 def _markdown_section(section: Section) -> Iterator[str]:
     ranked = any(row.rank for row in section.rows)
-    heads = [text.markdown(c.format) + (f" ({', '.join(inner)})" if (inner := head_lines(c)) else "") for c in section.columns] or ["fp32"]
-    yield from (f"## {text.markdown(heading(section))}", "", f"{text.markdown(details(section), 1000)}.", "")
+    heads = [
+        text.markdown(c.format) + (f" ({', '.join(inner)})" if (inner := head_lines(c)) else "")
+        for c in section.columns
+    ] or ["fp32"]
+    yield from (
+        f"## {text.markdown(heading(section))}",
+        "",
+        f"{text.markdown(details(section), 1000)}.",
+        "",
+    )
     yield _line(["method", *(["rank"] if ranked else []), *heads, *COSTS])
     yield _line(["---"] * (1 + ranked + len(heads) + len(COSTS)))
     for row in section.rows:
         cells = [_markdown_cell(cell, section.digits, not row.spans) for cell in row.cells]
         cells += [DITTO] * (len(heads) - len(cells))
-        yield _line([text.markdown(name(row)), *([rank(row)] if ranked else []), *cells, *costs(row.cost)])
+        yield _line(
+            [text.markdown(name(row)), *([rank(row)] if ranked else []), *cells, *costs(row.cost)]
+        )
     yield ""
     if section.notes:
-        yield from (f"{text.superscript(n)} {text.markdown(note, 1000)}  " for n, note in enumerate(section.notes, 1))
+        yield from (
+            f"{text.superscript(n)} {text.markdown(note, 1000)}  "
+            for n, note in enumerate(section.notes, 1)
+        )
         yield ""
     yield from _markdown_downstream(section)
     if lines := best_of(section):
@@ -64,10 +77,16 @@ def _markdown_downstream(section: Section) -> Iterator[str]:
     if not (lines := downstream(section)):
         return
     yield from (f"{DOWNSTREAM}:", "")
-    heads = ["<br>".join(text.markdown(line) for line in (exam.task, *exam_lines(exam))) for exam in section.downstream]
+    heads = [
+        "<br>".join(text.markdown(line) for line in (exam.task, *exam_lines(exam)))
+        for exam in section.downstream
+    ]
     yield _line(["method", "format", *heads])
     yield _line(["---"] * (2 + len(heads)))
-    yield from (_line([text.markdown(name(row)), text.markdown(fmt), *map(text.markdown, words)]) for row, fmt, words in lines)
+    yield from (
+        _line([text.markdown(name(row)), text.markdown(fmt), *map(text.markdown, words)])
+        for row, fmt, words in lines
+    )
     yield ""
 
 

@@ -26,7 +26,13 @@ def parted(table: Table) -> tuple[Table, Table | None]:
     return (table.take(~gone), table.take(gone)) if gone.any() else (table, None)
 
 
-def below(sections: Sequence[Section], makers: Sequence[SectionMaker], gone: Table, controls: Table, make: Makers) -> list[Section]:
+def below(
+    sections: Sequence[Section],
+    makers: Sequence[SectionMaker],
+    gone: Table,
+    controls: Table,
+    make: Makers,
+) -> list[Section]:
     """The sections with the rows of what was retired, which `make` puts beside the controls."""
     found = list(sections)
     for method, reason, table in _versions(gone):
@@ -43,21 +49,42 @@ def _versions(gone: Table) -> Iterator[tuple[str, str, Table]]:
     for method, version in sorted({*zip(methods.tolist(), versions.tolist(), strict=True)}):
         table = gone.take((methods == method) & (versions == version))
         reason = gone.words["retired"][table.columns["retired"][0]]
-        yield gone.words["method"][method], reason, Table({**table.columns, "retired": np.zeros(len(table), dtype=np.int64)}, table.words)
+        yield (
+            gone.words["method"][method],
+            reason,
+            Table({**table.columns, "retired": np.zeros(len(table), dtype=np.int64)}, table.words),
+        )
 
 
-def _with_rows(section: Section, main: SectionMaker, maker: SectionMaker, method: str, reason: str) -> Section:
+def _with_rows(
+    section: Section, main: SectionMaker, maker: SectionMaker, method: str, reason: str
+) -> Section:
     rows, notes, own = list(section.rows), list(section.notes), maker.build()
     for row in own.rows:
         if row.method == method:
             name = f"{row.entrant}, version {row.version}, retired"
-            rows.append(dataclasses.replace(row, entrant=name, retired=reason, rank=None, cells=tuple(_cells(main, maker, row))))
+            rows.append(
+                dataclasses.replace(
+                    row,
+                    entrant=name,
+                    retired=reason,
+                    rank=None,
+                    cells=tuple(_cells(main, maker, row)),
+                )
+            )
             notes.append(f"{name}: {reason}")
-    return dataclasses.replace(section, rows=tuple(rows), notes=tuple(notes), downstream=united((section.downstream, own.downstream)))
+    return dataclasses.replace(
+        section,
+        rows=tuple(rows),
+        notes=tuple(notes),
+        downstream=united((section.downstream, own.downstream)),
+    )
 
 
 def _cells(main: SectionMaker, maker: SectionMaker, row: Row) -> Iterator[Cell]:
     """In the order of the main table's columns; the notes of the other table are not this one's."""
     own = dict(zip((maker.data.columns[c] for c in maker.columns), row.cells, strict=True))
     for column in main.columns:
-        yield dataclasses.replace(own.get(main.data.columns[column], Cell("absent")), best=False, notes=())
+        yield dataclasses.replace(
+            own.get(main.data.columns[column], Cell("absent")), best=False, notes=()
+        )

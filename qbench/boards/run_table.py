@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 TEXT = (
-    *("state", "reason", "message", "method", "label", "params", "provenance", "task", "task_params", "size", "data", "start", "recipe"),
+    *(
+        "state",
+        "reason",
+        "message",
+        "method",
+        "label",
+        "params",
+        "provenance",
+        "task",
+        "task_params",
+        "size",
+        "data",
+        "start",
+        "recipe",
+    ),
     *(
         "weights_format",
         "weights_granularity",
@@ -36,8 +50,29 @@ TEXT = (
     ),
 )
 NUMBERS = (
-    *("attempt", "board_version", "task_version", "method_version", "seed", "lr", "steps", "batch", "packed", "validation"),
-    *("rr_mean", "digits", "effect", "bits_per_weight", "levels", "train_s", "step_s_median", "peak_memory_bytes", "audit_passed"),
+    *(
+        "attempt",
+        "board_version",
+        "task_version",
+        "method_version",
+        "seed",
+        "lr",
+        "steps",
+        "batch",
+        "packed",
+        "validation",
+    ),
+    *(
+        "rr_mean",
+        "digits",
+        "effect",
+        "bits_per_weight",
+        "levels",
+        "train_s",
+        "step_s_median",
+        "peak_memory_bytes",
+        "audit_passed",
+    ),
     *("rung", "trial", "budget", "company"),
 )
 
@@ -50,7 +85,9 @@ class Table:
     words: dict[str, list[str]]
 
     @staticmethod
-    def of(key: Array, text: Mapping[str, tuple[Array, list[str]]], numbers: Mapping[str, Array]) -> Table:
+    def of(
+        key: Array, text: Mapping[str, tuple[Array, list[str]]], numbers: Mapping[str, Array]
+    ) -> Table:
         """A board's columns: those that are not given hold no text, or no number."""
         count = len(key)
         coded = {name: text.get(name, (np.zeros(count, dtype=np.int64), [""])) for name in TEXT}

@@ -53,7 +53,9 @@ def tried(part: Part, data: Tidy, better: str, tuning: Tuning | None) -> Tried:
         return Tried(len(runs), failed)
     shares = part["own_steps"][first] / part["steps"][first]
     share = float(np.median(shares)) if len(shares) and np.isfinite(shares).all() else 1.0
-    return Tried(len(runs), failed, best_of([v for v, _ in runs], [t for _, t in runs], better), share)
+    return Tried(
+        len(runs), failed, best_of([v for v, _ in runs], [t for _, t in runs], better), share
+    )
 
 
 def _means(part: Part, rows: Array) -> tuple[float | None, float | None]:
@@ -73,10 +75,14 @@ def chosen(part: Part, data: Tidy) -> dict[str, Any]:
 def at_edge(values: Mapping[str, Any], method: str, tuning: Tuning | None) -> list[str]:
     """`lr=0.0001` for each chosen value at an end of what was tried."""
     axes = {**tuning.axes, **tuning.own.get(method, {})} if tuning else {}
-    return [f"{name}={value(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)]
+    return [
+        f"{name}={value(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)
+    ]
 
 
-def notes(trials: Mapping[str, Mapping[str, Tried]], better: str, effect: float, tuning: Tuning | None) -> Iterator[str]:
+def notes(
+    trials: Mapping[str, Mapping[str, Tried]], better: str, effect: float, tuning: Tuning | None
+) -> Iterator[str]:
     """For a section: how it was tuned, and where who leads hangs on the number of trials. `trials` are by column, then by entrant."""
     cells = [(name, cell) for column in trials.values() for name, cell in column.items()]
     counts = sorted({cell.count for _, cell in cells})

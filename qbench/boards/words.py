@@ -19,10 +19,15 @@ DOWNSTREAM_DIGITS, SHORT_HASH, CSV_HASH = 3, 8, 16
 def score(cell: Cell, digits: int) -> str:
     """`0.101 ± 0.006`, or what became of the cell."""
     if cell.score is None:
-        reasons = ", ".join(text.plain(name, 40) for name in cell.failures if name != "skipped") or cell.state
+        reasons = (
+            ", ".join(text.plain(name, 40) for name in cell.failures if name != "skipped")
+            or cell.state
+        )
         return {"absent": "not asked", "skipped": "skipped"}.get(cell.state, reasons)
     half = cell.score.half
-    return text.number(cell.score.value, digits) + ("" if half is None else f" ± {text.half_width(half, cell.score.value, digits)}")
+    return text.number(cell.score.value, digits) + (
+        "" if half is None else f" ± {text.half_width(half, cell.score.value, digits)}"
+    )
 
 
 def gap(cell: Cell) -> str:
@@ -50,20 +55,27 @@ def rank(row: Row) -> str:
 
 def chosen(cell: Cell) -> str:
     """`lr 0.003, scale mse`: what was best on validation."""
-    return ", ".join(f"{name} {text.plain(text.value(value), 40)}" for name, value in cell.chosen.items())
+    return ", ".join(
+        f"{name} {text.plain(text.value(value), 40)}" for name, value in cell.chosen.items()
+    )
 
 
 def best_of(section: Section) -> list[str]:
     """For each column and entrant what the best of 1, 2, 4 … trials would have scored; nothing where no cell was tuned."""
     lines = []
     for i, column in enumerate(["fp32", *(c.format for c in section.columns)]):
-        cells = [(row, row.cells[i - 1 if i else 0]) for row in section.rows if row.spans == (i == 0)]
+        cells = [
+            (row, row.cells[i - 1 if i else 0]) for row in section.rows if row.spans == (i == 0)
+        ]
         curves = [(name(row), cell.best_of) for row, cell in cells if cell.best_of]
         if not curves:
             continue
         most = max(len(curve) for _, curve in curves)
         shown = sorted({most, *(1 << k for k in range(most.bit_length()))})
-        each = [f"{who} {', '.join(_expected(curve, n, section.digits) for n in shown)}" for who, curve in curves]
+        each = [
+            f"{who} {', '.join(_expected(curve, n, section.digits) for n in shown)}"
+            for who, curve in curves
+        ]
         share = min(cell.best_of_share for _, cell in cells)
         shorter = f" with {100 * share:g} % of the steps" if share < 1 else ""
         lines.append(f"{column}, {', '.join(map(str, shown))} trials{shorter}: {'; '.join(each)}")
@@ -84,7 +96,10 @@ def rr(cell: Cell, digits: int) -> str:
 
 def head_lines(column: Column) -> list[str]:
     """`3 levels`, `2.25 bits`: scales and offsets counted."""
-    counts, weights = text.span(tuple(float(n) for n in column.levels)), text.span(column.bits_per_weight, ".3g")
+    counts, weights = (
+        text.span(tuple(float(n) for n in column.levels)),
+        text.span(column.bits_per_weight, ".3g"),
+    )
     return [f"{counts} levels"] * bool(counts) + [f"{weights} bits"] * bool(weights)
 
 
@@ -104,7 +119,11 @@ def ranking(section: Section) -> str:
 
 
 def details(section: Section) -> str:
-    return "; ".join(filter(None, (section.setting, ranking(section), f"minimum effect {section.minimum_effect:g}")))
+    return "; ".join(
+        filter(
+            None, (section.setting, ranking(section), f"minimum effect {section.minimum_effect:g}")
+        )
+    )
 
 
 def costs(cost: Cost) -> list[str]:
@@ -127,7 +146,8 @@ def legend(board: Board, best: str = "bold") -> list[str]:
         "Order: controls, then by mean; it is no rank. fp has one score for all columns.",
         "Cost: median step time over fp's on the same device and in as large a company, from the sweep's own runs (not interleaved); median training time; peak memory."
         f" {NONE}: not trained, or not known.",
-        *[_DOWNSTREAM.format(percent=percent)] * any(section.downstream for section in board.sections),
+        *[_DOWNSTREAM.format(percent=percent)]
+        * any(section.downstream for section in board.sections),
         *board.notes,
     ]
 
@@ -155,13 +175,20 @@ def downstream(section: Section) -> list[Line]:
     """A line for each cell, those without answers too, which say why; nothing where nobody was asked anything."""
     if not section.downstream:
         return []
-    return [Line(row, fmt, tuple(grade(cell, exam) for exam in section.downstream)) for row, fmt, cell in _cells(section)]
+    return [
+        Line(row, fmt, tuple(grade(cell, exam) for exam in section.downstream))
+        for row, fmt, cell in _cells(section)
+    ]
 
 
 def _cells(section: Section) -> Iterator[tuple[Row, str, Cell]]:
     for row in section.rows:
         formats = ["fp32"] if row.spans else [column.format for column in section.columns]
-        yield from ((row, fmt, cell) for fmt, cell in zip(formats, row.cells, strict=True) if cell.state != "absent")
+        yield from (
+            (row, fmt, cell)
+            for fmt, cell in zip(formats, row.cells, strict=True)
+            if cell.state != "absent"
+        )
 
 
 def grade(cell: Cell, exam: Exam) -> str:
@@ -176,13 +203,23 @@ def grade(cell: Cell, exam: Exam) -> str:
     return (
         text.number(value, DOWNSTREAM_DIGITS)
         + spread
-        + (f" ({found.seeds} of {text.count(cell.asked, 'seed')})" if found.seeds < cell.asked else "")
+        + (
+            f" ({found.seeds} of {text.count(cell.asked, 'seed')})"
+            if found.seeds < cell.asked
+            else ""
+        )
     )
 
 
 def exam_lines(exam: Exam) -> list[str]:
     """`acc, higher is better`, `200 items, chance 0.25, ceiling 0.98`, `definition 1f2e3d4c`."""
-    bounds = [f"{name} {value:.3g}" for name, value in (("chance", exam.chance), ("ceiling", exam.ceiling)) if value is not None]
+    bounds = [
+        f"{name} {value:.3g}"
+        for name, value in (("chance", exam.chance), ("ceiling", exam.ceiling))
+        if value is not None
+    ]
     asked = ", ".join([text.count(exam.items or 0, "item")] * (exam.items is not None) + bounds)
     direction = ", ".join(filter(None, (exam.metric, exam.better and f"{exam.better} is better")))
-    return [*map(text.plain, filter(None, (direction, asked, f"definition {exam.sha256[:SHORT_HASH]}")))]
+    return [
+        *map(text.plain, filter(None, (direction, asked, f"definition {exam.sha256[:SHORT_HASH]}")))
+    ]

@@ -32,14 +32,35 @@ def _installation() -> Iterator[Finding]:
     yield Finding(
         "python",
         sys.version_info >= (3, 11),
-        sys.version.split()[0] + ("" if sys.version_info >= (3, 11) else ": qbench needs 3.11 or newer"),
+        sys.version.split()[0]
+        + ("" if sys.version_info >= (3, 11) else ": qbench needs 3.11 or newer"),
     )
     code = commit()
-    state = "" if code["commit"] is None else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
-    yield Finding("qbench", True, f"{package_version('qbench') or 'not installed as a distribution'}{state}")
-    for name in ("torch", "numpy", "pandas", "duckdb", "scipy", "safetensors", "lm_eval", "rich", "click"):
+    state = (
+        ""
+        if code["commit"] is None
+        else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
+    )
+    yield Finding(
+        "qbench", True, f"{package_version('qbench') or 'not installed as a distribution'}{state}"
+    )
+    for name in (
+        "torch",
+        "numpy",
+        "pandas",
+        "duckdb",
+        "scipy",
+        "safetensors",
+        "lm_eval",
+        "rich",
+        "click",
+    ):
         found = package_version(name)
-        yield Finding(name, found is not None, found or "missing: pip install -e . in the checkout, or pip install qbench")
+        yield Finding(
+            name,
+            found is not None,
+            found or "missing: pip install -e . in the checkout, or pip install qbench",
+        )
 
 
 def _machine() -> Iterator[Finding]:
@@ -47,7 +68,9 @@ def _machine() -> Iterator[Finding]:
 
     from qbench.training.devices import compiler
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     yield Finding("cpu", True, f"{cpu_name()}, {cores} cores")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -57,7 +80,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "compiler",
         compiler() is not None,
-        compiler() or "no C++ compiler, or no Python.h: torch.compile will not work (install g++ and Python's headers)",
+        compiler()
+        or "no C++ compiler, or no Python.h: torch.compile will not work (install g++ and Python's headers)",
     )
 
 
@@ -67,13 +91,16 @@ def _results(results: Path) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        yield Finding("results", False, f"{results} cannot be written ({error.strerror}): use --results DIR")
+        yield Finding(
+            "results", False, f"{results} cannot be written ({error.strerror}): use --results DIR"
+        )
         return
     free = shutil.disk_usage(folder).free
     yield Finding(
         "results",
         free > LEAST_FREE,
-        f"{results}, {free / 2**30:.1f} GiB free" + ("" if free > LEAST_FREE else ": make room, or use --results DIR"),
+        f"{results}, {free / 2**30:.1f} GiB free"
+        + ("" if free > LEAST_FREE else ": make room, or use --results DIR"),
     )
 
 
@@ -83,6 +110,10 @@ def _plugins() -> Iterator[Finding]:
         yield Finding(
             kind,
             bool(found) and not broken,
-            "; ".join(broken) or ", ".join(entry["name"] for entry in found) or "none registered: reinstall qbench",
+            "; ".join(broken)
+            or ", ".join(entry["name"] for entry in found)
+            or "none registered: reinstall qbench",
         )
-    yield Finding("engines", "local" in registry.plugins("engines"), ", ".join(registry.plugins("engines")))
+    yield Finding(
+        "engines", "local" in registry.plugins("engines"), ", ".join(registry.plugins("engines"))
+    )

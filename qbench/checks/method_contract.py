@@ -46,7 +46,12 @@ def check_fields(kit: Kit) -> Iterator[Finding]:
     """Hyper-parameters survive JSON, one that does not exist is refused, and those that a board may tune are there."""
     instance: Method = registry.build("methods", kit.method, {})
     again = registry.build("methods", kit.method, json.loads(json.dumps(instance.params)))
-    yield Finding("fields", "JSON", again == instance, "" if again == instance else f"{again} is not {instance}")
+    yield Finding(
+        "fields",
+        "JSON",
+        again == instance,
+        "" if again == instance else f"{again} is not {instance}",
+    )
     try:
         registry.build("methods", kit.method, {"no_such_field": 1})
         yield Finding("fields", "unknown", False, "an unknown field was accepted")
@@ -54,7 +59,11 @@ def check_fields(kit: Kit) -> Iterator[Finding]:
         yield Finding("fields", "unknown", True)
     strange = [name for name in instance.knobs if name not in instance.params or name in RECIPE]
     fine = not strange and len(instance.knobs) <= MOST_KNOBS
-    what = f"{', '.join(strange)}: no fields, or words of the recipe" if strange else f"{len(instance.knobs)}, of {MOST_KNOBS} at most"
+    what = (
+        f"{', '.join(strange)}: no fields, or words of the recipe"
+        if strange
+        else f"{len(instance.knobs)}, of {MOST_KNOBS} at most"
+    )
     yield Finding("fields", "knobs", fine, "" if fine else what)
 
 
@@ -62,7 +71,11 @@ def check_runs(kit: Kit) -> Iterator[Finding]:
     """Trains in every supported format, and passes the audit: level counts, decoded = snapped, coverage, bits, active."""
     for config in kit.supported():
         result, _ = kit.run(config)
-        failed = [f"{c['name']}: {c['detail']}" for c in result.get("audit", {}).get("checks", []) if not c["passed"]]
+        failed = [
+            f"{c['name']}: {c['detail']}"
+            for c in result.get("audit", {}).get("checks", [])
+            if not c["passed"]
+        ]
         fine = result["state"] == "ok" and not failed
         yield Finding("audit", config.format_label, fine, result["message"] or "; ".join(failed))
 
@@ -77,12 +90,22 @@ def check_learns(kit: Kit) -> Iterator[Finding]:
     score = result["scores"]["packed"]
     fine = score is not None and score < LEARNED
     yield Finding(
-        "learns", config.format_label, fine, f"loss {score} after training; {math.log(4):.3f} is guessing, {LEARNED} is asked for"
+        "learns",
+        config.format_label,
+        fine,
+        f"loss {score} after training; {math.log(4):.3f} is guessing, {LEARNED} is asked for",
     )
-    lines = [json.loads(line) for line in Attempt(folder).curve.read_text().splitlines()] if Attempt(folder).curve.exists() else []
+    lines = (
+        [json.loads(line) for line in Attempt(folder).curve.read_text().splitlines()]
+        if Attempt(folder).curve.exists()
+        else []
+    )
     holes = [line["step"] for line in lines if any(v is None for v in line["terms"].values())]
     yield Finding(
-        "terms", config.format_label, not holes, f"a term is not finite at step {holes[0]}" if holes else count(len(lines), "point")
+        "terms",
+        config.format_label,
+        not holes,
+        f"a term is not finite at step {holes[0]}" if holes else count(len(lines), "point"),
     )
 
 
@@ -95,9 +118,16 @@ def check_groups(kit: Kit) -> Iterator[Finding]:
         yield Finding("groups", "", False, str(error))
         return
     listed = [id(p) for group in groups for p in group["params"]]  # type: ignore[attr-defined]
-    wanted = {id(p) for p in run.model.parameters()} | {id(p) for q in run.quantizers() for p in q.parameters()}
+    wanted = {id(p) for p in run.model.parameters()} | {
+        id(p) for q in run.quantizers() for p in q.parameters()
+    }
     fine = len(listed) == len(set(listed)) and set(listed) == wanted
-    yield Finding("groups", "", fine, f"{len(listed)} listed, {len(set(listed))} different, {len(wanted)} wanted")
+    yield Finding(
+        "groups",
+        "",
+        fine,
+        f"{len(listed)} listed, {len(set(listed))} different, {len(wanted)} wanted",
+    )
 
 
 def check_gradients(kit: Kit) -> Iterator[Finding]:
@@ -111,7 +141,12 @@ def check_gradients(kit: Kit) -> Iterator[Finding]:
     for name, layer in run.problem.layers().items():
         grad = layer.weight.grad
         fine = grad is not None and bool(torch.isfinite(grad).all()) and bool(grad.abs().sum() > 0)
-        yield Finding("gradients", name, fine, "" if fine else "no gradient" if grad is None else "zero or not finite")
+        yield Finding(
+            "gradients",
+            name,
+            fine,
+            "" if fine else "no gradient" if grad is None else "zero or not finite",
+        )
 
 
 def check_repeats(kit: Kit) -> Iterator[Finding]:
@@ -122,12 +157,19 @@ def check_repeats(kit: Kit) -> Iterator[Finding]:
         return
     second, _ = kit.run(config, again=True)
     fine = first.get("artefact_sha256") == second.get("artefact_sha256")
-    yield Finding("repeats", config.format_label, fine, "" if fine else "two runs of one seed differ")
+    yield Finding(
+        "repeats", config.format_label, fine, "" if fine else "two runs of one seed differ"
+    )
 
 
 def not_run(check: str, config: RunConfig, result: dict[str, Any]) -> Finding:
     """What compares runs has nothing to say of a run that failed, and that is no pass."""
-    return Finding(check, config.format_label, False, f"not run, for the training failed: {result['message'] or result['reason']}")
+    return Finding(
+        check,
+        config.format_label,
+        False,
+        f"not run, for the training failed: {result['message'] or result['reason']}",
+    )
 
 
 class _Cut(BaseException):
@@ -155,7 +197,12 @@ def check_resumes(kit: Kit) -> Iterator[Finding]:
     if fine:
         result, _ = kit.run(config, resume=folder)
         fine = whole.get("artefact_sha256") == result.get("artefact_sha256")
-    yield Finding("resumes", config.format_label, fine, "" if fine else "the resumed run differs from the undisturbed one")
+    yield Finding(
+        "resumes",
+        config.format_label,
+        fine,
+        "" if fine else "the resumed run differs from the undisturbed one",
+    )
 
 
 def check_beside(kit: Kit) -> Iterator[Finding]:
@@ -170,7 +217,11 @@ def check_beside(kit: Kit) -> Iterator[Finding]:
 
 def check_alike(kit: Kit) -> Iterator[Finding]:
     """The same of compiled runs, for a method that says so."""
-    if not kit.quick and registry.load("methods", kit.method).compiled_alike and group_policy.alone(kit.one()) is None:
+    if (
+        not kit.quick
+        and registry.load("methods", kit.method).compiled_alike
+        and group_policy.alone(kit.one()) is None
+    ):
         torch.compiler.reset()
         yield from three_beside(kit, "alike", Execution(compile=True))
 
@@ -179,13 +230,29 @@ def three_beside(kit: Kit, check: str, execution: Execution) -> Iterator[Finding
     config = kit.one()
     three = [differing(config, place) for place in range(3)]
     folders = [Path(tempfile.mkdtemp(dir=kit.folder)) / "1" for _ in three]
-    found = execute.run_group([Assignment(c, f) for c, f in zip(three, folders, strict=True)], execution, [lambda _: None] * len(three))
+    found = execute.run_group(
+        [Assignment(c, f) for c, f in zip(three, folders, strict=True)],
+        execution,
+        [lambda _: None] * len(three),
+    )
     for one, together in zip(three, found, strict=True):
         single, _ = kit.run(one, execution, again=bool(execution.compile))
-        same = single.get("artefact_sha256") == together.get("artefact_sha256") and single["state"] == together["state"]
+        same = (
+            single.get("artefact_sha256") == together.get("artefact_sha256")
+            and single["state"] == together["state"]
+        )
         fine = same and together.get("cost", {}).get("company", 1) == len(three)
-        apart = f"the three fell apart: {together['message']}" if together["message"] else "the three fell apart"
-        yield Finding(check, f"seed {one.seed}", fine, "" if fine else apart if same else "trained beside others it differs")
+        apart = (
+            f"the three fell apart: {together['message']}"
+            if together["message"]
+            else "the three fell apart"
+        )
+        yield Finding(
+            check,
+            f"seed {one.seed}",
+            fine,
+            "" if fine else apart if same else "trained beside others it differs",
+        )
 
 
 def differing(config: RunConfig, place: int) -> RunConfig:
@@ -193,7 +260,11 @@ def differing(config: RunConfig, place: int) -> RunConfig:
     times, varies = (1.0, 0.5, 0.75)[place], registry.load("methods", config.method).varies
     recipe = dataclasses.replace(config.recipe, lr=config.recipe.lr * times)
     found = dataclasses.replace(config, seed=place, recipe=recipe)
-    numbers = {name: value * times for name, value in config.method_params.items() if name in varies and isinstance(value, float)}
+    numbers = {
+        name: value * times
+        for name, value in config.method_params.items()
+        if name in varies and isinstance(value, float)
+    }
     width = group_policy.WIDTHS[2 - place] if "format" in varies else None
     with contextlib.suppress(UsageError):
         registry.build("methods", config.method, {**config.method_params, **numbers})
@@ -214,10 +285,18 @@ def check_recorded(kit: Kit) -> Iterator[Finding]:
     for one in {c.key: c for c in (config, kit.config("int4", activations="int4"))}.values():
         if workload.refusal(one) is not None:
             continue
-        taken, _ = kit.run(one, Execution(device="cpu", compile=False), again=torch.cuda.is_available())
+        taken, _ = kit.run(
+            one, Execution(device="cpu", compile=False), again=torch.cuda.is_available()
+        )
         repeated, _ = kit.run(one, Execution(device="cpu", compile=False, graphs=True), again=True)
-        fine = taken["state"] == repeated["state"] == "ok" and taken["artefact_sha256"] == repeated["artefact_sha256"]
-        why = repeated["message"] or "repeated it goes on with numbers of the step that was recorded: write what changes into tensors"
+        fine = (
+            taken["state"] == repeated["state"] == "ok"
+            and taken["artefact_sha256"] == repeated["artefact_sha256"]
+        )
+        why = (
+            repeated["message"]
+            or "repeated it goes on with numbers of the step that was recorded: write what changes into tensors"
+        )
         yield Finding("recorded", one.format_label, fine, "" if fine else why)
 
 
@@ -230,25 +309,42 @@ def check_budget(kit: Kit) -> Iterator[Finding]:
         yield not_run("budget", config, whole)
         return
     long, short = (
-        lr_scales(kit, dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, steps=n))) for n in (STEPS, STEPS // 2)
+        lr_scales(
+            kit, dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, steps=n))
+        )
+        for n in (STEPS, STEPS // 2)
     )
     names = sorted({name for name in {*long, *short} if long.get(name) != short.get(name)})
     fine = not names
-    yield Finding("budget", "", fine, "" if fine else f"lr_scale of {', '.join(names)} depends on the number of steps, not on progress")
+    yield Finding(
+        "budget",
+        "",
+        fine,
+        ""
+        if fine
+        else f"lr_scale of {', '.join(names)} depends on the number of steps, not on progress",
+    )
 
 
 def lr_scales(kit: Kit, config: RunConfig) -> dict[str, list[float]]:
     """Each group's `lr_scale` at ten moments of a run, as shares of its largest."""
     assignment = Assignment(config, kit.folder)
-    run = prepare(assignment, Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = prepare(
+        assignment, Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu")
+    )
     track: dict[str, list[float]] = {}
     for moment in range(10):
         run.begin(config.recipe.steps * moment // 10)
         run.method.before_step(run, run.problem.batch(run.step))
         for group in run.optimizer.param_groups if run.optimizer else ():
             scale = run.lr_scale.get(group["name"], 1.0)
-            track.setdefault(group["name"], []).append(scale[0] if isinstance(scale, list) else scale)
-    return {name: [round(value / (max(map(abs, values)) or 1.0), 9) for value in values] for name, values in track.items()}
+            track.setdefault(group["name"], []).append(
+                scale[0] if isinstance(scale, list) else scale
+            )
+    return {
+        name: [round(value / (max(map(abs, values)) or 1.0), 9) for value in values]
+        for name, values in track.items()
+    }
 
 
 def check_compiles(kit: Kit) -> Iterator[Finding]:
@@ -262,9 +358,14 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         if config.format_label not in COMPILED:
             continue
         torch.compiler.reset()
-        (eager, one), (compiled, other) = kit.run(config), kit.run(config, Execution(compile=True), again=True)
+        (eager, one), (compiled, other) = (
+            kit.run(config),
+            kit.run(config, Execution(compile=True), again=True),
+        )
         if compiled["state"] != "ok" or eager["state"] != "ok":
-            yield Finding("compiles", config.format_label, False, str(compiled["message"] or eager["message"]))
+            yield Finding(
+                "compiles", config.format_label, False, str(compiled["message"] or eager["message"])
+            )
             continue
         pairs = list(zip(first_losses(one), first_losses(other), strict=True))
         apart = max(abs(a - b) / abs(a) for a, b in pairs)
@@ -274,7 +375,9 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
 
 
 def first_losses(folder: Path, steps: int = COMPARED_STEPS) -> list[float]:
-    return [json.loads(line)["loss"] for line in Attempt(folder).curve.read_text().splitlines()[:steps]]
+    return [
+        json.loads(line)["loss"] for line in Attempt(folder).curve.read_text().splitlines()[:steps]
+    ]
 
 
 CHECKS: tuple[Check, ...] = (

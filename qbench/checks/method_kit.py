@@ -46,7 +46,12 @@ class Kit:
     done: dict[str, tuple[dict[str, Any], Path]] = field(default_factory=dict)
 
     def config(
-        self, weights: str, granularity: str = "channel", activations: str | None = None, steps: int = STEPS, method: str | None = None
+        self,
+        weights: str,
+        granularity: str = "channel",
+        activations: str | None = None,
+        steps: int = STEPS,
+        method: str | None = None,
     ) -> RunConfig:
         instance: Method = registry.build("methods", method or self.method, {})
         quantizes = instance.quantizes
@@ -63,14 +68,24 @@ class Kit:
 
     def supported(self) -> Iterator[RunConfig]:
         """The method in every format and granularity that it has a rule for."""
-        formats, granularities = (QUICK_FORMATS, GRANULARITIES[1:2]) if self.quick else (FORMATS, GRANULARITIES)
-        configs = [self.config(name, granularity) for name in formats for granularity in granularities]
-        for config in {c.key: c for c in [*configs, self.config("int4", activations="int4")]}.values():
+        formats, granularities = (
+            (QUICK_FORMATS, GRANULARITIES[1:2]) if self.quick else (FORMATS, GRANULARITIES)
+        )
+        configs = [
+            self.config(name, granularity) for name in formats for granularity in granularities
+        ]
+        for config in {
+            c.key: c for c in [*configs, self.config("int4", activations="int4")]
+        }.values():
             if workload.refusal(config) is None:
                 yield config
 
     def run(
-        self, config: RunConfig, execution: Execution = Execution(compile=False), again: bool = False, resume: Path | None = None
+        self,
+        config: RunConfig,
+        execution: Execution = Execution(compile=False),
+        again: bool = False,
+        resume: Path | None = None,
     ) -> tuple[dict[str, Any], Path]:
         """Train a configuration once, eagerly on every device; `again` trains it anew."""
         if config.key in self.done and not again and resume is None:
@@ -79,7 +94,14 @@ class Kit:
         if config.base is not None:
             after = registry.build("methods", config.method, config.method_params).after
             assert config.weights is not None
-            base = self.run(self.config(config.weights.format, config.weights.granularity, method=after, steps=config.recipe.steps))[1]
+            base = self.run(
+                self.config(
+                    config.weights.format,
+                    config.weights.granularity,
+                    method=after,
+                    steps=config.recipe.steps,
+                )
+            )[1]
         folder = Path(tempfile.mkdtemp(dir=self.folder)) / "1"
         found = run_one(Assignment(config, folder, resume, base), execution), folder
         if not execution.compile:
@@ -94,7 +116,9 @@ class Kit:
     def attached(self, config: RunConfig) -> Run:
         """The method on a fresh toy problem."""
         _, problem = open_problem(config, torch.device("cpu"))
-        run = attach(problem, registry.build("methods", config.method, config.method_params), config)
+        run = attach(
+            problem, registry.build("methods", config.method, config.method_params), config
+        )
         for bundle in run.bundles:
             bundle.quantizer.reset(bundle.stack().detach())
         return run

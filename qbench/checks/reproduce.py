@@ -60,14 +60,30 @@ class Reproduction:
     """What differs in the environment."""
 
     def __str__(self) -> str:
-        lines = [f"{self.key}: {self.verdict}", f"recorded  {self.recorded}", f"found     {self.found}"]
+        lines = [
+            f"{self.key}: {self.verdict}",
+            f"recorded  {self.recorded}",
+            f"found     {self.found}",
+        ]
         if self.verdict != "same":
             lines.append(f"tolerance {self.tolerance:g}, the task's minimum effect")
-        return "\n".join([*lines, *(f"differs   {line}" for line in self.differences or ["nothing in the environment"])])
+        return "\n".join(
+            [
+                *lines,
+                *(
+                    f"differs   {line}"
+                    for line in self.differences or ["nothing in the environment"]
+                ),
+            ]
+        )
 
 
 def reproduce_all(
-    results: Path, what: str, device: str = "auto", board: str | None = None, most: int | None = None
+    results: Path,
+    what: str,
+    device: str = "auto",
+    board: str | None = None,
+    most: int | None = None,
 ) -> Iterator[Reproduction]:
     """A run by its key or the beginning of it, or the runs of a cell by its name, at most so many of them."""
     keys = [what] if may_begin(results, what) else keys_of_cell(results, what, board)[:most]
@@ -79,7 +95,9 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
     """Train a run again, and whatever it goes on from if that is gone; nothing is written to the results folder."""
     record = latest(results, beginning)
     if record["result"] is None or record["spec"] is None:
-        raise QbenchError(f"run {record['key']} has no result to compare with; qbench sweep finishes it")
+        raise QbenchError(
+            f"run {record['key']} has no result to compare with; qbench sweep finishes it"
+        )
     config = RunConfig.from_json(record["spec"])
     was, before = record["env"] or {}, torch.get_num_threads()
     torch.set_num_threads(was.get("threads") or before)
@@ -93,7 +111,9 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
     tolerance = 10.0**-metric.digits if metric.effect is None else metric.effect
     verdict = compare(record["result"], result, tolerance)
     differences = differing(was, environment or {})
-    return Reproduction(config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences)
+    return Reproduction(
+        config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences
+    )
 
 
 def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> dict[str, Any]:
@@ -108,9 +128,14 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
             make(results, record, scratch, device)
             base = scratch / config.base / "1"
     env = was["env"] or {}
-    execution = Execution(device=device, compile=env.get("compiled"), accumulate=env.get("accumulate") or 1)
+    execution = Execution(
+        device=device, compile=env.get("compiled"), accumulate=env.get("accumulate") or 1
+    )
     execution = replace(
-        execution, gpus_per_run=env.get("processes") or 1, fsdp=env.get("divided") or False, graphs=bool(env.get("recorded"))
+        execution,
+        gpus_per_run=env.get("processes") or 1,
+        fsdp=env.get("divided") or False,
+        graphs=bool(env.get("recorded")),
     )
     # A failure is told in the result; where in the code it happened is for whoever mends it, and their own sweep says it.
     with redirect_stderr(StringIO()):
@@ -123,7 +148,11 @@ def compare(recorded: dict[str, Any], found: dict[str, Any], tolerance: float) -
     if recorded["artefact_sha256"] == found["artefact_sha256"]:
         return "same"
     a, b = recorded["scores"]["packed"], found["scores"]["packed"]
-    return "within tolerance" if a is not None and b is not None and abs(a - b) <= tolerance else "different"
+    return (
+        "within tolerance"
+        if a is not None and b is not None and abs(a - b) <= tolerance
+        else "different"
+    )
 
 
 def outcome(result: dict[str, Any]) -> str:
@@ -133,7 +162,11 @@ def outcome(result: dict[str, Any]) -> str:
 
 
 def differing(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    told = [f"{name}: {recorded.get(name)} then, {found.get(name)} now" for name in MATTERS if recorded.get(name) != found.get(name)]
+    told = [
+        f"{name}: {recorded.get(name)} then, {found.get(name)} now"
+        for name in MATTERS
+        if recorded.get(name) != found.get(name)
+    ]
     other = [name for name in SOURCES if recorded.get(name) and recorded[name] != found.get(name)]
     return told + [
         f"{name.replace('_', ' ')}: {recorded[name][:12]} then, {str(found.get(name))[:12]} now, edited under the same version"

@@ -21,7 +21,11 @@ from qbench.errors import UsageError
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
 @click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
-@click.option("--summary", is_flag=True, help="Print the board in a few numbers: overall, front, equal training time.")
+@click.option(
+    "--summary",
+    is_flag=True,
+    help="Print the board in a few numbers: overall, front, equal training time.",
+)
 def show(what: str | None, results: Path, form: str | None, randomised: bool, summary: bool) -> int:
     """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
     if summary:
@@ -98,17 +102,27 @@ def is_run(what: str, results: Path) -> bool:
     """Whether a word is a run's key, or the beginning of one, rather than a board's name."""
     from qbench.runs.lookup import may_begin
 
-    return (results / "runs").is_dir() and may_begin(results, what) and not (results / "boards" / f"{what}.json").exists()
+    return (
+        (results / "runs").is_dir()
+        and may_begin(results, what)
+        and not (results / "boards" / f"{what}.json").exists()
+    )
 
 
 @cli.command()
 @click.argument("one")
 @click.argument("other")
 @click.option("--board", help="The board to look at; the latest by default.")
-@click.option("--downstream", is_flag=True, help="Compare what they answered downstream: by seed, and item by item.")
+@click.option(
+    "--downstream",
+    is_flag=True,
+    help="Compare what they answered downstream: by seed, and item by item.",
+)
 @results_option
 @json_option
-def compare(one: str, other: str, board: str | None, downstream: bool, results: Path, as_json: bool) -> int:
+def compare(
+    one: str, other: str, board: str | None, downstream: bool, results: Path, as_json: bool
+) -> int:
     """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
     if downstream:
         return compare_downstream(one, other, board, results, as_json)
@@ -119,11 +133,19 @@ def compare(one: str, other: str, board: str | None, downstream: bool, results: 
     if as_json:
         emit([c.to_json() for c in found])
     else:
-        click.echo("\n".join([f"{one} − {other}", *map(comparison, found)] if found else [f"{one} and {other} have no format in common"]))
+        click.echo(
+            "\n".join(
+                [f"{one} − {other}", *map(comparison, found)]
+                if found
+                else [f"{one} and {other} have no format in common"]
+            )
+        )
     return 0
 
 
-def compare_downstream(one: str, other: str, board: str | None, results: Path, as_json: bool) -> int:
+def compare_downstream(
+    one: str, other: str, board: str | None, results: Path, as_json: bool
+) -> int:
     from qbench.analysis.compare_downstream import in_words
     from qbench.analysis.results import Results
 
@@ -132,13 +154,22 @@ def compare_downstream(one: str, other: str, board: str | None, results: Path, a
         emit([d.to_json() for d in found])
     else:
         lines = [f"{one} − {other}", *(in_words(d, one, other) for d in found)]
-        click.echo("\n".join(lines) if found else f"{one} and {other} have answered no downstream task in common")
+        click.echo(
+            "\n".join(lines)
+            if found
+            else f"{one} and {other} have answered no downstream task in common"
+        )
     return 0
 
 
 @cli.command()
 @click.argument("board", required=False)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; a site that is there is replaced.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write; a site that is there is replaced.",
+)
 @results_option
 @json_option
 def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:

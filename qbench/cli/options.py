@@ -37,7 +37,9 @@ class GroupSize(click.ParamType):  # type: ignore[type-arg]
 
     name = "auto|N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
         return None if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
@@ -67,7 +69,9 @@ def in_a_line(error: click.ClickException) -> str:
 class Commands(click.Group):
     """Suggests neighbours for a command that does not exist."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from qbench.errors import unknown
 
         if args and args[0] not in self.commands and not args[0].startswith("-"):

@@ -56,9 +56,13 @@ def check(method: str, quick: bool, as_json: bool) -> int:
     for finding in check_method(method, quick):
         findings.append(vars(finding))
         if not as_json:
-            click.echo(f"{'ok    ' if finding.passed else 'FAILED'} {finding.check:<10} {finding.where:<16} {finding.detail}".rstrip())
+            click.echo(
+                f"{'ok    ' if finding.passed else 'FAILED'} {finding.check:<10} {finding.where:<16} {finding.detail}".rstrip()
+            )
     failed = sum(not f["passed"] for f in findings)
-    emit(findings) if as_json else click.echo(f"{method}: {len(findings) - failed} passed, {failed} failed")
+    emit(findings) if as_json else click.echo(
+        f"{method}: {len(findings) - failed} passed, {failed} failed"
+    )
     return int(failed > 0)
 
 
@@ -69,7 +73,9 @@ def new() -> None:
 
 @new.command("method")
 @click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to write it; ./qbench-NAME by default.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to write it; ./qbench-NAME by default."
+)
 @json_option
 def new_method(name: str, folder: Path | None, as_json: bool) -> int:
     """Write a package with the method NAME: one file, its test, and what installs and registers it."""

@@ -16,7 +16,9 @@ from qbench.cli.options import cli, emit, json_option, results_option
 @results_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @json_option
-def reproduce(what: str, board: str | None, seeds: int | None, results: Path, device: str, as_json: bool) -> int:
+def reproduce(
+    what: str, board: str | None, seeds: int | None, results: Path, device: str, as_json: bool
+) -> int:
     """Train a run or a cell again from its record and compare; exit code 5 if it comes to something else.
 
     WHAT is a run's key, or the beginning of one, or a cell as sweeps call it: "ste int4 grammar/xs".
@@ -42,14 +44,18 @@ def reproduce(what: str, board: str | None, seeds: int | None, results: Path, de
 @cli.command("eval")
 @click.argument("run")
 @click.option(
-    "--tasks", required=True, help="Names, separated by commas: a task's own, files or folders of lm-eval's, or names that lm-eval knows."
+    "--tasks",
+    required=True,
+    help="Names, separated by commas: a task's own, files or folders of lm-eval's, or names that lm-eval knows.",
 )
 @results_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--force", is_flag=True, help="Ask again what is answered already.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @json_option
-def evaluate(run: str, tasks: str, results: Path, device: str, force: bool, quiet: bool, as_json: bool) -> int:
+def evaluate(
+    run: str, tasks: str, results: Path, device: str, force: bool, quiet: bool, as_json: bool
+) -> int:
     """Ask the artefact of RUN downstream tasks and keep every answer. RUN is a key, the beginning of one, or a folder of transformers'."""
     from qbench.downstream.evaluate import evaluate_folder, evaluate_run
     from qbench.downstream.hf_folder import is_folder
@@ -78,7 +84,12 @@ def evaluate(run: str, tasks: str, results: Path, device: str, force: bool, quie
     show_default=True,
     help="The artefact with a decoder of its own, or a folder for Hugging Face's transformers.",
 )
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder that is new or empty.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder that is new or empty.",
+)
 @results_option
 @json_option
 def export(run: str, to: str, out: Path, results: Path, as_json: bool) -> int:

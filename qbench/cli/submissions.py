@@ -12,19 +12,28 @@ from qbench.cli.options import cli, emit, json_option, results_option
 from qbench.errors import UsageError
 
 score_option = click.option(
-    "--score/--no-score", default=True, help="Evaluate the artefacts here (default); without, no run is more than claimed."
+    "--score/--no-score",
+    default=True,
+    help="Evaluate the artefacts here (default); without, no run is more than claimed.",
 )
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 @cli.command()
 @click.argument("what", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write: NAME.qbench.zip.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write: NAME.qbench.zip.",
+)
 @click.option("--note", help="A word to whoever receives it.")
 @click.option("--by", help="Who submits.")
 @results_option
 @json_option
-def submit(what: tuple[str, ...], out: Path, note: str | None, by: str | None, results: Path, as_json: bool) -> int:
+def submit(
+    what: tuple[str, ...], out: Path, note: str | None, by: str | None, results: Path, as_json: bool
+) -> int:
     """Pack finished runs into one file for somebody else's `qbench merge`. WHAT are boards, and keys of runs or the beginnings of keys."""
     from qbench.submissions.submit import submit as pack
 
@@ -36,8 +45,15 @@ def submit(what: tuple[str, ...], out: Path, note: str | None, by: str | None, r
 @cli.command()
 @bundle_argument
 @score_option
-@click.option("--rerun", "again", metavar="N|all", help="Train N of its runs, drawn by chance, or all of them again and compare.")
-@click.option("--device", default="auto", show_default=True, help="Of --rerun: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--rerun",
+    "again",
+    metavar="N|all",
+    help="Train N of its runs, drawn by chance, or all of them again and compare.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="Of --rerun: auto, cpu, cuda or cuda:N."
+)
 @json_option
 def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: bool) -> int:
     """Check what a BUNDLE says, one line a check; exit code 5 if something does not hold. Nothing is written."""
@@ -50,7 +66,11 @@ def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: b
 
 @cli.command()
 @click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--own", is_flag=True, help="WHAT are results folders of your own, such as shards of a sweep; their runs stay your own.")
+@click.option(
+    "--own",
+    is_flag=True,
+    help="WHAT are results folders of your own, such as shards of a sweep; their runs stay your own.",
+)
 @score_option
 @results_option
 @json_option
@@ -61,15 +81,27 @@ def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json
     bundle = what[0]
     if len(what) > 1 or bundle.is_dir():
         raise UsageError(
-            f"{bundle}: one bundle at a time" if len(what) > 1 else f"{bundle}: is a folder; one of your own is merged with --own"
+            f"{bundle}: one bundle at a time"
+            if len(what) > 1
+            else f"{bundle}: is a folder; one of your own is merged with --own"
         )
     from qbench.submissions.merge import merge as take_in
 
     merged = take_in(results, bundle, score=score, say=progress())
     if as_json:
-        emit({**vars(merged), "report": merged.report.to_json(), "boards": [vars(board) for board in merged.boards]})
+        emit(
+            {
+                **vars(merged),
+                "report": merged.report.to_json(),
+                "boards": [vars(board) for board in merged.boards],
+            }
+        )
     else:
-        shown = merged.report.findings if merged.report.passed else [f for f in merged.report.findings if f.verdict == "FAILED"]
+        shown = (
+            merged.report.findings
+            if merged.report.passed
+            else [f for f in merged.report.findings if f.verdict == "FAILED"]
+        )
         click.echo("\n".join([*map(str, shown), str(merged)]))
     return 0 if merged.report.passed else 5
 
@@ -81,7 +113,12 @@ def merge_own(folders: tuple[Path, ...], results: Path, as_json: bool) -> int:
     if as_json:
         emit([{**vars(one), "boards": [vars(share) for share in one.boards]} for one in gathered])
     else:
-        click.echo("\n".join([line for one in gathered for line in one.lines] + [str(share) for share in gathered[-1].boards]))
+        click.echo(
+            "\n".join(
+                [line for one in gathered for line in one.lines]
+                + [str(share) for share in gathered[-1].boards]
+            )
+        )
     return 5 if any(one.refused for one in gathered) else 0
 
 

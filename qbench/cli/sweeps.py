@@ -34,25 +34,81 @@ shard_option = click.option(
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @results_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes; a core each by default, or a GPU each.")
-@click.option("--engine", "engine_name", default="local", show_default=True, help="Where to train: local, ray or a plugin's.")
-@click.option("--address", help="Of --engine ray: the cluster; by default RAY_ADDRESS, the one on this machine, or a new one here.")
-@click.option("--cpus-per-run", "cpus", type=click.FloatRange(min=0), help="Of --engine ray: CPUs that a run takes; 1 by default.")
-@click.option("--gpus-per-run", "gpus", type=click.FloatRange(min=0), help="Of --engine ray: GPUs that a run takes; 0.25 puts four on one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Worker processes; a core each by default, or a GPU each.",
+)
+@click.option(
+    "--engine",
+    "engine_name",
+    default="local",
+    show_default=True,
+    help="Where to train: local, ray or a plugin's.",
+)
+@click.option(
+    "--address",
+    help="Of --engine ray: the cluster; by default RAY_ADDRESS, the one on this machine, or a new one here.",
+)
+@click.option(
+    "--cpus-per-run",
+    "cpus",
+    type=click.FloatRange(min=0),
+    help="Of --engine ray: CPUs that a run takes; 1 by default.",
+)
+@click.option(
+    "--gpus-per-run",
+    "gpus",
+    type=click.FloatRange(min=0),
+    help="Of --engine ray: GPUs that a run takes; 0.25 puts four on one.",
+)
 @shard_option
 @click.option(
-    "--compile/--no-compile", "compiled", default=None, help="Compile what a step computes; by default on CUDA, and on a CPU where it pays."
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Compile what a step computes; by default on CUDA, and on a CPU where it pays.",
 )
-@click.option("--graphs", is_flag=True, help="On CUDA record a step once, as a graph, and repeat it: one call in the place of all.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=0.0, help="Seconds that a run may take; 0 is no limit.")
 @click.option(
-    "--group", type=GroupSize(), default="auto", show_default=True, help="Runs that train side by side at most: auto, or a number."
+    "--graphs",
+    is_flag=True,
+    help="On CUDA record a step once, as a graph, and repeat it: one call in the place of all.",
 )
-@click.option("--micro-batches", type=click.IntRange(min=1), default=1, show_default=True, help="Parts that a step's batch is computed in.")
-@click.option("--steps", type=click.IntRange(min=1), help="Cut every run to this many steps: another board, to try things on.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Train this many seeds instead of the file's.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Seconds that a run may take; 0 is no limit.",
+)
+@click.option(
+    "--group",
+    type=GroupSize(),
+    default="auto",
+    show_default=True,
+    help="Runs that train side by side at most: auto, or a number.",
+)
+@click.option(
+    "--micro-batches",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Parts that a step's batch is computed in.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Cut every run to this many steps: another board, to try things on.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="Train this many seeds instead of the file's."
+)
 @click.option("--no-retry", is_flag=True, help="Leave runs that failed before as they are.")
-@click.option("--dry-run", is_flag=True, help="List each run with the reason why it would be trained or not; train nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List each run with the reason why it would be trained or not; train nothing.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 @json_option
 def sweep(
@@ -76,12 +132,28 @@ def sweep(
     from qbench.terminal.progress import Progress
 
     execution = Execution(
-        device=device, compile=compiled, graphs=graphs, accumulate=micro_batches, timeout_s=timeout_s, group=group, **vars(config.engine)
+        device=device,
+        compile=compiled,
+        graphs=graphs,
+        accumulate=micro_batches,
+        timeout_s=timeout_s,
+        group=group,
+        **vars(config.engine),
     )
     progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
-    wishes = Wishes(workers, device, tuple(plugin_modules(config)), address, cpus, gpus, config.engine.gpus_per_run)
+    wishes = Wishes(
+        workers,
+        device,
+        tuple(plugin_modules(config)),
+        address,
+        cpus,
+        gpus,
+        config.engine.gpus_per_run,
+    )
     with closing(registry.load("engines", engine_name).open(wishes)) as engine:
-        summary = run_sweep(config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE)
+        summary = run_sweep(
+            config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE
+        )
         answered = None if summary.interrupted else ask(config, results, engine, execution)
     if as_json:
         from qbench.analysis.results import Results
@@ -103,7 +175,9 @@ def sweep_config(file: Path | None) -> SweepConfig:
     return read(file / "sweep.toml" if file.is_dir() else file)
 
 
-def show_status(file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None) -> int:
+def show_status(
+    file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None
+) -> int:
     from qbench.sweeps.shard import WHOLE
     from qbench.sweeps.status import status as sweep_status
 

@@ -50,7 +50,12 @@ HUB_TIMEOUT_S = 3.0
 
 
 def evaluate_run(
-    results: Path, beginning: str, names: Sequence[str], device: str = "auto", force: bool = False, report: Report = lambda _: None
+    results: Path,
+    beginning: str,
+    names: Sequence[str],
+    device: str = "auto",
+    force: bool = False,
+    report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Ask a finished run's artefact and keep the answers. Returns all that is known of the run downstream."""
     attempt, config = finished(latest(results, beginning))
@@ -73,7 +78,9 @@ def evaluate_attempt(
         found = asked(names, task)
         restore(the_artefact(attempt, result), problem.model)
         assert problem.tokenizer is not None
-        subject = Subject(attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"])
+        subject = Subject(
+            attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"]
+        )
         try:
             return answers(subject, found, force, report, beat)
         finally:
@@ -81,14 +88,22 @@ def evaluate_attempt(
 
 
 def evaluate_folder(
-    folder: Path, names: Sequence[str], device: str = "auto", force: bool = False, report: Report = lambda _: None
+    folder: Path,
+    names: Sequence[str],
+    device: str = "auto",
+    force: bool = False,
+    report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """The same of a folder of Hugging Face's transformers, and the answers are kept in it. One that `qbench export` wrote knows its task."""
     spec = (Attempt(folder).read("qbench") or {}).get("spec")
-    found = asked(names, registry.build("tasks", spec["task"], spec["task_params"]) if spec else None)
+    found = asked(
+        names, registry.build("tasks", spec["task"], spec["task_params"]) if spec else None
+    )
     model, words = hf_folder.open_folder(folder, device_named(device))
     with threads(1):
-        return answers(Subject(folder, model, words, hf_folder.sha256(folder)), found, force, report)
+        return answers(
+            Subject(folder, model, words, hf_folder.sha256(folder)), found, force, report
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,9 @@ def language_model(config: RunConfig, device: str) -> tuple[Task, Problem]:
     with hf_folder.unchanged_generator():
         task, problem = open_problem(config, device_named(device))
     if problem.tokenizer is None:
-        raise UsageError(f"task {config.task} trains no language model, so no downstream task can be asked of its runs")
+        raise UsageError(
+            f"task {config.task} trains no language model, so no downstream task can be asked of its runs"
+        )
     return task, problem
 
 
@@ -142,11 +159,15 @@ def check_names(names: Sequence[str], quizzes: Mapping[str, Quiz]) -> None:
 
 def hub_answers() -> bool:
     """Whether there is a hub to fetch from. Behind a proxy nobody can tell, so it is tried."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    if any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_S).close()
+        socket.create_connection(
+            (address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_S
+        ).close()
     except OSError:
         return False
     return True
@@ -159,7 +180,11 @@ def stay_offline() -> None:
 
 
 def answers(
-    subject: Subject, found: Sequence[Asked], force: bool, report: Report, beat: Callable[[], None] = lambda: None
+    subject: Subject,
+    found: Sequence[Asked],
+    force: bool,
+    report: Report,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Ask what is not answered yet and write it all down."""
     from qbench.downstream import lm_eval_tasks
@@ -177,7 +202,10 @@ def answers(
         else:
             summary, lines = lm_eval_tasks.ask(one, subject.model, subject.tokenizer, beat)
             summary |= keep_lines(subject.folder, one.name, lines) | {"asked_as": asked_as}
-            summary |= {"device": next(subject.model.parameters()).device.type, "threads": torch.get_num_threads()}
+            summary |= {
+                "device": next(subject.model.parameters()).device.type,
+                "threads": torch.get_num_threads(),
+            }
             report(f"{one.name}: {count(summary['items'], 'item')}")
         known["tasks"] = dict(sorted({**known["tasks"], one.name: summary}.items()))
         place.write("downstream", known)
@@ -189,7 +217,10 @@ def keep_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> d
     path = folder / "downstream" / f"{file_name(name)}.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
-    return {"file": f"downstream/{path.name}", "answers_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {
+        "file": f"downstream/{path.name}",
+        "answers_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def file_name(task: str) -> str:

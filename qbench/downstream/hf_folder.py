@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from qbench.errors import QbenchError
 
-FILES = ("*.safetensors", "config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+FILES = (
+    "*.safetensors",
+    "config.json",
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 """What decides the answers."""
 CONTEXT = 2048
 """Where neither the network nor the tokenizer says how much it can see."""
@@ -31,16 +39,26 @@ def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
-        raise QbenchError(f"{path}: this needs Hugging Face's transformers: pip install 'qbench[hf]' ({error})") from error
+        raise QbenchError(
+            f"{path}: this needs Hugging Face's transformers: pip install 'qbench[hf]' ({error})"
+        ) from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with unchanged_generator():
             network = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise QbenchError(f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:200]}") from error
+        raise QbenchError(
+            f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
     return Logits(network).to(device).eval(), Words(tokenizer, network.config)
 
 
@@ -57,7 +75,9 @@ def unchanged_generator() -> Iterator[None]:
 def sha256(path: Path) -> str:
     """Of the weights, the configuration and the tokenizer."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in FILES for file in path.glob(pattern) if file.is_file()}):
+    for file in sorted(
+        {file for pattern in FILES for file in path.glob(pattern) if file.is_file()}
+    ):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -82,7 +102,9 @@ class Words:
         self.context = min((n for n in sights if n and n < 10**9), default=CONTEXT)
         tokens = [tokenizer.bos_token_id, tokenizer.eos_token_id]
         if (start := next((t for t in tokens if t is not None), None)) is None:
-            raise QbenchError("the tokenizer has no token that begins or ends a text, so a text's first token cannot be asked for")
+            raise QbenchError(
+                "the tokenizer has no token that begins or ends a text, so a text's first token cannot be asked for"
+            )
         self.start = int(start)
 
     def encode(self, text: str) -> list[int]:

@@ -57,7 +57,9 @@ def likelihoods(
     greedy = torch.ones(len(requests), dtype=torch.bool)
     for batch in batches(inputs(requests, context), most or batch_tokens(device)):
         logits = model(padded([item.tokens for item in batch]).to(device))
-        rows, places, targets, askers = (torch.tensor(column) for column in zip(*looks(batch, requests), strict=True))
+        rows, places, targets, askers = (
+            torch.tensor(column) for column in zip(*looks(batch, requests), strict=True)
+        )
         found = torch.log_softmax(logits[rows.to(device), places.to(device)].float(), -1)
         there = targets.to(device)
         # Summed on the CPU, one after the other: a GPU adds in no order.
@@ -65,7 +67,9 @@ def likelihoods(
         greedy[askers[(found.argmax(-1) != there).cpu()]] = False
         beat()
     if not torch.isfinite(nats).all():
-        raise QbenchError(f"{int((~torch.isfinite(nats)).sum())} of {len(requests)} log-likelihoods are not finite: the model is broken")
+        raise QbenchError(
+            f"{int((~torch.isfinite(nats)).sum())} of {len(requests)} log-likelihoods are not finite: the model is broken"
+        )
     return [Likelihood(*answer) for answer in zip(nats.tolist(), greedy.tolist(), strict=True)]
 
 
@@ -74,7 +78,9 @@ def inputs(requests: Sequence[Request], context: int) -> list[_Input]:
     mine = []
     for number, (before, after) in enumerate(requests):
         if not 0 < len(after) <= context:
-            raise QbenchError(f"a continuation of {len(after)} tokens, and the model sees from 1 to {context} at once")
+            raise QbenchError(
+                f"a continuation of {len(after)} tokens, and the model sees from 1 to {context} at once"
+            )
         mine.append((tuple([*before, *after][:-1][-context:]), number))
     found: list[_Input] = []
     # In this order whatever an input begins with comes right behind it.
@@ -102,7 +108,9 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
 
 
-def looks(batch: Sequence[_Input], requests: Sequence[Request]) -> Iterator[tuple[int, int, int, int]]:
+def looks(
+    batch: Sequence[_Input], requests: Sequence[Request]
+) -> Iterator[tuple[int, int, int, int]]:
     """Row, place, target and request for every token whose likelihood is asked for."""
     for row, item in enumerate(batch):
         for number, length in item.askers:

@@ -103,7 +103,9 @@ def load(name: str, quizzes: Mapping[str, Quiz]) -> list[Asked]:
     if name in quizzes:
         quiz = quizzes[name]
         items = rows(name, quiz)
-        task = TaskManager(include_defaults=False).load([config_of(name, quiz, items)])["tasks"][name]
+        task = TaskManager(include_defaults=False).load([config_of(name, quiz, items)])["tasks"][
+            name
+        ]
         return [Asked(name, task, quiz_definition.sha256(name, quiz, items), name, quiz)]
     try:
         tasks = from_path(Path(name)) if is_path(name) else hub().load([name])["tasks"]
@@ -127,21 +129,47 @@ def from_path(path: Path) -> dict[str, Any]:
 def why(error: Exception) -> str:
     """The first line of an error, and what to do where it is the network's."""
     line = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
-    if isinstance(error, ConnectionError) or "Offline" in line or "offline" in line or "reach" in line:
+    if (
+        isinstance(error, ConnectionError)
+        or "Offline" in line
+        or "offline" in line
+        or "reach" in line
+    ):
         return "its data is not on this machine, and the hub cannot be reached (or HF_HUB_OFFLINE is set); once it is there no network is needed"
     return line
 
 
 def config_of(name: str, quiz: Quiz, items: list[dict[str, Any]]) -> dict[str, Any]:
     """A task of lm-eval's from a quiz. Fields are named, not templates: those are a thousand times slower."""
-    shared = {"task": name, "test_split": "test", "metadata": {"version": quiz.version}, "num_fewshot": 0}
+    shared = {
+        "task": name,
+        "test_split": "test",
+        "metadata": {"version": quiz.version},
+        "num_fewshot": 0,
+    }
     if "choices" in items[0]:
-        shared |= {"output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "right"}
+        shared |= {
+            "output_type": "multiple_choice",
+            "doc_to_text": "context",
+            "doc_to_choice": "choices",
+            "doc_to_target": "right",
+        }
         metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
     else:
-        shared |= {"output_type": "loglikelihood_rolling", "doc_to_text": "nothing", "doc_to_target": "text"}
-        metric = {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
-    return shared | {"metric_list": [metric], "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(items)}}
+        shared |= {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "nothing",
+            "doc_to_target": "text",
+        }
+        metric = {
+            "metric": "bits_per_byte",
+            "aggregation": "bits_per_byte",
+            "higher_is_better": False,
+        }
+    return shared | {
+        "metric_list": [metric],
+        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(items)},
+    }
 
 
 def fingerprint(task: Any) -> str:
@@ -150,7 +178,13 @@ def fingerprint(task: Any) -> str:
     config.pop("metadata", None)
     config.pop("dataset_kwargs", None)
     return digest(
-        [config, task.VERSION, FEWSHOT_SEED, list(task.eval_docs), list(task.fewshot_docs() or ()) if config.get("num_fewshot") else []],
+        [
+            config,
+            task.VERSION,
+            FEWSHOT_SEED,
+            list(task.eval_docs),
+            list(task.fewshot_docs() or ()) if config.get("num_fewshot") else [],
+        ],
         plain,
     )
 
@@ -199,7 +233,9 @@ def ask(
     return summary, [line_of(sample, next(iter(metrics))) for sample in samples]
 
 
-def metrics_of(asked: Asked, results: Any, samples: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def metrics_of(
+    asked: Asked, results: Any, samples: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each metric under its name, and under its filter's where a task has several, with the standard error of the mean where it is one."""
     found, better = results["results"][asked.name], asked.task.higher_is_better()
     for key, value in found.items():
@@ -209,7 +245,10 @@ def metrics_of(asked: Asked, results: Any, samples: Sequence[Mapping[str, Any]])
         values = [sample[name] for sample in samples if sample["filter"] == kind and name in sample]
         error = stderr(values, asked.task.aggregation().get(name, mean))
         direction = "higher" if better.get(name, True) else "lower"
-        yield (name if kind == "none" else key), {"value": finite(value), "stderr": finite(error), "better": direction}
+        yield (
+            (name if kind == "none" else key),
+            {"value": finite(value), "stderr": finite(error), "better": direction},
+        )
 
 
 def stderr(values: Sequence[Any], aggregation: Any) -> float:
@@ -228,7 +267,11 @@ def stderr(values: Sequence[Any], aggregation: Any) -> float:
 
 def finite(value: Any) -> float | None:
     """A number as JSON holds it; lm-eval says "N/A" where it has none."""
-    return float(value) if isinstance(value, int | float | np.generic) and math.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, int | float | np.generic) and math.isfinite(value)
+        else None
+    )
 
 
 def line_of(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -245,7 +288,11 @@ def line_of(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
     if len(answers) > 1:
         line["choice"] = int(np.argmax(line["nats"]))
     value = sample.get(name)
-    line |= {"value": value} if isinstance(value, tuple | list) else {"right": None if value is None else float(value)}
+    line |= (
+        {"value": value}
+        if isinstance(value, tuple | list)
+        else {"right": None if value is None else float(value)}
+    )
     return line
 
 
@@ -262,37 +309,57 @@ class Adapter(TemplateLM):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         return self.words.start
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         try:
             return list(self.words.encode(string))
         except ValueError as error:
             raise QbenchError(str(error)) from error
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         return self._loglikelihood_tokens([((), *self.pair(*request.args)) for request in requests])
 
-    def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
         pairs = [(before, after) for _, before, after in requests]
-        self.cut += sum(len(before) + len(after) - 1 > self.words.context for before, after in pairs)
-        return [tuple(found) for found in likelihoods(self.model, pairs, self.words.context, self.beat)]  # type: ignore[misc]
+        self.cut += sum(
+            len(before) + len(after) - 1 > self.words.context for before, after in pairs
+        )
+        return [
+            tuple(found) for found in likelihoods(self.model, pairs, self.words.context, self.beat)
+        ]  # type: ignore[misc]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        before, after = self._encode_pair(context, continuation) if context.strip() else ([], self.tok_encode(context + continuation))
+        before, after = (
+            self._encode_pair(context, continuation)
+            if context.strip()
+            else ([], self.tok_encode(context + continuation))
+        )
         return self.begun(before), after
 
     def begun(self, tokens: list[int]) -> list[int]:
         return tokens if tokens[:1] == [self.words.start] else [self.words.start, *tokens]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
         """Texts in windows as long as the model can see, each token once."""
         pairs, owners = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.words.start, self.words.context, 1):
+            for window in get_rolling_token_windows(
+                tokens, self.words.start, self.words.context, 1
+            ):
                 pairs.append(make_disjoint_window(window))
                 owners.append(number)
         sums = [0.0] * len(requests)
-        for number, found in zip(owners, likelihoods(self.model, pairs, self.words.context, self.beat), strict=True):
+        for number, found in zip(
+            owners, likelihoods(self.model, pairs, self.words.context, self.beat), strict=True
+        ):
             sums[number] += found.nats
         return sums
 
@@ -307,9 +374,18 @@ class Adapter(TemplateLM):  # type: ignore[misc]
         """The greedy continuation up to a stop word, to the token that begins a new text, or to the most tokens that a task wants."""
         if options.get("do_sample") or options.get("temperature"):
             raise QbenchError("it samples its answers, and here only the likeliest one is taken")
-        stops = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or ())
+        stops = (
+            [options["until"]]
+            if isinstance(options.get("until"), str)
+            else list(options.get("until") or ())
+        )
         before, tokens, text = self.begun(self.tok_encode(context)), [], ""
-        for token in continued(self.model, before, self.words.context, int(options.get("max_gen_toks", GENERATED_TOKENS))):
+        for token in continued(
+            self.model,
+            before,
+            self.words.context,
+            int(options.get("max_gen_toks", GENERATED_TOKENS)),
+        ):
             if token == self.words.start:
                 break
             tokens.append(token)

@@ -25,7 +25,10 @@ def rows(name: str, quiz: Quiz) -> list[Row]:
     """The items, each with the fields that lm-eval is told of."""
     if not (items := quiz.make()):
         raise QbenchError(f"downstream task {name}: its text is too short to make a single item of")
-    return [{"nothing": "", "text": item} if isinstance(item, str) else dict(vars(item)) for item in items]
+    return [
+        {"nothing": "", "text": item} if isinstance(item, str) else dict(vars(item))
+        for item in items
+    ]
 
 
 def sha256(name: str, quiz: Quiz, items: list[Row]) -> str:
@@ -34,4 +37,6 @@ def sha256(name: str, quiz: Quiz, items: list[Row]) -> str:
 
 def digest(data: Any, default: Callable[[Any], Any] | None = None) -> str:
     """Of plain data, or of what `default` makes plain."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False, default=default).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(data, sort_keys=True, ensure_ascii=False, default=default).encode()
+    ).hexdigest()

@@ -17,8 +17,12 @@ def slots(device: str, together: int, limit: int | None) -> list[str]:
         return ["cpu"] * (limit or max(1, cores() // together))
     count = torch.cuda.device_count()
     if found.index is not None:
-        raise UsageError(f"--device {device} names one device, and gpus_per_run = {together} asks for {together}: write --device cuda")
+        raise UsageError(
+            f"--device {device} names one device, and gpus_per_run = {together} asks for {together}: write --device cuda"
+        )
     if together > count:
-        raise UsageError(f"gpus_per_run = {together}: this machine has {count} CUDA device(s); ask for fewer, or write --device cpu")
+        raise UsageError(
+            f"gpus_per_run = {together}: this machine has {count} CUDA device(s); ask for fewer, or write --device cpu"
+        )
     groups = count // together
     return [f"cuda:{together * (slot % groups)}" for slot in range(limit or groups)]

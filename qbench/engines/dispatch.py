@@ -17,7 +17,9 @@ from qbench.training.loop import SIGN_OF_LIFE_S, Report
 __all__ = ["ask_one"]
 
 
-def ask_one(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def ask_one(
+    assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """The same in a worker: of a run that is finished, whatever it has not answered yet."""
     told = time.monotonic()
 
@@ -27,10 +29,18 @@ def ask_one(assignment: Assignment, execution: Execution, report: Callable[[dict
             report({"step": 0, "steps": 0, "loss": None})
             told = time.monotonic()
 
-    return evaluate_attempt(Attempt(assignment.folder), assignment.config, assignment.downstream, execution.device, beat=beat)
+    return evaluate_attempt(
+        Attempt(assignment.folder),
+        assignment.config,
+        assignment.downstream,
+        execution.device,
+        beat=beat,
+    )
 
 
-def run_one(assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None) -> dict[str, Any]:
+def run_one(
+    assignment: Assignment, execution: Execution = Execution(), report: Report = lambda _: None
+) -> dict[str, Any]:
     """Train, export, audit and score one run in this process. Writes the attempt's files, result.json last, and returns the result."""
     if assignment.downstream:
         from qbench.engines.dispatch import ask_one

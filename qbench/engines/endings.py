@@ -25,8 +25,15 @@ def how_it_ended(details: Mapping[str, Any], execution: Execution) -> tuple[str,
     if details.get("gone"):
         return "signal", str(details["gone"])
     if code < 0:
-        name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else str(-code)
+        name = (
+            signal.Signals(-code).name
+            if -code in signal.Signals.__members__.values()
+            else str(-code)
+        )
         return "signal", f"{details.get('who', 'the worker')} was killed by {name}" + (
             " (out of memory, perhaps)" if name == "SIGKILL" else ""
         )
-    return "plugin", str(details.get("error") or f"the worker ended with exit code {code} and left no result; see log.txt")
+    return "plugin", str(
+        details.get("error")
+        or f"the worker ended with exit code {code} and left no result; see log.txt"
+    )

@@ -53,7 +53,11 @@ def read_all(folder: Path, names: Iterable[str] | None = None) -> Iterator[Piece
 
 def files(folder: Path) -> list[str]:
     """What a run's folder holds, in the order in which it may be believed; names that begin with a dot are being written."""
-    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    found = [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    ]
     return sorted(found, key=lambda name: (name in LATE, name))
 
 

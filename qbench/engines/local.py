@@ -22,7 +22,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from qbench.engines.base import Engine, Event, Wishes
-from qbench.engines.worker_process import GRACE_S, PRELOAD, anonymous_main, cores, without_interrupts, work, worker_environment
+from qbench.engines.worker_process import (
+    GRACE_S,
+    PRELOAD,
+    anonymous_main,
+    cores,
+    without_interrupts,
+    work,
+    worker_environment,
+)
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.sweepfile.config import SweepConfig
@@ -33,9 +41,13 @@ ORPHANED = 255
 
 
 @contextmanager
-def local_engine(config: SweepConfig, execution: Execution, workers: int | None = None) -> Iterator[LocalEngine]:
+def local_engine(
+    config: SweepConfig, execution: Execution, workers: int | None = None
+) -> Iterator[LocalEngine]:
     """The engine for a sweep, its fork server already on the way; whatever happens, none of its workers is left."""
-    engine = LocalEngine(workers, execution.device, plugin_modules(config), gpus_per_run=execution.gpus_per_run)
+    engine = LocalEngine(
+        workers, execution.device, plugin_modules(config), gpus_per_run=execution.gpus_per_run
+    )
     engine.start()
     try:
         yield engine
@@ -66,7 +78,9 @@ class _Worker:
         if self.told_to_end is not None:
             return self.told_to_end + GRACE_S - now
         limit = self.heard + self.execution.silence_s
-        return (min(limit, self.began + self.execution.timeout_s) if self.execution.timeout_s else limit) - now
+        return (
+            min(limit, self.began + self.execution.timeout_s) if self.execution.timeout_s else limit
+        ) - now
 
 
 class LocalEngine(Engine):
@@ -80,9 +94,17 @@ class LocalEngine(Engine):
         train: str = "qbench.engines.dispatch:run_one",
         gpus_per_run: int = 1,
     ) -> None:
-        self.limit, self.device, self.preload, self.train, self.gpus_per_run = workers, device, preload, train, gpus_per_run
+        self.limit, self.device, self.preload, self.train, self.gpus_per_run = (
+            workers,
+            device,
+            preload,
+            train,
+            gpus_per_run,
+        )
         self.workers: dict[int, _Worker] = {}
-        self.context: Any = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+        self.context: Any = mp.get_context(
+            "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+        )
         self.names: list[str] = []
 
     @classmethod
@@ -125,7 +147,9 @@ class LocalEngine(Engine):
 
                 self.names = slots(self.device, self.gpus_per_run, self.limit)
             elif device.type == "cpu" or device.index is not None:
-                self.names = [str(device)] * (self.limit or (cores() if device.type == "cpu" else 1))
+                self.names = [str(device)] * (
+                    self.limit or (cores() if device.type == "cpu" else 1)
+                )
             else:
                 count = torch.cuda.device_count()
                 self.names = [f"cuda:{slot % count}" for slot in range(self.limit or count)]
@@ -143,13 +167,17 @@ class LocalEngine(Engine):
         now = time.monotonic()
         self.workers[group] = _Worker(process, ours, slot, execution, now, now)
 
-    def _launch(self, assignments: list[Assignment], execution: Execution) -> tuple[BaseProcess, Connection]:
+    def _launch(
+        self, assignments: list[Assignment], execution: Execution
+    ) -> tuple[BaseProcess, Connection]:
         """Have the fork server make a worker. One that was just killed refuses for a moment before it counts as dead, or falls silent."""
         refused_at: float | None = None
         while True:
             self.start()
             ours, theirs = self.context.Pipe()
-            process = self.context.Process(target=work, args=(assignments, execution, self.train, theirs), daemon=True)
+            process = self.context.Process(
+                target=work, args=(assignments, execution, self.train, theirs), daemon=True
+            )
             try:
                 with self._as_a_server_begins():
                     process.start()
@@ -167,7 +195,9 @@ class LocalEngine(Engine):
     def poll(self, timeout_s: float) -> list[Event]:
         now = time.monotonic()
         patience = min([timeout_s, *(w.overdue(now) for w in self.workers.values())])
-        heard = [w.link for w in self.workers.values() if w.linked] + [w.process.sentinel for w in self.workers.values()]
+        heard = [w.link for w in self.workers.values() if w.linked] + [
+            w.process.sentinel for w in self.workers.values()
+        ]
         if heard:
             connection.wait(heard, max(0.0, patience))
         events: list[Event] = []
@@ -193,7 +223,11 @@ class LocalEngine(Engine):
         if over:
             worker.link.close()
             del self.workers[group]
-            code = -signal.SIGKILL if worker.process.exitcode == ORPHANED and not worker.details else worker.process.exitcode
+            code = (
+                -signal.SIGKILL
+                if worker.process.exitcode == ORPHANED and not worker.details
+                else worker.process.exitcode
+            )
             yield Event(group, "ended", details={"exitcode": code} | (worker.details or {}))
         else:
             _hurry(worker)

@@ -27,13 +27,17 @@ CLOSE_S = 12.0
 class RayEngine(Engine):
     """Workers on the nodes of a cluster, each with so many CPUs and GPUs, or a part of a GPU."""
 
-    def __init__(self, wishes: Wishes = Wishes(), train: str = "qbench.engines.dispatch:run_one") -> None:
+    def __init__(
+        self, wishes: Wishes = Wishes(), train: str = "qbench.engines.dispatch:run_one"
+    ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise UsageError('--engine ray: Ray is not installed: pip install "qbench[ray]"')
         if wishes.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {wishes.device}: Ray says which GPU a run has; write cuda")
         if wishes.processes > 1:
-            raise UsageError("[engine]: gpus_per_run starts the processes of a run on one machine: leave it out with --engine ray")
+            raise UsageError(
+                "[engine]: gpus_per_run starts the processes of a run on one machine: leave it out with --engine ray"
+            )
         if wishes.device == "cpu" and wishes.gpus:
             raise UsageError("--gpus-per-run: runs on the CPU take no GPU")
         self.wishes, self.train = wishes, train
@@ -59,7 +63,9 @@ class RayEngine(Engine):
 
         context = mp.get_context("spawn")
         self.link, theirs = context.Pipe()
-        self.process = context.Process(target=drive, args=(theirs, self.wishes, self.train, list(sys.path)), daemon=True)
+        self.process = context.Process(
+            target=drive, args=(theirs, self.wishes, self.train, list(sys.path)), daemon=True
+        )
         with without_interrupts(), anonymous_main():
             self.process.start()
         theirs.close()
@@ -124,7 +130,10 @@ class RayEngine(Engine):
             self.raised = True
             raise QbenchError(f"--engine ray: {self.fatal}")
         over, self.groups = self.groups, set()
-        return [Event(group, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True}) for group in over]
+        return [
+            Event(group, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True})
+            for group in over
+        ]
 
     def cancel(self, group: int) -> None:
         if group not in self.cancelled:

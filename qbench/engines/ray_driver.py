@@ -129,7 +129,9 @@ class Driver:
             self._init("local")
         self._count()
         if not self.capacity:
-            raise QbenchError(f"the Ray cluster has {_told(self.ray.cluster_resources())}: no room for a run of {_told(self._resources())}")
+            raise QbenchError(
+                f"the Ray cluster has {_told(self.ray.cluster_resources())}: no room for a run of {_told(self._resources())}"
+            )
         self.tell("device", "cuda" if self._resources()["GPU"] else "cpu")
         self.tell("capacity", self.capacity)
 
@@ -145,7 +147,9 @@ class Driver:
 
     def _init(self, address: str) -> None:
         own: dict[str, Any] = (
-            {"num_cpus": cores(), "object_store_memory": LOCAL_STORE, "include_dashboard": False} if address == "local" else {}
+            {"num_cpus": cores(), "object_store_memory": LOCAL_STORE, "include_dashboard": False}
+            if address == "local"
+            else {}
         )
         self.ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
 
@@ -160,7 +164,9 @@ class Driver:
         """What a place takes. Without a word, a GPU if the cluster has any."""
         gpus = self.wishes.gpus
         if gpus is None:
-            some = self.wishes.device.startswith("cuda") or (self.wishes.device == "auto" and self.ray.cluster_resources().get("GPU"))
+            some = self.wishes.device.startswith("cuda") or (
+                self.wishes.device == "auto" and self.ray.cluster_resources().get("GPU")
+            )
             gpus = 1.0 if some else 0.0
         return {"CPU": 1.0 if self.wishes.cpus is None else self.wishes.cpus, "GPU": gpus}
 
@@ -168,14 +174,26 @@ class Driver:
         """How many places the nodes that are there have."""
         wanted = {name: x for name, x in self._resources().items() if x}
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        room = sum(int(min((has.get(name, 0.0) / x + 1e-9 for name, x in wanted.items()), default=1)) for has in nodes)
+        room = sum(
+            int(min((has.get(name, 0.0) / x + 1e-9 for name, x in wanted.items()), default=1))
+            for has in nodes
+        )
         self.capacity = min(room, self.wishes.workers or room)
 
     def _place(self) -> Slot:
         asks = self._resources()
         device = "cuda:0" if asks["GPU"] else "cpu"
-        options = {"num_cpus": asks["CPU"], "num_gpus": asks["GPU"], "max_restarts": 0, "max_task_retries": 0}
-        actor: Any = self.ray.remote(Worker).options(**options).remote(device, self.wishes.preload, self.path, self.train)
+        options = {
+            "num_cpus": asks["CPU"],
+            "num_gpus": asks["GPU"],
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        actor: Any = (
+            self.ray.remote(Worker)
+            .options(**options)
+            .remote(device, self.wishes.preload, self.path, self.train)
+        )
         slot = Slot(actor, time.monotonic())
         self._await(slot, actor.hello.remote())
         return slot
@@ -221,10 +239,18 @@ class Driver:
         now = time.monotonic()
         self.room_at = now if self.capacity else self.room_at
         if now - self.room_at > EMPTY_S:
-            raise QbenchError(f"the Ray cluster has had no room for a run of {_told(self._resources())} for {EMPTY_S / 60:.0f} minutes")
+            raise QbenchError(
+                f"the Ray cluster has had no room for a run of {_told(self._resources())} for {EMPTY_S / 60:.0f} minutes"
+            )
         for slot in list(self.slots):
             if slot.group and now - slot.heard > DEAF_S:
-                self._give_up(slot, {"exitcode": -signal.SIGKILL, "gone": f"the worker on {slot.node} has not answered for {DEAF_S:.0f} s"})
+                self._give_up(
+                    slot,
+                    {
+                        "exitcode": -signal.SIGKILL,
+                        "gone": f"the worker on {slot.node} has not answered for {DEAF_S:.0f} s",
+                    },
+                )
             elif slot.node and not slot.group and not self.groups and now - slot.heard > IDLE_S:
                 self._give_up(slot)
 
@@ -247,7 +273,12 @@ class Driver:
         for group in list(self.groups):
             if group.number == number:
                 self.groups.remove(group)
-                self.tell("event", Event(number, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True}))
+                self.tell(
+                    "event",
+                    Event(
+                        number, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True}
+                    ),
+                )
         for slot in self.slots:
             if slot.group and slot.group.number == number and not slot.cancelled:
                 slot.cancelled = True
@@ -275,7 +306,9 @@ class Driver:
         except self.ray.exceptions.RayActorError as error:
             self._lost(slot, error)
         except self.ray.exceptions.RayError as error:
-            self._give_up(slot, {"exitcode": 1, "error": f"the worker on {slot.node}: {_cause(error)}"})
+            self._give_up(
+                slot, {"exitcode": 1, "error": f"the worker on {slot.node}: {_cause(error)}"}
+            )
         else:
             slot.heard = time.monotonic()
             self._heard(slot, answer)
@@ -284,7 +317,9 @@ class Driver:
         if isinstance(answer, Mapping):
             slot.node = str(answer["node"])
             if answer["qbench"] != qbench.__version__:
-                raise QbenchError(f"qbench is {answer['qbench']} on {slot.node} and {qbench.__version__} here: install the same everywhere")
+                raise QbenchError(
+                    f"qbench is {answer['qbench']} on {slot.node} and {qbench.__version__} here: install the same everywhere"
+                )
             return
         try:
             for message in answer:
@@ -318,11 +353,16 @@ class Driver:
         return event
 
     def _lost(self, slot: Slot, error: Exception) -> None:
-        if isinstance(error, self.ray.exceptions.RayTaskError) or "creation task" in str(error).lower().split("\n")[0]:
+        if (
+            isinstance(error, self.ray.exceptions.RayTaskError)
+            or "creation task" in str(error).lower().split("\n")[0]
+        ):
             raise QbenchError(
                 f"a worker cannot start on the Ray cluster: {_cause(error)}; is the same qbench installed on every node?"
             ) from error
-        node = "node" in str(error) and any(w in str(error) for w in ("node has died", "node was terminated", "node is dead"))
+        node = "node" in str(error) and any(
+            w in str(error) for w in ("node has died", "node was terminated", "node is dead")
+        )
         gone = f"the node {slot.node} was lost" if node else f"the worker on {slot.node} was killed"
         self._give_up(slot, {"exitcode": -signal.SIGKILL, "gone": gone, "node": node})
 
@@ -335,26 +375,48 @@ class Driver:
             self.ray.kill(slot.actor)
         if slot.group:
             number, slot.group = slot.group.number, None
-            self.tell("event", Event(number, "ended", details={**(details or {}), **({"cancelled": True} if slot.cancelled else {})}))
+            self.tell(
+                "event",
+                Event(
+                    number,
+                    "ended",
+                    details={**(details or {}), **({"cancelled": True} if slot.cancelled else {})},
+                ),
+            )
 
 
 def packed(assignment: Assignment) -> tuple[Order, list[tuple[str, Piece]]]:
     """What a worker must be told, and the files that it needs: those of another run, or those of a finished one that is asked something."""
     config, folder = assignment.config, assignment.folder
-    order = Order(config, folder.parent.name, int(folder.name), bool(assignment.resume), bool(assignment.base), assignment.downstream)
+    order = Order(
+        config,
+        folder.parent.name,
+        int(folder.name),
+        bool(assignment.resume),
+        bool(assignment.base),
+        assignment.downstream,
+    )
     sent: list[tuple[str, Piece]] = []
     if assignment.resume:
         where = f"resume/{order.key}/{order.number}"
         sent += [(where, piece) for piece in read_all(assignment.resume, NEEDED)]
     if assignment.base:
-        sent += [(f"base/{order.key}/1", piece) for name in _export(assignment.base) for piece in read(assignment.base, name)]
+        sent += [
+            (f"base/{order.key}/1", piece)
+            for name in _export(assignment.base)
+            for piece in read(assignment.base, name)
+        ]
     if assignment.downstream:
         sent += [(str(folder_of(order)), piece) for piece in read_all(folder)]
     return order, sent
 
 
 def _export(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in sorted((folder / "export").rglob("*")) if path.is_file()]
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted((folder / "export").rglob("*"))
+        if path.is_file()
+    ]
 
 
 def _knock(address: str) -> None:
@@ -365,13 +427,21 @@ def _knock(address: str) -> None:
 
 
 def _told(resources: Mapping[str, float]) -> str:
-    return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name == "CPU" or name in resources)
+    return " and ".join(
+        f"{resources.get(name, 0.0):g} {name}"
+        for name in ("CPU", "GPU")
+        if name == "CPU" or name in resources
+    )
 
 
 def _first_line(error: BaseException) -> str:
     """With the last one, too, where the first only says that it comes."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0])[:200]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
+    return (f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0])[
+        :200
+    ]
 
 
 def _cause(error: BaseException) -> str:

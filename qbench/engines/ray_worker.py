@@ -46,7 +46,9 @@ class Order:
 class Worker:
     """The actor. It has a group or none; between two of its groups nothing is kept but the fork server."""
 
-    def __init__(self, device: str, preload: Sequence[str], path: Sequence[str], train: str) -> None:
+    def __init__(
+        self, device: str, preload: Sequence[str], path: Sequence[str], train: str
+    ) -> None:
         sys.path += [folder for folder in path if folder not in sys.path and Path(folder).exists()]
         self.home, self.lock = scratch_folder()
         self.engine = LocalEngine(1, device, preload, train)
@@ -77,7 +79,9 @@ class Worker:
     def _assignment(self, order: Order) -> Assignment:
         resume = self.home / "resume" / order.key / str(order.number) if order.resumes else None
         base = self.home / "base" / order.key / "1" if order.has_base else None
-        return Assignment(order.config, self.home / folder_of(order), resume, base, order.downstream)
+        return Assignment(
+            order.config, self.home / folder_of(order), resume, base, order.downstream
+        )
 
     def listen(self, patience_s: float) -> list[Message]:
         """What has happened since the last call; waits a while for something to."""
@@ -111,7 +115,10 @@ class Worker:
                 self.finished.add(key)
                 self.outbox.append(self._of(key, sender.rest()))
             elif key not in self.finished and not self.outbox:
-                self.outbox += [self._of(key, sender.beginnings()), self._of(key, sender.checkpoint())]
+                self.outbox += [
+                    self._of(key, sender.beginnings()),
+                    self._of(key, sender.checkpoint()),
+                ]
         if self.over:
             self.senders = {}
 

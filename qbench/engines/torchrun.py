@@ -54,7 +54,10 @@ def run_together(assignment: Assignment, execution: Execution, report: Report) -
 
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         execution = replace(
-            execution, device=execution.device if ":" in execution.device else slots(execution.device, execution.gpus_per_run, 1)[0]
+            execution,
+            device=execution.device
+            if ":" in execution.device
+            else slots(execution.device, execution.gpus_per_run, 1)[0],
         )
         office = Office(Path(scratch), report)
         job = Path(scratch) / "job.json"
@@ -137,8 +140,16 @@ class Office:
 
 
 def written(assignment: Assignment, execution: Execution, address: str) -> dict[str, Any]:
-    folders = {name: None if (path := getattr(assignment, name)) is None else str(path) for name in ("folder", "resume", "base")}
-    return {"config": assignment.config.to_json(), "execution": asdict(execution), "address": address, **folders}
+    folders = {
+        name: None if (path := getattr(assignment, name)) is None else str(path)
+        for name in ("folder", "resume", "base")
+    }
+    return {
+        "config": assignment.config.to_json(),
+        "execution": asdict(execution),
+        "address": address,
+        **folders,
+    }
 
 
 # ---- in a process of the run ----
@@ -161,13 +172,20 @@ def main(job: Path) -> int:
     torch.set_num_threads(1)
     execution = Execution(**told["execution"])
     if execution.device != "cpu":
-        execution = replace(execution, device=f"cuda:{(torch.device(execution.device).index or 0) + rank}")
+        execution = replace(
+            execution, device=f"cuda:{(torch.device(execution.device).index or 0) + rank}"
+        )
         torch.cuda.set_device(execution.device)
-    dist.init_process_group("gloo" if execution.device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timedelta(seconds=PATIENCE_S))
+    dist.init_process_group(
+        "gloo" if execution.device == "cpu" else "cpu:gloo,cuda:nccl",
+        timeout=timedelta(seconds=PATIENCE_S),
+    )
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         assignment = read(told, Path(scratch) if rank else None)
         try:
-            result = part_of(rank, assignment, execution, lambda step: None if rank else say(step=step))
+            result = part_of(
+                rank, assignment, execution, lambda step: None if rank else say(step=step)
+            )
         except OSError as error:
             say(errno=error.errno)
             raise
@@ -178,7 +196,9 @@ def main(job: Path) -> int:
     return 0
 
 
-def part_of(rank: int, assignment: Assignment, execution: Execution, report: Report) -> dict[str, Any]:
+def part_of(
+    rank: int, assignment: Assignment, execution: Execution, report: Report
+) -> dict[str, Any]:
     """What one process does of a run: all train it, the first one scores it."""
     from qbench.execution.execute import Making
 
@@ -191,7 +211,9 @@ def part_of(rank: int, assignment: Assignment, execution: Execution, report: Rep
 
 def read(told: Mapping[str, Any], instead: Path | None) -> Assignment:
     """The assignment as it was written; its folder in another place for a process whose files nobody reads."""
-    folder, resume, base = (None if told[name] is None else Path(told[name]) for name in ("folder", "resume", "base"))
+    folder, resume, base = (
+        None if told[name] is None else Path(told[name]) for name in ("folder", "resume", "base")
+    )
     assert folder is not None
     folder = instead / folder.parent.name / folder.name if instead else folder
     return Assignment(RunConfig.from_json(told["config"]), folder, resume, base)

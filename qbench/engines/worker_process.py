@@ -43,7 +43,9 @@ def cores() -> int:
 def worker_environment(more: Mapping[str, str]) -> Iterator[None]:
     """What must stand in the environment before a worker's interpreter starts; the user's own settings win."""
     wanted = {k: v for k, v in WORKER_ENVIRONMENT.items() if k not in os.environ} | dict(more)
-    wanted["PYTHONPATH"] = os.pathsep.join(sys.path)  # the fork server does not take sys.path from us (bpo gh-117378)
+    wanted["PYTHONPATH"] = os.pathsep.join(
+        sys.path
+    )  # the fork server does not take sys.path from us (bpo gh-117378)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -92,14 +94,20 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
         torch.set_num_threads(1)
         trainer = importlib.import_module(module)
         run_one, run_group = getattr(trainer, name), getattr(trainer, "run_group", None)
-        if run_group and len(assignments) > 1 and not any(assignment.downstream for assignment in assignments):
+        if (
+            run_group
+            and len(assignments) > 1
+            and not any(assignment.downstream for assignment in assignments)
+        ):
             _side_by_side(run_group, assignments, execution, link)
             return
         for assignment in assignments:
             _print_to(assignment.folder)
             key = assignment.folder.parent.name
             _say(link, "started", key, {"pid": os.getpid()})
-            run_one(assignment, execution, lambda details, key=key: _say(link, "step", key, details))
+            run_one(
+                assignment, execution, lambda details, key=key: _say(link, "step", key, details)
+            )
             _drop_log_if_empty(assignment.folder)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the coordinator must hear of it
         traceback.print_exc()
@@ -109,7 +117,11 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
             link,
             "failed",
             "",
-            {"error": f"{type(error).__name__}: {words[0] if words else ''}"[:300], "disk_full": full, **getattr(error, "details", {})},
+            {
+                "error": f"{type(error).__name__}: {words[0] if words else ''}"[:300],
+                "disk_full": full,
+                **getattr(error, "details", {}),
+            },
         )
         sys.exit(1)
     finally:
@@ -117,12 +129,21 @@ def work(assignments: list[Assignment], execution: Execution, train: str, link: 
             _drop_log_if_empty(assignments[0].folder)
 
 
-def _side_by_side(run_group: Callable[..., Any], assignments: list[Assignment], execution: Execution, link: Connection) -> None:
+def _side_by_side(
+    run_group: Callable[..., Any],
+    assignments: list[Assignment],
+    execution: Execution,
+    link: Connection,
+) -> None:
     """Train a group in one pass. What it prints goes to the first run's folder."""
     keys = [assignment.folder.parent.name for assignment in assignments]
     for key in keys:
         _say(link, "started", key, {"pid": os.getpid()})
-    run_group(assignments, execution, [lambda details, key=key: _say(link, "step", key, details) for key in keys])
+    run_group(
+        assignments,
+        execution,
+        [lambda details, key=key: _say(link, "step", key, details) for key in keys],
+    )
     _drop_log_if_empty(assignments[0].folder)
 
 

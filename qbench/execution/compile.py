@@ -30,10 +30,21 @@ def compiles(execution: Execution, config: RunConfig, device: torch.device) -> b
 
 def records(execution: Execution, config: RunConfig, device: torch.device) -> bool:
     """Where that is asked for, and method, task and optimizer allow it. On a CPU a tape does not hear what is compiled."""
-    if not execution.graphs or execution.gpus_per_run > 1 or (device.type == "cpu" and compiles(execution, config, device)):
+    if (
+        not execution.graphs
+        or execution.gpus_per_run > 1
+        or (device.type == "cpu" and compiles(execution, config, device))
+    ):
         return False
-    method, task = registry.build("methods", config.method, config.method_params), registry.load("tasks", config.task)
-    return config.recipe.optimizer in OPTIMIZERS and task.unrecorded is None and method.unrecorded() is None
+    method, task = (
+        registry.build("methods", config.method, config.method_params),
+        registry.load("tasks", config.task),
+    )
+    return (
+        config.recipe.optimizer in OPTIMIZERS
+        and task.unrecorded is None
+        and method.unrecorded() is None
+    )
 
 
 def compile_run(run: Run) -> None:

@@ -27,7 +27,14 @@ from qbench.execution.step_recording import Recorded
 from qbench.plugins.source_hash import sources
 from qbench.runs.attempts import Attempt
 from qbench.runs.environment import environment
-from qbench.training.devices import Stopwatch, device_in_use, forget_memory, peak_flops, peak_memory, quartiles
+from qbench.training.devices import (
+    Stopwatch,
+    device_in_use,
+    forget_memory,
+    peak_flops,
+    peak_memory,
+    quartiles,
+)
 from qbench.training.failures import Failed, blame
 from qbench.training.loop import Report, Seat, train, update
 from qbench.training.run import Run
@@ -42,10 +49,15 @@ def conclude(attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def run_group(assignments: Sequence[Assignment], execution: Execution, reports: Sequence[Report]) -> list[dict[str, Any]]:
+def run_group(
+    assignments: Sequence[Assignment], execution: Execution, reports: Sequence[Report]
+) -> list[dict[str, Any]]:
     """The same for several runs, trained side by side. What goes wrong among several is tried again by halves, from their last checkpoints,
     until each run has a verdict of its own."""
-    makings = [Making(assignment, execution, report) for assignment, report in zip(assignments, reports, strict=True)]
+    makings = [
+        Making(assignment, execution, report)
+        for assignment, report in zip(assignments, reports, strict=True)
+    ]
     todo = [makings]
     while todo:
         several = todo.pop()
@@ -55,7 +67,9 @@ def run_group(assignments: Sequence[Assignment], execution: Execution, reports: 
         for group in _at_one_step([making for making in several if making.going]):
             if not _trained(group):
                 for making in group:
-                    making.execution = replace(making.execution, graphs=False)  # what breaks off as a graph may go on without
+                    making.execution = replace(
+                        making.execution, graphs=False
+                    )  # what breaks off as a graph may go on without
                 gc.collect()  # an error holds on to what broke off, and so to its memory
                 middle = len(group) // 2
                 todo += [group[middle:], group[:middle]]
@@ -109,7 +123,13 @@ class Making:
         self.device = device_in_use(self.execution.device)
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         self.attempt.write("spec", self.config.to_json())
-        self.result = {"result_version": 1, "key": self.config.key, "attempt": self.attempt.number, "state": "ok", "reason": None}
+        self.result = {
+            "result_version": 1,
+            "key": self.config.key,
+            "attempt": self.attempt.number,
+            "state": "ok",
+            "reason": None,
+        }
         self.result |= {"message": None, "started": now()}
 
     @property
@@ -134,7 +154,9 @@ class Making:
         with blame("data"):
             task, self.problem = open_problem(self.config, self.device)
             if task.fingerprint() != self.config.data:
-                raise QbenchError(f"task {self.config.task} has other data here than the run asks for")
+                raise QbenchError(
+                    f"task {self.config.task} has other data here than the run asks for"
+                )
         self.metric = task.metric
         self.result["metric"] = vars(task.metric)
         with blame("plugin"):
@@ -152,7 +174,11 @@ class Making:
             "accumulate": self.execution.accumulate,
             "compiled": compiles(self.execution, self.config, self.device),
             **({"recorded": True} if records(self.execution, self.config, self.device) else {}),
-            **({"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp} if self.execution.gpus_per_run > 1 else {}),
+            **(
+                {"processes": self.execution.gpus_per_run, "divided": self.execution.fsdp}
+                if self.execution.gpus_per_run > 1
+                else {}
+            ),
         }
 
     @staticmethod
@@ -167,13 +193,20 @@ class Making:
             run.recorded = Recorded(run, update)
         began = time.perf_counter()
         with ExitStack() as files, blame("plugin"):
-            seats = [making.seat(files.enter_context(open(making.attempt.curve, "a", encoding="utf-8"))) for making in group]
+            seats = [
+                making.seat(files.enter_context(open(making.attempt.curve, "a", encoding="utf-8")))
+                for making in group
+            ]
             if run.recorded:
                 files.callback(run.recorded.end)
             watch = train(run, seats, execution, group[0].first)
         for making, seat in zip(group, seats, strict=True):
             making.run = reunite(making.run)
-            making.watch, making.company, making.train_s = watch, len(group), (time.perf_counter() - began) / len(group)
+            making.watch, making.company, making.train_s = (
+                watch,
+                len(group),
+                (time.perf_counter() - began) / len(group),
+            )
             with making.blamed():
                 making.seen(seat)
 
@@ -203,7 +236,9 @@ class Making:
         with blame("plugin"):
             self.run.begin(self.config.recipe.steps)
             self.run.method.finalize(self.run, self.run.probe_batches(CALIBRATION_BATCHES))
-            self.result["method"] = finite({name: float(value) for name, value in self.run.method.metrics(self.run).items()})[0]
+            self.result["method"] = finite(
+                {name: float(value) for name, value in self.run.method.metrics(self.run).items()}
+            )[0]
         trained = time.perf_counter()
         with blame("eval"):
             self.result |= score(self.run, self.config, self.metric, self.attempt.export)
@@ -212,7 +247,12 @@ class Making:
 
     def cost(self, train_s: float, eval_s: float) -> dict[str, Any]:
         """What the run took, its share of what runs took side by side. Step times are synchronised and leave out warm-up, logging and validation."""
-        found: dict[str, Any] = {"build_s": self.build_s, "train_s": train_s, "eval_s": eval_s, "wall_s": self.build_s + train_s + eval_s}
+        found: dict[str, Any] = {
+            "build_s": self.build_s,
+            "train_s": train_s,
+            "eval_s": eval_s,
+            "wall_s": self.build_s + train_s + eval_s,
+        }
         found["peak_memory_bytes"] = peak_memory(self.device)
         if self.company > 1:
             found["company"] = self.company
@@ -220,10 +260,15 @@ class Making:
             low, middle, high = (seconds / self.company for seconds in quartiles(times))
             found |= {"step_s_median": middle, "step_s_q25": low, "step_s_q75": high}
             recipe = self.config.recipe
-            found |= {"samples_per_s": recipe.batch / middle, "tokens_per_s": self.problem.tokens_per_step / middle}
+            found |= {
+                "samples_per_s": recipe.batch / middle,
+                "tokens_per_s": self.problem.tokens_per_step / middle,
+            }
             if flops := self.problem.flops_per_step:
                 dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-                found["peak_share"] = flops / middle / (peak_flops(self.device, dtype) * self.execution.gpus_per_run)
+                found["peak_share"] = (
+                    flops / middle / (peak_flops(self.device, dtype) * self.execution.gpus_per_run)
+                )
         return found
 
 

@@ -48,13 +48,22 @@ def kind_of(config: RunConfig, widths: bool = True) -> str | None:
     one format. None for one that trains alone."""
     if alone(config) is not None:
         return None
-    varies, params = registry.load("methods", config.method).varies, kinds(config.method, config.method_params)
-    words: dict[str, Any] = {word: bare(getattr(config.recipe, word)) if word in SWITCHES else 1.0 for word in RECIPE}
+    varies, params = (
+        registry.load("methods", config.method).varies,
+        kinds(config.method, config.method_params),
+    )
+    words: dict[str, Any] = {
+        word: bare(getattr(config.recipe, word)) if word in SWITCHES else 1.0 for word in RECIPE
+    }
     recipe = dataclasses.replace(config.recipe, **words)
     weights = config.weights
     if widths and weights and "format" in varies and weights.format in WIDTHS:
         weights = Quantization("int", weights.granularity)
-    return canonical(dataclasses.replace(config, recipe=recipe, method_params=params, weights=weights, seed=0, base=None).to_json())
+    return canonical(
+        dataclasses.replace(
+            config, recipe=recipe, method_params=params, weights=weights, seed=0, base=None
+        ).to_json()
+    )
 
 
 def kinds(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +74,11 @@ def kinds(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def bare(value: Any) -> Any:
     """A number without its size: one that is zero switches something off, and is of another kind."""
-    return float(value != 0) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return (
+        float(value != 0)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else value
+    )
 
 
 def neighbours(config: RunConfig) -> tuple[Any, ...]:
@@ -78,7 +91,9 @@ def alone(config: RunConfig) -> str | None:
     method: Method = registry.build("methods", config.method, config.method_params)
     if method.after is not None:
         return f"{config.method} trains nothing"
-    return method.alone() or (None if beside(config) else f"{config.task} has not been written for runs side by side")
+    return method.alone() or (
+        None if beside(config) else f"{config.task} has not been written for runs side by side"
+    )
 
 
 def group_size(config: RunConfig, device: str, memory: int | None = None) -> int:
@@ -103,10 +118,19 @@ def compiling_pays(config: RunConfig) -> bool:
 def alike(config: RunConfig) -> bool:
     """Whether it was tried that it has the same bits compiled in company as compiled by itself (`make bench ARGS=alike`, `qbench check`): where
     method and task say so, with the method's usual options. Numbers that may vary in a group may have any size, but zero is another kind."""
-    method, task = registry.load("methods", config.method), registry.build("tasks", config.task, config.task_params)
+    method, task = (
+        registry.load("methods", config.method),
+        registry.build("tasks", config.task, config.task_params),
+    )
     if not method.compiled_alike or not task.compiled_alike:
         return False
     default = {f.name: f.default for f in dataclasses.fields(method)}
     integers = all(q is None or q.format in WIDTHS for q in (config.weights, config.activations))
-    recipe, usual = ((r.batch, r.precision, r.objective) for r in (config.recipe, task.recipe(config.size)))
-    return integers and recipe == usual and kinds(config.method, config.method_params) == kinds(config.method, default)
+    recipe, usual = (
+        (r.batch, r.precision, r.objective) for r in (config.recipe, task.recipe(config.size))
+    )
+    return (
+        integers
+        and recipe == usual
+        and kinds(config.method, config.method_params) == kinds(config.method, default)
+    )

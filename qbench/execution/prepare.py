@@ -25,12 +25,16 @@ from qbench.training.setup import attach, frozen_copy
 CALIBRATION_BATCHES = 4
 
 
-def prepare(assignment: Assignment, execution: Execution, problem: Problem, device: torch.device) -> Run:
+def prepare(
+    assignment: Assignment, execution: Execution, problem: Problem, device: torch.device
+) -> Run:
     """The run with its quantizers, its start and its optimizer; a post-training method has none."""
     config, recipe = assignment.config, assignment.config.recipe
     method: Method = registry.build("methods", config.method, config.method_params)
     if method.version != config.method_version:
-        raise QbenchError(f"method {config.method} is at version {method.version} here, the run asks for {config.method_version}")
+        raise QbenchError(
+            f"method {config.method} is at version {method.version} here, the run asks for {config.method_version}"
+        )
     if assignment.base is not None:
         restore(assignment.base / "export" / ARTEFACT, problem.model)
     run = attach(problem, method, config, current(execution.fsdp))
@@ -59,7 +63,13 @@ def resume(run: Run, folder: Path | None, attempt: Attempt) -> tuple[int, float]
     """Go on from the checkpoint of this attempt or of the earlier one in `folder`, if there is one. Returns the first step to take, and the
     seconds that those before it took."""
     earlier = attempt if attempt.checkpoint.exists() or folder is None else Attempt(folder)
-    first, seconds = checkpoint.load(run, earlier.checkpoint) if run.optimizer and earlier.checkpoint.exists() else (0, 0.0)
+    first, seconds = (
+        checkpoint.load(run, earlier.checkpoint)
+        if run.optimizer and earlier.checkpoint.exists()
+        else (0, 0.0)
+    )
     lines = earlier.curve.read_text().splitlines(keepends=True) if first else []
-    attempt.curve.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first))
+    attempt.curve.write_text(
+        "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first)
+    )
     return first, seconds

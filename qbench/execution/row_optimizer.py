@@ -45,17 +45,25 @@ class Pieces:
                     self.pieces.setdefault(p, []).extend(cut)
                     found += cut
                 own = {
-                    "weight_decay": run.recipes[first].weight_decay if group["name"] == "decay" else 0.0,
+                    "weight_decay": run.recipes[first].weight_decay
+                    if group["name"] == "decay"
+                    else 0.0,
                     "momentum": run.recipes[first].momentum,
                 }
-                groups.append(group | own | {"params": [piece.rows for piece in found], "place": first})
+                groups.append(
+                    group | own | {"params": [piece.rows for piece in found], "place": first}
+                )
         self.optimizer = make_optimizer(groups, recipe)
         self.parameters = list(self.pieces)
         for p, pieces in self.pieces.items():
             members = list(zip(run.members, twins[id(p)], strict=True))
             for piece in pieces:
                 self._take_over(piece, members)
-        counts = {float(state["step"]) for state in self.optimizer.state.values()} if recipe.optimizer == "adamw" else set()
+        counts = (
+            {float(state["step"]) for state in self.optimizer.state.values()}
+            if recipe.optimizer == "adamw"
+            else set()
+        )
         every = len(self.optimizer.state) in (0, sum(map(len, self.pieces.values())))
         self.even = recipe.optimizer == "adamw" and every and len(counts) < 2
         """Whether AdamW has stepped every piece every time: one that had no gradient counts for itself."""
@@ -63,19 +71,31 @@ class Pieces:
     def _take_over(self, piece: Piece, members: Sequence[tuple[Run, nn.Parameter]]) -> None:
         """What the members' own optimizers have gathered, if they come from checkpoints."""
         alone = members[piece.first : piece.last]
-        optimizers = [(member.optimizer, p) for member, p in alone if isinstance(member.optimizer, torch.optim.Optimizer)]
+        optimizers = [
+            (member.optimizer, p)
+            for member, p in alone
+            if isinstance(member.optimizer, torch.optim.Optimizer)
+        ]
         states = [optimizer.state[p] for optimizer, p in optimizers if optimizer.state.get(p)]
         if states:
             assert len(states) == len(alone), "runs side by side are at one step"
-            rows = {name: torch.stack([s[name] for s in states]) if value.dim() else value.clone() for name, value in states[0].items()}
-            self.optimizer.state[piece.rows] = {name: v.view(piece.rows.shape) if v.dim() else v for name, v in rows.items()}
+            rows = {
+                name: torch.stack([s[name] for s in states]) if value.dim() else value.clone()
+                for name, value in states[0].items()
+            }
+            self.optimizer.state[piece.rows] = {
+                name: v.view(piece.rows.shape) if v.dim() else v for name, v in rows.items()
+            }
 
     def hand_back(self, place: int, member: Run) -> None:
         assert isinstance(member.optimizer, torch.optim.Optimizer)
         for p, pieces in self.pieces.items():
             (piece,) = [piece for piece in pieces if piece.first <= place < piece.last]
             if state := self.optimizer.state.get(piece.rows):
-                own = {name: (v[place - piece.first] if v.dim() else v).clone() for name, v in state.items()}
+                own = {
+                    name: (v[place - piece.first] if v.dim() else v).clone()
+                    for name, v in state.items()
+                }
                 member.optimizer.state[self.twins[id(p)][place]] = own
 
     @property
@@ -84,8 +104,15 @@ class Pieces:
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor | None:
         """What the optimizer keeps of a large parameter, by its name there."""
-        rows = [self.optimizer.state.get(piece.rows, {}).get(name) for piece in self.pieces.get(parameter, [])]
-        return torch.cat([row for row in rows if row is not None]) if any(row is not None for row in rows) else None
+        rows = [
+            self.optimizer.state.get(piece.rows, {}).get(name)
+            for piece in self.pieces.get(parameter, [])
+        ]
+        return (
+            torch.cat([row for row in rows if row is not None])
+            if any(row is not None for row in rows)
+            else None
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:
@@ -94,7 +121,11 @@ class Pieces:
     def step(self) -> None:
         for p, pieces in self.pieces.items():
             # A fused optimizer reads memory in order, whatever the strides say.
-            rows = [None] * len(pieces) if p.grad is None else p.grad.contiguous().split([piece.last - piece.first for piece in pieces])
+            rows = (
+                [None] * len(pieces)
+                if p.grad is None
+                else p.grad.contiguous().split([piece.last - piece.first for piece in pieces])
+            )
             for piece, grad in zip(pieces, rows, strict=True):
                 piece.rows.grad = grad
             self.even = self.even and p.grad is not None
@@ -120,9 +151,21 @@ class Pieces:
         for group in self.optimizer.param_groups:
             rows = group["params"]
             first, second = ([state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq"))
-            grads, steps, (beta1, beta2) = [p.grad for p in rows], [self.taken] * len(rows), group["betas"]
-            numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": group["eps"]}
-            torch._fused_adamw_(rows, grads, first, second, [], steps, **numbers, amsgrad=False, maximize=False)
+            grads, steps, (beta1, beta2) = (
+                [p.grad for p in rows],
+                [self.taken] * len(rows),
+                group["betas"],
+            )
+            numbers = {
+                "lr": group["lr"],
+                "beta1": beta1,
+                "beta2": beta2,
+                "weight_decay": group["weight_decay"],
+                "eps": group["eps"],
+            }
+            torch._fused_adamw_(
+                rows, grads, first, second, [], steps, **numbers, amsgrad=False, maximize=False
+            )
 
 
 def _alike(recipes: Sequence[Recipe]) -> list[tuple[int, int]]:
@@ -139,4 +182,7 @@ def _cut(parameter: nn.Parameter, first: int, count: int) -> list[Piece]:
     """The rows of `count` runs as one piece where each fills its vectors, else one piece a run."""
     size = count if fills_vectors(parameter[0].numel(), parameter.device) else 1
     starts = range(first, first + count, size)
-    return [Piece(start, start + size, nn.Parameter(parameter.data[start : start + size])) for start in starts]
+    return [
+        Piece(start, start + size, nn.Parameter(parameter.data[start : start + size]))
+        for start in starts
+    ]

@@ -56,7 +56,9 @@ def divide(run: Run) -> None:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """What is made whole at a time: the members of lists of modules, or else each layer."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return [block for one in lists for block in one] or [module for module in model.modules() if isinstance(module, QuantLayer)]
+    return [block for one in lists for block in one] or [
+        module for module in model.modules() if isinstance(module, QuantLayer)
+    ]
 
 
 class DividedBundle(Bundle):
@@ -120,7 +122,10 @@ def divided_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     """An optimizer's state, each moment divided as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        place: {name: divided_like(x, parameters[place].data) if x.dim() else x for name, x in part.items()}
+        place: {
+            name: divided_like(x, parameters[place].data) if x.dim() else x
+            for name, x in part.items()
+        }
         for place, part in state["state"].items()
     }
     return {**state, "state": moments}
@@ -137,8 +142,12 @@ def reunite(run: Run) -> Run:
     problem.model = run.blank.to(run.clock.device)
     problem.model.load_state_dict(weights)
     layers = problem.layers()
-    bundles = [Bundle(b.names, [layers[name] for name in b.names], b.quantizer) for b in run.bundles]
-    alone = replace(run, problem=problem, bundles=bundles, optimizer=None, parameters=[], team=None, blank=None)
+    bundles = [
+        Bundle(b.names, [layers[name] for name in b.names], b.quantizer) for b in run.bundles
+    ]
+    alone = replace(
+        run, problem=problem, bundles=bundles, optimizer=None, parameters=[], team=None, blank=None
+    )
     for quantizer in alone.quantizers():
         quantizer.step = alone.clock
     for name, quantizer in alone.inputs.items():

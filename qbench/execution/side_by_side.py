@@ -39,7 +39,9 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
     views of its own."""
     first = runs[0]
     twins: dict[int, list[nn.Parameter]] = {}
-    own = {id(quantizer): quantizer for quantizer in first.inputs.values()}  # which its layers hold on to
+    own = {
+        id(quantizer): quantizer for quantizer in first.inputs.values()
+    }  # which its layers hold on to
     model = stacked([run.model for run in runs], twins, own, buffers=False)
     assert isinstance(model, nn.Module)
     problem = first.problem.beside([run.problem for run in runs], model)
@@ -57,13 +59,25 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
 
     layers = problem.layers()
     bundles = [
-        Bundle(bundle.names, [layers[name] for name in bundle.names], wide([run.bundles[place].quantizer for run in runs]))
+        Bundle(
+            bundle.names,
+            [layers[name] for name in bundle.names],
+            wide([run.bundles[place].quantizer for run in runs]),
+        )
         for place, bundle in enumerate(first.bundles)
     ]
     inputs = {name: wide([run.inputs[name] for run in runs]) for name in first.inputs}
     for name, quantizer in inputs.items():
         layers[name].see_input_through(quantizer)
-    whole = replace(first, problem=problem, method=method, bundles=bundles, inputs=inputs, lr_scale=_scales(runs), members=list(runs))
+    whole = replace(
+        first,
+        problem=problem,
+        method=method,
+        bundles=bundles,
+        inputs=inputs,
+        lr_scale=_scales(runs),
+        members=list(runs),
+    )
     whole.recipes = tuple(run.recipe for run in runs)
     if first.distills or first.method.needs_reference:
         whole.reference = stacked([run.reference for run in runs], {}, {}, buffers=False)
@@ -81,7 +95,9 @@ def side_by_side(runs: Sequence[Run]) -> Run | None:
 def _scales(runs: Sequence[Run]) -> dict[str, float | list[float]]:
     """Multipliers of rates, one of each run."""
     scales = {name: [run.lr_scale[name] for run in runs] for name in runs[0].lr_scale}
-    return {name: [s[0] if isinstance(s, list) else s for s in each] for name, each in scales.items()}
+    return {
+        name: [s[0] if isinstance(s, list) else s for s in each] for name, each in scales.items()
+    }
 
 
 def _without_differences(runs: Sequence[Run]) -> Method:
@@ -105,7 +121,12 @@ def _put_numbers_beside(quantizer: Quantizer, own: Sequence[Quantizer]) -> None:
             setattr(quantizer, name, one_each(each, axes, device))
 
 
-def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known: dict[int, Any], buffers: bool = True) -> Any:
+def stacked(
+    modules: Sequence[Any],
+    twins: dict[int, list[nn.Parameter]],
+    known: dict[int, Any],
+    buffers: bool = True,
+) -> Any:
     """A copy of the first of several alike modules, with the tensors of all in front of each other; theirs become its rows.
 
     A buffer without axes says what is the same for all."""
@@ -115,7 +136,9 @@ def stacked(modules: Sequence[Any], twins: dict[int, list[nn.Parameter]], known:
         own = [part[path] for part in parts]
         for name, tensor in list(module.named_parameters(recurse=False)):
             alone = [getattr(one, name) for one in own]
-            row = nn.Parameter(torch.stack([p.detach() for p in alone]), requires_grad=tensor.requires_grad)
+            row = nn.Parameter(
+                torch.stack([p.detach() for p in alone]), requires_grad=tensor.requires_grad
+            )
             setattr(module, name, row)
             twins[id(row)] = alone
             for place, p in enumerate(alone):
@@ -138,7 +161,9 @@ def _rows_beside(states: Sequence[Any]) -> Any:
         return {name: _rows_beside([state[name] for state in states]) for name in first}
     if isinstance(first, list):
         return [number for state in states for number in state]
-    assert all(state == first for state in states), "what runs side by side do not share must be a tensor"
+    assert all(state == first for state in states), (
+        "what runs side by side do not share must be a tensor"
+    )
     return first
 
 
@@ -148,7 +173,11 @@ def _row(state: Any, place: int) -> Any:
         return state[place].clone()
     if isinstance(state, list):
         return state[place : place + 1]
-    return {name: _row(part, place) for name, part in state.items()} if isinstance(state, Mapping) else state
+    return (
+        {name: _row(part, place) for name, part in state.items()}
+        if isinstance(state, Mapping)
+        else state
+    )
 
 
 def hand_back(run: Run) -> None:
@@ -158,5 +187,8 @@ def hand_back(run: Run) -> None:
     for place, member in enumerate(run.members):
         member.begin(run.step)
         member.method.load_state_dict(_row(state, place))
-        member.lr_scale = {name: [scale[place]] if isinstance(scale, list) else scale for name, scale in run.lr_scale.items()}
+        member.lr_scale = {
+            name: [scale[place]] if isinstance(scale, list) else scale
+            for name, scale in run.lr_scale.items()
+        }
         run.optimizer.hand_back(place, member)

@@ -28,7 +28,11 @@ BEFORE = 3
 OPTIMIZERS = ("adamw", "sgd")
 """Those that take a rate, and count steps, in a tensor."""
 
-ASKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default)
+ASKS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.is_nonzero.default,
+)
 """`item`, `bool`, `float` and indexing by a mask: all must know what the device has come to."""
 
 Found = tuple[dict[str, Tensor], Tensor | None]
@@ -89,15 +93,28 @@ class Tape(TorchDispatchMode):
         self.calls: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in ASKS:
-            raise QbenchError(f"a step that asks for the value of a tensor ({func}) cannot be recorded")
+            raise QbenchError(
+                f"a step that asks for the value of a tensor ({func}) cannot be recorded"
+            )
         if func is torch.ops.aten.lift_fresh.default:
-            raise QbenchError("a step that makes a tensor of Python's numbers cannot be recorded: make it before, and write into it")
+            raise QbenchError(
+                "a step that makes a tensor of Python's numbers cannot be recorded: make it before, and write into it"
+            )
         made = func(*args, **(kwargs or {}))
-        if any(isinstance(x, Tensor) and x.device.type != self.device for x in tree_leaves((args, kwargs, made))):
-            raise QbenchError(f"a step that looks at memory outside of its device ({func}) cannot be recorded")
+        if any(
+            isinstance(x, Tensor) and x.device.type != self.device
+            for x in tree_leaves((args, kwargs, made))
+        ):
+            raise QbenchError(
+                f"a step that looks at memory outside of its device ({func}) cannot be recorded"
+            )
         self.calls.append((func, args, kwargs or {}, made))
         return made
 
@@ -111,8 +128,12 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def repeat(self) -> None:
         for func, args, kwargs, made in self.calls:
-            for before, now in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(before, Tensor) and before.data_ptr() != now.data_ptr():  # or else a view, or made in place
+            for before, now in zip(
+                tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True
+            ):
+                if (
+                    isinstance(before, Tensor) and before.data_ptr() != now.data_ptr()
+                ):  # or else a view, or made in place
                     before.copy_(now)
 
 
@@ -130,7 +151,11 @@ class Recorded:
         """Numbers that the recorded update may read."""
         groups = run.optimizer.param_groups
         # On CUDA the kernels want rates in single precision; elsewhere they are read as the double that a step without a tape has.
-        self.rates = torch.zeros(len(groups), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self.rates = torch.zeros(
+            len(groups),
+            dtype=torch.float32 if device.type == "cuda" else torch.float64,
+            device=device,
+        )
         for place, group in enumerate(groups):
             group |= {"lr": self.rates[place], "capturable": True}
 
@@ -181,4 +206,6 @@ def _kept(x: Tensor | None) -> Tensor | None:
     if x is None:
         return None
     once = _once(x)
-    return torch.empty_strided(once.shape, once.stride(), dtype=x.dtype, device=x.device).expand(x.shape)
+    return torch.empty_strided(once.shape, once.stride(), dtype=x.dtype, device=x.device).expand(
+        x.shape
+    )

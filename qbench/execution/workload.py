@@ -72,7 +72,12 @@ def work(config: RunConfig) -> Work:
     numbers = list(problem.model.parameters())
     count, samples = sum(p.numel() for p in numbers), problem.labels_per_step
     between = sum(p.shape[0] + p[0].numel() for p in numbers if p.dim() > 1)
-    return Work(len(numbers), count, problem.flops_per_step or 6.0 * count * samples, 4.0 * (8 * count + 2 * samples * between))
+    return Work(
+        len(numbers),
+        count,
+        problem.flops_per_step or 6.0 * count * samples,
+        4.0 * (8 * count + 2 * samples * between),
+    )
 
 
 def beside(config: RunConfig) -> bool:

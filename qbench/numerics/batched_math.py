@@ -77,7 +77,9 @@ def column(values: Sequence[float], axes: int) -> Tensor:
 def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     """f of each run by itself."""
     own = _OnItsOwn.apply
-    return torch.stack([own(f(*map(own, rows))) for rows in zip(*(one.unbind() for one in x), strict=True)])  # type: ignore[no-untyped-call]
+    return torch.stack(
+        [own(f(*map(own, rows))) for rows in zip(*(one.unbind() for one in x), strict=True)]
+    )  # type: ignore[no-untyped-call]
 
 
 def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
@@ -90,7 +92,11 @@ def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
 
 def by_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Tensor:
     """A function that is no plain arithmetic, elementwise or down to sums over trailing axes, of tensors that have `lead` (0 or 1) axes of runs."""
-    return f(x, *more) if not lead or fills_vectors(x[0].numel(), x.device, x.dtype) else one_by_one(f, x, *more)
+    return (
+        f(x, *more)
+        if not lead or fills_vectors(x[0].numel(), x.device, x.dtype)
+        else one_by_one(f, x, *more)
+    )
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -101,7 +107,9 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of each target: logits (…, samples, classes) to (…, samples). Targets may leave out the axes of runs."""
     shape = logits.shape[:-1]
-    return F.cross_entropy(logits.flatten(0, -2), targets.expand(shape).reshape(-1), reduction="none").view(shape)
+    return F.cross_entropy(
+        logits.flatten(0, -2), targets.expand(shape).reshape(-1), reduction="none"
+    ).view(shape)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -133,16 +141,33 @@ def _block(x: Tensor, rows: Tensor) -> Tensor:
 def _as_computed(*x: Tensor) -> tuple[Tensor, ...]:
     """Autocast before the function begins: what it does inside, the way back does not hear of."""
     device = x[0].device.type
-    return tuple(one.to(torch.get_autocast_dtype(device)) for one in x) if torch.is_autocast_enabled(device) else x
+    return (
+        tuple(one.to(torch.get_autocast_dtype(device)) for one in x)
+        if torch.is_autocast_enabled(device)
+        else x
+    )
 
 
-def batched(samples: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+def batched(
+    samples: int,
+    inputs: int,
+    outputs: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> bool:
     """Whether a batch of products has the bits of single ones."""
     if device.type != "cpu":
         return True
-    starts = all(size % LINE == 0 for size in (samples * inputs, outputs * inputs, samples * outputs))
+    starts = all(
+        size % LINE == 0 for size in (samples * inputs, outputs * inputs, samples * outputs)
+    )
     known = dtype in (torch.float32, torch.float64)
-    return known and starts and min(samples, inputs, outputs) > 1 and samples * inputs * outputs >= SMALLEST
+    return (
+        known
+        and starts
+        and min(samples, inputs, outputs) > 1
+        and samples * inputs * outputs >= SMALLEST
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -150,7 +175,11 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
-        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+        return (
+            torch.bmm(x, weight.mT)
+            if bias is None
+            else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 _M1 = -49064778989728563  # 0xFF51AFD7ED558CCD as a signed 64-bit integer
 _M2 = -4265267296055464877  # 0xC4CEB9FE1A85EC53
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment that keeps neighbouring keys apart
+_GOLDEN = (
+    -7046029254386353131
+)  # 0x9E3779B97F4A7C15, the increment that keeps neighbouring keys apart
 
 
 def key_of(*parts: object) -> int:

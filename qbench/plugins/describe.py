@@ -19,14 +19,31 @@ def list_tasks() -> list[dict[str, Any]]:
 
 def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
     plugin = registry.plugins(kind)[name]
-    entry: dict[str, Any] = {"name": name, "distribution": plugin.distribution, "target": plugin.entry.value, "error": None}
+    entry: dict[str, Any] = {
+        "name": name,
+        "distribution": plugin.distribution,
+        "target": plugin.entry.value,
+        "error": None,
+    }
     try:
         cls = plugin.load()
         options = defaults(cls)
-        entry |= {"version": cls.version, "title": cls.title, "summary": (cls.__doc__ or "").strip().splitlines()[0], "options": options}
+        entry |= {
+            "version": cls.version,
+            "title": cls.title,
+            "summary": (cls.__doc__ or "").strip().splitlines()[0],
+            "options": options,
+        }
         if kind == "methods":
-            entry |= {"paper": cls.paper, "provenance": cls.provenance, "after": cls.after, "knobs": list(cls.knobs)}
-            entry["presets"] = {name: dataclasses.asdict(preset) for name, preset in cls.presets.items()}
+            entry |= {
+                "paper": cls.paper,
+                "provenance": cls.provenance,
+                "after": cls.after,
+                "knobs": list(cls.knobs),
+            }
+            entry["presets"] = {
+                name: dataclasses.asdict(preset) for name, preset in cls.presets.items()
+            }
         else:
             entry |= {
                 "metric": dataclasses.asdict(cls.metric),
@@ -39,7 +56,9 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
         entry["error"] = str(error)
     except Exception as error:  # noqa: BLE001 - a plugin's, whatever it is
         entry["error"] = (
-            f"{kind[:-1]} {name!r} of {plugin.distribution} does not keep the contract: {type(error).__name__}: {error}".splitlines()[0]
+            f"{kind[:-1]} {name!r} of {plugin.distribution} does not keep the contract: {type(error).__name__}: {error}".splitlines()[
+                0
+            ]
         )
     return entry
 

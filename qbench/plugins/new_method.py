@@ -45,9 +45,13 @@ def objection(name: str, folder: Path) -> str | None:
     if keyword.iskeyword(class_name(name)) or class_name(name) in TAKEN:
         return f"{name!r} cannot name a method: its class would be {class_name(name)}, which means something else"
     if known := registry.plugins("methods").get(name):
-        return f"a method {name!r} is registered already, by {known.distribution}: choose another name"
+        return (
+            f"a method {name!r} is registered already, by {known.distribution}: choose another name"
+        )
     if find_spec(module_name(name)):
-        return f"a module {module_name(name)} is installed already: choose another name than {name!r}"
+        return (
+            f"a module {module_name(name)} is installed already: choose another name than {name!r}"
+        )
     if os.path.lexists(folder):
         return f"{folder} exists already: name another folder with --folder"
     if not os.path.isdir(folder.absolute().parent):
@@ -59,7 +63,9 @@ def package(name: str) -> dict[str, str]:
     """The text of each file of a method's package by its path."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
     words = {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
@@ -74,7 +80,10 @@ def package(name: str) -> dict[str, str]:
         "README.md": "README.md",
     }
     templates = files("qbench.plugins").joinpath("templates")
-    read = {path: templates.joinpath(f"{template}.jinja").read_text(encoding="utf-8") for path, template in places.items()}
+    read = {
+        path: templates.joinpath(f"{template}.jinja").read_text(encoding="utf-8")
+        for path, template in places.items()
+    }
     return {path: environment.from_string(text).render(words) for path, text in read.items()}
 
 

@@ -52,7 +52,9 @@ def plugins(kind: Kind) -> Mapping[str, Plugin]:
         other = found.get(entry.name)
         if other and other.entry.value != entry.value:
             both = f"{other.distribution} and {Plugin(kind, entry.name, entry).distribution}"
-            raise QbenchError(f"{kind[:-1]} {entry.name!r} is registered by {both}: uninstall one of them")
+            raise QbenchError(
+                f"{kind[:-1]} {entry.name!r} is registered by {both}: uninstall one of them"
+            )
         found[entry.name] = Plugin(kind, entry.name, entry)
     return found
 
@@ -65,7 +67,9 @@ def load(kind: Kind, name: str, where: str = "") -> Any:
     return found.load()
 
 
-def build(kind: Literal["methods", "tasks"], name: str, params: Mapping[str, Any], where: str = "") -> Any:
+def build(
+    kind: Literal["methods", "tasks"], name: str, params: Mapping[str, Any], where: str = ""
+) -> Any:
     """An instance with `params` over its defaults: unknown names, wrong types and values out of domain are one line each."""
     cls = load(kind, name, where)
     where = f"{where + ': ' if where else ''}{name}"

@@ -33,7 +33,10 @@ SYNTAX = "ast:"
 
 def sources(method: str, task: str) -> dict[str, str | None]:
     """What env.json has of them; None for what is part of qbench, or has no files."""
-    return {f"{kind}_source": source(kind, name) for kind, name in zip(KINDS, (method, task), strict=True)}
+    return {
+        f"{kind}_source": source(kind, name)
+        for kind, name in zip(KINDS, (method, task), strict=True)
+    }
 
 
 def remember(modules: Container[str]) -> None:
@@ -48,7 +51,11 @@ def edited(spec: Mapping[str, Any], env: Mapping[str, Any]) -> list[str]:
     """What of a run's method and task has other source here under the version that the run was made by. What was not recorded is unknown."""
     recorded = {kind: env.get(f"{kind}_source") or "" for kind in KINDS}
     comparable = [kind for kind in KINDS if recorded[kind].startswith(SYNTAX)]
-    return [f"{kind} {spec[kind]}" for kind in comparable if (now := _here(kind, spec)) and recorded[kind] != now]
+    return [
+        f"{kind} {spec[kind]}"
+        for kind in comparable
+        if (now := _here(kind, spec)) and recorded[kind] != now
+    ]
 
 
 def _here(kind: Kind, spec: Mapping[str, Any]) -> str | None:
@@ -98,7 +105,11 @@ def dump_code(node: object) -> Iterator[str]:
 
 def _says_nothing(node: object) -> bool:
     """Return whether a statement is an import or a bare string, such as a docstring."""
-    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    is_text = (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
     return is_text or isinstance(node, ast.Import | ast.ImportFrom)
 
 
@@ -111,7 +122,9 @@ def _reached(module: str, package: str) -> dict[str, bytes]:
         if name in found or name.partition(".")[0] != package or (file := _file(name)) is None:
             continue
         found[name] = file.read_bytes().replace(b"\r\n", b"\n")
-        todo += _imported(found[name], name if file.name == "__init__.py" else name.rpartition(".")[0])
+        todo += _imported(
+            found[name], name if file.name == "__init__.py" else name.rpartition(".")[0]
+        )
     return found
 
 
@@ -121,7 +134,11 @@ def _imported(text: bytes, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
+            origin = (
+                resolve_name("." * node.level + (node.module or ""), package)
+                if node.level
+                else str(node.module)
+            )
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
@@ -133,5 +150,10 @@ def _file(module: str) -> Path | None:
         path = Path(getattr(sys.modules.get(package), "__file__", None) or "")
         return path if path.suffix == ".py" and path.is_file() and not rest else None
     places = (Path(folder, *rest) for folder in folders)
-    files = (file for place in places for file in ([place.with_name(f"{place.name}.py")] if rest else []) + [place / "__init__.py"])
+    files = (
+        file
+        for place in places
+        for file in ([place.with_name(f"{place.name}.py")] if rest else [])
+        + [place / "__init__.py"]
+    )
     return next((file for file in files if file.is_file()), None)

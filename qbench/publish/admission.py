@@ -18,7 +18,9 @@ VERSIONS = (("board_version", ""), ("task_version", "task"), ("method_version", 
 def admit(name: str, board: Board, runs: pd.DataFrame) -> None:
     """Raises what keeps a board from being published."""
     if runs.empty or not (runs["state"] == "ok").any():
-        raise QbenchError(f"board {plain(name)}: no finished run, so there is nothing to publish; `qbench sweep FILE` trains them")
+        raise QbenchError(
+            f"board {plain(name)}: no finished run, so there is nothing to publish; `qbench sweep FILE` trains them"
+        )
     if mixed := _mixed(runs[runs["retired"].isna()] if "retired" in runs else runs):
         raise QbenchError(
             f"board {plain(name)} mixes versions, which do not compare: {'; '.join(mixed)}; `qbench sweep FILE` trains what is of older ones again"
@@ -36,7 +38,9 @@ def _mixed(runs: pd.DataFrame) -> list[str]:
         for what, part in runs.groupby(of, sort=True) if of else [("", runs)]:
             numbers = sorted({int(n) for n in part[version].dropna()})
             if len(numbers) > 1:
-                found.append(f"{of or 'board'}{f' {plain(what)}' if of else ''} {', '.join(map(str, numbers))}")
+                found.append(
+                    f"{of or 'board'}{f' {plain(what)}' if of else ''} {', '.join(map(str, numbers))}"
+                )
     return found
 
 
@@ -45,7 +49,11 @@ def _never_ran(row: Row) -> bool:
 
 
 def _without(name: str, section: Section, row: Row) -> str:
-    kind = "full precision" if row.role == "reference" else "rounding to nearest with default parameters"
+    kind = (
+        "full precision"
+        if row.role == "reference"
+        else "rounding to nearest with default parameters"
+    )
     where = f"board {plain(name)}, {plain(section.title)}"
     if row.version:
         return f"{where}: the control {row.method} ({kind}) has no finished run; `qbench sweep FILE` trains it"

@@ -19,7 +19,18 @@ from qbench.boards.board import Board, Cell, Cost, Exam, Row, Section
 from qbench.boards.row_groups import parameters
 from qbench.boards.section import RANKED_FROM
 from qbench.publish import summary_data
-from qbench.publish.plain_values import Json, estimate, known, plain, score, short, spelled, tidied, whole, word
+from qbench.publish.plain_values import (
+    Json,
+    estimate,
+    known,
+    plain,
+    score,
+    short,
+    spelled,
+    tidied,
+    whole,
+    word,
+)
 from qbench.stats.intervals import CONFIDENCE
 from qbench.util.redact_paths import unplaced
 
@@ -30,8 +41,29 @@ if TYPE_CHECKING:
 
 
 SITE_VERSION = 1
-ENVIRONMENT = ("qbench", "torch", "commit_id", "dirty", "python", "platform", "cpu", "device", "device_name", "threads")
-SPEC = ("task_version", "task_params", "data", "start", "weights_format", "weights_granularity", "act_format", "act_granularity", "recipe")
+ENVIRONMENT = (
+    "qbench",
+    "torch",
+    "commit_id",
+    "dirty",
+    "python",
+    "platform",
+    "cpu",
+    "device",
+    "device_name",
+    "threads",
+)
+SPEC = (
+    "task_version",
+    "task_params",
+    "data",
+    "start",
+    "weights_format",
+    "weights_granularity",
+    "act_format",
+    "act_granularity",
+    "recipe",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,9 @@ class About:
     """The sweep file."""
 
 
-def document(about: About, board: Board, runs: pd.DataFrame, summary: Summary | None = None) -> Json:
+def document(
+    about: About, board: Board, runs: pd.DataFrame, summary: Summary | None = None
+) -> Json:
     """The same to the byte for the same board and runs, in whatever order these come."""
     book = Book(runs)
     sections = [_section(section, book) for section in board.sections]
@@ -60,7 +94,12 @@ def document(about: About, board: Board, runs: pd.DataFrame, summary: Summary | 
         "confidence": CONFIDENCE,
         "ranked_from": RANKED_FROM,
         "runs": len(book.rows),
-        "used": sum(len(cell["runs"]["key"]) for section in sections for row in section["rows"] for cell in row["cells"]),
+        "used": sum(
+            len(cell["runs"]["key"])
+            for section in sections
+            for row in section["rows"]
+            for cell in row["cells"]
+        ),
         "started": book.edge("started", min),
         "finished": book.edge("finished", max),
         "sweep": "\n".join(plain(unplaced(line), keep=True) for line in about.sweep.splitlines()),
@@ -84,7 +123,11 @@ class Book:
 
     def edge(self, name: str, which: Any) -> str:
         """The earliest or the latest of a column of times."""
-        return str(which((str(row[name]) for row in self.rows.values() if known(row.get(name))), default=""))
+        return str(
+            which(
+                (str(row[name]) for row in self.rows.values() if known(row.get(name))), default=""
+            )
+        )
 
     def environment(self, row: Mapping[str, Any]) -> int:
         return self._number(self.environments, {name: word(row.get(name)) for name in ENVIRONMENT})
@@ -92,7 +135,11 @@ class Book:
     def setting(self, row: Mapping[str, Any]) -> int:
         """What was configured for all seeds of a cell, beside the method's own parameters."""
         found = {
-            name: parameters(str(row[name])) if name in ("task_params", "recipe") else word(row.get(name)) for name in SPEC if name in row
+            name: parameters(str(row[name]))
+            if name in ("task_params", "recipe")
+            else word(row.get(name))
+            for name in SPEC
+            if name in row
         }
         return self._number(self.settings, tidied(found))
 
@@ -110,12 +157,19 @@ def _one_attempt(runs: pd.DataFrame) -> Iterable[Mapping[str, Any]]:
     own = kept["trust"].isna() if "trust" in kept else kept["key"].notna()
     good = kept["state"] == "ok"
     merit = kept.assign(
-        _outcome=good | (kept["reason"] == "diverged"), _own=own, _good=good & own, _number=kept["attempt"].where(own, -kept["attempt"])
+        _outcome=good | (kept["reason"] == "diverged"),
+        _own=own,
+        _good=good & own,
+        _number=kept["attempt"].where(own, -kept["attempt"]),
     )
     ordered = merit.sort_values(["key", "_outcome", "_own", "_good", "_number"], kind="stable")
-    frame = ordered.drop_duplicates("key", keep="last").drop(columns=["_outcome", "_own", "_good", "_number"])
+    frame = ordered.drop_duplicates("key", keep="last").drop(
+        columns=["_outcome", "_own", "_good", "_number"]
+    )
     names = list(map(str, frame))
-    columns = [frame[name].astype(object).where(frame[name].notna(), None).to_numpy() for name in names]
+    columns = [
+        frame[name].astype(object).where(frame[name].notna(), None).to_numpy() for name in names
+    ]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -135,7 +189,11 @@ def _section(section: Section, book: Book) -> Json:
         "minimum_effect": spelled(section.minimum_effect),
         "seeds": section.seeds,
         "columns": [
-            {"format": name, "levels": list(c.levels), "bits_per_weight": [spelled(b) for b in c.bits_per_weight]}
+            {
+                "format": name,
+                "levels": list(c.levels),
+                "bits_per_weight": [spelled(b) for b in c.bits_per_weight],
+            }
             for name, c in zip(formats, section.columns, strict=True)
         ],
         "rows": [_row(row, section, formats, book) for row in section.rows],
@@ -170,7 +228,10 @@ def _row(row: Row, section: Section, formats: Sequence[str], book: Book) -> Json
         "retired": row.retired,
         "rank": list(row.rank) if row.rank else None,
         "cost": _cost(row.cost),
-        "cells": [_cell(cell, row, section, name, book) for cell, name in zip(row.cells, names, strict=True)],
+        "cells": [
+            _cell(cell, row, section, name, book)
+            for cell, name in zip(row.cells, names, strict=True)
+        ],
     }
 
 
@@ -186,7 +247,10 @@ def _cost(cost: Cost) -> Json:
 
 
 def _cell(cell: Cell, row: Row, section: Section, fmt: str, book: Book) -> Json:
-    found = sorted((book.rows[key] for key in cell.keys if key in book.rows), key=lambda r: (whole(r.get("seed")) or 0, str(r["key"])))
+    found = sorted(
+        (book.rows[key] for key in cell.keys if key in book.rows),
+        key=lambda r: (whole(r.get("seed")) or 0, str(r["key"])),
+    )
     return {
         "id": cell_id(section, row, fmt),
         "format": fmt,
@@ -210,7 +274,10 @@ def _cell(cell: Cell, row: Row, section: Section, fmt: str, book: Book) -> Json:
         "trials": cell.trials,
         "best_of": [spelled(x) for x in cell.best_of],
         "best_of_share": spelled(cell.best_of_share),
-        "downstream": {plain(exam): {"score": estimate(grade.score), "seeds": grade.seeds} for exam, grade in cell.downstream.items()},
+        "downstream": {
+            plain(exam): {"score": estimate(grade.score), "seeds": grade.seeds}
+            for exam, grade in cell.downstream.items()
+        },
         "cost": None,
         "front": False,
         "equal_time": None,
@@ -225,9 +292,15 @@ def _runs(rows: Sequence[Mapping[str, Any]], book: Book) -> Json:
         "key": [str(row["key"]) for row in rows],
         "seed": [whole(row.get("seed")) for row in rows],
         "attempt": [whole(row.get("attempt")) for row in rows],
-        "state": [plain(row["state"] if row["state"] != "failed" else row.get("reason") or "failed") for row in rows],
+        "state": [
+            plain(row["state"] if row["state"] != "failed" else row.get("reason") or "failed")
+            for row in rows
+        ],
         "score": [score(row) for row in rows],
-        "audit": [None if not known(row.get("audit_passed")) else bool(row["audit_passed"]) for row in rows],
+        "audit": [
+            None if not known(row.get("audit_passed")) else bool(row["audit_passed"])
+            for row in rows
+        ],
         "trust": [plain(row["trust"]) if known(row.get("trust")) else "own" for row in rows],
         "environment": [book.environment(row) for row in rows],
         "train_s": [short(row.get("train_s")) for row in rows],
@@ -236,6 +309,12 @@ def _runs(rows: Sequence[Mapping[str, Any]], book: Book) -> Json:
 
 def cell_id(section: Section, row: Row, fmt: str) -> str:
     """What a link to a cell says: readable, and the same whoever else is on the board."""
-    identity = json.dumps([section.task, section.title, section.setting, row.entrant, row.params, fmt])
-    words = re.sub(r"[^a-z0-9]+", "-", f"{section.task} {section.size} {row.entrant} {fmt}".lower()).strip("-")[:48].strip("-")
+    identity = json.dumps(
+        [section.task, section.title, section.setting, row.entrant, row.params, fmt]
+    )
+    words = (
+        re.sub(r"[^a-z0-9]+", "-", f"{section.task} {section.size} {row.entrant} {fmt}".lower())
+        .strip("-")[:48]
+        .strip("-")
+    )
     return f"{words}-{hashlib.sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

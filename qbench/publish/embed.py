@@ -18,7 +18,18 @@ from qbench.publish.plain_values import Json
 
 SCORE, SHOWN, ROUGH = 14, 9, 6
 """Significant digits of a run's score, of what is shown at a section's digits, and of the rest."""
-SECTION = ("task", "size", "title", "heading", "setting", "metric", "unit", "better", "digits", "minimum_effect")
+SECTION = (
+    "task",
+    "size",
+    "title",
+    "heading",
+    "setting",
+    "metric",
+    "unit",
+    "better",
+    "digits",
+    "minimum_effect",
+)
 ROW = ("version", "params", "role", "rank", "retired")
 COSTS = ("step_ratio", "train_s", "peak_memory_bytes")
 WORDS = ("failures", "message", "audits_failed", "chosen", "at_edge", "trials")
@@ -62,7 +73,10 @@ class Shelf:
 
 def _section(section: Json, likes: Shelf, shapes: Shelf) -> Json:
     rows = [_row(row, likes, shapes) for row in section["rows"]]
-    return {name: section[name] for name in SECTION} | {"formats": [c["format"] for c in section["columns"]], "rows": rows}
+    return {name: section[name] for name in SECTION} | {
+        "formats": [c["format"] for c in section["columns"]],
+        "rows": rows,
+    }
 
 
 def _row(row: Json, likes: Shelf, shapes: Shelf) -> Json:
@@ -76,9 +90,15 @@ def _row(row: Json, likes: Shelf, shapes: Shelf) -> Json:
 
 
 def _cell(cell: Json, likes: Shelf, shapes: Shelf) -> Json:
-    alike = {name: rounded(cell[name], digits) for name, digits in LIKE.items() if cell[name] is not None}
+    alike = {
+        name: rounded(cell[name], digits) for name, digits in LIKE.items() if cell[name] is not None
+    }
     found = {"like": likes.place(alike)} | {name: cell[name] for name in WORDS if cell[name]}
-    found |= {name: rounded(cell[name], digits) for name, digits in NUMBERS.items() if cell[name] is not None}
+    found |= {
+        name: rounded(cell[name], digits)
+        for name, digits in NUMBERS.items()
+        if cell[name] is not None
+    }
     if cell["state"] != "ok":
         found["state"] = cell["state"]
     if cell["failures"]:
@@ -92,7 +112,12 @@ def _runs(runs: Mapping[str, Sequence[Any]], shapes: Shelf) -> list[Any]:
     """The place of its shape, the keys as base64 of their bytes, the scores, and the seconds of training."""
     keys = base64.b64encode(b"".join(map(bytes.fromhex, runs["key"]))).decode()
     seconds = _column(rounded(runs["train_s"], ROUGH))
-    return [shapes.place([_column(runs[name]) for name in SHAPE]), keys, rounded(runs["score"], SCORE), seconds]
+    return [
+        shapes.place([_column(runs[name]) for name in SHAPE]),
+        keys,
+        rounded(runs["score"], SCORE),
+        seconds,
+    ]
 
 
 def _column(values: Sequence[Any]) -> Any:

@@ -53,7 +53,9 @@ def _table(section: Section) -> Iterator[str]:
     yield r"\toprule"
     yield _line(["method", *(["rank"] if ranked else []), *map(latex, heads), "step / fp"])
     lines = [("", *(_levels(section) if section.columns else [""]))]
-    yield from (_line([first, *([""] if ranked else []), *rest, ""]) for first, *rest in lines if any(rest))
+    yield from (
+        _line([first, *([""] if ranked else []), *rest, ""]) for first, *rest in lines if any(rest)
+    )
     yield r"\midrule"
     for n, row in enumerate(section.rows):
         if n and section.rows[n - 1].role and not row.role:
@@ -63,7 +65,10 @@ def _table(section: Section) -> Iterator[str]:
     yield r"\end{tabular}"
     if section.notes:
         yield r"\par\medskip\begin{minipage}{\linewidth}\footnotesize\raggedright"
-        yield from (rf"\textsuperscript{{{n}}} {latex(note, 1000)}\par" for n, note in enumerate(section.notes, 1))
+        yield from (
+            rf"\textsuperscript{{{n}}} {latex(note, 1000)}\par"
+            for n, note in enumerate(section.notes, 1)
+        )
         yield r"\end{minipage}"
     yield r"\end{table}"
 

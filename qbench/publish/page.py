@@ -45,13 +45,18 @@ FILES = {
 def index(doc: Json, board: Board, losses: Mapping[str, Curve]) -> str:
     style, script = _read("page.css"), "\n".join(_bare(_read(name)) for name in SCRIPTS)
     looks = styles(doc["sections"])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
+    )
     return environment.from_string(_read("index.html.jinja")).render(
         doc=doc,
         summary=_summary(doc),
         facts=_facts(doc),
         overall=_overall(doc, looks),
-        sections=[_section(s, section, looks, losses) for s, section in zip(doc["sections"], board.sections, strict=True)],
+        sections=[
+            _section(s, section, looks, losses)
+            for s, section in zip(doc["sections"], board.sections, strict=True)
+        ],
         files=list(FILES.items()),
         machines=_machines(doc),
         style=Markup(style),
@@ -85,9 +90,15 @@ def _summary(doc: Json) -> str:
     tasks = {(s["task"], s["size"]) for s in sections}
     formats = {c["format"] for s in sections for c in s["columns"]}
     seeds = sorted({s["seeds"] for s in sections})
-    counts = (text.count(len(methods), "entrant"), text.count(len(tasks), "task"), text.count(len(formats), "format"))
+    counts = (
+        text.count(len(methods), "entrant"),
+        text.count(len(tasks), "task"),
+        text.count(len(formats), "format"),
+    )
     each = text.span(tuple(map(float, seeds)))
-    return f"{', '.join(counts)}, {each} seed{'s' * (each != '1')}: {text.count(doc['runs'], 'run')}."
+    return (
+        f"{', '.join(counts)}, {each} seed{'s' * (each != '1')}: {text.count(doc['runs'], 'run')}."
+    )
 
 
 def _facts(doc: Json) -> list[str]:
@@ -109,8 +120,19 @@ def _facts(doc: Json) -> list[str]:
 def _machines(doc: Json) -> list[str]:
     lines = []
     for e in doc["environments"]:
-        commit = f"commit {str(e['commit_id'])[:12]}{' with changes' if e['dirty'] else ''}" if e.get("commit_id") else "no commit"
-        words = (f"qbench {e['qbench']}", commit, f"torch {e['torch']}", f"Python {e['python']}", e["cpu"], f"device {e['device']}")
+        commit = (
+            f"commit {str(e['commit_id'])[:12]}{' with changes' if e['dirty'] else ''}"
+            if e.get("commit_id")
+            else "no commit"
+        )
+        words = (
+            f"qbench {e['qbench']}",
+            commit,
+            f"torch {e['torch']}",
+            f"Python {e['python']}",
+            e["cpu"],
+            f"device {e['device']}",
+        )
         lines.append(", ".join(text.plain(w, 60) for w in words if w and "None" not in str(w)))
     return list(dict.fromkeys(lines))
 
@@ -120,7 +142,15 @@ def _key(used: list[Style]) -> list[Json]:
 
 
 def _drawn(found: list[Figure]) -> list[Json]:
-    return [{"name": f.name, "title": f.title, "caption": f.caption, "panels": [p.markup() for p in f.panels]} for f in found]
+    return [
+        {
+            "name": f.name,
+            "title": f.title,
+            "caption": f.caption,
+            "panels": [p.markup() for p in f.panels],
+        }
+        for f in found
+    ]
 
 
 def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
@@ -129,7 +159,12 @@ def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
     drawn = _drawn(overall.figures(doc["overall"], looks))
     key = _key([looks[row["entrant"]] for row in doc["overall"]["rows"]])
     return (
-        {"key": key, "figures": drawn, "notes": doc["overall"]["notes"], "cells": text.count(doc["overall"]["cells"], "cell")}
+        {
+            "key": key,
+            "figures": drawn,
+            "notes": doc["overall"]["notes"],
+            "cells": text.count(doc["overall"]["cells"], "cell"),
+        }
         if drawn
         else None
     )
@@ -138,19 +173,27 @@ def _overall(doc: Json, looks: Mapping[str, Style]) -> Json | None:
 # ---- tables ----
 
 
-def _section(doc: Json, section: Section, looks: Mapping[str, Style], losses: Mapping[str, Curve]) -> Json:
+def _section(
+    doc: Json, section: Section, looks: Mapping[str, Style], losses: Mapping[str, Curve]
+) -> Json:
     heading = doc["heading"].removeprefix(doc["title"]).removeprefix(": ")
     return {
         "title": doc["title"],
         "metric": heading,
-        "setting": ", ".join(filter(None, (doc["setting"], f"minimum effect {section.minimum_effect:g}"))),
+        "setting": ", ".join(
+            filter(None, (doc["setting"], f"minimum effect {section.minimum_effect:g}"))
+        ),
         "ranking": _sentence(plaintext.ranking(section)),
         "caption": text.plain(f"{doc['heading']}; {doc['details']}", NOTE),
         "columns": [
-            {"format": c["format"], "lines": plaintext.head_lines(own)} for c, own in zip(doc["columns"], section.columns, strict=True)
+            {"format": c["format"], "lines": plaintext.head_lines(own)}
+            for c, own in zip(doc["columns"], section.columns, strict=True)
         ],
         "costs": plaintext.COSTS,
-        "rows": [_row(d, row, section, looks, n) for n, (d, row) in enumerate(zip(doc["rows"], section.rows, strict=True))],
+        "rows": [
+            _row(d, row, section, looks, n)
+            for n, (d, row) in enumerate(zip(doc["rows"], section.rows, strict=True))
+        ],
         "notes": [text.plain(note, NOTE) for note in doc["notes"]],
         "downstream": _downstream(section, looks),
         "key": _key([looks[row["entrant"]] for row in doc["rows"]]),
@@ -166,7 +209,10 @@ def _downstream(section: Section, looks: Mapping[str, Style]) -> Json | None:
     formats = [column.format for column in section.columns]
     return {
         "caption": plaintext.DOWNSTREAM,
-        "exams": [{"task": text.plain(exam.task, 60), "lines": plaintext.exam_lines(exam)} for exam in section.downstream],
+        "exams": [
+            {"task": text.plain(exam.task, 60), "lines": plaintext.exam_lines(exam)}
+            for exam in section.downstream
+        ],
         "lines": [
             {
                 "number": (look := looks[plain(line.row.entrant)]).number,
@@ -186,22 +232,42 @@ def _row(doc: Json, row: Row, section: Section, looks: Mapping[str, Style], plac
     trust = sorted({t for c in doc["cells"] for t in c["runs"]["trust"]} - {"own"})
     last = row.role and (place + 1 == len(section.rows) or not section.rows[place + 1].role)
     return {
-        "classes": " ".join(filter(None, ({"reference": "refrow", "control": "ctlrow"}.get(row.role, ""), "lastcontrol" if last else ""))),
+        "classes": " ".join(
+            filter(
+                None,
+                (
+                    {"reference": "refrow", "control": "ctlrow"}.get(row.role, ""),
+                    "lastcontrol" if last else "",
+                ),
+            )
+        ),
         "number": look.number,
         "swatch": swatch(look),
         "name": breakable(text.plain(row.entrant, 60)),
         "tags": ["reconstructed"] * row.reconstructed + trust,
         "rank": plaintext.rank(row) or plaintext.NONE,
-        "cells": [_cell(d, cell, row, section) for d, cell in zip(doc["cells"], row.cells, strict=True)],
+        "cells": [
+            _cell(d, cell, row, section) for d, cell in zip(doc["cells"], row.cells, strict=True)
+        ],
         "costs": plaintext.costs(row.cost),
     }
 
 
 def _cell(doc: Json, cell: Cell, row: Row, section: Section) -> Json:
-    state = "best" if cell.best else "failed" if cell.state == "failed" else "" if cell.score else "none"
+    state = (
+        "best"
+        if cell.best
+        else "failed"
+        if cell.state == "failed"
+        else ""
+        if cell.score
+        else "none"
+    )
     return {
         "id": doc["id"],
-        "classes": " ".join(filter(None, (state, "span" if row.spans and len(section.columns) > 1 else ""))),
+        "classes": " ".join(
+            filter(None, (state, "span" if row.spans and len(section.columns) > 1 else ""))
+        ),
         "linked": cell.state != "absent",
         "span": max(len(section.columns), 1) if row.spans else 0,
         "score": plaintext.score(cell, section.digits),

@@ -30,12 +30,20 @@ def spelled(x: float | None) -> float | None:
 def tidied(value: Any) -> Any:
     """Anything from a configuration: no text that acts, no number that JSON lacks."""
     if isinstance(value, Mapping):
-        return {plain(k): tidied(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+        return {
+            plain(k): tidied(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))
+        }
     if isinstance(value, (list, tuple)):
         return [tidied(v) for v in value]
     if isinstance(value, float):
         return spelled(value)
-    return plain(value) if isinstance(value, str) else value if isinstance(value, (bool, int, type(None))) else plain(value)
+    return (
+        plain(value)
+        if isinstance(value, str)
+        else value
+        if isinstance(value, (bool, int, type(None)))
+        else plain(value)
+    )
 
 
 def known(x: Any) -> bool:
@@ -43,12 +51,20 @@ def known(x: Any) -> bool:
 
 
 def estimate(e: Estimate | None) -> Json | None:
-    return None if e is None else {"value": spelled(e.value), "low": spelled(e.low), "high": spelled(e.high)}
+    return (
+        None
+        if e is None
+        else {"value": spelled(e.value), "low": spelled(e.low), "high": spelled(e.high)}
+    )
 
 
 def score(row: Mapping[str, Any]) -> float | None:
     x = row.get("packed")
-    return float(x) if row["state"] == "ok" and x is not None and known(x) and math.isfinite(x) else None
+    return (
+        float(x)
+        if row["state"] == "ok" and x is not None and known(x) and math.isfinite(x)
+        else None
+    )
 
 
 def short(x: Any) -> float | int | None:

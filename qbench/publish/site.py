@@ -57,16 +57,28 @@ def publish(results: Results, name: str | None, out: Path) -> Site:
     try:
         site_folder.place(files, out)
     except OSError as error:
-        raise UsageError(f"{out}: the site cannot be written there: {error.strerror or error}") from None
+        raise UsageError(
+            f"{out}: the site cannot be written there: {error.strerror or error}"
+        ) from None
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return Site(name, str(out), len(runs), len(board.sections), sizes)
 
 
-def site(about: About, board: Board, runs: pd.DataFrame, losses: pd.DataFrame, summary: Summary | None = None) -> dict[str, bytes]:
+def site(
+    about: About,
+    board: Board,
+    runs: pd.DataFrame,
+    losses: pd.DataFrame,
+    summary: Summary | None = None,
+) -> dict[str, bytes]:
     """The files by name, but for their sums. `losses` has a row for each point of a curve: key, step, loss."""
     doc = document(about, board, runs, summary)
     cells = {
-        key: cell["id"] for section in doc["sections"] for row in section["rows"] for cell in row["cells"] for key in cell["runs"]["key"]
+        key: cell["id"]
+        for section in doc["sections"]
+        for row in section["rows"]
+        for cell in row["cells"]
+        for key in cell["runs"]["key"]
     }
     words = {
         "index.html": page.index(doc, board, curves(losses, cells)),
@@ -76,7 +88,9 @@ def site(about: About, board: Board, runs: pd.DataFrame, losses: pd.DataFrame, s
         "leaderboard.md": to_markdown(board),
         "leaderboard.tex": latex.to_latex(board),
     }
-    return {name: text.encode() for name, text in words.items()} | {"runs.parquet": site_folder.parquet(runs)}
+    return {name: text.encode() for name, text in words.items()} | {
+        "runs.parquet": site_folder.parquet(runs)
+    }
 
 
 def schema() -> str:
@@ -84,12 +98,19 @@ def schema() -> str:
 
 
 def _about(results: Results, name: str) -> About:
-    row = results.query("SELECT title, track, sweep FROM boards WHERE board = ?", [name]).iloc[0].to_dict()
-    return About(name, **{str(key): value if isinstance(value, str) else "" for key, value in row.items()})
+    row = (
+        results.query("SELECT title, track, sweep FROM boards WHERE board = ?", [name])
+        .iloc[0]
+        .to_dict()
+    )
+    return About(
+        name, **{str(key): value if isinstance(value, str) else "" for key, value in row.items()}
+    )
 
 
 def _losses(results: Results, name: str) -> pd.DataFrame:
-    of = (
-        "SELECT r.key, max(r.attempt) AS attempt FROM runs r JOIN entries e USING (key) WHERE e.board = ? AND r.state = 'ok' GROUP BY r.key"
+    of = "SELECT r.key, max(r.attempt) AS attempt FROM runs r JOIN entries e USING (key) WHERE e.board = ? AND r.state = 'ok' GROUP BY r.key"
+    return results.query(
+        f"SELECT key, step, loss FROM curves JOIN ({of}) USING (key, attempt) ORDER BY key, step",
+        [name],
     )
-    return results.query(f"SELECT key, step, loss FROM curves JOIN ({of}) USING (key, attempt) ORDER BY key, step", [name])

@@ -31,12 +31,23 @@ def parquet(runs: pd.DataFrame) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"key": str, "attempt": int, "label": str, "provenance": str, "trust": str} | {column.name: column.kind for column in RUN}
+    kinds = {"key": str, "attempt": int, "label": str, "provenance": str, "trust": str} | {
+        column.name: column.kind for column in RUN
+    }
     ordered = runs.sort_values(["key", "attempt"], kind="stable")
-    names = [name for name in kinds if name in ordered] + sorted(set(map(str, ordered)) - set(kinds))
+    names = [name for name in kinds if name in ordered] + sorted(
+        set(map(str, ordered)) - set(kinds)
+    )
     columns = {name: _column(ordered[name], kinds.get(name, str)) for name in names}
     out = io.BytesIO()
-    pq.write_table(pa.table(columns), out, compression="zstd", use_dictionary=True, write_statistics=True, store_schema=False)
+    pq.write_table(
+        pa.table(columns),
+        out,
+        compression="zstd",
+        use_dictionary=True,
+        write_statistics=True,
+        store_schema=False,
+    )
     return out.getvalue()
 
 
@@ -48,7 +59,9 @@ def _column(values: pd.Series[Any], kind: type) -> pa.Array:
     found = values.astype(object).where(values.notna(), None)
     # The same words come again and again.
     changed = {v: change(v) for v in dict.fromkeys(found) if v is not None}
-    return pa.array([None if v is None else changed[v] for v in found], types.get(kind, pa.string()))
+    return pa.array(
+        [None if v is None else changed[v] for v in found], types.get(kind, pa.string())
+    )
 
 
 def sums(files: Mapping[str, bytes]) -> str:

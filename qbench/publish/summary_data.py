@@ -27,7 +27,8 @@ def overall(summary: Summary) -> Json | None:
 
 def _row(row: Overall) -> Json:
     bands = row.profile and {
-        name: [spelled(x) for x in part] if (part := getattr(row.profile, name)) else None for name in ("share", "low", "high")
+        name: [spelled(x) for x in part] if (part := getattr(row.profile, name)) else None
+        for name in ("share", "low", "high")
     }
     return {
         "entrant": plain(row.entrant),

@@ -101,7 +101,9 @@ class Granularity:
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why the granularity cannot hold on a tensor of this shape, in a sentence."""
         if self.block and shape[-1] % self.block:
-            return f"{self.name} needs rows of a multiple of {self.block} elements, not of {shape[-1]}"
+            return (
+                f"{self.name} needs rows of a multiple of {self.block} elements, not of {shape[-1]}"
+            )
         return None
 
 

@@ -31,10 +31,14 @@ SCALE_BITS = 32
 
 def _codebook(levels: Levels, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The unit levels and the midpoints between them; a compiler makes them constants of its own."""
-    return (_made_codebook if torch.compiler.is_compiling() else _kept_codebook)(levels, dtype, device)
+    return (_made_codebook if torch.compiler.is_compiling() else _kept_codebook)(
+        levels, dtype, device
+    )
 
 
-def _made_codebook(levels: Levels, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _made_codebook(
+    levels: Levels, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     units = torch.tensor(levels.codebook, dtype=dtype, device=device)
     return units, (units[1:] + units[:-1]) / 2
 
@@ -96,7 +100,10 @@ class Grid:
             low, high = 2 * units[0] - middles[0], 2 * units[-1] - middles[-1]
             return ((z > low) & (z < high)).reshape(x.shape)
         rounded = (z - self.levels.shift).round_()
-        return ((rounded >= self.levels.low - self.levels.shift) & (rounded <= self.levels.high - self.levels.shift)).reshape(x.shape)
+        return (
+            (rounded >= self.levels.low - self.levels.shift)
+            & (rounded <= self.levels.high - self.levels.shift)
+        ).reshape(x.shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """Elements in units of their group's scale, grouped."""
@@ -105,15 +112,25 @@ class Grid:
 
     def bits(self, count: int) -> int:
         """Bits that `count` elements take, codes and every scale and offset included."""
-        return count * self.levels.bits + sum(t.numel() for t in self.decoding() if t is not None) * SCALE_BITS
+        return (
+            count * self.levels.bits
+            + sum(t.numel() for t in self.decoding() if t is not None) * SCALE_BITS
+        )
 
     def decoding(self) -> tuple[Tensor, Tensor | None]:
         """The scale and offset that values are made with: those that encode, unless there is a scale of their own."""
-        return (self.scale, self.offset) if self.decode_scale is None else (self.decode_scale, self.decode_offset)
+        return (
+            (self.scale, self.offset)
+            if self.decode_scale is None
+            else (self.decode_scale, self.decode_offset)
+        )
 
     def __getitem__(self, index: int) -> Grid:
         """The grid of one tensor out of several quantized side by side (the first axis)."""
-        pick = [None if t is None else t[index] for t in (self.scale, self.offset, self.decode_scale, self.decode_offset)]
+        pick = [
+            None if t is None else t[index]
+            for t in (self.scale, self.offset, self.decode_scale, self.decode_offset)
+        ]
         assert pick[0] is not None
         return Grid(self.levels, self.grouping, pick[0], *pick[1:])
 

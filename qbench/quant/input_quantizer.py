@@ -31,7 +31,9 @@ class InputRange(Quantizer):
     def reset(self, x: Tensor) -> None:
         x = x.detach()
         seen = x.flatten(-2).any(-1)[..., None, None]
-        scale = torch.where(seen, absmax_scale(x, self.site, self.levels), 0.0)  # a batch of zeros has no say
+        scale = torch.where(
+            seen, absmax_scale(x, self.site, self.levels), 0.0
+        )  # a batch of zeros has no say
         self.size.copy_(torch.maximum(self.size, scale))
 
     def grid(self, x: Tensor) -> Grid:

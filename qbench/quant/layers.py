@@ -54,7 +54,9 @@ class QuantLayer(nn.Module):
 class QuantLinear(QuantLayer):
     """`x Wᵀ + b`. With an axis of runs in front of the weight, `x` carries the same one first."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, unsigned_input: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool = True, unsigned_input: bool = False
+    ) -> None:
         super().__init__(unsigned_input)
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
@@ -75,7 +77,15 @@ class QuantConv2d(QuantLayer):
 
     input_rank = 3
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True, unsigned_input: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        bias: bool = True,
+        unsigned_input: bool = False,
+    ) -> None:
         super().__init__(unsigned_input)
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
@@ -98,5 +108,12 @@ class QuantConv2d(QuantLayer):
             return F.conv2d(x, weight, bias, self.stride, self.padding)
         runs = weight.shape[0]
         bias = None if bias is None else bias.flatten()
-        y = F.conv2d(x.transpose(0, 1).flatten(1, 2), weight.flatten(0, 1), bias, self.stride, self.padding, groups=runs)
+        y = F.conv2d(
+            x.transpose(0, 1).flatten(1, 2),
+            weight.flatten(0, 1),
+            bias,
+            self.stride,
+            self.padding,
+            groups=runs,
+        )
         return y.view(y.shape[0], runs, -1, *y.shape[2:]).transpose(0, 1)

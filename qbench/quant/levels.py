@@ -55,9 +55,16 @@ class LevelsBeside(Levels):
 
     @staticmethod
     def of(own: Sequence[Levels], axes: int, device: torch.device) -> LevelsBeside:
-        assert len({(levels.shift, levels.codebook, levels.two) for levels in own}) == 1, "of one kind"
-        low, high = (one_each([getattr(levels, end) for levels in own], axes, device) for end in ("low", "high"))
-        return LevelsBeside(max(levels.bits for levels in own), low, high, (), tuple(own), axes, device)  # type: ignore[arg-type]
+        assert len({(levels.shift, levels.codebook, levels.two) for levels in own}) == 1, (
+            "of one kind"
+        )
+        low, high = (
+            one_each([getattr(levels, end) for levels in own], axes, device)
+            for end in ("low", "high")
+        )
+        return LevelsBeside(
+            max(levels.bits for levels in own), low, high, (), tuple(own), axes, device
+        )  # type: ignore[arg-type]
 
     @property
     def count(self) -> Tensor:  # type: ignore[override]

@@ -58,7 +58,9 @@ class Quantizer(nn.Module):
 
     def __init_subclass__(cls) -> None:
         if "forward" in cls.__dict__:
-            raise TypeError(f"{cls.__name__} overrides forward; write relax (training) and grid (shipping) instead")
+            raise TypeError(
+                f"{cls.__name__} overrides forward; write relax (training) and grid (shipping) instead"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x = widen(x)

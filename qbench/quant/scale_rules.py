@@ -50,7 +50,9 @@ def best_fraction(x: Tensor, site: Site, levels: Levels, weight: Tensor | None =
     best, least = torch.ones_like(top), torch.full_like(top, torch.inf)
     for step in range(FRACTIONS, 0, -1):
         fraction = step / FRACTIONS
-        wrong = (Grid(levels, site.grouping, top * fraction).snap(x).reshape(grouped.shape) - grouped).square_()
+        wrong = (
+            Grid(levels, site.grouping, top * fraction).snap(x).reshape(grouped.shape) - grouped
+        ).square_()
         error = (wrong if importance is None else wrong * importance).sum(-1, keepdim=True)
         better = error < least
         best, least = torch.where(better, fraction, best), torch.where(better, error, least)

@@ -51,12 +51,18 @@ class ScaledQuantizer(Quantizer):
         return self.rule in ("mse", "hessian")
 
     def search(self, x: Tensor) -> Tensor:
-        return best_fraction(x, self.site, self.levels, self.curvature if self.rule == "hessian" else None)
+        return best_fraction(
+            x, self.site, self.levels, self.curvature if self.rule == "hessian" else None
+        )
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
         if self.rule == "learned":
-            scale = self.size.abs().clamp(min=SMALLEST) if self.settled else searched_scale(x, self.site, self.levels)
+            scale = (
+                self.size.abs().clamp(min=SMALLEST)
+                if self.settled
+                else searched_scale(x, self.site, self.levels)
+            )
         else:
             scale = absmax_scale(x, self.site, self.levels)
             if self.searches:

@@ -42,7 +42,9 @@ class Site:
 
     def levels(self, kind: LevelKind = "symmetric") -> Levels:
         """The levels of the site's format; an input that cannot be negative is given the unsigned run."""
-        return self.number_format.levels("affine" if self.unsigned and not self.number_format.codebook else kind)
+        return self.number_format.levels(
+            "affine" if self.unsigned and not self.number_format.codebook else kind
+        )
 
     def stacked(self, names: str, count: int) -> Site:
         """The site of `count` tensors like this one, quantized side by side."""

@@ -62,8 +62,16 @@ class Bundle:
         assert self.source is not None and self.latent is not None
         grads = [None if layer.used is None else layer.used.grad for layer in self.layers]
         if any(grad is not None for grad in grads):
-            parts = [torch.zeros_like(layer.weight) if g is None else g for g, layer in zip(grads, self.layers, strict=True)]
-            arrived = _seen_beside([part.reshape(layer.matrix().shape) for part, layer in zip(parts, self.layers, strict=True)])
+            parts = [
+                torch.zeros_like(layer.weight) if g is None else g
+                for g, layer in zip(grads, self.layers, strict=True)
+            ]
+            arrived = _seen_beside(
+                [
+                    part.reshape(layer.matrix().shape)
+                    for part, layer in zip(parts, self.layers, strict=True)
+                ]
+            )
             self.source.backward(arrived)
         if self.latent.grad is not None:
             for layer, part in zip(self.layers, self.latent.grad.unbind(-3), strict=True):

@@ -82,13 +82,17 @@ class Attempt:
         """As JSON. A message loses the places of this machine: records travel."""
         if data.get("message"):
             data = {**data, "message": unplaced(str(data["message"]))}
-        write_atomically(self.folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_atomically(
+            self.folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n"
+        )
 
 
 def attempts(results: Path, key: str) -> list[Attempt]:
     """The attempts at a run, oldest first."""
     home = results / "runs" / key[:2] / key
-    numbers = sorted(int(d.name) for d in home.iterdir() if d.name.isdigit()) if home.is_dir() else []
+    numbers = (
+        sorted(int(d.name) for d in home.iterdir() if d.name.isdigit()) if home.is_dir() else []
+    )
     return [Attempt(home / str(n)) for n in numbers]
 
 
@@ -125,4 +129,8 @@ def announced(results: Path) -> dict[Path, Attempt]:
     """The words that were left, with the attempts that they are of."""
     words = sorted((results / ANSWERED).iterdir()) if (results / ANSWERED).is_dir() else []
     named = {word: word.name.split("-") for word in words}
-    return {w: Attempt(results / "runs" / name[0][:2] / name[0] / name[1]) for w, name in named.items() if len(name) == 3}
+    return {
+        w: Attempt(results / "runs" / name[0][:2] / name[0] / name[1])
+        for w, name in named.items()
+        if len(name) == 3
+    }

@@ -127,7 +127,9 @@ class RunConfig:
     def from_json(data: Mapping[str, Any]) -> RunConfig:
         fields = dict(data)
         if (version := fields.pop("key_version", None)) != KEY_VERSION:
-            raise QbenchError(f"a run of key version {version}; this qbench reads version {KEY_VERSION}")
+            raise QbenchError(
+                f"a run of key version {version}; this qbench reads version {KEY_VERSION}"
+            )
         for role in ("weights", "activations"):
             fields[role] = None if fields[role] is None else Quantization(**fields[role])
         fields["recipe"] = Recipe(**fields["recipe"])
@@ -146,7 +148,9 @@ class RunConfig:
 
         if self.weights is None and self.activations is None:
             return "fp32"
-        parts = ([one(self.weights)] if self.weights else []) + ([f"a:{self.activations.format}"] if self.activations else [])
+        parts = ([one(self.weights)] if self.weights else []) + (
+            [f"a:{self.activations.format}"] if self.activations else []
+        )
         return " ".join(parts)
 
 
@@ -158,7 +162,9 @@ def cell_title(label: str, config: RunConfig, variant: str) -> str:
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys, no spaces and one spelling for every number."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,9 @@ def answered(attempt: Attempt) -> dict[str, Any]:
     return {str(name): entry for name, entry in tasks.items() if isinstance(entry, dict)}
 
 
-def missing(attempt: Attempt, names: Iterable[str], present: Callable[[str], str | None] = lambda name: None) -> list[str]:
+def missing(
+    attempt: Attempt, names: Iterable[str], present: Callable[[str], str | None] = lambda name: None
+) -> list[str]:
     """Those of the asked names that an attempt has no answers to. A file or a group stands for the tasks that it came to. `present` says which
     hash a task has now, where that is known: answers to another definition are none."""
     known = answered(attempt)
@@ -45,20 +47,36 @@ def missing(attempt: Attempt, names: Iterable[str], present: Callable[[str], str
 def items_right(folder: Path, entry: Mapping[str, Any]) -> list[bool] | None:
     """Right or wrong item by item, in their order; None for a task whose items are neither."""
     try:
-        lines = [json.loads(line) for line in (folder / str(entry["file"])).read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (folder / str(entry["file"])).read_text(encoding="utf-8").splitlines()
+        ]
     except (OSError, ValueError, KeyError):
         return None
-    values = [line.get("right") for line in lines if "filter" not in line or line["filter"] == lines[0].get("filter")]
-    return [bool(value) for value in values] if values and all(value in (0.0, 1.0) for value in values) else None
+    values = [
+        line.get("right")
+        for line in lines
+        if "filter" not in line or line["filter"] == lines[0].get("filter")
+    ]
+    return (
+        [bool(value) for value in values]
+        if values and all(value in (0.0, 1.0) for value in values)
+        else None
+    )
 
 
 def table(found: Mapping[str, Any]) -> str:
     """One line a task and metric."""
     rows: list[tuple[str, ...]] = [("task", "metric", "value", "chance", "ceiling", "items")]
     for name, entry in found["tasks"].items():
-        bounds = [NONE if entry[bound] is None else f"{entry[bound]:.3g}" for bound in ("chance", "ceiling")]
+        bounds = [
+            NONE if entry[bound] is None else f"{entry[bound]:.3g}"
+            for bound in ("chance", "ceiling")
+        ]
         for metric, number in entry["metrics"].items():
-            rows.append((text.plain(name), text.plain(metric), value(number), *bounds, str(entry["items"])))
+            rows.append(
+                (text.plain(name), text.plain(metric), value(number), *bounds, str(entry["items"]))
+            )
     return "\n".join(aligned(rows))
 
 
@@ -66,9 +84,14 @@ def value(number: Mapping[str, Any]) -> str:
     """`0.398 ± 0.024`, a standard error; without one where none is known."""
     if number["value"] is None:
         return NONE
-    return f"{number['value']:.4f}" + ("" if number["stderr"] is None else f" ± {number['stderr']:.4f}")
+    return f"{number['value']:.4f}" + (
+        "" if number["stderr"] is None else f" ± {number['stderr']:.4f}"
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

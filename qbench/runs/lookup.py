@@ -24,25 +24,35 @@ def only(results: Path, beginning: str) -> str:
     found = _beginning(results, beginning)
     if not LEAST <= len(beginning) <= 32 or not _BEGINNING.fullmatch(beginning):
         few = "begins the keys of runs, but" if found else "is no run's key:"
-        raise UsageError(f"{beginning!r} {few} it takes at least {LEAST} of a key's 32 letters, which are 0-9 and a-f, to name one")
+        raise UsageError(
+            f"{beginning!r} {few} it takes at least {LEAST} of a key's 32 letters, which are 0-9 and a-f, to name one"
+        )
     if not found:
-        raise UsageError(f"no run's key begins with {beginning!r}; `qbench show BOARD --runs` lists the runs of a board with their keys")
+        raise UsageError(
+            f"no run's key begins with {beginning!r}; `qbench show BOARD --runs` lists the runs of a board with their keys"
+        )
     if len(found) > 1:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        raise UsageError(f"{beginning!r} begins {len(found)} keys, write more of it: {', '.join(found[:MOST_NAMED])}{more}")
+        raise UsageError(
+            f"{beginning!r} begins {len(found)} keys, write more of it: {', '.join(found[:MOST_NAMED])}{more}"
+        )
     return found[0]
 
 
 def may_begin(results: Path, word: str) -> bool:
     """Whether a word is meant to be a run's key or the beginning of one: it is as long, or there is a run that it begins."""
-    return bool(_BEGINNING.fullmatch(word)) and (len(word) >= LEAST or bool(_beginning(results, word)))
+    return bool(_BEGINNING.fullmatch(word)) and (
+        len(word) >= LEAST or bool(_beginning(results, word))
+    )
 
 
 def _beginning(results: Path, word: str) -> list[str]:
     """The keys that begin so."""
     if not re.fullmatch("[0-9a-f]{1,32}", word):
         return []
-    return sorted(d.name for d in (results / "runs").glob(f"{word[:2]}*/{word}*") if _KEY.fullmatch(d.name))
+    return sorted(
+        d.name for d in (results / "runs").glob(f"{word[:2]}*/{word}*") if _KEY.fullmatch(d.name)
+    )
 
 
 def latest(results: Path, beginning: str) -> dict[str, Any]:
@@ -65,4 +75,9 @@ def latest(results: Path, beginning: str) -> dict[str, Any]:
 def _in_short(attempt: Attempt) -> dict[str, Any]:
     result, trust = attempt.read("result") or {}, attempt.read("trust") or {}
     score = (result.get("scores") or {}).get("packed")
-    return {"attempt": attempt.number, "state": result.get("state"), "packed": score, "trust": trust.get("level")}
+    return {
+        "attempt": attempt.number,
+        "state": result.get("state"),
+        "packed": score,
+        "trust": trust.get("level"),
+    }

@@ -74,10 +74,17 @@ def resumable(results: Path, key: str) -> Path | None:
 def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
     """What one attempt says."""
     state = result.get("state") if result else None
-    if result is None or state not in ("ok", "failed") or attempt.read("spec") is None or not belongs(result, attempt):
+    if (
+        result is None
+        or state not in ("ok", "failed")
+        or attempt.read("spec") is None
+        or not belongs(result, attempt)
+    ):
         return Standing("lost", attempt)
     if state == "ok":
-        return Standing("cached", attempt, validation=(result.get("scores") or {}).get("validation"))
+        return Standing(
+            "cached", attempt, validation=(result.get("scores") or {}).get("validation")
+        )
     reason, message = str(result.get("reason")), str(result.get("message") or "")
     return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
 

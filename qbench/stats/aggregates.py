@@ -26,7 +26,9 @@ DRAWS = 2000
 def iqm(values: Array) -> Array:
     """The interquartile mean along the last axis: without the lowest and the highest quarter, whole values only (three or fewer all count)."""
     cut = values.shape[-1] // 4
-    middle = np.partition(values, (cut, values.shape[-1] - 1 - cut), axis=-1)[..., cut : values.shape[-1] - cut]
+    middle = np.partition(values, (cut, values.shape[-1] - 1 - cut), axis=-1)[
+        ..., cut : values.shape[-1] - cut
+    ]
     return np.asarray(middle.mean(-1))
 
 
@@ -47,7 +49,11 @@ def resampled_ratios(tasks: Sequence[tuple[Array, Array]], draws: int = DRAWS) -
     for numerator, denominator in tasks:
         seeds = numerator.shape[1]
         drawn = chance.integers(seeds, size=(draws, seeds - 1)) + seeds * np.arange(draws)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=draws * seeds).reshape(draws, seeds).astype(np.float64)
+        counts = (
+            np.bincount(drawn.ravel(), minlength=draws * seeds)
+            .reshape(draws, seeds)
+            .astype(np.float64)
+        )
         tops.append(counts @ numerator.T)
         bottoms.append(counts @ denominator.T)
     top, bottom = np.concatenate(tops, 1), np.concatenate(bottoms, 1)

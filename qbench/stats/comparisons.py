@@ -37,7 +37,9 @@ class Paired:
     seeds: int
 
 
-def paired_test(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Paired:
+def paired_test(
+    a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Paired:
     """a − b over the seeds that both have, by the paired t test."""
     shared = sorted(a.keys() & b.keys())
     if not shared:
@@ -54,7 +56,11 @@ def _paired(x: Array, y: Array, confidence: float) -> Paired:
     return Paired(difference, _two_sided(difference.value / error, len(d) - 1), len(d))
 
 
-def paired_tests(scores: Sequence[Mapping[int, float]], pairs: Sequence[tuple[int, int]], confidence: float = CONFIDENCE) -> list[Paired]:
+def paired_tests(
+    scores: Sequence[Mapping[int, float]],
+    pairs: Sequence[tuple[int, int]],
+    confidence: float = CONFIDENCE,
+) -> list[Paired]:
     """`paired_test` of many pairs; where all have the same seeds, as on most boards, these are looked up once."""
     seeds = sorted(scores[0]) if scores else []
     if not seeds or any(s.keys() != scores[0].keys() for s in scores):
@@ -63,7 +69,9 @@ def paired_tests(scores: Sequence[Mapping[int, float]], pairs: Sequence[tuple[in
     return [_paired(rows[i], rows[j], confidence) for i, j in pairs]
 
 
-def unpaired_test(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Paired:
+def unpaired_test(
+    a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Paired:
     """a − b of entrants that share no seed, by Welch's t test. It knows nothing of starts and data, so it tells less apart than pairs do."""
     assert not a.keys() & b.keys(), "what shares seeds is paired"
     x, y = _sample(list(a.values())), _sample(list(b.values()))
@@ -85,7 +93,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def clear_bests(
-    columns: Sequence[Sequence[Mapping[int, float]]], better: str, minimum_effect: float, alpha: float = 1 - CONFIDENCE
+    columns: Sequence[Sequence[Mapping[int, float]]],
+    better: str,
+    minimum_effect: float,
+    alpha: float = 1 - CONFIDENCE,
 ) -> list[int | None]:
     """In each column of a table the index of the entrant that beats each other one: paired by seed, by the minimum effect or more.
 
@@ -97,7 +108,9 @@ def clear_bests(
     return [best if p is not None and next(adjusted) < alpha else None for best, p in leaders]
 
 
-def _leader(scores: Sequence[Mapping[int, float]], better: str, minimum_effect: float) -> tuple[int | None, float | None]:
+def _leader(
+    scores: Sequence[Mapping[int, float]], better: str, minimum_effect: float
+) -> tuple[int | None, float | None]:
     """Who has the best mean, and the p of its being no better than some other; no p where there is nothing to test, 1 where it cannot be best."""
     if len(scores) < 2 or not all(scores):
         return None, None
@@ -110,7 +123,10 @@ def _leader(scores: Sequence[Mapping[int, float]], better: str, minimum_effect: 
 
 
 def rank_ranges(
-    scores: Sequence[Mapping[int, float]], better: str, minimum_effect: float, alpha: float = 1 - CONFIDENCE
+    scores: Sequence[Mapping[int, float]],
+    better: str,
+    minimum_effect: float,
+    alpha: float = 1 - CONFIDENCE,
 ) -> list[tuple[int, int]]:
     """The ranks each entrant may hold, first and last: one more than those who beat it, and the number less those it beats.
 
@@ -142,9 +158,13 @@ class Discordant:
     p: float
 
 
-def mcnemar(a: Sequence[bool] | npt.NDArray[np.bool_], b: Sequence[bool] | npt.NDArray[np.bool_]) -> Discordant:
+def mcnemar(
+    a: Sequence[bool] | npt.NDArray[np.bool_], b: Sequence[bool] | npt.NDArray[np.bool_]
+) -> Discordant:
     """McNemar's exact test: of the items on which they disagree, is each right on half? Items on which they agree say nothing of it."""
     x, y = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     assert x.shape == y.shape, "the same items, in the same order"
     first, second = int(np.sum(x & ~y)), int(np.sum(y & ~x))
-    return Discordant(first, second, min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5))))
+    return Discordant(
+        first, second, min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
+    )

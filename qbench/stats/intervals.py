@@ -66,14 +66,20 @@ def difference_interval(a: Numbers, b: Numbers, confidence: float = CONFIDENCE) 
     return _satterthwaite([_sample(a), _sample(b)], [1.0, -1.0], confidence)
 
 
-def mean_of_means_interval(tasks: Sequence[Numbers], weights: Numbers | None = None, confidence: float = CONFIDENCE) -> Estimate:
+def mean_of_means_interval(
+    tasks: Sequence[Numbers], weights: Numbers | None = None, confidence: float = CONFIDENCE
+) -> Estimate:
     """The mean over tasks of each one's mean over its own seeds, weighted (up to their sum). Cells of one task share its seeds and are not
     independent: take the mean over cells within each seed first, and give the task the weight of its cells."""
     given = np.ones(len(tasks)) if weights is None else np.asarray(weights, dtype=np.float64)
-    return _satterthwaite([_sample(task) for task in tasks], (given / given.sum()).tolist(), confidence)
+    return _satterthwaite(
+        [_sample(task) for task in tasks], (given / given.sum()).tolist(), confidence
+    )
 
 
-def ratio_interval(numerator: Numbers, denominator: Numbers, confidence: float = CONFIDENCE) -> Estimate | None:
+def ratio_interval(
+    numerator: Numbers, denominator: Numbers, confidence: float = CONFIDENCE
+) -> Estimate | None:
     """mean(numerator) / mean(denominator) of pairs, by Fieller; None where the denominator cannot be told from 0.
 
     One pair has a ratio and no interval.
@@ -95,7 +101,12 @@ def ratio_interval(numerator: Numbers, denominator: Numbers, confidence: float =
 
 
 def gap_recovered(
-    method: Numbers, control: Numbers, reference: Numbers, better: str, minimum_effect: float, confidence: float = CONFIDENCE
+    method: Numbers,
+    control: Numbers,
+    reference: Numbers,
+    better: str,
+    minimum_effect: float,
+    confidence: float = CONFIDENCE,
 ) -> Estimate | None:
     """(m − RTN)/(FP − RTN) of means over seeds, the three given seed by seed.
 
@@ -143,12 +154,16 @@ def _around(value: float, variance: float, df: float, confidence: float) -> Esti
     return Estimate(value, value - half, value + half, df)
 
 
-def _satterthwaite(samples: Sequence[Array], weights: Sequence[float], confidence: float) -> Estimate:
+def _satterthwaite(
+    samples: Sequence[Array], weights: Sequence[float], confidence: float
+) -> Estimate:
     """An interval for a weighted sum of independent means."""
     value = float(sum(weight * x.mean() for weight, x in zip(weights, samples, strict=True)))
     if any(len(x) < 2 for x in samples):
         return Estimate(value)
-    parts = [weight * weight * _variance_of_mean(x) for weight, x in zip(weights, samples, strict=True)]
+    parts = [
+        weight * weight * _variance_of_mean(x) for weight, x in zip(weights, samples, strict=True)
+    ]
     total = sum(parts)
     spread = sum(part * part / (len(x) - 1) for part, x in zip(parts, samples, strict=True))
     df = total * total / spread if spread > 0 else float(min(len(x) for x in samples) - 1)

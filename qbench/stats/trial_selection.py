@@ -24,7 +24,9 @@ def ranked(trials: Mapping[int, Sequence[float | None]], better: str) -> list[in
     return sorted((n for n, runs in trials.items() if any(v is not None for v in runs)), key=merit)
 
 
-def best_of(validation: Sequence[float | None], test: Sequence[float | None], better: str) -> tuple[float | None, ...]:
+def best_of(
+    validation: Sequence[float | None], test: Sequence[float | None], better: str
+) -> tuple[float | None, ...]:
     """For n = 1 … N the expected test score of the trial that is best on validation among n drawn without replacement out of N.
 
     With the trials in the order of their validation, the i-th is the best of n with probability C(N − i, n − 1) / C(N, n): n − 1 others are drawn
@@ -32,7 +34,10 @@ def best_of(validation: Sequence[float | None], test: Sequence[float | None], be
     be one of those, which is as long as all n can be, the expectation does not exist, and is None.
     """
     scored: list[float | None] = [None] * len(test)
-    order = sorted((i for i, v in enumerate(validation) if v is not None), key=lambda i: _merit(validation[i], better))
+    order = sorted(
+        (i for i, v in enumerate(validation) if v is not None),
+        key=lambda i: _merit(validation[i], better),
+    )
     for place, i in enumerate(order):
         scored[place] = test[i]
     return tuple(_expected(scored, n) for n in range(1, len(scored) + 1))
@@ -49,19 +54,33 @@ def _expected(scored: Sequence[float | None], n: int) -> float | None:
     found = [score for score in possible if score is not None]
     if len(found) < len(possible):
         return None
-    return math.fsum(score * (math.comb(count - i, n - 1) / math.comb(count, n)) for i, score in enumerate(found, 1))
+    return math.fsum(
+        score * (math.comb(count - i, n - 1) / math.comb(count, n))
+        for i, score in enumerate(found, 1)
+    )
 
 
-def leaders(curves: Mapping[str, Sequence[float | None]], better: str, minimum_effect: float) -> list[tuple[str, int]]:
+def leaders(
+    curves: Mapping[str, Sequence[float | None]], better: str, minimum_effect: float
+) -> list[tuple[str, int]]:
     """Who leads with the best of n trials, and from which n on. A lead is lost to whoever is ahead by the minimum effect, not to noise. Nothing is
     said of an n at which somebody's best may be a failed trial."""
-    curves = {name: curve for name, curve in curves.items() if any(score is not None for score in curve)}
+    curves = {
+        name: curve for name, curve in curves.items() if any(score is not None for score in curve)
+    }
     found: list[tuple[str, int]] = []
     for n in range(max(map(len, curves.values()), default=0)):
-        there = {name: _merit(curve[n], better) for name, curve in curves.items() if n < len(curve) and curve[n] is not None}
+        there = {
+            name: _merit(curve[n], better)
+            for name, curve in curves.items()
+            if n < len(curve) and curve[n] is not None
+        }
         if len(there) < len(curves):
             continue
         best = min(there, key=lambda name: there[name])
-        if not found or (best != found[-1][0] and there.get(found[-1][0], math.inf) - there[best] >= minimum_effect):
+        if not found or (
+            best != found[-1][0]
+            and there.get(found[-1][0], math.inf) - there[best] >= minimum_effect
+        ):
             found.append((best, n + 1))
     return found

@@ -35,14 +35,19 @@ def keys_of_cell(results: Path, title: str, board: str | None = None) -> list[st
     if not chosen:
         raise unknown("run or cell", title, {name for name, _ in cells})
     if len(chosen) > 1:
-        raise UsageError(f"{title!r} stands for {len(chosen)} cells with other runs in each: name a board (--board), or a run by its key")
+        raise UsageError(
+            f"{title!r} stands for {len(chosen)} cells with other runs in each: name a board (--board), or a run by its key"
+        )
     return list(next(iter(chosen)))
 
 
 def _titles(roster: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for cell in roster["cells"]:
         if cell["keys"]:
-            yield cell_title(cell["label"], RunConfig.from_json(cell["spec"]), cell["variant"]), cell["keys"]
+            yield (
+                cell_title(cell["label"], RunConfig.from_json(cell["spec"]), cell["variant"]),
+                cell["keys"],
+            )
 
 
 def read_all(results: Path) -> Iterator[dict[str, Any]]:
@@ -51,8 +56,12 @@ def read_all(results: Path) -> Iterator[dict[str, Any]]:
         try:
             roster = json.loads(file.read_bytes())
             if roster["roster_version"] != ROSTER_VERSION:
-                raise QbenchError(f"{file}: roster version {roster['roster_version']}; this qbench reads {ROSTER_VERSION}")
+                raise QbenchError(
+                    f"{file}: roster version {roster['roster_version']}; this qbench reads {ROSTER_VERSION}"
+                )
             [roster[word] for word in NEEDED]
         except (ValueError, KeyError, TypeError):
-            raise QbenchError(f"{file}: damaged; sweep the board's file again, or delete it") from None
+            raise QbenchError(
+                f"{file}: damaged; sweep the board's file again, or delete it"
+            ) from None
         yield roster

@@ -41,9 +41,20 @@ class Report:
             ("refused", self.refused),
             ("without its artefact", self.lost),
         ):
-            lines += [f"{words}: {name}" for name in found[:20]] + ([f"{words}: {len(found) - 20} more"] if len(found) > 20 else [])
-        lines += [f"`qbench sweep` makes a run again once its folder is removed: {self.lost[0]}"] if self.lost else []
-        return "\n".join([*lines, "the store agrees with the files" if self.agrees else "run `qbench db rebuild`"])
+            lines += [f"{words}: {name}" for name in found[:20]] + (
+                [f"{words}: {len(found) - 20} more"] if len(found) > 20 else []
+            )
+        lines += (
+            [f"`qbench sweep` makes a run again once its folder is removed: {self.lost[0]}"]
+            if self.lost
+            else []
+        )
+        return "\n".join(
+            [
+                *lines,
+                "the store agrees with the files" if self.agrees else "run `qbench db rebuild`",
+            ]
+        )
 
 
 def rebuild(results: Path) -> Report:
@@ -53,7 +64,9 @@ def rebuild(results: Path) -> Report:
     with Store(results, anew=True) as store:
         store.snapshot()
         runs, refused = len(store.known), store.refused
-    unfinished = sum(not (attempt.folder / "result.json").exists() for attempt in all_attempts(results))
+    unfinished = sum(
+        not (attempt.folder / "result.json").exists() for attempt in all_attempts(results)
+    )
     return Report(runs, unfinished, refused=refused)
 
 
@@ -62,7 +75,10 @@ def check(results: Path) -> Report:
     report = Report()
     with Store(results) as store:
         store.hear()
-        stored = {(row["key"], row["attempt"]): (row, points, answers) for row, points, answers in store.rows()}
+        stored = {
+            (row["key"], row["attempt"]): (row, points, answers)
+            for row, points, answers in store.rows()
+        }
     for attempt in all_attempts(results):
         name, batch = f"{attempt.key}/{attempt.number}", Batch()
         batch.add(attempt)
@@ -71,7 +87,11 @@ def check(results: Path) -> Report:
             report.unfinished += not batch.refused
             continue
         report.runs += 1
-        if batch.runs[0]["artefact_sha256"] and not attempt.merged and not attempt.artefact.is_file():
+        if (
+            batch.runs[0]["artefact_sha256"]
+            and not attempt.merged
+            and not attempt.artefact.is_file()
+        ):
             report.lost.append(name)
         found = stored.pop((attempt.key, attempt.number), None)
         if found is None:

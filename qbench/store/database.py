@@ -67,7 +67,12 @@ class Store:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             with suppress(duckdb.Error):
                 self.connection.close()
@@ -91,7 +96,10 @@ class Store:
         aside = self.path.with_name(f"{DATABASE}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         self.path.rename(aside)
         self._make()
-        print(f"qbench: {self.path} was damaged and has been made again from the run folders; the old one is {aside.name}", file=sys.stderr)
+        print(
+            f"qbench: {self.path} was damaged and has been made again from the run folders; the old one is {aside.name}",
+            file=sys.stderr,
+        )
         return None
 
     def _make(self) -> None:
@@ -117,7 +125,10 @@ class Store:
         self.connection.execute("CHECKPOINT")
 
     def _known(self) -> set[tuple[str, int]]:
-        return {(str(k), int(a)) for k, a in self.connection.execute("SELECT key, attempt FROM runs").fetchall()}
+        return {
+            (str(k), int(a))
+            for k, a in self.connection.execute("SELECT key, attempt FROM runs").fetchall()
+        }
 
     def set_board(self, members: Mapping[str, Any]) -> None:
         """Write a board's roster, and take it in."""
@@ -142,11 +153,18 @@ class Store:
     def hear(self) -> None:
         """Take in anew what known attempts have answered since they were taken in."""
         words = announced(self.results)
-        for chunk in _batched((a for a in dict.fromkeys(words.values()) if (a.key, a.number) in self.known), BATCH):
+        for chunk in _batched(
+            (a for a in dict.fromkeys(words.values()) if (a.key, a.number) in self.known), BATCH
+        ):
             with self._transaction():
                 for attempt in chunk:
-                    self.connection.execute("DELETE FROM downstream WHERE key = ? AND attempt = ?", [attempt.key, attempt.number])
-                self._insert("downstream", [row for attempt in chunk for row in answers_of(attempt)])
+                    self.connection.execute(
+                        "DELETE FROM downstream WHERE key = ? AND attempt = ?",
+                        [attempt.key, attempt.number],
+                    )
+                self._insert(
+                    "downstream", [row for attempt in chunk for row in answers_of(attempt)]
+                )
         for word in words:
             word.unlink(missing_ok=True)
 
@@ -162,13 +180,17 @@ class Store:
     def set_trust(self, key: str, attempt: int, level: str) -> None:
         """What is believed of a merged run from now on."""
         with self._transaction():
-            self.connection.execute("UPDATE runs SET trust = ? WHERE key = ? AND attempt = ?", [level, key, attempt])
+            self.connection.execute(
+                "UPDATE runs SET trust = ? WHERE key = ? AND attempt = ?", [level, key, attempt]
+            )
 
     def rows(self) -> Iterator[tuple[dict[str, Any], int, list[dict[str, Any]]]]:
         """Every run as it is stored, the number of its curve's points, and its answers in the order of their tasks."""
         answers: dict[tuple[str, int], list[dict[str, Any]]] = {}
         told = list(_types(self.connection, "downstream"))
-        for values in self.connection.execute(f"SELECT {', '.join(told)} FROM downstream ORDER BY task").fetchall():
+        for values in self.connection.execute(
+            f"SELECT {', '.join(told)} FROM downstream ORDER BY task"
+        ).fetchall():
             answers.setdefault(values[:2], []).append(dict(zip(told, values, strict=True)))
         names = list(_types(self.connection, "runs"))
         points = "(SELECT key, attempt, count(*) AS points FROM curves GROUP BY ALL)"
@@ -208,9 +230,15 @@ class Store:
         entries: dict[str, list[Any]] = {name: [] for name in ("board", "cell", "seed", "key")}
         for number, cell in enumerate(members["cells"]):
             words = {name: cell[name] for name in ("label", "variant", "provenance", "refusal")}
-            tuned = {name: cell.get(name) for name in ("stage", "rung", "trial", "failure", "retired")}
-            tuned["chosen"] = json.dumps(cell["chosen"], sort_keys=True) if cell.get("chosen") else None
-            cells.append({"board": board, "cell": number, **words, **tuned, **cell_row(cell["spec"])})
+            tuned = {
+                name: cell.get(name) for name in ("stage", "rung", "trial", "failure", "retired")
+            }
+            tuned["chosen"] = (
+                json.dumps(cell["chosen"], sort_keys=True) if cell.get("chosen") else None
+            )
+            cells.append(
+                {"board": board, "cell": number, **words, **tuned, **cell_row(cell["spec"])}
+            )
             seeds = cell.get("seeds", members["seeds"])
             keys = cell["keys"] or [None] * len(seeds)
             entries["board"] += [board] * len(keys)
@@ -220,13 +248,19 @@ class Store:
         self._insert("cells", cells)
         self._insert("entries", entries)
 
-    def _insert(self, table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> None:
+    def _insert(
+        self, table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+    ) -> None:
         frame = _frame(self.connection, table, rows)
         if len(frame):
             self.connection.register("incoming", frame)
-            types = {name: kind for name, kind in _types(self.connection, table).items() if name in frame}
+            types = {
+                name: kind for name, kind in _types(self.connection, table).items() if name in frame
+            }
             values = ", ".join(f"CAST({name} AS {kind})" for name, kind in types.items())
-            self.connection.execute(f"INSERT INTO {table} ({', '.join(types)}) SELECT {values} FROM incoming")
+            self.connection.execute(
+                f"INSERT INTO {table} ({', '.join(types)}) SELECT {values} FROM incoming"
+            )
             self.connection.unregister("incoming")
 
     @contextmanager
@@ -250,11 +284,17 @@ class Store:
         except duckdb.Error as error:
             if _full(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
-            raise QbenchError(f"{self.path}: {_first_line(error)}; the runs are safe: `qbench db rebuild` makes the store again") from error
+            raise QbenchError(
+                f"{self.path}: {_first_line(error)}; the runs are safe: `qbench db rebuild` makes the store again"
+            ) from error
 
 
 def _connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(str(path), read_only=read_only, config={} if read_only else {"storage_compatibility_version": OLDEST_READER})
+    return duckdb.connect(
+        str(path),
+        read_only=read_only,
+        config={} if read_only else {"storage_compatibility_version": OLDEST_READER},
+    )
 
 
 def _migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -285,24 +325,35 @@ def _version(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 def _types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
-    rows = connection.execute("SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index", [table])
+    rows = connection.execute(
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index",
+        [table],
+    )
     return {str(name): str(kind) for name, kind in rows.fetchall()}
 
 
 def _frame(
-    connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
 ) -> pd.DataFrame:
     """Rows as a frame whose types are the table's: nothing is guessed from a column that happens to be empty."""
     import numpy as np
     import pandas as pd
 
     columns: Mapping[str, Sequence[Any]]
-    columns = rows if isinstance(rows, Mapping) else {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    columns = (
+        rows
+        if isinstance(rows, Mapping)
+        else {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    )
     types = _types(connection, table)
     made = {}
     for name, values in columns.items():
         numeric = types[name] in ("DOUBLE", "BIGINT", "INTEGER")
-        made[name] = np.array(values, dtype=np.float64) if numeric else np.array(values, dtype=object)
+        made[name] = (
+            np.array(values, dtype=np.float64) if numeric else np.array(values, dtype=object)
+        )
     return pd.DataFrame(made)
 
 
@@ -317,7 +368,9 @@ def _wal(path: Path) -> Path:
 
 
 def _full(error: Exception) -> bool:
-    return any(words in str(error) for words in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)))
+    return any(
+        words in str(error) for words in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,9 @@ class Batch:
     """Rows on their way into the store, by columns."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in ("key", "attempt", *CURVE, "more")})
+    curves: dict[str, list[Any]] = field(
+        default_factory=lambda: {name: [] for name in ("key", "attempt", *CURVE, "more")}
+    )
     answers: list[dict[str, Any]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -60,14 +62,25 @@ def row_of(attempt: Attempt) -> dict[str, Any] | None:
     if hashlib.sha256(canonical(spec).encode()).hexdigest()[:32] != attempt.key:
         raise NotARun(f"{attempt.folder}: spec.json is not the configuration of this key")
     if (result.get("key"), result.get("attempt")) != (attempt.key, attempt.number):
-        raise NotARun(f"{attempt.folder}: result.json belongs to attempt {result.get('attempt')} of {result.get('key')}")
+        raise NotARun(
+            f"{attempt.folder}: result.json belongs to attempt {result.get('attempt')} of {result.get('key')}"
+        )
     if result.get("state") not in ("ok", "failed"):
         raise NotARun(f"{attempt.folder}: result.json has the state {result.get('state')!r}")
-    files = {"spec": spec, "result": result, "env": attempt.read("env") or {}, "trust": attempt.read("trust") or {}}
-    row = {"key": attempt.key, "attempt": attempt.number} | {column.name: find(column, files) for column in RUN}
+    files = {
+        "spec": spec,
+        "result": result,
+        "env": attempt.read("env") or {},
+        "trust": attempt.read("trust") or {},
+    }
+    row = {"key": attempt.key, "attempt": attempt.number} | {
+        column.name: find(column, files) for column in RUN
+    }
     row["message"] = row["message"] and unplaced(str(row["message"]))
     checks = (result.get("audit") or {}).get("checks") or ()
-    row["audit_failures"] = ", ".join(str(check.get("name")) for check in checks if not check.get("passed")) or None
+    row["audit_failures"] = (
+        ", ".join(str(check.get("name")) for check in checks if not check.get("passed")) or None
+    )
     return row
 
 
@@ -78,7 +91,11 @@ def answers_of(attempt: Attempt) -> list[dict[str, Any]]:
         metrics = task.get("metrics")
         number = metrics.get(str(task.get("metric"))) if isinstance(metrics, Mapping) else None
         found = {column.name: find(column, {"task": task, "number": number}) for column in ANSWER}
-        rows += [{"key": attempt.key, "attempt": attempt.number, "task": name} | found] if found["sha256"] else []
+        rows += (
+            [{"key": attempt.key, "attempt": attempt.number, "task": name} | found]
+            if found["sha256"]
+            else []
+        )
     return rows
 
 

@@ -40,7 +40,10 @@ def held_since(results: Path) -> int | None:
     """When the present holder took the lock, in the files' nanoseconds; None while nobody holds it. Trying the lock itself might turn a sweep
     away that begins at this moment, so the holder is asked for by its process."""
     try:
-        holder, since = int((results / LOCK).read_text(encoding="utf-8")), (results / LOCK).stat().st_mtime_ns
+        holder, since = (
+            int((results / LOCK).read_text(encoding="utf-8")),
+            (results / LOCK).stat().st_mtime_ns,
+        )
         os.kill(holder, 0)
     except PermissionError:
         return since

@@ -42,7 +42,11 @@ class Share:
         rest = f"{self.missing} of {count(self.runs, 'run')} missing: merge the other shards, or sweep its file here"
         if not self.missing:
             rest = f"all {count(self.runs, 'run')} here"
-            rest += f"; {count(self.waiting, 'cell')} waiting for a choice: sweep its file again" if self.waiting else ""
+            rest += (
+                f"; {count(self.waiting, 'cell')} waiting for a choice: sweep its file again"
+                if self.waiting
+                else ""
+            )
         return f"board {self.board}: {rest}"
 
 
@@ -61,8 +65,14 @@ class Gathered:
 
     @property
     def lines(self) -> list[str]:
-        twice = f", {self.twice} of them trained in both: the shards overlap, and the first stays" if self.twice else ""
-        done = f"{self.folder}: {count(self.runs, 'run')} merged, {self.present} here already{twice}"
+        twice = (
+            f", {self.twice} of them trained in both: the shards overlap, and the first stays"
+            if self.twice
+            else ""
+        )
+        done = (
+            f"{self.folder}: {count(self.runs, 'run')} merged, {self.present} here already{twice}"
+        )
         return [done, *(f"{self.folder}: not taken: {line}" for line in self.refused)]
 
 
@@ -122,7 +132,9 @@ def _take(theirs: list[Attempt], results: Path, stage: Path, found: Gathered) ->
     new = [attempt for attempt in theirs if not _known(attempt, known) and not _empty(attempt)]
     if ours and (not new or standing(results, key).state == "cached"):
         found.present += 1
-        found.twice += any(standing_of(attempt, attempt.read("result")).state == "cached" for attempt in new)
+        found.twice += any(
+            standing_of(attempt, attempt.read("result")).state == "cached" for attempt in new
+        )
         return []
     good = []
     for attempt in new:
@@ -132,7 +144,10 @@ def _take(theirs: list[Attempt], results: Path, stage: Path, found: Gathered) ->
             good.append(attempt)
     found.runs += bool(good)
     last = ours[-1].number if ours else 0
-    return [_copy(attempt, Attempt(results / "runs" / key[:2] / key / str(last + place)), stage) for place, attempt in enumerate(good, 1)]
+    return [
+        _copy(attempt, Attempt(results / "runs" / key[:2] / key / str(last + place)), stage)
+        for place, attempt in enumerate(good, 1)
+    ]
 
 
 def _known(attempt: Attempt, known: list[dict[str, Any] | None]) -> bool:
@@ -145,7 +160,10 @@ def _known(attempt: Attempt, known: list[dict[str, Any] | None]) -> bool:
 
 def _empty(attempt: Attempt) -> bool:
     """Begun and left before anything was written."""
-    return not (attempt.folder / "spec.json").exists() and not (attempt.folder / "result.json").exists()
+    return (
+        not (attempt.folder / "spec.json").exists()
+        and not (attempt.folder / "result.json").exists()
+    )
 
 
 def damage(attempt: Attempt) -> str | None:
@@ -161,7 +179,11 @@ def damage(attempt: Attempt) -> str | None:
     if not belongs(result, attempt) or result.get("state") not in ("ok", "failed"):
         return "its result.json is another attempt's"
     said = result.get("artefact_sha256")
-    if said and attempt.artefact.is_file() and hashlib.sha256(attempt.artefact.read_bytes()).hexdigest() != said:
+    if (
+        said
+        and attempt.artefact.is_file()
+        and hashlib.sha256(attempt.artefact.read_bytes()).hexdigest() != said
+    ):
         return "its artefact is damaged"
     return None
 
@@ -183,7 +205,16 @@ def _boards(results: Path, folder: Path, store: Store) -> Iterator[Share]:
     for members in board_members.read_all(folder):
         if members["board"] not in here:
             store.set_board(members)
-        cells = [cell for cell in here.get(members["board"], members)["cells"] if not cell.get("retired") and cell["refusal"] is None]
+        cells = [
+            cell
+            for cell in here.get(members["board"], members)["cells"]
+            if not cell.get("retired") and cell["refusal"] is None
+        ]
         keys = {key for cell in cells for key in cell["keys"]}
         missing = sum(standing(results, key).state != "cached" for key in keys)
-        yield Share(members["board"], len(keys), missing, sum(not cell["keys"] and not cell.get("failure") for cell in cells))
+        yield Share(
+            members["board"],
+            len(keys),
+            missing,
+            sum(not cell["keys"] and not cell.get("failure") for cell in cells),
+        )

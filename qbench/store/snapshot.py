@@ -12,7 +12,16 @@ import duckdb
 
 from qbench.errors import LockedError, QbenchError
 from qbench.runs.attempts import announced
-from qbench.store.database import DATABASE, SNAPSHOT, Store, _connect, _first_line, _migrate, _version, _wal
+from qbench.store.database import (
+    DATABASE,
+    SNAPSHOT,
+    Store,
+    _connect,
+    _first_line,
+    _migrate,
+    _version,
+    _wal,
+)
 from qbench.store.schema import MIGRATIONS
 
 __all__ = ["view"]
@@ -25,7 +34,9 @@ __all__ = ["view"]
 def view(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """The store as it was at the latest snapshot, to read. One that is missing, damaged or behind is made anew if nobody is writing."""
     if not (results / "runs").is_dir() and not (results / "boards").is_dir():
-        raise QbenchError(f"{results}: no runs here yet; `qbench sweep` makes some, --results names another folder")
+        raise QbenchError(
+            f"{results}: no runs here yet; `qbench sweep` makes some, --results names another folder"
+        )
     if _behind(results):
         _catch_up(results)
     try:
@@ -42,11 +53,15 @@ def view(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             connection = _newer(results, stack)
         stack.enter_context(closing(connection))
         if version > len(MIGRATIONS):
-            raise QbenchError(f"{results / SNAPSHOT} was made by a newer qbench (schema {version}): upgrade qbench")
+            raise QbenchError(
+                f"{results / SNAPSHOT} was made by a newer qbench (schema {version}): upgrade qbench"
+            )
         try:
             yield connection
         except duckdb.Error as error:
-            raise QbenchError(f"{results / SNAPSHOT}: {_first_line(error)}; run `qbench db rebuild`") from error
+            raise QbenchError(
+                f"{results / SNAPSHOT}: {_first_line(error)}; run `qbench db rebuild`"
+            ) from error
 
 
 def _newer(results: Path, stack: ExitStack) -> duckdb.DuckDBPyConnection:
@@ -57,7 +72,9 @@ def _newer(results: Path, stack: ExitStack) -> duckdb.DuckDBPyConnection:
     if _version(connection) == len(MIGRATIONS):
         return connection
     connection.close()
-    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbench-snapshot-"))) / SNAPSHOT
+    copy = (
+        Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbench-snapshot-"))) / SNAPSHOT
+    )
     shutil.copyfile(results / SNAPSHOT, copy)
     connection = _connect(copy)
     _migrate(connection, copy)
@@ -70,7 +87,10 @@ def _behind(results: Path) -> bool:
     if not snapshot.exists() or announced(results):
         return True
     made = snapshot.stat().st_mtime_ns
-    return any(f.exists() and f.stat().st_mtime_ns > made and f.stat().st_size for f in (results / DATABASE, _wal(results / DATABASE)))
+    return any(
+        f.exists() and f.stat().st_mtime_ns > made and f.stat().st_size
+        for f in (results / DATABASE, _wal(results / DATABASE))
+    )
 
 
 def _catch_up(results: Path) -> None:

@@ -54,7 +54,11 @@ class Facts:
 
     @property
     def bits_per_weight(self) -> float:
-        return sum(w.stored_bits for w in self.weights.values()) / self.quantized if self.weights else 32.0
+        return (
+            sum(w.stored_bits for w in self.weights.values()) / self.quantized
+            if self.weights
+            else 32.0
+        )
 
     @property
     def levels(self) -> int | None:
@@ -72,9 +76,15 @@ def read(data: bytes, where: str) -> Facts:
     for layer, entry in sorted(header["inputs"].items()):
         found = [tensors.pop(f"{layer}.input.{kind}", None) for kind in NUMBERS]
         if found[0] is None or not all(t is None or _numbers(t) for t in found):
-            raise Refused(f"{where}: {layer}.input.scale is missing or not of positive finite numbers")
+            raise Refused(
+                f"{where}: {layer}.input.scale is missing or not of positive finite numbers"
+            )
         inputs[f"{layer}.input"] = _levels(entry, f"{where}: {layer}.input")
-    if mixed := [name for name in tensors if name.endswith((".codes", *(f".input.{kind}" for kind in NUMBERS)))]:
+    if mixed := [
+        name
+        for name in tensors
+        if name.endswith((".codes", *(f".input.{kind}" for kind in NUMBERS)))
+    ]:
         raise Refused(f"{where}: {mixed[0]} belongs to nothing in the header")
     others = sum(tensor.size for tensor in tensors.values())
     return Facts(hashlib.sha256(data).hexdigest(), len(data), weights, inputs, others)
@@ -90,7 +100,11 @@ def _open(data: bytes, where: str) -> tuple[dict[str, Any], Tensors]:
         raise Refused(f"{where}: no safetensors header, or one of more than {LONGEST_HEADER} bytes")
     outer = strict_json.loads(data[8 : 8 + length], f"{where}: header")
     metadata = outer.get("__metadata__") if isinstance(outer, dict) else None
-    if not isinstance(metadata, dict) or set(metadata) != {"qbench"} or not isinstance(metadata["qbench"], str):
+    if (
+        not isinstance(metadata, dict)
+        or set(metadata) != {"qbench"}
+        or not isinstance(metadata["qbench"], str)
+    ):
         raise Refused(f"{where}: its metadata is not that of a qbench artefact")
     header = strict_json.loads(metadata["qbench"].encode("utf-8", "replace"), f"{where}: header")
     strict_json.conforms(header, "artefact", f"{where}: header")
@@ -109,20 +123,30 @@ def _weight(name: str, entry: Mapping[str, Any], tensors: Tensors, where: str) -
     levels, packed = _levels(entry, where), tensors.pop(f"{name}.codes", None)
     if packed is None or packed.dtype != np.uint8 or packed.shape != (-(-count * bits // 8),):
         raise Refused(f"{where} has not the codes of {count} elements of {bits} bits")
-    block = {"tensor": count, "channel": columns}.get(granularity) or int(granularity.removeprefix("block-"))
-    if (granularity != "tensor" and columns % block) or int(entry["block"]) != (block if granularity.startswith("block") else 0):
+    block = {"tensor": count, "channel": columns}.get(granularity) or int(
+        granularity.removeprefix("block-")
+    )
+    if (granularity != "tensor" and columns % block) or int(entry["block"]) != (
+        block if granularity.startswith("block") else 0
+    ):
         raise Refused(f"{where}: {granularity} does not fit rows of {columns} elements")
     groups = {"tensor": (1, 1), "channel": (rows, 1)}.get(granularity, (rows, columns // block, 1))
     scale, offset = tensors.pop(f"{name}.scale", None), tensors.pop(f"{name}.offset", None)
-    if scale is None or any(t is not None and (t.shape != groups or not _numbers(t)) for t in (scale, offset)):
+    if scale is None or any(
+        t is not None and (t.shape != groups or not _numbers(t)) for t in (scale, offset)
+    ):
         raise Refused(f"{where} has no finite float32 scale, or offset, a group")
     codes = unpack(packed, bits, count)
-    if int(codes.max(initial=0)) >= levels or (count * bits % 8 and packed[-1] >> (count * bits % 8)):
+    if int(codes.max(initial=0)) >= levels or (
+        count * bits % 8 and packed[-1] >> (count * bits % 8)
+    ):
         raise Refused(f"{where} has codes beyond its {levels} levels")
     with np.errstate(all="ignore"):
         decoded = decode_weight(packed, scale, offset, dict(entry))
     stored = count * bits + SCALE_BITS * (scale.size + (0 if offset is None else offset.size))
-    return Weight(rows, columns, bits, granularity, levels, _used(decoded.reshape(-1, block)), stored)
+    return Weight(
+        rows, columns, bits, granularity, levels, _used(decoded.reshape(-1, block)), stored
+    )
 
 
 def _used(groups: NDArray[Any]) -> int:
@@ -143,5 +167,7 @@ def _levels(entry: Mapping[str, Any], where: str) -> int:
         count = round(high - low) + 1
         fits = high - low == count - 1 and low * 2 == round(low * 2)
     if not fits or not 1 <= count <= 2 ** entry["bits"]:
-        raise Refused(f"{where}: {count} levels from {low:g} to {high:g} are no grid of {entry['bits']} bits")
+        raise Refused(
+            f"{where}: {count} levels from {low:g} to {high:g} are no grid of {entry['bits']} bits"
+        )
     return count

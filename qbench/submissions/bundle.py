@@ -49,7 +49,9 @@ MOST = {
 
 def spell(manifest: Mapping[str, Any]) -> bytes:
     """The one way to write a manifest."""
-    return (json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+    ).encode()
 
 
 # ---- reading ----
@@ -75,18 +77,33 @@ class Bundle:
         if next(iter(self.archive.members)) != MANIFEST:
             raise Refused(f"its first member is not {MANIFEST}: not a bundle of `qbench submit`")
         self.manifest = _manifest(self.archive.read(MANIFEST, MOST[MANIFEST]))
-        self.runs = [Entry(run["key"], int(run["attempt"]), run["files"]) for run in self.manifest["runs"]]
+        self.runs = [
+            Entry(run["key"], int(run["attempt"]), run["files"]) for run in self.manifest["runs"]
+        ]
         self.boards = {board["name"]: board for board in self.manifest.get("boards", [])}
-        if [board["name"] for board in self.manifest.get("boards", [])] != sorted({name.lower(): name for name in self.boards}.values()):
+        if [board["name"] for board in self.manifest.get("boards", [])] != sorted(
+            {name.lower(): name for name in self.boards}.values()
+        ):
             raise Refused(f"{MANIFEST}: the boards are not in the order of their names, each once")
         keys = [run.key for run in self.runs]
         if keys != sorted(set(keys)):
             raise Refused(f"{MANIFEST}: the runs are not in the order of their keys, each once")
         listed = [MANIFEST, *map(BOARD.format, self.boards)]
-        listed += [f"runs/{run.key}/{name}" for run in self.runs for name in FILES if name in run.files]
+        listed += [
+            f"runs/{run.key}/{name}" for run in self.runs for name in FILES if name in run.files
+        ]
         if (names := list(self.archive.members)) != listed:
-            more, less = [n for n in names if n not in set(listed)], [n for n in listed if n not in self.archive.members]
-            wrong = f"{more[0]} is not listed" if more else f"{less[0]} is missing" if less else "the members are not in their order"
+            more, less = (
+                [n for n in names if n not in set(listed)],
+                [n for n in listed if n not in self.archive.members],
+            )
+            wrong = (
+                f"{more[0]} is not listed"
+                if more
+                else f"{less[0]} is missing"
+                if less
+                else "the members are not in their order"
+            )
             raise Refused(f"{MANIFEST} and the archive do not agree: {wrong}")
 
     def read_board(self, name: str) -> bytes:
@@ -110,7 +127,9 @@ def _manifest(data: bytes) -> dict[str, Any]:
     manifest = strict_json.loads(data, MANIFEST)
     version = manifest.get("bundle_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > BUNDLE_VERSION:
-        raise Refused(f"made by a newer qbench (bundle version {version}; this one reads {BUNDLE_VERSION}): upgrade qbench")
+        raise Refused(
+            f"made by a newer qbench (bundle version {version}; this one reads {BUNDLE_VERSION}): upgrade qbench"
+        )
     strict_json.conforms(manifest, "manifest", MANIFEST)
     if spell(manifest) != data:
         raise Refused(f"{MANIFEST} is not spelled as qbench submit spells it")

@@ -21,7 +21,11 @@ from qbench.submissions.strict_json import Refused
 MOST_MEMBERS = 65_000
 MOST_BYTES = 2**31
 LONGEST_NAME = 100
-_LOCAL, _CENTRAL, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
+_LOCAL, _CENTRAL, _END = (
+    struct.Struct("<4s5H3L2H"),
+    struct.Struct("<4s6H3L5H2L"),
+    struct.Struct("<4s4H2LH"),
+)
 _STORED_SINCE, _MADE_BY_UNIX, _JANUARY_1980, _PLAIN_FILE = 10, 3 << 8 | 20, 0x21, 0o100644 << 16
 
 
@@ -38,12 +42,40 @@ class Member:
         return self.offset + _LOCAL.size + len(self.name)
 
     def local(self) -> bytes:
-        fixed = (_STORED_SINCE, 0, 0, 0, _JANUARY_1980, self.crc, self.size, self.size, len(self.name), 0)
+        fixed = (
+            _STORED_SINCE,
+            0,
+            0,
+            0,
+            _JANUARY_1980,
+            self.crc,
+            self.size,
+            self.size,
+            len(self.name),
+            0,
+        )
         return _LOCAL.pack(b"PK\3\4", *fixed) + self.name.encode("ascii")
 
     def central(self) -> bytes:
-        fixed = (_MADE_BY_UNIX, _STORED_SINCE, 0, 0, 0, _JANUARY_1980, self.crc, self.size, self.size, len(self.name), 0, 0, 0, 0)
-        return _CENTRAL.pack(b"PK\1\2", *fixed, _PLAIN_FILE, self.offset) + self.name.encode("ascii")
+        fixed = (
+            _MADE_BY_UNIX,
+            _STORED_SINCE,
+            0,
+            0,
+            0,
+            _JANUARY_1980,
+            self.crc,
+            self.size,
+            self.size,
+            len(self.name),
+            0,
+            0,
+            0,
+            0,
+        )
+        return _CENTRAL.pack(b"PK\1\2", *fixed, _PLAIN_FILE, self.offset) + self.name.encode(
+            "ascii"
+        )
 
 
 def write(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
@@ -54,7 +86,9 @@ def write(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
         offset = member.data + member.size
         written.append(member)
         if len(written) > MOST_MEMBERS or offset > MOST_BYTES:
-            raise Refused(f"a bundle holds at most {MOST_MEMBERS} files and {MOST_BYTES >> 30} GiB: submit fewer runs at a time")
+            raise Refused(
+                f"a bundle holds at most {MOST_MEMBERS} files and {MOST_BYTES >> 30} GiB: submit fewer runs at a time"
+            )
         file.write(member.local())
         file.write(data)
     directory = b"".join(member.central() for member in written)
@@ -88,7 +122,11 @@ class Archive:
         tail = self._at(max(0, self.size - _END.size), _END.size)
         if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
             start = self._at(0, 4)
-            raise Refused("a zip archive that is cut short or has data behind it" if start == b"PK\3\4" else "not a zip archive")
+            raise Refused(
+                "a zip archive that is cut short or has data behind it"
+                if start == b"PK\3\4"
+                else "not a zip archive"
+            )
         *_, count, size, offset, _ = _END.unpack(tail)
         if tail != _end(count, size, offset) or offset + size + _END.size != self.size:
             raise Refused("the end of the archive is not as qbench submit writes it")
@@ -102,8 +140,13 @@ class Archive:
         place, offset, seen = 0, 0, set[str]()
         for _ in range(count):
             member = _read_central(directory, place, offset)
-            if member is None or directory[place : place + len(member.central())] != member.central():
-                raise Refused(f"the directory of the archive is not as qbench submit writes it (entry {len(seen) + 1})")
+            if (
+                member is None
+                or directory[place : place + len(member.central())] != member.central()
+            ):
+                raise Refused(
+                    f"the directory of the archive is not as qbench submit writes it (entry {len(seen) + 1})"
+                )
             if self._at(offset, member.data - offset) != member.local():
                 raise Refused(f"{member.name} has a header that is not as qbench submit writes it")
             if member.name in seen:
@@ -126,4 +169,8 @@ def _read_central(directory: bytes, place: int, offset: int) -> Member | None:
     fields = _CENTRAL.unpack_from(directory, place)
     crc, size, length = fields[7], fields[9], fields[10]
     name = directory[place + _CENTRAL.size : place + _CENTRAL.size + length]
-    return Member(name.decode("ascii"), size, crc, offset) if len(name) == length and name.isascii() else None
+    return (
+        Member(name.decode("ascii"), size, crc, offset)
+        if len(name) == length and name.isascii()
+        else None
+    )

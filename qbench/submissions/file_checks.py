@@ -20,7 +20,17 @@ AGREEMENT = 1e-5
 """As in the audit: how far the simulated and the packed score may be apart, relatively."""
 ALWAYS = ("levels", "decoded = snapped", "simulated = packed", "coverage", "bits")
 """Checks that no audit leaves out."""
-SCORED = ("metric", "scores", "metrics", "kinds", "size", "audit", "sites", "artefact_sha256", "cost")
+SCORED = (
+    "metric",
+    "scores",
+    "metrics",
+    "kinds",
+    "size",
+    "audit",
+    "sites",
+    "artefact_sha256",
+    "cost",
+)
 """What a result has if the run ended well."""
 
 
@@ -55,13 +65,24 @@ def load(bundle: Bundle, run: Entry) -> tuple[Record | None, list[tuple[str, str
         config = _config(run, spec, result)
         check = "artefacts"
         data = bundle.read(run, "weights.safetensors")
-        facts = None if data is None else artefact_facts.read(data, f"run {run}: weights.safetensors")
+        facts = (
+            None if data is None else artefact_facts.read(data, f"run {run}: weights.safetensors")
+        )
     except Refused as error:
         return None, [(check, str(error))]
     record = Record(run, config, spec, result, curve, facts)
-    parts = {"results": outcome(record), "scores": scores(record), "audits": audit(record), "curves": points(record)}
+    parts = {
+        "results": outcome(record),
+        "scores": scores(record),
+        "audits": audit(record),
+        "curves": points(record),
+    }
     parts["artefacts"] = decoded(record)
-    return record, [(name, f"run {run}: {sentence}") for name, sentences in parts.items() for sentence in sentences]
+    return record, [
+        (name, f"run {run}: {sentence}")
+        for name, sentences in parts.items()
+        for sentence in sentences
+    ]
 
 
 def _json(bundle: Bundle, run: Entry, name: str) -> Any:
@@ -81,9 +102,13 @@ def _config(run: Entry, spec: Mapping[str, Any], result: Mapping[str, Any]) -> R
     except (QbenchError, TypeError, ValueError) as error:
         raise Refused(f"run {run}: spec.json: {error}") from None
     if problem or config.key != run.key:
-        raise Refused(f"run {run}: spec.json: {problem or 'defaults are spelled out that have no place in it'}")
+        raise Refused(
+            f"run {run}: spec.json: {problem or 'defaults are spelled out that have no place in it'}"
+        )
     if (result["key"], int(result["attempt"])) != (run.key, run.attempt):
-        raise Refused(f"run {run}: result.json belongs to attempt {result['attempt']} of {result['key']}")
+        raise Refused(
+            f"run {run}: result.json belongs to attempt {result['attempt']} of {result['key']}"
+        )
     return config
 
 
@@ -105,7 +130,11 @@ def outcome(run: Record) -> Iterator[str]:
     if "train" in result and int(result["train"]["steps"]) != run.config.recipe.steps:
         yield f"trained {count(result['train']['steps'], 'step')}, its configuration asks for {run.config.recipe.steps}"
     cost = result.get("cost", {})
-    quartiles = [cost[name] for name in ("step_s_q25", "step_s_median", "step_s_q75") if cost.get(name) is not None]
+    quartiles = [
+        cost[name]
+        for name in ("step_s_q25", "step_s_median", "step_s_q75")
+        if cost.get(name) is not None
+    ]
     if quartiles != sorted(quartiles):
         yield "the quartiles of its step time are not in order"
 
@@ -131,7 +160,9 @@ def audit(run: Record) -> Iterator[str]:
         yield "the audit's verdict is not that of its checks"
     if missing := [name for name in ALWAYS if name not in checks]:
         yield f"the audit has no check {missing[0]!r}"
-    elif "scores" in run.result and checks["simulated = packed"] != _agree(*(run.result["scores"][n] for n in ("simulated", "packed"))):
+    elif "scores" in run.result and checks["simulated = packed"] != _agree(
+        *(run.result["scores"][n] for n in ("simulated", "packed"))
+    ):
         yield "the audit does not say of the simulated and the packed score what they say"
 
 
@@ -146,7 +177,10 @@ def points(run: Record) -> Iterator[str]:
         yield "its curve does not go forward"
     elif steps and steps[-1] > budget:
         yield f"its curve goes to step {steps[-1]} of {budget}"
-    if any(abs(point["progress"] * budget - step) > 1e-6 * budget for point, step in zip(run.curve, steps, strict=True)):
+    if any(
+        abs(point["progress"] * budget - step) > 1e-6 * budget
+        for point, step in zip(run.curve, steps, strict=True)
+    ):
         yield "its curve's progress is not its step over the budget"
     if run.ok and steps and "train" not in run.result:
         yield "it has a curve, and was not trained"
@@ -183,13 +217,30 @@ def _sites(run: Record, facts: Facts) -> Iterator[str]:
     if strangers := (set(facts.weights) | set(facts.inputs)) - set(sites):
         yield f"{min(strangers)} is quantized in the artefact and no site of the result"
     for name, site in sites.items():
-        weight, asked = facts.weights.get(name), run.config.weights if site["role"] == "weight" else run.config.activations
-        if asked is None or (site["format"], site["granularity"]) != (asked.format, asked.granularity):
+        weight, asked = (
+            facts.weights.get(name),
+            run.config.weights if site["role"] == "weight" else run.config.activations,
+        )
+        if asked is None or (site["format"], site["granularity"]) != (
+            asked.format,
+            asked.granularity,
+        ):
             yield f"{name} is {site['format']} by {site['granularity']}, which its configuration does not ask for"
         elif weight and asked.format.startswith("int") and weight.bits != int(asked.format[3:]):
             yield f"{name} has {weight.bits} bits in the artefact, and is to be {asked.format}"
-        counted = weight and (weight.rows, weight.columns, weight.granularity, weight.levels, weight.used)
-        if counted and counted != (*site["shape"], site["granularity"], site.get("levels"), site.get("levels_used")):
+        counted = weight and (
+            weight.rows,
+            weight.columns,
+            weight.granularity,
+            weight.levels,
+            weight.used,
+        )
+        if counted and counted != (
+            *site["shape"],
+            site["granularity"],
+            site.get("levels"),
+            site.get("levels_used"),
+        ):
             yield f"{name} is not the same in the result and in the artefact"
         if not weight and site["role"] == "weight" and ("levels" in site or "levels_used" in site):
             yield f"{name} has levels in the result and is not quantized in the artefact"

@@ -51,14 +51,21 @@ class Merged:
     def __str__(self) -> str:
         if not self.report.passed:
             return "nothing merged"
-        told = f" ({', '.join(f'{n} {level}' for level, n in self.levels.items())})" if self.added else ""
+        told = (
+            f" ({', '.join(f'{n} {level}' for level, n in self.levels.items())})"
+            if self.added
+            else ""
+        )
         more = f", {self.raised} of them believed more now" if self.raised else ""
-        return f"{count(self.added, 'run')} merged{told}, {self.present} here already{more}" + "".join(
-            f"\n{board}" for board in self.boards
+        return (
+            f"{count(self.added, 'run')} merged{told}, {self.present} here already{more}"
+            + "".join(f"\n{board}" for board in self.boards)
         )
 
 
-def merge(results: Path, path: Path, *, score: bool = True, say: Callable[[str], None] = lambda _: None) -> Merged:
+def merge(
+    results: Path, path: Path, *, score: bool = True, say: Callable[[str], None] = lambda _: None
+) -> Merged:
     """Verify a bundle and take its runs in."""
     report = Report()
     try:
@@ -73,7 +80,9 @@ def merge(results: Path, path: Path, *, score: bool = True, say: Callable[[str],
         return Merged(report)
     except OSError as error:
         where = error.filename or results
-        raise QbenchError(f"{where}: {os.strerror(error.errno or 0)}; nothing of {path} was merged") from error
+        raise QbenchError(
+            f"{where}: {os.strerror(error.errno or 0)}; nothing of {path} was merged"
+        ) from error
 
 
 def settle(results: Path, key: str, verdict: str) -> Level | None:
@@ -106,7 +115,11 @@ class _Intake:
         moves, present = [], []
         try:
             for run in self.bundle.runs:
-                files = {name: data for name in FILES if (data := self.bundle.read(run, name)) is not None}
+                files = {
+                    name: data
+                    for name in FILES
+                    if (data := self.bundle.read(run, name)) is not None
+                }
                 tried = attempts(self.results, run.key)
                 if same := next((a for a in tried if is_same(a, files)), None):
                     present.append((run, same))
@@ -116,8 +129,12 @@ class _Intake:
             self._move(moves)
         finally:
             shutil.rmtree(self.stage, ignore_errors=True)
-        self.store.ingest(attempt for _, attempt in present)  # whose store was made, or left, without them
-        raised = sum(_raise(attempt, self.report.trust[run.key], self.store) for run, attempt in present)
+        self.store.ingest(
+            attempt for _, attempt in present
+        )  # whose store was made, or left, without them
+        raised = sum(
+            _raise(attempt, self.report.trust[run.key], self.store) for run, attempt in present
+        )
         self.store.snapshot()
         levels = Counter(self.report.trust[attempt.key] for attempt in moves)
         return Merged(
@@ -137,7 +154,12 @@ class _Intake:
             place = folder / FILES[name]
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(renumbered(data, number) if name == "result.json" else data)
-        trust = {"trust_version": TRUST_VERSION, "level": self.report.trust[run.key], "attempt": run.attempt, **self.origin}
+        trust = {
+            "trust_version": TRUST_VERSION,
+            "level": self.report.trust[run.key],
+            "attempt": run.attempt,
+            **self.origin,
+        }
         (folder / "trust.json").write_text(json.dumps(trust, indent=1) + "\n", encoding="utf-8")
         return Attempt(self.results / "runs" / run.key[:2] / run.key / str(number))
 
@@ -163,15 +185,24 @@ class _Intake:
 def is_same(attempt: Attempt, files: Mapping[str, bytes]) -> bool:
     """Whether an attempt is the one whose files these are, whatever its number here; its artefact may be gone."""
     result = attempt.read("result")
-    if result is None or {**result, "attempt": 0} != {**json.loads(files["result.json"]), "attempt": 0}:
+    if result is None or {**result, "attempt": 0} != {
+        **json.loads(files["result.json"]),
+        "attempt": 0,
+    }:
         return False
-    return all(_bytes(attempt.folder / name) == files.get(name) for name in ("env.json", "curve.jsonl"))
+    return all(
+        _bytes(attempt.folder / name) == files.get(name) for name in ("env.json", "curve.jsonl")
+    )
 
 
 def renumbered(result: bytes, number: int) -> bytes:
     """A result as that of attempt `number`; its own bytes where that is what it says."""
     data: dict[str, Any] = json.loads(result)
-    return result if data["attempt"] == number else (json.dumps({**data, "attempt": number}, indent=1) + "\n").encode()
+    return (
+        result
+        if data["attempt"] == number
+        else (json.dumps({**data, "attempt": number}, indent=1) + "\n").encode()
+    )
 
 
 def _bytes(path: Path) -> bytes | None:

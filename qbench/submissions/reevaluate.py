@@ -68,7 +68,11 @@ class Known:
             self.wrong.append(str(reason))
 
     def tell(self, report: Report) -> None:
-        report.add("plugins", f"method and task of {len(self.runs)} of {count(report.runs, 'run')} are known here", self.wrong)
+        report.add(
+            "plugins",
+            f"method and task of {len(self.runs)} of {count(report.runs, 'run')} are known here",
+            self.wrong,
+        )
         for reason, n in self.strange.items():
             report.add("plugins", f"{count(n, 'run')} left as claimed: {reason}", verdict="note")
 
@@ -80,7 +84,9 @@ def fit(record: Record) -> None:
     task = load_task(config.task)
     if config.size not in task.sizes:
         raise Refused(f"{where}: task {config.task} has no size {config.size}")
-    told = {name: value for name, value in record.result.get("metric", {}).items() if name != "worst"}  # which early results have
+    told = {
+        name: value for name, value in record.result.get("metric", {}).items() if name != "worst"
+    }  # which early results have
     if told and told != dataclasses.asdict(task.metric):
         raise Refused(f"{where}: its metric is not that of task {config.task}")
     _plugin("methods", config.method, config.method_version)
@@ -112,7 +118,11 @@ def _parameters(kind: Kind, name: str, params: str) -> str | None:
             return f"the parameters of task {name} name a place on the machine that made it, which is not looked at here"
     except UsageError as error:
         return str(error)
-    return None if canonical(built.params) == params else f"the parameters of {kind[:-1]} {name} are not all there"
+    return (
+        None
+        if canonical(built.params) == params
+        else f"the parameters of {kind[:-1]} {name} are not all there"
+    )
 
 
 # ---- evaluated ----
@@ -127,7 +137,9 @@ def evaluate(bundle: Bundle, report: Report, known: Iterable[Entry], say: Say) -
             if (data := bundle.read(run, artefact.name)) is None:
                 continue
             artefact.write_bytes(data)
-            spec, result = (json.loads(bundle.read(run, name) or b"") for name in ("spec.json", "result.json"))
+            spec, result = (
+                json.loads(bundle.read(run, name) or b"") for name in ("spec.json", "result.json")
+            )
             found = worker.ask({"spec": spec, "artefact": str(artefact)})
             if "error" in found and not found["misfit"]:
                 mute[found["error"]] += 1
@@ -139,7 +151,11 @@ def evaluate(bundle: Bundle, report: Report, known: Iterable[Entry], say: Say) -
             say(f"{count(done, 'artefact')} evaluated")
     report.add("evaluation", f"{done} artefacts come to their scores here", wrong)
     for sentence, n in mute.items():
-        report.add("evaluation", f"{count(n, 'run')} left as claimed, whose artefacts could not be evaluated: {sentence}", verdict="note")
+        report.add(
+            "evaluation",
+            f"{count(n, 'run')} left as claimed, whose artefacts could not be evaluated: {sentence}",
+            verdict="note",
+        )
 
 
 def differs(result: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
@@ -148,12 +164,23 @@ def differs(result: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
         return f"its artefact does not fit its network: {found['error']}"
     if found["parameters"] != result["size"]["parameters"]:
         return f"{result['size']['parameters']} parameters, its network has {found['parameters']}"
-    told = [{name: site[name] for name in ("name", "role", "format", "granularity", "shape")} for site in result["sites"]]
+    told = [
+        {name: site[name] for name in ("name", "role", "format", "granularity", "shape")}
+        for site in result["sites"]
+    ]
     if told != found["sites"]:
         return "its sites are not those that its board quantizes"
-    claimed, here, effect = result["scores"]["packed"], found["packed"], result["metric"]["effect"] or 10.0 ** -result["metric"]["digits"]
+    claimed, here, effect = (
+        result["scores"]["packed"],
+        found["packed"],
+        result["metric"]["effect"] or 10.0 ** -result["metric"]["digits"],
+    )
     if claimed is None or here is None:
-        return None if result["kinds"].get("packed") == found["kind"] else f"its score is {claimed}, its artefact comes to {here} here"
+        return (
+            None
+            if result["kinds"].get("packed") == found["kind"]
+            else f"its score is {claimed}, its artefact comes to {here} here"
+        )
     if abs(claimed - here) > max(AGREEMENT * max(abs(claimed), abs(here)), effect / 10):
         return f"its score is {claimed:.8g}, its artefact comes to {here:.8g} here"
     return None
@@ -162,7 +189,9 @@ def differs(result: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
 class Worker:
     """A process that evaluates, or trains, started when it is asked and again if it has died."""
 
-    def __init__(self, mode: Literal["evaluate", "train"] = "evaluate", patience_s: float | None = None) -> None:
+    def __init__(
+        self, mode: Literal["evaluate", "train"] = "evaluate", patience_s: float | None = None
+    ) -> None:
         """`patience_s` for one answer; that of an evaluation by default."""
         self.mode, self.patience_s = mode, PATIENCE_S if patience_s is None else patience_s
         self.process: subprocess.Popen[str] | None = None
@@ -170,7 +199,12 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +230,12 @@ class Worker:
             found: dict[str, Any] = json.loads(line)
             return found
         self.stop()
-        return {"error": f"took more than {self.patience_s:.0f} s" if line else f"the process that {self.mode}s died", "misfit": False}
+        return {
+            "error": f"took more than {self.patience_s:.0f} s"
+            if line
+            else f"the process that {self.mode}s died",
+            "misfit": False,
+        }
 
     def stop(self) -> None:
         if self.process is not None:
@@ -208,11 +247,16 @@ class Worker:
 # ---- trained again ----
 
 
-def train_again(bundle: Bundle, report: Report, known: list[Entry], most: int | None, device: str, say: Say) -> None:
+def train_again(
+    bundle: Bundle, report: Report, known: list[Entry], most: int | None, device: str, say: Say
+) -> None:
     """Train `most` of the runs that are known here, drawn by chance, or all, and compare. Submitted artefacts are no part of it."""
     drawn = known if most is None else random.SystemRandom().sample(known, min(most, len(known)))
     verdicts, wrong = [], []
-    with tempfile.TemporaryDirectory(prefix="qbench-rerun-") as scratch, Worker("train", math.inf) as worker:
+    with (
+        tempfile.TemporaryDirectory(prefix="qbench-rerun-") as scratch,
+        Worker("train", math.inf) as worker,
+    ):
         for run, data in records_of(bundle):
             folder = Path(scratch) / "runs" / run.key[:2] / run.key / str(run.attempt)
             folder.mkdir(parents=True)
@@ -222,15 +266,21 @@ def train_again(bundle: Bundle, report: Report, known: list[Entry], most: int | 
             say(f"training run {run} again")
             found = worker.ask({"results": scratch, "key": run.key, "device": device})
             if "error" in found:
-                report.add("rerun", f"run {run} cannot be trained here: {found['error']}", verdict="note")
+                report.add(
+                    "rerun", f"run {run} cannot be trained here: {found['error']}", verdict="note"
+                )
                 continue
             verdicts.append(found["verdict"])
             if found["verdict"] == "different":
-                wrong.append(f"run {run} comes to something else: {found['recorded']}, here {found['found']}")
+                wrong.append(
+                    f"run {run} comes to something else: {found['recorded']}, here {found['found']}"
+                )
             else:
                 report.trust[run.key] = "reproduced"
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "none"
-    report.add("rerun", f"{len(verdicts)} of {count(report.runs, 'run')} trained again: {counts}", wrong)
+    report.add(
+        "rerun", f"{len(verdicts)} of {count(report.runs, 'run')} trained again: {counts}", wrong
+    )
 
 
 def records_of(bundle: Bundle) -> Iterator[tuple[Entry, dict[str, bytes]]]:

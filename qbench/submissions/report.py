@@ -41,14 +41,25 @@ class Report:
     def failures(self) -> list[str]:
         return [finding.detail for finding in self.findings if finding.verdict == "FAILED"]
 
-    def add(self, check: str, detail: str, failures: list[str] | None = None, verdict: Verdict = "ok") -> None:
+    def add(
+        self, check: str, detail: str, failures: list[str] | None = None, verdict: Verdict = "ok"
+    ) -> None:
         """A line for each failure, or one that says how it went."""
         if failures:
-            self.findings += [Finding(check, "FAILED", sentence) for sentence in failures[:MOST_FAILURES]]
+            self.findings += [
+                Finding(check, "FAILED", sentence) for sentence in failures[:MOST_FAILURES]
+            ]
             if len(failures) > MOST_FAILURES:
-                self.findings.append(Finding(check, "FAILED", f"and {len(failures) - MOST_FAILURES} more"))
+                self.findings.append(
+                    Finding(check, "FAILED", f"and {len(failures) - MOST_FAILURES} more")
+                )
         else:
             self.findings.append(Finding(check, verdict, detail))
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "runs": self.runs, "findings": [vars(f) for f in self.findings], "trust": self.trust}
+        return {
+            "passed": self.passed,
+            "runs": self.runs,
+            "findings": [vars(f) for f in self.findings],
+            "trust": self.trust,
+        }

@@ -43,7 +43,9 @@ def loads(data: bytes, where: str) -> Any:
     if _ENDLESS.search(data):
         raise Refused(f"{where}: a number without end")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant
+        )
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:

@@ -44,7 +44,9 @@ class Packed:
         return f"{self.out}: {count(self.runs, 'run')}{boards}, {size(self.size)}{left}\nsha256 {self.sha256}"
 
 
-def submit(results: Path, words: Sequence[str], out: Path, note: str | None = None, by: str | None = None) -> Packed:
+def submit(
+    results: Path, words: Sequence[str], out: Path, note: str | None = None, by: str | None = None
+) -> Packed:
     """Pack the runs that boards and keys name, and those that they go on from. Whoever receives the bundle would take it: that is checked."""
     from qbench.submissions.verify import verify
 
@@ -69,7 +71,15 @@ def submit(results: Path, words: Sequence[str], out: Path, note: str | None = No
         raise QbenchError(f"{out}: {os.strerror(error.errno or 0)}") from None
     finally:
         scratch.unlink(missing_ok=True)
-    return Packed(out, len(found), report.files, out.stat().st_size, digest.hexdigest(), unfinished, tuple(boards))
+    return Packed(
+        out,
+        len(found),
+        report.files,
+        out.stat().st_size,
+        digest.hexdigest(),
+        unfinished,
+        tuple(boards),
+    )
 
 
 def gather(results: Path, words: Iterable[str]) -> tuple[list[Attempt], int]:
@@ -80,7 +90,9 @@ def gather(results: Path, words: Iterable[str]) -> tuple[list[Attempt], int]:
         if word not in boards:
             if not may_begin(results, word):
                 raise unknown("board or run", word, boards)
-            if (attempt := standing(results, key := only(results, word)).attempt) is None or attempt.read("result") is None:
+            if (
+                attempt := standing(results, key := only(results, word)).attempt
+            ) is None or attempt.read("result") is None:
                 raise UsageError(f"run {key} has not ended; `qbench sweep` finishes it")
             wanted.append(attempt)
             continue
@@ -106,7 +118,9 @@ def sweep_files(results: Path, words: Iterable[str]) -> dict[str, bytes]:
     from qbench.submissions.sweep_files import checked
 
     found: dict[str, bytes] = {}
-    for roster in sorted((r for r in read_all(results) if r["board"] in words), key=lambda r: str(r["board"])):
+    for roster in sorted(
+        (r for r in read_all(results) if r["board"] in words), key=lambda r: str(r["board"])
+    ):
         text = "\n".join(map(unplaced, str(roster["sweep"]).split("\n"))).encode()
         with suppress(Refused):
             checked(text, roster["board"])
@@ -114,16 +128,33 @@ def sweep_files(results: Path, words: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def pack(file: BinaryIO, attempts: Iterable[Attempt], note: str | None, by: str | None, boards: Mapping[str, bytes]) -> None:
+def pack(
+    file: BinaryIO,
+    attempts: Iterable[Attempt],
+    note: str | None,
+    by: str | None,
+    boards: Mapping[str, bytes],
+) -> None:
     """Write the bundle of some attempts, one a run, in the order of their keys."""
     from qbench import __version__
 
-    listed = [(attempt, [name for name in FILES if _travels(attempt, name)]) for attempt in attempts]
+    listed = [
+        (attempt, [name for name in FILES if _travels(attempt, name)]) for attempt in attempts
+    ]
     runs = [
-        {"key": attempt.key, "attempt": attempt.number, "files": {name: _entry(_read(attempt, name)) for name in names}}
+        {
+            "key": attempt.key,
+            "attempt": attempt.number,
+            "files": {name: _entry(_read(attempt, name)) for name in names},
+        }
         for attempt, names in listed
     ]
-    manifest = {"bundle_version": BUNDLE_VERSION, "made": {"qbench": __version__, "by": by}, "note": note, "runs": runs}
+    manifest = {
+        "bundle_version": BUNDLE_VERSION,
+        "made": {"qbench": __version__, "by": by},
+        "note": note,
+        "runs": runs,
+    }
     manifest["boards"] = [{"name": name, **_entry(text)} for name, text in sorted(boards.items())]
 
     def members() -> Iterator[tuple[str, bytes]]:

@@ -64,7 +64,10 @@ def checked(data: bytes, board: str) -> str:
 def take(results: Path, bundle: Bundle) -> list[Taken]:
     """Put the sweep files where boards have them. The runs are in by then: what goes wrong here is told, and fails nothing."""
     swept = {str(roster["board"]): str(roster["sweep"]) for roster in read_all(results)}
-    return [_take(results, board, checked(bundle.read_board(board), board), swept.get(board)) for board in bundle.boards]
+    return [
+        _take(results, board, checked(bundle.read_board(board), board), swept.get(board))
+        for board in bundle.boards
+    ]
 
 
 def _take(results: Path, board: str, text: str, swept: str | None) -> Taken:
@@ -76,9 +79,13 @@ def _take(results: Path, board: str, text: str, swept: str | None) -> Taken:
     if board in builtin_boards() and builtin_board(board).text == text:
         return Taken(board, "built in", "", f"qbench sweep {board}")
     try:
-        return Taken(board, _write(file, text), str(file), f"qbench sweep {file}", _unreadable(text, board))
+        return Taken(
+            board, _write(file, text), str(file), f"qbench sweep {file}", _unreadable(text, board)
+        )
     except OSError as error:
-        return Taken(board, "not written", str(file), f"ask for it, then qbench sweep {file}", error.strerror)
+        return Taken(
+            board, "not written", str(file), f"ask for it, then qbench sweep {file}", error.strerror
+        )
 
 
 def _write(file: Path, text: str) -> State:
@@ -87,7 +94,9 @@ def _write(file: Path, text: str) -> State:
         with open(file, "x", encoding="utf-8", newline="\n") as out:
             out.write(text)
     except FileExistsError:
-        return "same" if _same(file.read_text(encoding="utf-8", errors="replace"), text) else "differs"
+        return (
+            "same" if _same(file.read_text(encoding="utf-8", errors="replace"), text) else "differs"
+        )
     return "written"
 
 

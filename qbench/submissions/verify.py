@@ -22,7 +22,12 @@ from qbench.util.text import count, plain, size
 
 
 def verify(
-    path: Path, *, score: bool = True, rerun: int | None = 0, device: str = "auto", say: Callable[[str], None] = lambda _: None
+    path: Path,
+    *,
+    score: bool = True,
+    rerun: int | None = 0,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """All checks of a bundle. `rerun` so many of its runs, drawn by chance; None: all of them."""
     report = Report()
@@ -50,7 +55,10 @@ def examine(
     made = bundle.manifest["made"]
     who = f" by {plain(made['by'], 60)}" if made["by"] else ""
     report.add("archive", f"{report.files} stored files, {size(bundle.archive.size)}")
-    report.add("manifest", f"{count(report.runs, 'run')}, made{who} with qbench {plain(made['qbench'], 20)}; every file has its hash")
+    report.add(
+        "manifest",
+        f"{count(report.runs, 'run')}, made{who} with qbench {plain(made['qbench'], 20)}; every file has its hash",
+    )
     failures: dict[str, list[str]] = {}
     if bundle.boards:
         for board in bundle.boards:
@@ -58,7 +66,9 @@ def examine(
                 sweep_files.checked(bundle.read_board(board), board)
             except Refused as error:
                 failures.setdefault("boards", []).append(str(error))
-        report.add("boards", f"with the sweep file of {', '.join(bundle.boards)}", failures.get("boards"))
+        report.add(
+            "boards", f"with the sweep file of {', '.join(bundle.boards)}", failures.get("boards")
+        )
     artefacts, known = 0, reevaluate.Known()
     for run in bundle.runs:
         record, problems = file_checks.load(bundle, run)
@@ -68,12 +78,24 @@ def examine(
         artefacts += bool(record and record.facts)
         if record and not problems:
             known.look(record)
-    report.add("schema", "specifications, environments, results and curves are of the known shape, and finite", failures.get("schema"))
-    report.add("keys", "every key is the hash of its configuration, and every file belongs to it", failures.get("keys"))
-    report.add("results", "states, reasons, budgets and times fit together", failures.get("results"))
+    report.add(
+        "schema",
+        "specifications, environments, results and curves are of the known shape, and finite",
+        failures.get("schema"),
+    )
+    report.add(
+        "keys",
+        "every key is the hash of its configuration, and every file belongs to it",
+        failures.get("keys"),
+    )
+    report.add(
+        "results", "states, reasons, budgets and times fit together", failures.get("results")
+    )
     report.add("scores", "every score is a number or says why not", failures.get("scores"))
     report.add("audits", "every verdict is that of its checks", failures.get("audits"))
-    report.add("curves", "every curve goes forward to the end of its budget", failures.get("curves"))
+    report.add(
+        "curves", "every curve goes forward to the end of its budget", failures.get("curves")
+    )
     told = f"{artefacts} of {count(report.runs, 'run')} with theirs; bytes, bits, levels and parameters are as the results say"
     report.add("artefacts", told, failures.get("artefacts"))
     known.tell(report)

@@ -36,11 +36,17 @@ def main() -> None:
 
 
 def limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    pages = (
+        int(Path("/proc/self/statm").read_text().split()[0])
+        if Path("/proc/self/statm").exists()
+        else 0
+    )
     if pages:
         most = pages * resource.getpagesize() + ROOM
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+        )
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +71,9 @@ def train_again(question: dict[str, Any]) -> dict[str, Any]:
     except QbenchError as error:
         return {"error": str(error)}
     if found.found.startswith(NO_DATA) and not found.recorded.startswith(NO_DATA):
-        return {"error": f"{found.found.removeprefix(NO_DATA)}; nothing is fetched for a submission"}
+        return {
+            "error": f"{found.found.removeprefix(NO_DATA)}; nothing is fetched for a submission"
+        }
     return vars(found)
 
 
@@ -83,7 +91,13 @@ def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
         return {"error": f"task {config.task} has other data here", "misfit": False}
     parameters = sum(p.numel() for p in problem.model.parameters())
     listed = [
-        {"name": s.name, "role": s.role, "format": s.format, "granularity": s.granularity, "shape": list(s.shape)}
+        {
+            "name": s.name,
+            "role": s.role,
+            "format": s.format,
+            "granularity": s.granularity,
+            "shape": list(s.shape),
+        }
         for s in sites(problem, config)
     ]
     with torch.no_grad():

@@ -76,7 +76,9 @@ class SweepConfig:
         if steps is None and seeds is None:
             return self
         if self.tuning:
-            check_seeds(self.tuning.seeds, range(seeds or 0), f"{self.file}: {count(seeds or 0, 'seed')}")
+            check_seeds(
+                self.tuning.seeds, range(seeds or 0), f"{self.file}: {count(seeds or 0, 'seed')}"
+            )
         few = [count(n, word) for n, word in ((steps, "step"), (seeds, "seed")) if n is not None]
         cut = {} if steps is None else {"steps": (steps,)}
         return dataclasses.replace(
@@ -85,5 +87,7 @@ class SweepConfig:
             title=f"{self.title or self.board}, cut to {' and '.join(few)}",
             seeds=self.seeds if seeds is None else tuple(range(seeds)),
             recipe={**self.recipe, **cut},
-            tasks=tuple(dataclasses.replace(entry, recipe={**entry.recipe, **cut}) for entry in self.tasks),
+            tasks=tuple(
+                dataclasses.replace(entry, recipe={**entry.recipe, **cut}) for entry in self.tasks
+            ),
         )

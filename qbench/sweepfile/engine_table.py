@@ -35,5 +35,7 @@ def read_processes(table: Any, where: str) -> Processes:
         bool(coerce(table.get("fsdp", False), bool, f"{where}: fsdp")),
     )
     if found.fsdp and found.gpus_per_run == 1:
-        raise UsageError(f"{where}: fsdp = true divides a run among several GPUs: write gpus_per_run, too")
+        raise UsageError(
+            f"{where}: fsdp = true divides a run among several GPUs: write gpus_per_run, too"
+        )
     return found

@@ -112,21 +112,30 @@ def read(path: Path) -> SweepConfig:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such sweep file") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a sweep file: it is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UsageError(
+            f"{path}: not a sweep file: it is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     return read_text(text, str(path))
 
 
 def builtin_boards() -> list[str]:
-    return sorted(f.name.removesuffix(".toml") for f in files("qbench").joinpath("boards").iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml")
+        for f in files("qbench").joinpath("boards").iterdir()
+        if f.name.endswith(".toml")
+    )
 
 
 def builtin_board(name: str = "quick") -> SweepConfig:
     """A board whose recipe ships with qbench."""
     if name not in builtin_boards():
         raise unknown("board", name, builtin_boards())
-    return read_text(files("qbench").joinpath("boards", f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+    return read_text(
+        files("qbench").joinpath("boards", f"{name}.toml").read_text(encoding="utf-8"),
+        f"{name}.toml",
+    )
 
 
 def read_text(text: str, file: str) -> SweepConfig:
@@ -146,7 +155,10 @@ def read_text(text: str, file: str) -> SweepConfig:
         seeds=_seeds(data.get("seeds", 1), f"{file}: seeds"),
         start=_start(data.get("start", "scratch"), f"{file}: start"),
         track=_track(data.get("track", TRACKS[0]), f"{file}: track"),
-        formats=_formats(data["formats"], f"{file}: {'[formats]' if isinstance(data['formats'], dict) else 'formats'}")
+        formats=_formats(
+            data["formats"],
+            f"{file}: {'[formats]' if isinstance(data['formats'], dict) else 'formats'}",
+        )
         if "formats" in data
         else Formats(),
         recipe=_recipe(data.get("recipe", {}), f"{file}: [recipe]"),
@@ -156,20 +168,36 @@ def read_text(text: str, file: str) -> SweepConfig:
         file=file,
         text=text,
     )
-    return dataclasses.replace(sweep, tuning=_tuning(data["tuning"], sweep)) if "tuning" in data else sweep
+    return (
+        dataclasses.replace(sweep, tuning=_tuning(data["tuning"], sweep))
+        if "tuning" in data
+        else sweep
+    )
 
 
 def plugin_modules(config: SweepConfig) -> list[str]:
     """The modules that the sweep's methods and tasks live in, for workers to import once."""
-    chosen = [("methods", e.name) for e in config.methods] + [("tasks", e.name) for e in config.tasks]
-    asks = ["qbench.downstream.lm_eval_tasks"] if config.downstream or any(entry.downstream for entry in config.tasks) else []
-    return list(dict.fromkeys([*(registry.plugins(kind)[name].entry.module for kind, name in chosen), *asks]))
+    chosen = [("methods", e.name) for e in config.methods] + [
+        ("tasks", e.name) for e in config.tasks
+    ]
+    asks = (
+        ["qbench.downstream.lm_eval_tasks"]
+        if config.downstream or any(entry.downstream for entry in config.tasks)
+        else []
+    )
+    return list(
+        dict.fromkeys(
+            [*(registry.plugins(kind)[name].entry.module for kind, name in chosen), *asks]
+        )
+    )
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UsageError:
     """A word that a table does not know; perhaps one that TOML has given to the table above it."""
     if key in TOP:
-        return UsageError(f"{where}: {key} belongs to the sweep: move it above the first table of the file")
+        return UsageError(
+            f"{where}: {key} belongs to the sweep: move it above the first table of the file"
+        )
     return unknown("key", key, known, where)
 
 
@@ -181,8 +209,12 @@ def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
     names = strings(data.get(plural, []), f"{file}: {plural}", empty=True)
     tables = data.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise UsageError(f'{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = ["name"]')
-    written = [({"name": n}, f"{file}: {plural}") for n in names] + [(t, f"{file}: [[{kind}]] {i}") for i, t in enumerate(tables, 1)]
+        raise UsageError(
+            f'{file}: {kind} is a list of tables: write [[{kind}]], or {plural} = ["name"]'
+        )
+    written = [({"name": n}, f"{file}: {plural}") for n in names] + [
+        (t, f"{file}: [[{kind}]] {i}") for i, t in enumerate(tables, 1)
+    ]
     if not written:
         raise UsageError(
             f'{file}: no {plural}: write {plural} = ["name"] or [[{kind}]] tables; known: {", ".join(sorted(known)) or "none"}'
@@ -197,7 +229,9 @@ def _entries(data: Mapping[str, Any], kind: str, file: str) -> Iterable[Entry]:
                 f"{where}: {kind} {entry.name!r} is already there, word for word ({twin.removeprefix(file + ': ')}); remove one"
             )
         if entry.preset and data.get("track") != "as-published":
-            raise UsageError(f'{where}: preset {entry.preset!r} is a recipe of its own: it needs track = "as-published" at the top')
+            raise UsageError(
+                f'{where}: preset {entry.preset!r} is a recipe of its own: it needs track = "as-published" at the top'
+            )
         yield entry
 
 
@@ -212,7 +246,9 @@ def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
     for key, value in params.items():
         if value == []:
             raise UsageError(f"{where}: {key} is an empty list, so there is nothing to run")
-    recipe = table.get("recipe", {}) if kind == "task" else {k: table[k] for k in ("lr",) if k in table}
+    recipe = (
+        table.get("recipe", {}) if kind == "task" else {k: table[k] for k in ("lr",) if k in table}
+    )
     return Entry(
         name=line(table["name"], f"{where}: name"),
         where=where,
@@ -221,8 +257,12 @@ def _entry(table: Mapping[str, Any], kind: str, where: str) -> Entry:
         recipe=_recipe(recipe, f"{where}: recipe" if kind == "task" else where),
         sizes=strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
         formats=_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
-        preset=line(table["preset"], f"{where}: preset") if kind == "method" and "preset" in table else "",
-        downstream=strings(table["downstream"], f"{where}: downstream", empty=True) if kind == "task" and "downstream" in table else None,
+        preset=line(table["preset"], f"{where}: preset")
+        if kind == "method" and "preset" in table
+        else "",
+        downstream=strings(table["downstream"], f"{where}: downstream", empty=True)
+        if kind == "task" and "downstream" in table
+        else None,
     )
 
 
@@ -238,7 +278,12 @@ def _formats(value: Any, where: str) -> Formats:
     for key in table:
         if key not in axes:
             raise unknown_key(key, axes, where)
-    found = {k: strings(v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations") for k, v in table.items()}
+    found = {
+        k: strings(
+            v, f"{where}: {k}" if isinstance(value, dict) else where, empty=k == "activations"
+        )
+        for k, v in table.items()
+    }
     return Formats(**{k: v or (NONE,) for k, v in found.items()})
 
 
@@ -250,7 +295,9 @@ def _recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
     for key, value in table.items():
         if key not in RECIPE:
             raise unknown_key(key, RECIPE, where)
-        axes[key] = tuple(coerce(v, RECIPE[key], f"{where}: {key}") for v in list_of(value, f"{where}: {key}"))
+        axes[key] = tuple(
+            coerce(v, RECIPE[key], f"{where}: {key}") for v in list_of(value, f"{where}: {key}")
+        )
         for item in axes[key]:
             if problem := dataclasses.replace(Recipe(), **{key: item}).problem():
                 raise UsageError(f"{where}: {problem}")
@@ -262,9 +309,13 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
     where = f"{sweep.file}: [tuning]"
     tuning = read_tuning(table, [entry.name for entry in sweep.methods], sweep.seeds, where)
     if sweep.track != TRACKS[0]:
-        raise UsageError(f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned")
+        raise UsageError(
+            f"{where}: in the track {sweep.track} every recipe is its paper's, and nothing is tuned"
+        )
     if sweep.retired:
-        raise UsageError(f"{sweep.file}: [[retired]]: what a version had chosen for it is not known any more; not beside [tuning]")
+        raise UsageError(
+            f"{sweep.file}: [[retired]]: what a version had chosen for it is not known any more; not beside [tuning]"
+        )
     for recipe, place in (
         (sweep.recipe, f"{sweep.file}: [recipe]"),
         *((entry.recipe, entry.where) for entry in (*sweep.tasks, *sweep.methods)),
@@ -273,11 +324,15 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
             if word in tuning.axes:
                 raise UsageError(f"{place}: {word} is tuned: take it out here or in [tuning]")
             if word == "lr" and len(values) > 1:
-                raise UsageError(f"{place}: several rates are trials of their own: write lr = {{ values = [...] }} in [tuning]")
+                raise UsageError(
+                    f"{place}: several rates are trials of their own: write lr = {{ values = [...] }} in [tuning]"
+                )
     for entry in sweep.methods:
         for knob in tuning.own.get(entry.name, ()):
             if knob in entry.params:
-                raise UsageError(f"{entry.where}: {knob} is tuned: take it out here or in [tuning.own.{entry.name}]")
+                raise UsageError(
+                    f"{entry.where}: {knob} is tuned: take it out here or in [tuning.own.{entry.name}]"
+                )
     return tuning
 
 
@@ -286,10 +341,14 @@ def _tuning(table: Any, sweep: SweepConfig) -> Tuning:
 
 def _board(data: Mapping[str, Any], file: str) -> str:
     if "board" not in data:
-        raise UsageError(f'{file}: board is missing: write board = "{re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)}"')
+        raise UsageError(
+            f'{file}: board is missing: write board = "{re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)}"'
+        )
     name = line(data["board"], f"{file}: board")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UsageError(f"{file}: board: it names a folder, so up to 64 letters, digits and . _ -, not {name!r}")
+        raise UsageError(
+            f"{file}: board: it names a folder, so up to 64 letters, digits and . _ -, not {name!r}"
+        )
     return name
 
 

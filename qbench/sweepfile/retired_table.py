@@ -38,6 +38,8 @@ def read_retired(tables: Any, where: str) -> Iterator[Retired]:
         if set(table) != set(WORDS):
             raise UsageError(f"{where} {n}: write {', '.join(WORDS)}, and nothing else")
         if table["method"] in CONTROLS:
-            raise UsageError(f"{where} {n}: {table['method']} is a control, without which nothing can be shown")
+            raise UsageError(
+                f"{where} {n}: {table['method']} is a control, without which nothing can be shown"
+            )
         name, reason = (line(table[word], f"{where} {n}: {word}") for word in ("method", "reason"))
         yield Retired(name, whole(table["version"], 1, 10**6, f"{where} {n}: version"), reason)

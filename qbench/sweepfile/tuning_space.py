@@ -46,9 +46,15 @@ class Axis:
     def at_edge(self, value: Any) -> bool:
         """Near an end of the range. Of a list, at the end of three numbers or more: two have nothing but ends, and words have none."""
         if self.values:
-            ordered = sorted(v for v in self.values if isinstance(v, (int, float)) and not isinstance(v, bool))
+            ordered = sorted(
+                v for v in self.values if isinstance(v, (int, float)) and not isinstance(v, bool)
+            )
             return len(ordered) == len(self.values) > 2 and value in (ordered[0], ordered[-1])
-        low, high, x = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, x = (
+            (math.log(v) for v in (self.low, self.high, value))
+            if self.log
+            else (self.low, self.high, value)
+        )
         return not EDGE <= (x - low) / (high - low) <= 1 - EDGE
 
     @property
@@ -96,9 +102,18 @@ class Tuning:
         """A method's trials: values by name. Names, not their places in the file, decide the dimensions."""
         shared, own = sorted(self.axes.items()), sorted(self.own.get(method, {}).items())
         if self.sampler == "grid":
-            return [dict(zip(dict(shared), values, strict=True)) for values in itertools.product(*(axis.values for _, axis in shared))]
+            return [
+                dict(zip(dict(shared), values, strict=True))
+                for values in itertools.product(*(axis.values for _, axis in shared))
+            ]
         points = _cube(self.sampler, len(shared) + MOST_KNOBS, self.trials, self.seed)
-        return [{name: axis.at(share) for (name, axis), share in zip((*shared, *own), point, strict=False)} for point in points]
+        return [
+            {
+                name: axis.at(share)
+                for (name, axis), share in zip((*shared, *own), point, strict=False)
+            }
+            for point in points
+        ]
 
     def counts(self) -> tuple[int, ...]:
         """Trials of each rung."""
@@ -115,21 +130,45 @@ class Tuning:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Tuning:
         def axes(table: Mapping[str, Any]) -> dict[str, Axis]:
-            return {name: Axis(**{**axis, "values": tuple(axis["values"])}) for name, axis in table.items()}
+            return {
+                name: Axis(**{**axis, "values": tuple(axis["values"])})
+                for name, axis in table.items()
+            }
 
-        halving = data["halving"] and Halving(tuple(data["halving"]["rungs"]), data["halving"]["keep"])
+        halving = data["halving"] and Halving(
+            tuple(data["halving"]["rungs"]), data["halving"]["keep"]
+        )
         own = {method: axes(table) for method, table in data["own"].items()}
-        return Tuning(**{**data, "axes": axes(data["axes"]), "own": own, "halving": halving, "seeds": tuple(data["seeds"])})
+        return Tuning(
+            **{
+                **data,
+                "axes": axes(data["axes"]),
+                "own": own,
+                "halving": halving,
+                "seeds": tuple(data["seeds"]),
+            }
+        )
 
     def __str__(self) -> str:
         """`16 trials for everyone (sobol, seed 0): lr from 0.0001 to 0.1 (log) …`."""
         drawn = self.sampler if self.sampler == "grid" else f"{self.sampler}, seed {self.seed}"
-        spaces = [_space(self.axes), *(f"and of its own for {method} {_space(axes)}" for method, axes in sorted(self.own.items()))]
+        spaces = [
+            _space(self.axes),
+            *(
+                f"and of its own for {method} {_space(axes)}"
+                for method, axes in sorted(self.own.items())
+            ),
+        ]
         seeds = f"at seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
-        parts = [f"{count(self.trials, 'trial')} for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"]
+        parts = [
+            f"{count(self.trials, 'trial')} for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"
+        ]
         if self.halving:
             rungs = zip(self.counts(), self.rungs, strict=True)
-            parts.append("halving: " + ", then ".join(f"{n} with {100 * share:g} % of the steps" for n, share in rungs))
+            parts.append(
+                "halving: "
+                + ", then ".join(f"{n} with {100 * share:g} % of the steps" for n, share in rungs)
+            )
         return "; ".join(parts)
 
 
@@ -145,6 +184,17 @@ def _cube(sampler: str, dimensions: int, trials: int, seed: int) -> tuple[tuple[
 
     generator = np.random.default_rng(seed)
     if sampler == "halton":
-        return tuple(map(tuple, qmc.Halton(dimensions, scramble=True, seed=generator).random(trials).tolist()))
+        return tuple(
+            map(
+                tuple, qmc.Halton(dimensions, scramble=True, seed=generator).random(trials).tolist()
+            )
+        )
     # A Sobol sequence is balanced in powers of two: the beginning of the next one is what any other number can have.
-    return tuple(map(tuple, qmc.Sobol(dimensions, scramble=True, seed=generator).random_base2((trials - 1).bit_length())[:trials].tolist()))
+    return tuple(
+        map(
+            tuple,
+            qmc.Sobol(dimensions, scramble=True, seed=generator)
+            .random_base2((trials - 1).bit_length())[:trials]
+            .tolist(),
+        )
+    )

@@ -38,8 +38,12 @@ SHARED = tuple(word for word in RECIPE if word not in ("steps", "batch", "precis
 def read_tuning(table: Any, methods: Sequence[str], seeds: Sequence[int], where: str) -> Tuning:
     """The table [tuning] of a sweep of such methods and seeds."""
     if not isinstance(table, dict):
-        raise UsageError(f"{where}: a table such as [tuning] with trials = 16 and lr = {{ low = 1e-4, high = 1e-1, log = true }}")
-    axes = {name: _of_recipe(name, value, where) for name, value in table.items() if name not in WORDS}
+        raise UsageError(
+            f"{where}: a table such as [tuning] with trials = 16 and lr = {{ low = 1e-4, high = 1e-1, log = true }}"
+        )
+    axes = {
+        name: _of_recipe(name, value, where) for name, value in table.items() if name not in WORDS
+    }
     if not axes:
         raise UsageError(
             f"{where}: nothing is tuned: write a range of a word of the recipe, lr = {{ low = 1e-4, high = 1e-1, log = true }}"
@@ -57,21 +61,38 @@ def read_tuning(table: Any, methods: Sequence[str], seeds: Sequence[int], where:
     )
 
 
-def _trials(table: Mapping[str, Any], axes: Mapping[str, Axis], sampler: str, own: Mapping[str, Any], where: str) -> int:
+def _trials(
+    table: Mapping[str, Any],
+    axes: Mapping[str, Axis],
+    sampler: str,
+    own: Mapping[str, Any],
+    where: str,
+) -> int:
     """As written; of a grid the number of its points."""
-    ranges, product = [name for name, axis in axes.items() if not axis.values], math.prod(len(axis.values) for axis in axes.values())
+    ranges, product = (
+        [name for name, axis in axes.items() if not axis.values],
+        math.prod(len(axis.values) for axis in axes.values()),
+    )
     if sampler != "grid":
         if "trials" not in table:
             raise UsageError(f"{where}: trials is missing: write trials = 16")
         if not ranges:
-            raise UsageError(f'{where}: no shared word has a range, so trials would repeat: write sampler = "grid", or a range')
+            raise UsageError(
+                f'{where}: no shared word has a range, so trials would repeat: write sampler = "grid", or a range'
+            )
         return whole(table["trials"], 1, MOST_TRIALS, f"{where}: trials")
     if ranges:
-        raise UsageError(f"{where}: {ranges[0]}: a grid is of lists: write {ranges[0]} = {{ values = [...] }}")
+        raise UsageError(
+            f"{where}: {ranges[0]}: a grid is of lists: write {ranges[0]} = {{ values = [...] }}"
+        )
     if own:
-        raise UsageError(f'{where}: own: on a grid knobs of its own would give a method more trials than the others: use sampler = "sobol"')
+        raise UsageError(
+            f'{where}: own: on a grid knobs of its own would give a method more trials than the others: use sampler = "sobol"'
+        )
     if table.get("trials", product) != product:
-        raise UsageError(f"{where}: trials: the grid has {product} points, not {table['trials']!r}: leave trials out")
+        raise UsageError(
+            f"{where}: trials: the grid has {product} points, not {table['trials']!r}: leave trials out"
+        )
     return whole(product, 1, MOST_TRIALS, f"{where}: trials")
 
 
@@ -84,7 +105,9 @@ def _of_recipe(name: str, value: Any, where: str) -> Axis:
     axis = _axis(value, f"{where}: {name}")
     if not axis.values and RECIPE[name] is not float:
         raise UsageError(f"{where}: {name} has no range: write {name} = {{ values = [...] }}")
-    axis = dataclasses.replace(axis, values=tuple(coerce(v, RECIPE[name], f"{where}: {name}") for v in axis.values))
+    axis = dataclasses.replace(
+        axis, values=tuple(coerce(v, RECIPE[name], f"{where}: {name}") for v in axis.values)
+    )
     for end in axis.ends:
         if problem := dataclasses.replace(Recipe(), **{name: end}).problem():
             raise UsageError(f"{where}: {problem}")
@@ -93,7 +116,9 @@ def _of_recipe(name: str, value: Any, where: str) -> Axis:
 
 def _axis(value: Any, where: str) -> Axis:
     if not isinstance(value, dict) or not ({"low", "high"} <= value.keys() or "values" in value):
-        raise UsageError(f"{where}: a range {{ low = 1e-4, high = 1e-1, log = true }} or {{ values = [0.0, 0.1] }}, not {value!r}")
+        raise UsageError(
+            f"{where}: a range {{ low = 1e-4, high = 1e-1, log = true }} or {{ values = [0.0, 0.1] }}, not {value!r}"
+        )
     known = ("values",) if "values" in value else ("low", "high", "log")
     for key in value:
         if key not in known:
@@ -124,19 +149,28 @@ def _own(table: Any, methods: Sequence[str], where: str) -> dict[str, dict[str, 
         if method not in methods:
             raise unknown("method of the sweep", method, methods, where)
         if not 1 <= len(knobs) <= MOST_KNOBS:
-            raise UsageError(f"{where}.{method}: one or {MOST_KNOBS} knobs, so that nobody's space is much larger, not {len(knobs)}")
+            raise UsageError(
+                f"{where}.{method}: one or {MOST_KNOBS} knobs, so that nobody's space is much larger, not {len(knobs)}"
+            )
         if strange := [name for name in knobs if not name.isidentifier()]:
             raise UsageError(f"{where}.{method}: {strange[0]!r} is no name of a knob")
-    return {method: {name: _axis(value, f"{where}.{method}.{name}") for name, value in knobs.items()} for method, knobs in table.items()}
+    return {
+        method: {name: _axis(value, f"{where}.{method}.{name}") for name, value in knobs.items()}
+        for method, knobs in table.items()
+    }
 
 
 def _halving(value: Any, where: str) -> Halving:
     if not isinstance(value, dict) or value.keys() != {"rungs", "keep"}:
         raise UsageError(f"{where}: {{ rungs = [0.25, 0.5], keep = 0.5 }}, not {value!r}")
-    rungs = tuple(float(coerce(v, float, f"{where}: rungs")) for v in _list(value["rungs"], f"{where}: rungs"))
+    rungs = tuple(
+        float(coerce(v, float, f"{where}: rungs")) for v in _list(value["rungs"], f"{where}: rungs")
+    )
     keep = float(coerce(value["keep"], float, f"{where}: keep"))
     if not all(a < b for a, b in itertools.pairwise((0.0, *rungs, 1.0))):
-        raise UsageError(f"{where}: rungs: rising shares of the steps between 0 and 1, not {list(rungs)}")
+        raise UsageError(
+            f"{where}: rungs: rising shares of the steps between 0 and 1, not {list(rungs)}"
+        )
     if not 0 < keep < 1:
         raise UsageError(f"{where}: keep: a share between 0 and 1, not {keep:g}")
     return Halving(rungs, keep)

@@ -60,7 +60,9 @@ def beds(sweep: SweepConfig) -> Iterator[Bed]:
             data, resolved = task.fingerprint(), task.params
             chosen = _as_keyed(chosen, resolved)
             for size in _sizes(task, entry):
-                for recipe, changes in _recipes(task.recipe(size), {**sweep.recipe, **entry.recipe}, entry.where):
+                for recipe, changes in _recipes(
+                    task.recipe(size), {**sweep.recipe, **entry.recipe}, entry.where
+                ):
                     formats = entry.formats or sweep.formats
                     yield Bed(task, size, recipe, formats, data, resolved, {**chosen, **changes})
 
@@ -73,7 +75,9 @@ def _sizes(task: Task, entry: Entry) -> tuple[str, ...]:
     return known if "all" in entry.sizes else entry.sizes or known[:1]
 
 
-def _recipes(recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+def _recipes(
+    recipe: Recipe, axes: Mapping[str, tuple[Any, ...]], where: str
+) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         made = dataclasses.replace(recipe, **chosen)
@@ -88,16 +92,29 @@ def entrants(sweep: SweepConfig) -> Iterator[Entrant]:
         rates: list[tuple[float, ...]] = [(lr,) for lr in entry.recipe.get("lr", ())]
         preset = _preset(entry)
         entry = dataclasses.replace(entry, params={**preset.params, **entry.params})
-        usual = entry.label or (f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name)
+        usual = entry.label or (
+            f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name
+        )
         for params, chosen in _variants("methods", entry):
             method: Method = registry.build("methods", entry.name, params, entry.where)
-            spelled = spell(_as_keyed(chosen if entry.label or entry.preset else params, method.params))
+            spelled = spell(
+                _as_keyed(chosen if entry.label or entry.preset else params, method.params)
+            )
             label = f"{usual} ({spelled})" if spelled else usual
             who = canonical([method.name, method.params, entry.preset])
             if labels.setdefault(label, who) != who:
-                raise UsageError(f"{entry.where}: {label!r} is what another entrant is called: give it a label of its own")
+                raise UsageError(
+                    f"{entry.where}: {label!r} is what another entrant is called: give it a label of its own"
+                )
             for lr in rates or [()]:
-                yield Entrant(method, label, lr, preset.recipe, preset.start, {"lr": lr[0]} if len(rates) > 1 else {})
+                yield Entrant(
+                    method,
+                    label,
+                    lr,
+                    preset.recipe,
+                    preset.start,
+                    {"lr": lr[0]} if len(rates) > 1 else {},
+                )
 
 
 def _preset(entry: Entry) -> Preset:
@@ -117,7 +134,9 @@ def _preset(entry: Entry) -> Preset:
     return preset
 
 
-def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _variants(
+    kind: Literal["methods", "tasks"], entry: Entry
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Every combination of an entry's parameters, and those of them that are axes."""
     hints = _hints(kind, entry)
     for name in entry.params:
@@ -135,7 +154,10 @@ def _variants(kind: Literal["methods", "tasks"], entry: Entry) -> Iterator[tuple
 def _as_keyed(written: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they were written, but where a key has something else for them, that: tables name no place on a machine."""
     keyed = {name: (value, resolved[name]) for name, value in written.items() if name in resolved}
-    return {name: value if canonical(value) == canonical(own) else own for name, (value, own) in keyed.items()}
+    return {
+        name: value if canonical(value) == canonical(own) else own
+        for name, (value, own) in keyed.items()
+    }
 
 
 def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:
@@ -147,16 +169,26 @@ def _hints(kind: Literal["methods", "tasks"], entry: Entry) -> dict[str, Any]:
 def _is_axis(value: Any, hint: Any) -> bool:
     """A list is an axis, unless the parameter itself is a list: then a list of lists is."""
     takes_list = any(get_origin(h) is tuple for h in (hint, *get_args(hint)))
-    return isinstance(value, list) and (not takes_list or all(isinstance(item, list) for item in value))
+    return isinstance(value, list) and (
+        not takes_list or all(isinstance(item, list) for item in value)
+    )
 
 
-def formats_of(formats: Formats, method: Method, sweep: SweepConfig) -> Iterator[tuple[Quantization | None, Quantization | None]]:
+def formats_of(
+    formats: Formats, method: Method, sweep: SweepConfig
+) -> Iterator[tuple[Quantization | None, Quantization | None]]:
     if not method.quantizes:
         yield None, None
         return
-    combinations = [c for c in itertools.product(formats.weights, formats.activations, formats.granularity) if c[:2] != (NONE, NONE)]
+    combinations = [
+        c
+        for c in itertools.product(formats.weights, formats.activations, formats.granularity)
+        if c[:2] != (NONE, NONE)
+    ]
     if not combinations:
-        raise UsageError(f'{sweep.file}: {method.name} quantizes, and no format is named: write formats = ["int4"]')
+        raise UsageError(
+            f'{sweep.file}: {method.name} quantizes, and no format is named: write formats = ["int4"]'
+        )
     for weights, activations, granularity in combinations:
         yield (
             None if weights == NONE else Quantization(weights, granularity),

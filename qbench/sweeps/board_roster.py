@@ -31,7 +31,10 @@ def roster_of(plan: Plan) -> dict[str, Any]:
         "sweep": plan.sweep.text,
         "tuning": plan.sweep.tuning.to_json() if plan.sweep.tuning else None,
         "seeds": list(plan.sweep.seeds),
-        "defaults": {name: defaults(load("methods" if kind == "methods" else "tasks", name)) for kind, name in sorted(names)},
+        "defaults": {
+            name: defaults(load("methods" if kind == "methods" else "tasks", name))
+            for kind, name in sorted(names)
+        },
         "cells": [_cell(cell, plan, True) for cell in runnable]
         + [_cell(cell, plan, False) for cell in others]
         + [{**_cell(cell, plan, True), "retired": cell.retired} for cell in plan.retired],

@@ -28,7 +28,12 @@ class _Maker:
     bases: dict[str, Cell] = field(default_factory=dict)
 
     def cell(
-        self, bed: Bed, entrant: Entrant, weights: Quantization | None, activations: Quantization | None, start: str | None = None
+        self,
+        bed: Bed,
+        entrant: Entrant,
+        weights: Quantization | None,
+        activations: Quantization | None,
+        start: str | None = None,
     ) -> Cell:
         own = {**entrant.recipe, **dict(zip(("lr",), entrant.lr, strict=False))}
         method, task = entrant.method, bed.task
@@ -40,10 +45,14 @@ class _Maker:
             recipe=dataclasses.replace(bed.recipe, **own), start=start or entrant.start or self.sweep.start, seed=0,
         )  # fmt: skip
         if config.recipe.objective == "distill" and config.start == "scratch":
-            raise UsageError(f'{self.sweep.file}: objective = "distill" needs a network to imitate: write start = "fp:0.5"')
+            raise UsageError(
+                f'{self.sweep.file}: objective = "distill" needs a network to imitate: write start = "fp:0.5"'
+            )
         variant = spell({**{k: v for k, v in bed.axes.items() if k not in own}, **entrant.axes})
         base = self.base(bed, method, config)
-        refusal = f"{base.label}: {base.refusal}" if base and base.refusal else self.refusal(config, task)
+        refusal = (
+            f"{base.label}: {base.refusal}" if base and base.refusal else self.refusal(config, task)
+        )
         return Cell(config, entrant.label, variant, base, refusal=refusal)
 
     def base(self, bed: Bed, method: Method, config: RunConfig) -> Cell | None:
@@ -55,14 +64,19 @@ class _Maker:
             return None
         name, share = config.start.split(":")
         whole = self.untuned(bed, config.recipe)
-        recipe = dataclasses.replace(whole, steps=max(1, round(float(share) * whole.steps)), objective="task")
+        recipe = dataclasses.replace(
+            whole, steps=max(1, round(float(share) * whole.steps)), objective="task"
+        )
         return self.other(name, dataclasses.replace(bed, recipe=recipe), config, "scratch")
 
     def untuned(self, bed: Bed, recipe: Recipe) -> Recipe:
         """With the values that tuned words have without tuning, and the whole budget: trials start from one network, not each from its own."""
         if bed.usual is None or self.sweep.tuning is None:
             return recipe
-        return dataclasses.replace(recipe, **{word: getattr(bed.usual, word) for word in ("steps", *self.sweep.tuning.axes)})
+        return dataclasses.replace(
+            recipe,
+            **{word: getattr(bed.usual, word) for word in ("steps", *self.sweep.tuning.axes)},
+        )
 
     def other(self, name: str, bed: Bed, config: RunConfig, start: str) -> Cell:
         method = registry.build("methods", name, {}, self.sweep.file)
@@ -81,7 +95,16 @@ class _Maker:
         from qbench.execution import workload
 
         c = config
-        asked = (c.method, c.method_params, c.start, c.recipe.objective, c.task, c.task_params, c.size, *_names(c))
+        asked = (
+            c.method,
+            c.method_params,
+            c.start,
+            c.recipe.objective,
+            c.task,
+            c.task_params,
+            c.size,
+            *_names(c),
+        )
         question = canonical(asked)
         if question not in self.refusals:
             self.refusals[question] = workload.refusal(config)
@@ -89,4 +112,8 @@ class _Maker:
 
 
 def _names(config: RunConfig) -> list[str | None]:
-    return [name for q in (config.weights, config.activations) for name in ((q.format, q.granularity) if q else (None, None))]
+    return [
+        name
+        for q in (config.weights, config.activations)
+        for name in ((q.format, q.granularity) if q else (None, None))
+    ]

@@ -101,7 +101,11 @@ class Plan:
 
     def seeds(self, cell: Cell) -> tuple[int, ...]:
         """Those that tune, or those that are reported."""
-        return self.sweep.tuning.seeds if cell.stage == "trial" and self.sweep.tuning else self.sweep.seeds
+        return (
+            self.sweep.tuning.seeds
+            if cell.stage == "trial" and self.sweep.tuning
+            else self.sweep.seeds
+        )
 
 
 @dataclass(frozen=True)

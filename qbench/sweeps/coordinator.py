@@ -70,7 +70,9 @@ def sweep(
 
     planner = Planner(config)
     with plain_disk_errors(results), Store(results) as store:
-        coordinator = _Coordinator(planner, results, store, engine, execution, progress or Silence(), retry, shard)
+        coordinator = _Coordinator(
+            planner, results, store, engine, execution, progress or Silence(), retry, shard
+        )
         with coordinator.listening():
             return coordinator.run()
 
@@ -148,9 +150,13 @@ class _Coordinator:
 
     def plan_on(self) -> None:
         """Plan again where a search has all that it waited for: its next rung, or its runs at the values that it has chosen."""
-        while not self.interrupts and any(self.known.keys() >= set(waiting.keys) for waiting in self.plan.waiting):
+        while not self.interrupts and any(
+            self.known.keys() >= set(waiting.keys) for waiting in self.plan.waiting
+        ):
             plan = self.planner.plan(self.known)
-            self.adopt(plan, look(plan, self.results, [key for key in plan.runs if key not in self.found]))
+            self.adopt(
+                plan, look(plan, self.results, [key for key in plan.runs if key not in self.found])
+            )
             self.progress.event("planned", "", total=self.total, cached=self.cached)
 
     def adopt(self, plan: Plan, new: dict[str, Standing]) -> None:
@@ -168,7 +174,9 @@ class _Coordinator:
         self.store.forget(key for key, was in new.items() if was == NEW)
         for key, was in new.items():
             if was.attempt:
-                self.fresh += attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
+                self.fresh += (
+                    attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
+                )
         self.take_in()
         for key in plan.runs:
             if key in new or key in again:
@@ -182,7 +190,11 @@ class _Coordinator:
     @property
     def elsewhere(self) -> set[str]:
         """Runs that other parts of the sweep have to make."""
-        return {key for key in self.plan.runs if key not in self.over and not self.shard.has(self.plan, key)}
+        return {
+            key
+            for key in self.plan.runs
+            if key not in self.over and not self.shard.has(self.plan, key)
+        }
 
     def enqueue(self, key: str) -> None:
         """Queue a run that must be made, behind the one it goes on from."""
@@ -206,21 +218,31 @@ class _Coordinator:
 
         if cell.parts not in self.kinds:
             asked = self.execution.group
-            self.kinds[cell.parts] = kind_of(cell.example, asked is not None) if asked != 1 and self.execution.gpus_per_run == 1 else None
+            self.kinds[cell.parts] = (
+                kind_of(cell.example, asked is not None)
+                if asked != 1 and self.execution.gpus_per_run == 1
+                else None
+            )
         return self.kinds[cell.parts]
 
     def hand_out(self) -> None:
         while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
-            keys = self.ready.pop(self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config)
+            keys = self.ready.pop(
+                self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config
+            )
             group = [going for key in keys if (going := self.begun(key))]
             if not group:
                 continue
             self.groups += 1
             self.going[self.groups] = group
-            execution = replace(group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s)
+            execution = replace(
+                group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s
+            )
             self.engine.submit(self.groups, [self.assignment(going) for going in group], execution)
             for going in group:
-                self.progress.event("started", going.run.title, key=going.run.key, attempt=going.attempt.number)
+                self.progress.event(
+                    "started", going.run.title, key=going.run.key, attempt=going.attempt.number
+                )
 
     def begun(self, key: str) -> _Going | None:
         """A new attempt at a run; None if the one it goes on from has failed, and it with it."""
@@ -234,22 +256,46 @@ class _Coordinator:
         return going
 
     def assignment(self, going: _Going) -> Assignment:
-        was, base = self.found[going.run.key], self.found[going.run.base] if going.run.base else None
-        resume = resumable(self.results, going.run.key) if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE else None
-        return Assignment(going.run.config, going.attempt.folder, resume, base.attempt.folder if base and base.attempt else None)
+        was, base = (
+            self.found[going.run.key],
+            self.found[going.run.base] if going.run.base else None,
+        )
+        resume = (
+            resumable(self.results, going.run.key)
+            if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE
+            else None
+        )
+        return Assignment(
+            going.run.config,
+            going.attempt.folder,
+            resume,
+            base.attempt.folder if base and base.attempt else None,
+        )
 
     def cannot(self, going: _Going, base: Standing) -> None:
         """The run it goes on from has failed, and so has it."""
         going.attempt.write("spec", going.run.config.to_json())
-        self.fail(going, base.reason or "data", f"the run that it goes on from failed: {base.message or base.reason}")
+        self.fail(
+            going,
+            base.reason or "data",
+            f"the run that it goes on from failed: {base.message or base.reason}",
+        )
 
     def fail(self, going: _Going, reason: str, message: str) -> None:
         """Write the result of an attempt that could not write its own."""
         if not (going.attempt.folder / "spec.json").exists():
             going.attempt.write("spec", going.run.config.to_json())
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        result = {"result_version": 1, "key": going.run.key, "attempt": going.attempt.number, "state": "failed", "reason": reason}
-        going.attempt.write("result", result | {"message": message, "started": now, "finished": now})
+        result = {
+            "result_version": 1,
+            "key": going.run.key,
+            "attempt": going.attempt.number,
+            "state": "failed",
+            "reason": reason,
+        }
+        going.attempt.write(
+            "result", result | {"message": message, "started": now, "finished": now}
+        )
         self.finish(going, standing_of(going.attempt, going.attempt.read("result")))
 
     # ---- taking in ----
@@ -272,7 +318,9 @@ class _Coordinator:
     def ended(self, going: _Going, event: Event) -> None:
         was = standing_of(going.attempt, going.attempt.read("result"))
         details = event.details
-        if not self.stopping and (details.get("disk_full") or os.strerror(errno.ENOSPC) in (was.message or "")):
+        if not self.stopping and (
+            details.get("disk_full") or os.strerror(errno.ENOSPC) in (was.message or "")
+        ):
             raise OSError(errno.ENOSPC, "no space left", str(going.attempt.folder))
         if was.state == "lost" and (details.get("cancelled") or self.stopping):
             self.found[going.run.key] = was
@@ -281,14 +329,20 @@ class _Coordinator:
             self.lost(going, was, details)
         elif was.reason == "oom" and going.tries < ATTEMPTS_IN_A_SWEEP and not self.interrupts:
             self.fresh.append(going.attempt)
-            self.try_again(going, was, replace(going.execution, accumulate=2 * going.execution.accumulate))
+            self.try_again(
+                going, was, replace(going.execution, accumulate=2 * going.execution.accumulate)
+            )
         else:
             self.finish(going, was)
 
     def lost(self, going: _Going, was: Standing, details: dict[str, Any]) -> None:
         """A worker ended and left no result."""
         reason, message = how_it_ended(details, going.execution)
-        if reason in ENDED_FROM_OUTSIDE and not details.get("late") and going.tries < tries_in_a_sweep(details):
+        if (
+            reason in ENDED_FROM_OUTSIDE
+            and not details.get("late")
+            and going.tries < tries_in_a_sweep(details)
+        ):
             self.found[going.run.key] = was
             if self.interrupts:
                 self.progress.event("lost", going.run.title, reason=reason, message=message)
@@ -297,12 +351,16 @@ class _Coordinator:
             return
         self.fail(going, reason, message)
 
-    def try_again(self, going: _Going, was: Standing, execution: Execution, message: str = "") -> None:
+    def try_again(
+        self, going: _Going, was: Standing, execution: Execution, message: str = ""
+    ) -> None:
         key = going.run.key
         self.found[key] = was
         self.again[key] = (going.tries, execution)
         self.push(key)
-        self.progress.event("retry", going.run.title, reason=was.reason or "lost", message=message or was.message)
+        self.progress.event(
+            "retry", going.run.title, reason=was.reason or "lost", message=message or was.message
+        )
 
     def finish(self, going: _Going, was: Standing) -> None:
         key = going.run.key
@@ -353,12 +411,19 @@ class _Coordinator:
         tried again has come to something else."""
         if self.members_due:
             hoping = self.plan.waiting and any(was.state == "failed" for was in self.found.values())
-            self.store.set_board(roster_of(settled(self.planner, self.results, retry=False)[0] if hoping else self.plan))
+            self.store.set_board(
+                roster_of(
+                    settled(self.planner, self.results, retry=False)[0] if hoping else self.plan
+                )
+            )
             self.members_due = False
 
     def summary(self) -> Summary:
         summary = Summary(
-            skipped=len(self.plan.skipped), cached=self.cached, interrupted=self.interrupts > 0, seconds=time.monotonic() - self.began
+            skipped=len(self.plan.skipped),
+            cached=self.cached,
+            interrupted=self.interrupts > 0,
+            seconds=time.monotonic() - self.began,
         )
         elsewhere = self.elsewhere
         for key, was in self.found.items():
@@ -372,7 +437,11 @@ class _Coordinator:
             else:
                 summary.left += 1
         later = sum(waiting.runs for waiting in self.plan.waiting)
-        summary.left, summary.elsewhere = (summary.left + later, 0) if self.shard == WHOLE else (summary.left, len(elsewhere) + later)
+        summary.left, summary.elsewhere = (
+            (summary.left + later, 0)
+            if self.shard == WHOLE
+            else (summary.left, len(elsewhere) + later)
+        )
         return summary
 
     @contextmanager

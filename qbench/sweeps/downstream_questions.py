@@ -53,7 +53,11 @@ class Todo:
 def check(config: SweepConfig) -> None:
     """Every name that a sweep file asks for is known to somebody, and somebody can answer: said before anything is trained."""
     for entry in config.tasks:
-        if any(other.downstream != entry.downstream for other in config.tasks if other.name == entry.name):
+        if any(
+            other.downstream != entry.downstream
+            for other in config.tasks
+            if other.name == entry.name
+        ):
             raise UsageError(
                 f"{entry.where}: downstream: all tables of the task {entry.name} must ask the same, for a run knows its task alone"
             )
@@ -63,13 +67,21 @@ def check(config: SweepConfig) -> None:
         return
     for entry in config.tasks:
         if entry.downstream and not may_read_text(entry):
-            raise UsageError(f"{entry.where}: the task {entry.name} has no downstream questions: it trains no language model")
+            raise UsageError(
+                f"{entry.where}: the task {entry.name} has no downstream questions: it trains no language model"
+            )
     if not any(map(may_read_text, config.tasks)):
         names = ", ".join(dict.fromkeys(entry.name for entry in config.tasks))
-        raise UsageError(f"{config.file}: [downstream]: no task here has downstream questions: {names} trains no language model")
+        raise UsageError(
+            f"{config.file}: [downstream]: no task here has downstream questions: {names} trains no language model"
+        )
     from qbench.downstream.evaluate import check_names
 
-    known = {name: quiz for entry in config.tasks for name, quiz in quizzes(entry.name, entry.params).items()}
+    known = {
+        name: quiz
+        for entry in config.tasks
+        for name, quiz in quizzes(entry.name, entry.params).items()
+    }
     for name, where in asked.items():
         try:
             check_names([name], known)
@@ -94,7 +106,9 @@ def may_read_text(entry: Entry) -> bool:
         return True
     cls: Any = registry.load("tasks", entry.name)
     try:
-        return cls().problem(next(iter(cls.sizes)), 0, 1, torch.device("meta")).tokenizer is not None
+        return (
+            cls().problem(next(iter(cls.sizes)), 0, 1, torch.device("meta")).tokenizer is not None
+        )
     except Exception:  # noqa: BLE001 - one that cannot be made without its options may be anything
         return True
 
@@ -103,7 +117,9 @@ def wanted(sweep: SweepConfig, config: RunConfig) -> tuple[str, ...]:
     """The names that a run is asked: those of its [[task]], or else those of the sweep that are not another task's own."""
     from qbench.execution.workload import reads_text
 
-    entry = next((e for e in sweep.tasks if e.name == config.task and e.downstream is not None), None)
+    entry = next(
+        (e for e in sweep.tasks if e.name == config.task and e.downstream is not None), None
+    )
     names = sweep.downstream if entry is None or entry.downstream is None else entry.downstream
     if not names or not reads_text(config):
         return ()
@@ -137,10 +153,24 @@ def lacking(sweep: SweepConfig, results: Path) -> Iterator[Todo]:
         names = () if cell.get("stage") == "trial" else wanted(sweep, config)
         for key in cell["keys"] if names else ():
             attempt = standing(results, key).attempt
-            result = attempt.read("result") if attempt and not attempt.merged and attempt.artefact.is_file() else None
-            if attempt and result and result.get("state") == "ok" and (left := missing(attempt, names, hashes(config))):
+            result = (
+                attempt.read("result")
+                if attempt and not attempt.merged and attempt.artefact.is_file()
+                else None
+            )
+            if (
+                attempt
+                and result
+                and result.get("state") == "ok"
+                and (left := missing(attempt, names, hashes(config)))
+            ):
                 spec = RunConfig.from_json(attempt.read("spec") or {})
-                yield Todo(f"{cell_title(cell['label'], config, cell['variant'])} seed {spec.seed}", attempt, spec, tuple(left))
+                yield Todo(
+                    f"{cell_title(cell['label'], config, cell['variant'])} seed {spec.seed}",
+                    attempt,
+                    spec,
+                    tuple(left),
+                )
 
 
 def unanswered(sweep: SweepConfig, results: Path) -> dict[str, tuple[str, ...]]:
@@ -148,7 +178,13 @@ def unanswered(sweep: SweepConfig, results: Path) -> dict[str, tuple[str, ...]]:
     return {todo.attempt.key: todo.names for todo in lacking(sweep, results)}
 
 
-def ask(sweep: SweepConfig, results: Path, engine: Engine, execution: Execution, report: Callable[[str], None] = lambda _: None) -> Asking:
+def ask(
+    sweep: SweepConfig,
+    results: Path,
+    engine: Engine,
+    execution: Execution,
+    report: Callable[[str], None] = lambda _: None,
+) -> Asking:
     """Ask whatever is lacking, as many runs at once as the engine holds."""
     todo, going, found = list(lacking(sweep, results))[::-1], dict[int, Todo](), Asking()
     group = GROUPS
@@ -156,7 +192,9 @@ def ask(sweep: SweepConfig, results: Path, engine: Engine, execution: Execution,
         while todo and len(going) < engine.capacity:
             one, group = todo.pop(), group + 1
             going[group] = one
-            engine.submit(group, [Assignment(one.config, one.attempt.folder, downstream=one.names)], execution)
+            engine.submit(
+                group, [Assignment(one.config, one.attempt.folder, downstream=one.names)], execution
+            )
         for event in engine.poll(TICK_S):
             if event.kind == "ended" and event.group in going:
                 ended(going.pop(event.group), event, found)
@@ -171,7 +209,10 @@ GROUPS = 1 << 30
 def ended(one: Todo, event: Event, found: Asking) -> None:
     found.asked += 1
     if left := missing(one.attempt, one.names, hashes(one.config)):
-        message = event.details.get("error") or f"the worker ended with exit code {event.details.get('exitcode')}"
+        message = (
+            event.details.get("error")
+            or f"the worker ended with exit code {event.details.get('exitcode')}"
+        )
         found.failures.append((one.title, f"{', '.join(left)}: {message}"))
 
 
@@ -179,4 +220,6 @@ def complain(failures: Sequence[tuple[str, str]]) -> QbenchError:
     """The first failure in a line, and how many there are."""
     title, message = failures[0]
     more = f" (and {count(len(failures) - 1, 'more run')})" if len(failures) > 1 else ""
-    return QbenchError(f"downstream: {title}: {message}{more}; the scores stand, and the next sweep asks again")
+    return QbenchError(
+        f"downstream: {title}: {message}{more}; the scores stand, and the next sweep asks again"
+    )

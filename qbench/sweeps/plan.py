@@ -50,7 +50,13 @@ class Planner:
             for quantizations in formats_of(bed.formats, entrant.method, sweep):
                 self.add(bed, entrant, *quantizations)
 
-    def add(self, bed: Bed, entrant: Entrant, weights: Quantization | None, activations: Quantization | None) -> None:
+    def add(
+        self,
+        bed: Bed,
+        entrant: Entrant,
+        weights: Quantization | None,
+        activations: Quantization | None,
+    ) -> None:
         cell, tuning = self.maker.cell(bed, entrant, weights, activations), self.sweep.tuning
         if cell.refusal is None:
             self.check_engine(cell)
@@ -59,7 +65,11 @@ class Planner:
             return
 
         def make(values: Mapping[str, Any], share: float) -> Cell:
-            return self.maker.cell(*_tuned(bed, entrant, values, share, f"{self.sweep.file}: [tuning]"), weights, activations)
+            return self.maker.cell(
+                *_tuned(bed, entrant, values, share, f"{self.sweep.file}: [tuning]"),
+                weights,
+                activations,
+            )
 
         points = tuning.draw(entrant.method.name)
         search = Search(cell, points, tuning, self.sweep.seeds, bed.task.metric.better, make)
@@ -76,10 +86,18 @@ class Planner:
 
     def plan(self, known: Known | None = None) -> Plan:
         found = [search.advance(known or {}) for search in self.searches.values()]
-        trials = sorted((cell for f in found for cell in f.trials), key=lambda cell: (cell.rung, cell.trial))
-        finals = [*self.cells.values(), *(f.final for f in found if f.final and not f.final.failure)]
+        trials = sorted(
+            (cell for f in found for cell in f.trials), key=lambda cell: (cell.rung, cell.trial)
+        )
+        finals = [
+            *self.cells.values(),
+            *(f.final for f in found if f.final and not f.final.failure),
+        ]
         cells, runs = list[Cell](), dict[str, PlannedRun]()
-        for stage, seeds in ((trials, self.sweep.tuning.seeds if self.sweep.tuning else ()), (finals, self.sweep.seeds)):
+        for stage, seeds in (
+            (trials, self.sweep.tuning.seeds if self.sweep.tuning else ()),
+            (finals, self.sweep.seeds),
+        ):
             ordered = _ordered(stage)
             cells += ordered
             for run in _runs(ordered, seeds):
@@ -98,14 +116,23 @@ class Planner:
 def _retired(cells: Iterable[Cell], sweep: SweepConfig) -> Iterator[Cell]:
     """The board's cells as they were at the versions that were withdrawn."""
     for old in sweep.retired:
-        where, own = f"{sweep.file}: [[retired]]", [cell for cell in cells if cell.example.method == old.method]
+        where, own = (
+            f"{sweep.file}: [[retired]]",
+            [cell for cell in cells if cell.example.method == old.method],
+        )
         if not own:
             raise UsageError(f"{where}: {old.method!r} is no method of this sweep")
         if old.version >= own[0].example.method_version:
-            raise UsageError(f"{where}: version {old.version} of {old.method} is not older than the one that is trained")
+            raise UsageError(
+                f"{where}: version {old.version} of {old.method} is not older than the one that is trained"
+            )
         for cell in own:
             if cell.refusal is None:
-                yield dataclasses.replace(cell, example=dataclasses.replace(cell.example, method_version=old.version), retired=old.reason)
+                yield dataclasses.replace(
+                    cell,
+                    example=dataclasses.replace(cell.example, method_version=old.version),
+                    retired=old.reason,
+                )
 
 
 def _ordered(cells: list[Cell]) -> list[Cell]:
@@ -133,13 +160,23 @@ def _runs(cells: Iterable[Cell], seeds: Iterable[int]) -> Iterator[PlannedRun]:
             yield PlannedRun(cell, seed, cell.key(seed), cell.base.key(seed) if cell.base else None)
 
 
-def _tuned(bed: Bed, entrant: Entrant, values: Mapping[str, Any], share: float, where: str) -> tuple[Bed, Entrant]:
+def _tuned(
+    bed: Bed, entrant: Entrant, values: Mapping[str, Any], share: float, where: str
+) -> tuple[Bed, Entrant]:
     """What a trial meets and who meets it: shared words go into the recipe, the others are the method's."""
     shared = {name: value for name, value in values.items() if name in RECIPE}
     knobs = {name: value for name, value in values.items() if name not in RECIPE}
-    recipe = dataclasses.replace(bed.recipe, **shared, steps=max(1, round(share * bed.recipe.steps)))
-    method = registry.build("methods", entrant.method.name, {**entrant.method.params, **knobs}, where) if knobs else entrant.method
-    return dataclasses.replace(bed, recipe=recipe, usual=bed.recipe), dataclasses.replace(entrant, method=method)
+    recipe = dataclasses.replace(
+        bed.recipe, **shared, steps=max(1, round(share * bed.recipe.steps))
+    )
+    method = (
+        registry.build("methods", entrant.method.name, {**entrant.method.params, **knobs}, where)
+        if knobs
+        else entrant.method
+    )
+    return dataclasses.replace(bed, recipe=recipe, usual=bed.recipe), dataclasses.replace(
+        entrant, method=method
+    )
 
 
 def _check_knobs(tuning: Tuning, file: str) -> None:
@@ -148,6 +185,8 @@ def _check_knobs(tuning: Tuning, file: str) -> None:
         where, named = f"{file}: [tuning.own.{name}]", registry.load("methods", name).knobs
         for knob, axis in knobs.items():
             if knob not in named or knob in RECIPE:
-                raise UsageError(f"{where}: {knob} is no knob that {name} has tuned: {', '.join(named) or 'it names none'}")
+                raise UsageError(
+                    f"{where}: {knob} is no knob that {name} has tuned: {', '.join(named) or 'it names none'}"
+                )
             for end in axis.ends:
                 registry.build("methods", name, {knob: end}, where)

@@ -57,8 +57,14 @@ class Queue:
         self._forget(first)
         group = [first]
         if kind is not None and share > 1:
-            most = min(self.execution.group or group_size(config(first), self.device.type, total_memory(self.device)), share)
-            mates = (key for _, key in self._popped(self.kinds[kind]) if self.waiting.get(key) == kind)
+            most = min(
+                self.execution.group
+                or group_size(config(first), self.device.type, total_memory(self.device)),
+                share,
+            )
+            mates = (
+                key for _, key in self._popped(self.kinds[kind]) if self.waiting.get(key) == kind
+            )
             while len(group) < most and (key := next(mates, None)) is not None:
                 self._forget(key)
                 group.append(key)

@@ -48,7 +48,9 @@ class Search:
     @cached_property
     def signature(self) -> tuple[tuple[str, ...], ...]:
         """What it would train: two entrants with the same are one."""
-        return tuple(self.trial(len(self.tuning.rungs) - 1, n).parts for n in range(len(self.points)))
+        return tuple(
+            self.trial(len(self.tuning.rungs) - 1, n).parts for n in range(len(self.points))
+        )
 
     def advance(self, known: Known) -> Found:
         """Every trial that must run so far; and the cell itself, once its values are chosen."""
@@ -57,9 +59,14 @@ class Search:
         for rung, go_on in enumerate((*self.tuning.counts()[1:], len(self.points))):
             cells = {number: self.trial(rung, number) for number in numbers}
             trials += cells.values()
-            if left := tuple(key for cell in cells.values() for key in self.keys(cell) if key not in known):
+            if left := tuple(
+                key for cell in cells.values() for key in self.keys(cell) if key not in known
+            ):
                 return Found(tuple(trials), waiting=Waiting(self.pending, left, self.to_come(rung)))
-            best = ranked({n: [known[k] for k in self.keys(cell)] or [None] for n, cell in cells.items()}, self.better)
+            best = ranked(
+                {n: [known[k] for k in self.keys(cell)] or [None] for n, cell in cells.items()},
+                self.better,
+            )
             numbers = best[:go_on]
         return Found(tuple(trials), final=self.chosen(numbers[0]) if numbers else self.failed)
 
@@ -68,9 +75,20 @@ class Search:
             values, share = self.points[number], self.tuning.rungs[rung]
             cell = self.make(values, share)
             whole = cell if share == 1 else self.make(values, 1.0)
-            told = (cell.variant, spell(values), f"trial {number}", count(cell.example.recipe.steps, "step") if share < 1 else "")
+            told = (
+                cell.variant,
+                spell(values),
+                f"trial {number}",
+                count(cell.example.recipe.steps, "step") if share < 1 else "",
+            )
             self.made[rung, number] = dataclasses.replace(
-                cell, variant=", ".join(filter(None, told)), stage="trial", rung=rung, trial=number, chosen=values, whole=whole.example
+                cell,
+                variant=", ".join(filter(None, told)),
+                stage="trial",
+                rung=rung,
+                trial=number,
+                chosen=values,
+                whole=whole.example,
             )
         return self.made[rung, number]
 
@@ -85,7 +103,9 @@ class Search:
         values = self.points[number]
         cell = self.make(values, 1.0)
         told = filter(None, (cell.variant, spell(values)))
-        return dataclasses.replace(cell, variant=", ".join(told), stage="final", trial=number, chosen=values)
+        return dataclasses.replace(
+            cell, variant=", ".join(told), stage="final", trial=number, chosen=values
+        )
 
     @property
     def pending(self) -> Cell:
@@ -94,5 +114,6 @@ class Search:
     @property
     def failed(self) -> Cell:
         return dataclasses.replace(
-            self.pending, failure=f"none of its {count(len(self.points), 'trial')} succeeded, so there is nothing to choose"
+            self.pending,
+            failure=f"none of its {count(len(self.points), 'trial')} succeeded, so there is nothing to choose",
         )

@@ -31,7 +31,11 @@ class Shard:
             raise UsageError(f"--shard {words}: write i/n, such as 0/8")
         index, parts = int(found[1]), int(found[2])
         if index >= parts:
-            many = f"0/{parts} to {parts - 1}/{parts}, as in sbatch --array=0-{parts - 1}" if parts else "0/1 is the whole"
+            many = (
+                f"0/{parts} to {parts - 1}/{parts}, as in sbatch --array=0-{parts - 1}"
+                if parts
+                else "0/1 is the whole"
+            )
             raise UsageError(f"--shard {words}: parts are counted from 0: {many}")
         return cls(index, parts)
 

@@ -50,22 +50,42 @@ def status(config: SweepConfig, results: Path, shard: Shard = WHOLE) -> list[Pla
             continue
         was = running(found[key], since)
         earlier = older(run.config, known) if was.state == "new" else None
-        lines.append(Planned(run.title, was, key, stale(was), changed(was, run.config), earlier, unanswered=todo.get(key, ())))
+        lines.append(
+            Planned(
+                run.title,
+                was,
+                key,
+                stale(was),
+                changed(was, run.config),
+                earlier,
+                unanswered=todo.get(key, ()),
+            )
+        )
     for waiting in plan.waiting:
         message = f"{count(waiting.runs, 'run')}, chosen when its trials are done: {len(waiting.keys)} to go"
-        lines.append(Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs))
-    lines += [Planned(cell.title, Standing("untuned", message=cell.failure)) for cell in plan.failed]
-    return lines + [Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped]
+        lines.append(
+            Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs)
+        )
+    lines += [
+        Planned(cell.title, Standing("untuned", message=cell.failure)) for cell in plan.failed
+    ]
+    return lines + [
+        Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped
+    ]
 
 
-def settled(planner: Planner, results: Path, retry: bool = True) -> tuple[Plan, dict[str, Standing]]:
+def settled(
+    planner: Planner, results: Path, retry: bool = True
+) -> tuple[Plan, dict[str, Standing]]:
     """The plan as far as the files can tell, with the standing of each run. A trial that is tried again is not over."""
     plan, found = planner.plan(), dict[str, Standing]()
     while new := [key for key in plan.runs if key not in found]:
         found |= look(plan, results, new)
         if not plan.waiting:
             break
-        plan = planner.plan({key: was.validation for key, was in found.items() if not must_run(was, retry)})
+        plan = planner.plan(
+            {key: was.validation for key, was in found.items() if not must_run(was, retry)}
+        )
     return plan, found
 
 
@@ -74,7 +94,9 @@ def look(plan: Plan, results: Path, keys: list[str]) -> dict[str, Standing]:
     return standings(results, keys, {key for key in keys if plan.runs[key].cell.stage == "trial"})
 
 
-def made_again(plan: Plan, found: Mapping[str, Standing], done: Container[str]) -> dict[str, Standing]:
+def made_again(
+    plan: Plan, found: Mapping[str, Standing], done: Container[str]
+) -> dict[str, Standing]:
     """Finished runs that one which is still to be made cannot go on from: the artefact is gone, or nobody has trained them here."""
     again: dict[str, Standing] = {}
     for run in reversed(list(plan.runs.values())):  # bases come before their followers
@@ -86,7 +108,9 @@ def made_again(plan: Plan, found: Mapping[str, Standing], done: Container[str]) 
         if not was.attempt.believed:
             again[run.base] = ANOTHERS
         elif not was.diverged and not was.attempt.artefact.is_file():
-            again[run.base] = Standing("lost", was.attempt, message="its artefact is gone, and others go on from it")
+            again[run.base] = Standing(
+                "lost", was.attempt, message="its artefact is gone, and others go on from it"
+            )
     return again
 
 

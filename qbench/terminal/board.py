@@ -91,7 +91,11 @@ class _Column:
 
     @property
     def width(self) -> int:
-        return max(cell_len(line) for block in (self.head, *(cell.plain for cell in self.cells)) for line in block.split("\n"))
+        return max(
+            cell_len(line)
+            for block in (self.head, *(cell.plain for cell in self.cells))
+            for line in block.split("\n")
+        )
 
 
 def _tables(section: Section, console: Console, randomised: bool) -> Iterator[Table]:
@@ -101,21 +105,31 @@ def _tables(section: Section, console: Console, randomised: bool) -> Iterator[Ta
         fixed.append(_Column("rank", [Text(rank(row)) for row in section.rows]))
     spans = [row.spans for row in section.rows]
     columns = _columns(section, console, randomised)
-    return _in_pieces(fixed, columns, console, lambda r, start, c: spans[r] and start < c < len(section.columns))
+    return _in_pieces(
+        fixed, columns, console, lambda r, start, c: spans[r] and start < c < len(section.columns)
+    )
 
 
 def _downstream(section: Section, console: Console) -> Iterator[Table]:
     """Entrants under their formats, and the tasks that they were asked."""
     lines = downstream(section)
-    who, under = ([Text(name(line.row)) for line in lines], [Text(text.plain(line.format)) for line in lines])
+    who, under = (
+        [Text(name(line.row)) for line in lines],
+        [Text(text.plain(line.format)) for line in lines],
+    )
     fixed = [_Column("method", who), _Column("format", under)]
     heads = ["\n".join((text.plain(exam.task), *exam_lines(exam))) for exam in section.downstream]
-    columns = [_Column(head, [Text(line.words[i]) for line in lines]) for i, head in enumerate(heads)]
+    columns = [
+        _Column(head, [Text(line.words[i]) for line in lines]) for i, head in enumerate(heads)
+    ]
     return _in_pieces(fixed, columns, console)
 
 
 def _in_pieces(
-    fixed: Sequence[_Column], columns: Sequence[_Column], console: Console, again: Callable[[int, int, int], bool] = lambda *_: False
+    fixed: Sequence[_Column],
+    columns: Sequence[_Column],
+    console: Console,
+    again: Callable[[int, int, int], bool] = lambda *_: False,
 ) -> Iterator[Table]:
     """`again` says of a row, a piece's first column and another of its columns whether that one only repeats the first."""
     longest = max(NAME_WIDTH, console.width // 4)
@@ -125,13 +139,20 @@ def _in_pieces(
         stop, used = start + 1, columns[start].width
         while stop < len(columns) and used + GAP + columns[stop].width <= room:
             used, stop = used + GAP + columns[stop].width, stop + 1
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False)
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False
+        )
         for column, width in zip(fixed, widths, strict=True):
             table.add_column(Text(column.head), width=width, overflow="fold")
         for column in columns[start:stop]:
-            table.add_column(Text(column.head), width=min(column.width, max(8, room)), overflow="fold")
+            table.add_column(
+                Text(column.head), width=min(column.width, max(8, room)), overflow="fold"
+            )
         for r in range(len(fixed[0].cells)):
-            cells = [Text(DITTO, style="dim") if again(r, start, c) else columns[c].cells[r] for c in range(start, stop)]
+            cells = [
+                Text(DITTO, style="dim") if again(r, start, c) else columns[c].cells[r]
+                for c in range(start, stop)
+            ]
             table.add_row(*(column.cells[r] for column in fixed), *cells)
         yield table
         start = stop
@@ -143,14 +164,27 @@ def _columns(section: Section, console: Console, randomised: bool) -> list[_Colu
     star = "" if console.is_terminal else " *"
     heads = ["\n".join((text.plain(c.format), *head_lines(c))) for c in section.columns] or ["fp32"]
     found = [
-        _Column(head, [_cell(row.cells[0 if row.spans else i], section, not row.spans, star, randomised) for row in section.rows])
+        _Column(
+            head,
+            [
+                _cell(row.cells[0 if row.spans else i], section, not row.spans, star, randomised)
+                for row in section.rows
+            ],
+        )
         for i, head in enumerate(heads)
     ]
-    return [*found, _Column(f"{COSTS[0]}\n{', '.join(COSTS[1:])}", [_cost(costs(row.cost)) for row in section.rows])]
+    return [
+        *found,
+        _Column(
+            f"{COSTS[0]}\n{', '.join(COSTS[1:])}", [_cost(costs(row.cost)) for row in section.rows]
+        ),
+    ]
 
 
 def _cell(cell: Cell, section: Section, with_gap: bool, star: str, randomised: bool) -> Text:
-    style = "bold" if cell.best else "" if cell.score else "yellow" if cell.state == "failed" else "dim"
+    style = (
+        "bold" if cell.best else "" if cell.score else "yellow" if cell.state == "failed" else "dim"
+    )
     found = Text(score(cell, section.digits), style=style)
     found.append((star if cell.best else "") + marks(cell), style="not dim")
     if cell.score and with_gap:

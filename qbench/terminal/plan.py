@@ -31,9 +31,22 @@ MEANINGS = {
     "untuned": "cells of which every trial failed, so there is nothing to choose",
 }
 SWEEP = "qbench sweep {file}"
-FIXES = {"new": SWEEP, "failed": SWEEP, "lost": SWEEP, "waiting": SWEEP, "stale": "qbench reproduce KEY says whether it still comes out"}
+FIXES = {
+    "new": SWEEP,
+    "failed": SWEEP,
+    "lost": SWEEP,
+    "waiting": SWEEP,
+    "stale": "qbench reproduce KEY says whether it still comes out",
+}
 """What to do about each."""
-STYLES = {"failed": "red", "lost": "yellow", "stale": "yellow", "skipped": "dim", "waiting": "dim", "untuned": "red"}
+STYLES = {
+    "failed": "red",
+    "lost": "yellow",
+    "stale": "yellow",
+    "skipped": "dim",
+    "waiting": "dim",
+    "untuned": "red",
+}
 
 
 def show_plan(lines: Sequence[Planned], console: Console | None = None, file: str = "") -> None:
@@ -44,7 +57,11 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
     if listed:
         table = _columns("state", "run", "why")
         for state, line in listed:
-            table.add_row(Text(state, style=STYLES.get(state, "")), Text(text.plain(line.title)), Text(_why(state, line), style="dim"))
+            table.add_row(
+                Text(state, style=STYLES.get(state, "")),
+                Text(text.plain(line.title)),
+                Text(_why(state, line), style="dim"),
+            )
         console.print(table)
         console.print()
     counts = Counter[str]()
@@ -55,22 +72,41 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
     for state in filter(counts.get, MEANINGS):
         more = f", {diverged} of them diverged" if state == "cached" and diverged else ""
         fix = FIXES.get(state, "").format(file=text.plain(file)).rstrip()
-        table.add_row(Text(state, style=STYLES.get(state, "")), str(counts[state]), Text(MEANINGS[state] + more, style="dim"), Text(fix))
+        table.add_row(
+            Text(state, style=STYLES.get(state, "")),
+            str(counts[state]),
+            Text(MEANINGS[state] + more, style="dim"),
+            Text(fix),
+        )
     console.print(table if counts else Text("Nothing is asked for."))
     if todo := Counter(task for line in lines for task in line.unanswered):
-        each = ", ".join(f"{text.plain(task)} of {count(n, 'finished run')}" for task, n in todo.items())
+        each = ", ".join(
+            f"{text.plain(task)} of {count(n, 'finished run')}" for task, n in todo.items()
+        )
         console.print(Text(f"Still to be asked downstream: {each}"))
 
 
 def _state(line: Planned) -> str:
-    return "stale" if (line.stale or line.edited) and line.standing.state == "cached" else line.standing.state
+    return (
+        "stale"
+        if (line.stale or line.edited) and line.standing.state == "cached"
+        else line.standing.state
+    )
 
 
 def _why(state: str, line: Planned) -> str:
     was = line.standing
-    made = [f"{' and '.join(line.edited)} edited under the same version: raise version"] if line.edited else []
+    made = (
+        [f"{' and '.join(line.edited)} edited under the same version: raise version"]
+        if line.edited
+        else []
+    )
     made += [f"made by {line.stale}"] if line.stale else []
     words = (
-        [f"{', '.join(made)}, key {(line.key or '')[:12]}"] if state == "stale" else [f"there is one of {line.older}"] if line.older else []
+        [f"{', '.join(made)}, key {(line.key or '')[:12]}"]
+        if state == "stale"
+        else [f"there is one of {line.older}"]
+        if line.older
+        else []
     )
     return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))

@@ -30,7 +30,9 @@ def show_tasks(entries: Sequence[Mapping[str, Any]], console: Console | None = N
 
 
 def _show_entries(
-    entries: Sequence[Mapping[str, Any]], console: Console | None, about: Callable[[Mapping[str, Any]], Iterator[Line]]
+    entries: Sequence[Mapping[str, Any]],
+    console: Console | None,
+    about: Callable[[Mapping[str, Any]], Iterator[Line]],
 ) -> None:
     console = console or Console()
     if not entries:
@@ -38,11 +40,23 @@ def _show_entries(
     for entry in entries:
         title = Text(text.plain(entry["name"]), style="bold")
         title.append(f"  {text.plain(entry.get('title') or '')}".rstrip(), style="not bold")
-        title.append(f"  version {entry['version']}" if "version" in entry else "", style="not bold dim")
+        title.append(
+            f"  version {entry['version']}" if "version" in entry else "", style="not bold dim"
+        )
         console.print(title)
-        lines: list[Line] = [("  error", Text(text.plain(entry["error"], 2000), style="red"))] if entry.get("error") else []
-        lines += [(f"  {label}", words) for label, words in about(entry) if words] if not entry.get("error") else []
-        console.print(_grid([*lines, ("  from", f"{entry.get('distribution')} ({entry.get('target')})")]))
+        lines: list[Line] = (
+            [("  error", Text(text.plain(entry["error"], 2000), style="red"))]
+            if entry.get("error")
+            else []
+        )
+        lines += (
+            [(f"  {label}", words) for label, words in about(entry) if words]
+            if not entry.get("error")
+            else []
+        )
+        console.print(
+            _grid([*lines, ("  from", f"{entry.get('distribution')} ({entry.get('target')})")])
+        )
         console.print()
 
 
@@ -54,7 +68,11 @@ def _about_method(entry: Mapping[str, Any]) -> Iterator[Line]:
     yield "options", spell(entry.get("options") or {})
     yield "tuned", ", ".join(entry.get("knobs") or ())
     for name, preset in (entry.get("presets") or {}).items():
-        words = {**preset["params"], **preset["recipe"], **({"start": preset["start"]} if preset["start"] else {})}
+        words = {
+            **preset["params"],
+            **preset["recipe"],
+            **({"start": preset["start"]} if preset["start"] else {}),
+        }
         yield "preset", f"{name}: {spell(words)} ({preset['source']})"
 
 
@@ -66,10 +84,24 @@ def _about_task(entry: Mapping[str, Any]) -> Iterator[Line]:
     for n, size in enumerate(entry.get("sizes") or ()):
         yield "" if n else "sizes", f"{size}: {_budget(entry, size)}"
     yield "options", spell(entry.get("options") or {})
-    yield "tuning", "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in (entry.get("tuning") or {}).items())
+    yield (
+        "tuning",
+        "; ".join(
+            f"{name}: {', '.join(map(str, values))}"
+            for name, values in (entry.get("tuning") or {}).items()
+        ),
+    )
 
 
 def _budget(entry: Mapping[str, Any], size: str) -> str:
     """`300 steps of 64`, and what the size means to the task."""
     recipe = (entry.get("recipes") or {}).get(size) or {}
-    return ", ".join(filter(None, (f"{count(recipe.get('steps') or 0, 'step')} of {recipe.get('batch')}", spell(entry["sizes"][size]))))
+    return ", ".join(
+        filter(
+            None,
+            (
+                f"{count(recipe.get('steps') or 0, 'step')} of {recipe.get('batch')}",
+                spell(entry["sizes"][size]),
+            ),
+        )
+    )

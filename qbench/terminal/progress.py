@@ -13,7 +13,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from qbench.terminal.progress_lines import closing, minutes, overall_line, progress_line, run_line, significant
+from qbench.terminal.progress_lines import (
+    closing,
+    minutes,
+    overall_line,
+    progress_line,
+    run_line,
+    significant,
+)
 from qbench.terminal.progress_tally import Tally
 from qbench.util.text import count, plain
 
@@ -36,18 +43,32 @@ class Progress:
     """What a sweep tells how it goes (`qbench.sweep.Listener`)."""
 
     def __init__(
-        self, mode: Mode = "auto", stream: TextIO | None = None, *, board: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        mode: Mode = "auto",
+        stream: TextIO | None = None,
+        *,
+        board: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         out = Stream(stream or sys.stderr)
         if mode == "auto":
-            mode = "live" if out.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else "plain"
+            mode = (
+                "live"
+                if out.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+                else "plain"
+            )
         self.clock, self.board = clock, plain(board)
         self.tally = Tally(0, 0, clock())
-        self.display: Display = Live(out, clock) if mode == "live" else Lines(out) if mode == "plain" else Nothing()
+        self.display: Display = (
+            Live(out, clock) if mode == "live" else Lines(out) if mode == "plain" else Nothing()
+        )
 
     def start(self, total: int, cached: int) -> None:
         self.tally = Tally(total, cached, self.clock())
-        self.display.start(self.tally, f"{self.board + ': ' if self.board else ''}{count(total, 'run')}, {cached} done before")
+        self.display.start(
+            self.tally,
+            f"{self.board + ': ' if self.board else ''}{count(total, 'run')}, {cached} done before",
+        )
 
     def event(self, kind: str, run_label: str, **details: Any) -> None:
         now = self.clock()
@@ -56,7 +77,9 @@ class Progress:
             what = (run_label, details.get("reason"), details.get("message"))
             self.display.say(f"{kind:<6}  " + ": ".join(plain(part) for part in what if part))
         elif kind == "draining" and self.tally.running:
-            self.display.say(f"finishing the {count(len(self.tally.running), 'running run')}; Ctrl-C again stops now")
+            self.display.say(
+                f"finishing the {count(len(self.tally.running), 'running run')}; Ctrl-C again stops now"
+            )
         self.display.tick(self.tally, now)
 
     def stop(self, summary: Summary) -> None:
@@ -137,7 +160,11 @@ class Live:
 
         shown = Text(line)
         word = line.split(" ", 1)[0]
-        shown.stylize({"failed": "bold red", "retry": "yellow", "finishing": "bold"}.get(word, ""), 0, len(word))
+        shown.stylize(
+            {"failed": "bold red", "retry": "yellow", "finishing": "bold"}.get(word, ""),
+            0,
+            len(word),
+        )
         self.console.print(shown, soft_wrap=True)
 
     def close(self) -> None:
@@ -159,12 +186,20 @@ class Live:
         running = list(self.tally.running.values())
         fits = max(1, height - 2)
         shown = running if len(running) <= fits else running[: fits - 1]
-        rows = [(plain(going.title), significant(going.loss), minutes(now - going.began)) for going in shown]
+        rows = [
+            (plain(going.title), significant(going.loss), minutes(now - going.began))
+            for going in shown
+        ]
         # Columns only grow, so that lines do not jump.
         columns = zip(self.widths, *rows, strict=True)
-        self.widths = tuple(max(w, *map(cell_len, column)) if column else w for w, *column in columns)
+        self.widths = tuple(
+            max(w, *map(cell_len, column)) if column else w for w, *column in columns
+        )
         lines = [overall_line(self.tally, now, width)]
-        lines += [run_line(row, going.share, self.widths, width) for row, going in zip(rows, shown, strict=True)]
+        lines += [
+            run_line(row, going.share, self.widths, width)
+            for row, going in zip(rows, shown, strict=True)
+        ]
         if len(shown) < len(running):
             lines.append([(f"… and {len(running) - len(shown)} more", "dim")])
         return lines

@@ -23,7 +23,10 @@ Line = list[tuple[str, str]]
 def closing(summary: Summary, elapsed_s: float) -> str:
     """`72 runs: 70 ok, 2 failed (1 diverged, 1 oom), 3 cells skipped; 0:41`."""
     reasons = Counter(plain(reason) for _, reason, _ in summary.failures)
-    why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    why = ", ".join(
+        f"{n} {reason}"
+        for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    )
     runs = summary.ok + summary.failed + summary.left + summary.elsewhere
     parts = [
         f"{summary.ok} ok" if runs else "",
@@ -40,7 +43,12 @@ def closing(summary: Summary, elapsed_s: float) -> str:
 def progress_line(tally: Tally, now: float) -> str:
     """`[ 36/72] 50 %  0 failed  elapsed 0:41  left about 0:40`."""
     done = f"[{tally.done:>{len(str(tally.total)) + 1}}/{tally.total}] {100 * tally.done // max(1, tally.total)} %"
-    parts = [done, f"{tally.failed} failed", f"elapsed {minutes(now - tally.began)}", "finishing" if tally.draining else ""]
+    parts = [
+        done,
+        f"{tally.failed} failed",
+        f"elapsed {minutes(now - tally.began)}",
+        "finishing" if tally.draining else "",
+    ]
     left = None if tally.done == tally.total else tally.left_s(now)
     return "  ".join(filter(None, [*parts, "" if left is None else f"left about {roughly(left)}"]))
 
@@ -48,7 +56,13 @@ def progress_line(tally: Tally, now: float) -> str:
 def overall_line(tally: Tally, now: float, width: int) -> Line:
     """What does not fit goes, the least important first."""
     left = None if tally.done == tally.total else tally.left_s(now)
-    about = "" if left is None else f"about {roughly(left)} left" if width >= 60 else f"~{roughly(left)} left"
+    about = (
+        ""
+        if left is None
+        else f"about {roughly(left)} left"
+        if width >= 60
+        else f"~{roughly(left)} left"
+    )
     parts = [
         (0, f"{tally.done}/{tally.total}", "bold"),
         (4, f"{len(tally.running)} running", ""),
@@ -60,11 +74,21 @@ def overall_line(tally: Tally, now: float, width: int) -> Line:
     ]
     parts = [part for part in parts if part[1]]
     # A short bar is worth more than how many run, and less than how long it takes.
-    while len(parts) > 1 and sum(len(part[1]) + 2 for part in parts) + (5 if max(parts)[0] > 2 else -2) > width:
+    while (
+        len(parts) > 1
+        and sum(len(part[1]) + 2 for part in parts) + (5 if max(parts)[0] > 2 else -2) > width
+    ):
         parts.remove(max(parts))
     room = width - sum(len(part[1]) + 2 for part in parts)
-    drawn = bar(tally.done / tally.total if tally.total else 1.0, min(30, room), "green") if room >= 5 else []
-    return [*drawn, *(piece for _, words, style in parts for piece in (("  ", ""), (words, style)))][0 if drawn else 1 :]
+    drawn = (
+        bar(tally.done / tally.total if tally.total else 1.0, min(30, room), "green")
+        if room >= 5
+        else []
+    )
+    return [
+        *drawn,
+        *(piece for _, words, style in parts for piece in (("  ", ""), (words, style))),
+    ][0 if drawn else 1 :]
 
 
 def run_line(row: tuple[str, str, str], share: float, widths: tuple[int, ...], width: int) -> Line:
@@ -72,7 +96,12 @@ def run_line(row: tuple[str, str, str], share: float, widths: tuple[int, ...], w
     indent, drawn, gap = ("  ", 10, "  ") if roomy else ("", 5, " ")
     room = max(1, width - len(indent) - drawn - sum(widths[1:]) - 3 * len(gap))
     named = indent + fit(title, min(widths[0], room)) + gap
-    return [(named, ""), *bar(share, drawn, "cyan"), (f"{gap}{loss:>{widths[1]}}", ""), (f"{gap}{elapsed:>{widths[2]}}", "dim")]
+    return [
+        (named, ""),
+        *bar(share, drawn, "cyan"),
+        (f"{gap}{loss:>{widths[1]}}", ""),
+        (f"{gap}{elapsed:>{widths[2]}}", "dim"),
+    ]
 
 
 def bar(share: float, width: int, style: str) -> Line:

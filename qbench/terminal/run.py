@@ -48,11 +48,19 @@ def _what(spec: Mapping[str, Any]) -> Iterator[Line]:
     if not spec:
         return
     weights, acts = spec.get("weights") or {}, spec.get("activations") or {}
-    fmt = format_label(*(str(q.get(k) or "") for q in (weights, acts) for k in ("format", "granularity")))
-    yield "what", f"{spec.get('method')} on {spec.get('task')}/{spec.get('size')}, {fmt}, seed {spec.get('seed')}"
+    fmt = format_label(
+        *(str(q.get(k) or "") for q in (weights, acts) for k in ("format", "granularity"))
+    )
+    yield (
+        "what",
+        f"{spec.get('method')} on {spec.get('task')}/{spec.get('size')}, {fmt}, seed {spec.get('seed')}",
+    )
     for kind in ("method", "task"):
         data = f", data {spec['data']}" if kind == "task" and spec.get("data") else ""
-        yield kind, f"{spec.get(kind)} version {spec.get(f'{kind}_version')}{_options(spec.get(f'{kind}_params'))}{data}"
+        yield (
+            kind,
+            f"{spec.get(kind)} version {spec.get(f'{kind}_version')}{_options(spec.get(f'{kind}_params'))}{data}",
+        )
     yield "recipe", f"start {spec.get('start')}{_options(spec.get('recipe'))}"
     if spec.get("base"):
         yield "goes on from", str(spec["base"])
@@ -60,21 +68,42 @@ def _what(spec: Mapping[str, Any]) -> Iterator[Line]:
 
 def _outcome(result: Mapping[str, Any]) -> Iterator[Line]:
     if result.get("reason") or result.get("message"):
-        yield "reason", Text(text.plain(": ".join(str(result[k]) for k in ("reason", "message") if result.get(k)), 2000), style="red")
+        yield (
+            "reason",
+            Text(
+                text.plain(
+                    ": ".join(str(result[k]) for k in ("reason", "message") if result.get(k)), 2000
+                ),
+                style="red",
+            ),
+        )
     scores, metric, kinds = (result.get(part) or {} for part in ("scores", "metric", "kinds"))
     digits = int(_number(metric.get("digits")) or 3) + 2
-    shown = {k: _score(scores.get(k), kinds.get(k), digits) for k in ("packed", "simulated", "validation", "latent")}
+    shown = {
+        k: _score(scores.get(k), kinds.get(k), digits)
+        for k in ("packed", "simulated", "validation", "latent")
+    }
     if any(shown.values()):
         unit = f" ({metric['unit']})" if metric.get("unit") else ""
-        yield "score", f"{metric.get('name') or '?'}{unit}: " + ", ".join(f"{k} {x}" for k, x in shown.items() if x)
+        yield (
+            "score",
+            f"{metric.get('name') or '?'}{unit}: "
+            + ", ".join(f"{k} {x}" for k, x in shown.items() if x),
+        )
     if (mean := _number(scores.get("rr_mean"))) is not None:
         spread = _number(scores.get("rr_std"))
         more = f" ± {text.number(spread, digits)} (deviation)" if spread is not None else ""
-        yield "", f"randomised rounding {text.number(mean, digits)}{more}, {count(scores.get('rr_count') or 0, 'draw')}"
+        yield (
+            "",
+            f"randomised rounding {text.number(mean, digits)}{more}, {count(scores.get('rr_count') or 0, 'draw')}",
+        )
     for part, label in (("metrics", "metrics"), ("size", "size")):
         known = {k: v for k, v in (result.get(part) or {}).items() if v is not None}
         if known:
-            yield label, ", ".join(f"{k.replace('_', ' ')} {_short(_number(v))}" for k, v in known.items())
+            yield (
+                label,
+                ", ".join(f"{k.replace('_', ' ')} {_short(_number(v))}" for k, v in known.items()),
+            )
     if words := list(_cost(result.get("cost") or {})):
         yield "cost", ", ".join(words)
 
@@ -102,20 +131,36 @@ def _curve(run: Mapping[str, Any], width: int) -> Iterator[Line]:
         values = [loss for _, loss in losses]
         scale = " (logarithmic)" if _logarithmic([x for x in values if x is not None]) else ""
         yield "loss", Text(sparkline(values, width))
-        yield "", f"{_short(values[0])} at step {losses[0][0]}, {_short(values[-1])} at step {losses[-1][0]}{scale}"
+        yield (
+            "",
+            f"{_short(values[0])} at step {losses[0][0]}, {_short(values[-1])} at step {losses[-1][0]}{scale}",
+        )
 
 
 def _audit(result: Mapping[str, Any]) -> Iterator[Line]:
     for check in (result.get("audit") or {}).get("checks") or ():
         verdict = ("pass ", "green") if check.get("passed") else ("FAIL ", "bold red")
-        yield "audit", Text.assemble(verdict, text.plain(f"{check.get('name')}: {check.get('detail') or ''}", 2000))
+        yield (
+            "audit",
+            Text.assemble(
+                verdict, text.plain(f"{check.get('name')}: {check.get('detail') or ''}", 2000)
+            ),
+        )
 
 
-def _origin(run: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str, Any]) -> Iterator[Line]:
+def _origin(
+    run: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str, Any]
+) -> Iterator[Line]:
     if env:
-        dirty = {True: " with changes", None: ", changes unknown"}.get(env.get("dirty"), "") if env.get("commit") else ""
+        dirty = (
+            {True: " with changes", None: ", changes unknown"}.get(env.get("dirty"), "")
+            if env.get("commit")
+            else ""
+        )
         yield "code", f"qbench {env.get('qbench')}, commit {env.get('commit') or 'unknown'}{dirty}"
-        devices = dict.fromkeys(str(env[k]) for k in ("device", "device_name", "cpu", "platform") if env.get(k))
+        devices = dict.fromkeys(
+            str(env[k]) for k in ("device", "device_name", "cpu", "platform") if env.get(k)
+        )
         versions = [f"{k} {env[k]}" for k in ("threads", "python", "torch", "numpy") if env.get(k)]
         yield "machine", ", ".join((*devices, *versions))
     if result.get("started"):
@@ -128,7 +173,10 @@ def _origin(run: Mapping[str, Any], result: Mapping[str, Any], env: Mapping[str,
     tried = run.get("attempts") or ()
     for one in tried if len(tried) > 1 else ():
         score = "" if one["packed"] is None else f", score {one['packed']!r}"
-        yield "", f"attempt {one['attempt']}, {one['trust'] or 'our own'}: {one['state'] or 'not finished'}{score}"
+        yield (
+            "",
+            f"attempt {one['attempt']}, {one['trust'] or 'our own'}: {one['state'] or 'not finished'}{score}",
+        )
     if run.get("folder"):
         yield "files", str(run["folder"])
     if run.get("key"):
@@ -140,12 +188,16 @@ def sparkline(values: Iterable[float | None], width: int) -> str:
     found = [x if x is not None and math.isfinite(x) else None for x in values]
     count = min(width, len(found))
     chunks = [found[i * len(found) // count : (i + 1) * len(found) // count] for i in range(count)]
-    means = [None if None in chunk else _mean([x for x in chunk if x is not None]) for chunk in chunks]
+    means = [
+        None if None in chunk else _mean([x for x in chunk if x is not None]) for chunk in chunks
+    ]
     bend = math.log if _logarithmic([x for x in found if x is not None]) else float
     scaled = [None if x is None else bend(x) for x in means]
     known = [x for x in scaled if x is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    return "".join("×" if x is None else BARS[min(7, int(8 * _share(x, low, high)))] for x in scaled)
+    return "".join(
+        "×" if x is None else BARS[min(7, int(8 * _share(x, low, high)))] for x in scaled
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -171,4 +223,6 @@ def _number(x: Any) -> float | None:
 
 
 def _short(x: float | None) -> str:
-    return "not finite" if x is None else f"{x:.0f}" if x == round(x) and abs(x) < 1e12 else f"{x:.4g}"
+    return (
+        "not finite" if x is None else f"{x:.0f}" if x == round(x) and abs(x) < 1e12 else f"{x:.4g}"
+    )

@@ -34,7 +34,14 @@ def show_summary(summary: Summary, console: Console) -> None:
         _missing(summary.overall, console)
     for section in summary.sections:
         console.print()
-        console.print(Text(text.plain(f"{section.title}: {section.metric}, {section.better} is better; {section.setting}"), style="bold"))
+        console.print(
+            Text(
+                text.plain(
+                    f"{section.title}: {section.metric}, {section.better} is better; {section.setting}"
+                ),
+                style="bold",
+            )
+        )
         _front(section, console)
         _equal_time(section, console)
     console.print()
@@ -59,8 +66,18 @@ def _overall(summary: Summary) -> Table:
     places = [summary.thresholds.index(t) for t in SHOWN]
     table = _table("method", "mean", "IQM", "cells", *(f"≥ {100 * t:.0f} %" for t in SHOWN))
     for entry in summary.overall:
-        share = ["" for _ in places] if entry.profile is None else [f"{100 * entry.profile.share[i]:.0f} %" for i in places]
-        table.add_row(_name(entry), _percent(entry.gap), _percent(entry.iqm), f"{entry.cells} of {summary.cells}", *share)
+        share = (
+            ["" for _ in places]
+            if entry.profile is None
+            else [f"{100 * entry.profile.share[i]:.0f} %" for i in places]
+        )
+        table.add_row(
+            _name(entry),
+            _percent(entry.gap),
+            _percent(entry.iqm),
+            f"{entry.cells} of {summary.cells}",
+            *share,
+        )
     return table
 
 
@@ -72,33 +89,54 @@ def _percent(x: Estimate | None) -> str:
     """`88 % [85, 91]`."""
     if x is None:
         return NONE
-    interval = "" if x.low is None or x.high is None or x.low == x.high else f" [{100 * x.low + 0.0:.0f}, {100 * x.high + 0.0:.0f}]"
+    interval = (
+        ""
+        if x.low is None or x.high is None or x.low == x.high
+        else f" [{100 * x.low + 0.0:.0f}, {100 * x.high + 0.0:.0f}]"
+    )
     return f"{100 * x.value + 0.0:.0f} %{interval}"
 
 
 def _missing(entries: Iterable[Overall], console: Console) -> None:
     for entry in entries:
         if entry.missing:
-            console.print(Text(text.plain(f"{entry.entrant} lacks {'; '.join(entry.missing)}", 1000), style="dim"))
+            console.print(
+                Text(
+                    text.plain(f"{entry.entrant} lacks {'; '.join(entry.missing)}", 1000),
+                    style="dim",
+                )
+            )
 
 
 # ---- a section ----
 
 
 def _front(section: SectionSummary, console: Console) -> None:
-    front = sorted((p for p in section.points if p.front), key=lambda p: (p.bits_per_weight or 0.0, p.cost or 0.0))
+    front = sorted(
+        (p for p in section.points if p.front),
+        key=lambda p: (p.bits_per_weight or 0.0, p.cost or 0.0),
+    )
     if not front:
         return
     table = _table("on the front", "format", "score", "bits", "training / fp")
     for p in front:
         bits, cost = f"{p.bits_per_weight:.3g}", f"{p.cost:.2f} ×"
-        table.add_row(Text(text.plain(p.entrant, 60)), Text(text.plain(p.format)), _score(p.score, section.digits), bits, cost)
+        table.add_row(
+            Text(text.plain(p.entrant, 60)),
+            Text(text.plain(p.format)),
+            _score(p.score, section.digits),
+            bits,
+            cost,
+        )
     console.print(table)
 
 
 def _equal_time(section: SectionSummary, console: Console) -> None:
     view: EqualTime = section.equal_time
-    when = ", ".join(f"{text.seconds(s)}{f' on {text.plain(name)}' * (len(view.seconds) > 1)}" for name, s in view.seconds.items())
+    when = ", ".join(
+        f"{text.seconds(s)}{f' on {text.plain(name)}' * (len(view.seconds) > 1)}"
+        for name, s in view.seconds.items()
+    )
     shown = [cell for cell in view.cells if cell.at_steps or cell.at_time]
     if when and shown:
         table = _table("validation", "format", "at equal steps", f"after {when}", "of its steps")
@@ -107,7 +145,13 @@ def _equal_time(section: SectionSummary, console: Console) -> None:
         console.print(table)
     for note, who in _by_note(view.cells).items():
         console.print(
-            Text(text.plain(f"{NONE} {note}: {'; '.join(who) if shown else 'nothing is known of equal time'}", 1000), style="dim")
+            Text(
+                text.plain(
+                    f"{NONE} {note}: {'; '.join(who) if shown else 'nothing is known of equal time'}",
+                    1000,
+                ),
+                style="dim",
+            )
         )
 
 
@@ -123,13 +167,18 @@ def _by_note(cells: Iterable[Timed]) -> dict[str, list[str]]:
     for cell in cells:
         if cell.note:
             found.setdefault(cell.note, {}).setdefault(cell.entrant, []).append(cell.format)
-    return {note: [f"{who} {', '.join(formats)}" for who, formats in cells.items()] for note, cells in found.items()}
+    return {
+        note: [f"{who} {', '.join(formats)}" for who, formats in cells.items()]
+        for note, cells in found.items()
+    }
 
 
 def _score(x: Estimate | None, digits: int) -> str:
     if x is None:
         return NONE
-    return text.number(x.value, digits) + ("" if x.half is None else f" ± {text.half_width(x.half, x.value, digits)}")
+    return text.number(x.value, digits) + (
+        "" if x.half is None else f" ± {text.half_width(x.half, x.value, digits)}"
+    )
 
 
 def _table(*heads: str) -> Table:

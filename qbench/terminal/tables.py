@@ -21,7 +21,9 @@ def _grid(lines: Iterable[Line]) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in lines:
-        grid.add_row(Text(label), value if isinstance(value, Text) else Text(text.plain(value, 2000)))
+        grid.add_row(
+            Text(label), value if isinstance(value, Text) else Text(text.plain(value, 2000))
+        )
     return grid
 
 

@@ -16,7 +16,11 @@ def undivided(method: str, rule: TrainedScaleRule) -> str | None:
     """Why a rule cannot be followed by a method whose weights are divided among processes; None where each weight alone says its scale."""
     if rule == "learned":
         return f"{method} with scale = learned has parameters of its own, which are not divided among processes"
-    return f"{method} with scale = hessian looks at the gradients of whole weights, which no process holds" if rule == "hessian" else None
+    return (
+        f"{method} with scale = hessian looks at the gradients of whole weights, which no process holds"
+        if rule == "hessian"
+        else None
+    )
 
 
 # ---- while a run goes on ----
@@ -40,6 +44,8 @@ def settle(run: Run, batches: list[Batch]) -> None:
 def settle_now_and_then(run: Run) -> None:
     """Again at every tenth of the run, if there is anything to settle."""
     if run.step and run.step % max(1, run.steps // TIMES) == 0:
-        searches = any(isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.searches for b in run.bundles)
+        searches = any(
+            isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.searches for b in run.bundles
+        )
         if searches or run.inputs:
             settle(run, run.probe_batches(BATCHES))

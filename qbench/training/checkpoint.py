@@ -19,8 +19,16 @@ from qbench.util.json_files import write_atomically
 
 
 def made_by(run: Run) -> list[str]:
-    ways = {"divided": run.divided, "compiled": run.compiled is not None}  # divided, each weight has a quantizer of its own
-    return [str(commit()["commit"]), str(torch.__version__), run.clock.device.type, *(way for way, taken in ways.items() if taken)]
+    ways = {
+        "divided": run.divided,
+        "compiled": run.compiled is not None,
+    }  # divided, each weight has a quantizer of its own
+    return [
+        str(commit()["commit"]),
+        str(torch.__version__),
+        run.clock.device.type,
+        *(way for way, taken in ways.items() if taken),
+    ]
 
 
 def save(run: Run, step: int, seconds: float, path: Path) -> None:

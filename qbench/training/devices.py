@@ -30,9 +30,13 @@ def device_named(name: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this machine has no usable CUDA device; use --device cpu or auto")
+        raise UsageError(
+            f"--device {name}: this machine has no usable CUDA device; use --device cpu or auto"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0")
+        raise UsageError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: only cpu and cuda are supported")
     return device
@@ -70,7 +74,11 @@ class Stopwatch:
         """Seconds of each step, the first few left out where there are others."""
         if self.cuda:
             torch.cuda.synchronize()
-        pairs = [(a, b) for a, b in zip(self.marks, self.marks[1:], strict=False) if a is not None and b is not None]
+        pairs = [
+            (a, b)
+            for a, b in zip(self.marks, self.marks[1:], strict=False)
+            if a is not None and b is not None
+        ]
         times = [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs]
         return times[WARMUP_STEPS:] if len(times) > 2 * WARMUP_STEPS else times
 
@@ -93,13 +101,19 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the device's allocator on CUDA, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def compiler() -> str | None:
     """What `torch.compile` would make programs with on a CPU; None where it could not."""
-    asked = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
-    return shutil.which(asked[0]) if Path(sysconfig.get_path("include"), "Python.h").exists() else None
+    asked = shlex.split(os.environ.get("CXX", "")) or [
+        "clang++" if sys.platform == "darwin" else "g++"
+    ]
+    return (
+        shutil.which(asked[0]) if Path(sysconfig.get_path("include"), "Python.h").exists() else None
+    )
 
 
 @cache

@@ -38,4 +38,8 @@ def blame(reason: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return text[0] if isinstance(error, QbenchError) and text else f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    return (
+        text[0]
+        if isinstance(error, QbenchError) and text
+        else f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    )

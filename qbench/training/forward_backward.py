@@ -32,7 +32,12 @@ def add_up(run: Run, before: Iterable[Tensor | None], terms: dict[str, Tensor]) 
     """Sum over all processes the gradients that the network's backward has left, and the terms; then put back what was laid aside."""
     if run.team is None:
         return
-    leaves = [layer.used.grad for bundle in run.bundles for layer in bundle.layers if layer.used is not None and layer.used.is_leaf]
+    leaves = [
+        layer.used.grad
+        for bundle in run.bundles
+        for layer in bundle.layers
+        if layer.used is not None and layer.used.is_leaf
+    ]
     own = [] if run.team.divided else [p.grad for p in run.parameters]
     sum_in_place([x for x in (*own, *leaves, *terms.values()) if x is not None])
     for p, earlier in zip(run.parameters, before, strict=True):

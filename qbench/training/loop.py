@@ -87,11 +87,21 @@ def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0)
         evaluate = done % validate_every == 0 or done == run.steps
         seconds = (time.monotonic() - began) * share
         if done % every == 0 or evaluate:
-            metrics, norms = spread(run.method.metrics(run), len(seats)), spread({"": norm}, len(seats))
+            metrics, norms = (
+                spread(run.method.metrics(run), len(seats)),
+                spread({"": norm}, len(seats)),
+            )
             val = validate(run, seats) if evaluate else [None] * len(seats)
-            for place, (seat, loss) in enumerate(zip(seats, spread(terms, len(seats)), strict=True)):
+            for place, (seat, loss) in enumerate(
+                zip(seats, spread(terms, len(seats)), strict=True)
+            ):
                 if seat.diverged is None:
-                    line = {"lr": rates[place], "grad_norm": norms[place].get(""), "metrics": metrics[place], "val": val[place]}
+                    line = {
+                        "lr": rates[place],
+                        "grad_norm": norms[place].get(""),
+                        "metrics": metrics[place],
+                        "val": val[place],
+                    }
                     look(seat, loss, line, (done, run.steps), seconds)
             if all(seat.diverged for seat in seats):
                 break
@@ -100,7 +110,13 @@ def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0)
             watch.mark()
         if time.monotonic() - reported > SIGN_OF_LIFE_S:
             for seat in seats:
-                seat.report({"step": done, "steps": run.steps, "loss": sum(seat.terms.values()) if seat.terms else None})
+                seat.report(
+                    {
+                        "step": done,
+                        "steps": run.steps,
+                        "loss": sum(seat.terms.values()) if seat.terms else None,
+                    }
+                )
             reported = time.monotonic()
         due = time.monotonic() - saved > execution.checkpoint_s and done < run.steps
         if run.team.agree(due) if run.team else due:
@@ -111,11 +127,23 @@ def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0)
     return watch
 
 
-def look(seat: Seat, terms: dict[str, float], line: Mapping[str, Any], at: tuple[int, int], seconds: float) -> None:
+def look(
+    seat: Seat,
+    terms: dict[str, float],
+    line: Mapping[str, Any],
+    at: tuple[int, int],
+    seconds: float,
+) -> None:
     """A line of a run's curve, and whether it has diverged."""
     done, steps = at
     seat.terms, loss = terms, sum(terms.values())
-    line = {"progress": done / steps, "seconds": seat.before_s + seconds, "terms": terms, "loss": loss, **line}
+    line = {
+        "progress": done / steps,
+        "seconds": seat.before_s + seconds,
+        "terms": terms,
+        "loss": loss,
+        **line,
+    }
     write_line(seat.curve, step=done, **line)
     seat.report({"step": done, "steps": steps, "loss": loss})
     if not math.isfinite(loss):
@@ -125,7 +153,9 @@ def look(seat: Seat, terms: dict[str, float], line: Mapping[str, Any], at: tuple
 def spread(values: Mapping[str, float | Tensor | None], count: int) -> list[dict[str, float]]:
     """What each run has of numbers that may be one for all or one each."""
     each = {
-        name: v.detach().expand(count).tolist() if isinstance(v, Tensor) else [v] * count for name, v in values.items() if v is not None
+        name: v.detach().expand(count).tolist() if isinstance(v, Tensor) else [v] * count
+        for name, v in values.items()
+        if v is not None
     }
     return [{name: float(v[place]) for name, v in each.items()} for place in range(count)]
 
@@ -160,6 +190,13 @@ def validate_one(run: Run, step: int) -> float:
 
 def write_line(file: TextIO, **values: Any) -> None:
     """One line of the curve; numbers that are not finite become null."""
-    plain = {k: finite({k: v})[0][k] if isinstance(v, float) else finite(v)[0] if isinstance(v, dict) else v for k, v in values.items()}
+    plain = {
+        k: finite({k: v})[0][k]
+        if isinstance(v, float)
+        else finite(v)[0]
+        if isinstance(v, dict)
+        else v
+        for k, v in values.items()
+    }
     file.write(json.dumps(plain, allow_nan=False) + "\n")
     file.flush()

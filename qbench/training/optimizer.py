@@ -16,22 +16,32 @@ def parameter_groups(run: Run) -> list[dict[str, object]]:
     own = {name: list(parameters) for name, parameters in run.method.param_groups(run).items()}
     taken = {id(p) for group in own.values() for p in group}
     if len(taken) != sum(map(len, own.values())) or {"decay", "plain", "quantizer"} & own.keys():
-        raise UsageError(f"method {run.method.name}: param_groups names a parameter twice, or uses a name of the core's")
+        raise UsageError(
+            f"method {run.method.name}: param_groups names a parameter twice, or uses a name of the core's"
+        )
     model = [p for p in run.model.parameters() if id(p) not in taken]
     quantizer = [p for q in run.quantizers() for p in q.parameters() if id(p) not in taken]
     matrices = [p for p in model if p.dim() - run.lead > 1]
     vectors = [p for p in model if p.dim() - run.lead < 2]
     groups = {"decay": matrices, "plain": vectors, "quantizer": quantizer, **own}
     decay = run.recipe.weight_decay
-    return [{"params": ps, "name": name, "weight_decay": decay if name == "decay" else 0.0} for name, ps in groups.items() if ps]
+    return [
+        {"params": ps, "name": name, "weight_decay": decay if name == "decay" else 0.0}
+        for name, ps in groups.items()
+        if ps
+    ]
 
 
-def make_optimizer(groups: list[dict[str, object]], recipe: Recipe, divided: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    groups: list[dict[str, object]], recipe: Recipe, divided: bool = False
+) -> torch.optim.Optimizer:
     betas = (recipe.beta1, recipe.beta2)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=not divided)  # torch has none for a divided parameter
+        return torch.optim.SGD(
+            groups, lr=recipe.lr, momentum=recipe.momentum, fused=not divided
+        )  # torch has none for a divided parameter
     assert recipe.optimizer == "radam", recipe.optimizer
     return torch.optim.RAdam(groups, lr=recipe.lr, betas=betas, decoupled_weight_decay=True)
 
@@ -61,9 +71,13 @@ def clip(run: Run) -> Tensor | None:
         alone: Tensor = nn.utils.clip_grad_norm_(run.parameters, run.recipe.clip)
         return alone.full_tensor() if run.divided else alone  # type: ignore[attr-defined]
     grads = [p.grad for p in run.parameters if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1
+    )
     limits = run.number([recipe.clip for recipe in run.recipes], norm)
-    scale = ((norm + 1e-6).reciprocal() * limits).clamp(max=1.0)  # as torch divides a number by a tensor
+    scale = ((norm + 1e-6).reciprocal() * limits).clamp(
+        max=1.0
+    )  # as torch divides a number by a tensor
     for grad in grads:
         grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
     return norm

@@ -47,7 +47,9 @@ class Team:
         slices = cut(batch, self.size)
         first = sum(part.count for part in slices[: self.rank])
         parts = cut(slices[self.rank], min(count, batch.count // self.size))
-        return zip(itertools.accumulate((part.count for part in parts), initial=first), parts, strict=False)
+        return zip(
+            itertools.accumulate((part.count for part in parts), initial=first), parts, strict=False
+        )
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over the processes."""
@@ -59,7 +61,9 @@ class Team:
         """What the first process wants, where all must do it together."""
         if not self.divided:
             return wanted
-        word = torch.tensor([wanted], dtype=torch.uint8)  # on the CPU, so that no step waits for the device
+        word = torch.tensor(
+            [wanted], dtype=torch.uint8
+        )  # on the CPU, so that no step waits for the device
         dist.broadcast(word, 0)
         return bool(word)
 
@@ -80,12 +84,19 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
     """Slices of a batch, of sizes that differ by one at most."""
     assert batch.inputs is not None and batch.targets is not None and parts <= batch.count
     pairs = zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
-    return [replace(batch, inputs=inputs, targets=targets, count=len(inputs)) for inputs, targets in pairs]
+    return [
+        replace(batch, inputs=inputs, targets=targets, count=len(inputs))
+        for inputs, targets in pairs
+    ]
 
 
 def current(divided: bool = False) -> Team | None:
     """The team that this process belongs to; None where it trains alone."""
-    return Team(dist.get_rank(), dist.get_world_size(), divided) if dist.is_available() and dist.is_initialized() else None
+    return (
+        Team(dist.get_rank(), dist.get_world_size(), divided)
+        if dist.is_available() and dist.is_initialized()
+        else None
+    )
 
 
 @torch.no_grad()
@@ -113,7 +124,10 @@ def _pieces(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 def _state(run: Run) -> Iterator[Tensor]:
     """Whatever must be the same everywhere: parameters and buffers, but for those of which each process holds a part."""
-    modules: list[nn.Module] = [*run.quantizers(), *([] if run.team and run.team.divided else [run.model])]
+    modules: list[nn.Module] = [
+        *run.quantizers(),
+        *([] if run.team and run.team.divided else [run.model]),
+    ]
     for module in modules:
         yield from (x.detach() for x in (*module.parameters(), *module.buffers()))
     yield run.clock

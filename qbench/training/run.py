@@ -76,7 +76,9 @@ class Run:
         """`terms` as one graph, if a step is one pass."""
         self.recorded: Recorded | None = None
         """What repeats its steps, if they are recorded."""
-        self.clock = torch.zeros((), dtype=torch.int64, device=next(self.problem.model.parameters()).device)
+        self.clock = torch.zeros(
+            (), dtype=torch.int64, device=next(self.problem.model.parameters()).device
+        )
         """The step as a tensor, which every quantizer's draws are keyed by."""
         self.part = torch.tensor([0, 1], device=self.clock.device)
         """Of the batch in the network: its first sample and how many it has. Quantizers of inputs draw by it."""
@@ -195,7 +197,11 @@ class Run:
         if not self.members:
             return self.problem.batch(index)
         problems = {member.seed: member.problem for member in self.members}
-        drawn = {seed: problem.drawn(index) for seed, problem in problems.items()} if len(problems) > 1 else {}
+        drawn = (
+            {seed: problem.drawn(index) for seed, problem in problems.items()}
+            if len(problems) > 1
+            else {}
+        )
         rows = [found for member in self.members if (found := drawn.get(member.seed)) is not None]
         if rows:
             return self.problem.batch_of(torch.stack(rows))
@@ -244,7 +250,11 @@ class Run:
         for bundle in self.bundles:
             bundle.refresh()
         before, totals = take_gradients(self), dict[str, Tensor]()
-        parts = self.team.parts(batch, self.accumulate) if self.team else _numbered(batch.split(self.accumulate, self.lead))
+        parts = (
+            self.team.parts(batch, self.accumulate)
+            if self.team
+            else _numbered(batch.split(self.accumulate, self.lead))
+        )
         for first, part in parts:
             share = part.count / batch.count
             self.see_part(first, part.count)
@@ -263,7 +273,9 @@ class Run:
 
     def casting(self) -> torch.autocast:
         """The precision that networks compute in."""
-        return torch.autocast(self.clock.device.type, self.autocast, enabled=self.autocast is not None)
+        return torch.autocast(
+            self.clock.device.type, self.autocast, enabled=self.autocast is not None
+        )
 
     def everywhere(self, x: Tensor) -> Tensor:
         """The sum of what each process of the run has gathered from its part of a batch: what `losses` sees is a part."""
@@ -280,7 +292,10 @@ class Run:
             layers[name].see_input_through(_keep(quantizer, made, name + INPUT))
         for bundle in self.bundles:
             bundle.refresh(bundle.quantizer)
-            made |= {name: layer.effective for name, layer in zip(bundle.names, bundle.layers, strict=True)}
+            made |= {
+                name: layer.effective
+                for name, layer in zip(bundle.names, bundle.layers, strict=True)
+            }
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(self.clock.device.type, enabled=False):
             loss = self.loss(self.model(batch.inputs), batch)
         for bundle in self.bundles:
@@ -299,7 +314,12 @@ class Run:
         for batch in batches:
             loss = self.problem.loss(self.model(batch.inputs), batch)
             grads = torch.autograd.grad(loss.sum(), weights)
-            total += beside([g.reshape(layer.matrix().shape) for g, layer in zip(grads, bundle.layers, strict=True)]).square_()
+            total += beside(
+                [
+                    g.reshape(layer.matrix().shape)
+                    for g, layer in zip(grads, bundle.layers, strict=True)
+                ]
+            ).square_()
         return total * self.labels_per_step
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
@@ -340,7 +360,11 @@ class Run:
         """The network as it would ship, but each weight on a neighbouring level by a coin whose mean is the weight."""
         with self.evaluating(), torch.no_grad():
             for bundle in self.bundles:
-                bundle.refresh(lambda x, q=bundle.quantizer: q.grid(widen(x)).snap_randomly(x, q.draw(x, -1 - draw)))  # type: ignore[misc]
+                bundle.refresh(
+                    lambda x, q=bundle.quantizer: q.grid(widen(x)).snap_randomly(
+                        x, q.draw(x, -1 - draw)
+                    )
+                )  # type: ignore[misc]
             yield
 
     @contextmanager

@@ -32,17 +32,31 @@ def sites(problem: Problem, config: RunConfig) -> list[Site]:
     found = []
     for name, layer in problem.layers().items():
         if config.weights:
-            found.append(Site(name, "weight", config.weights.format, config.weights.granularity, tuple(layer.matrix().shape)))
+            found.append(
+                Site(
+                    name,
+                    "weight",
+                    config.weights.format,
+                    config.weights.granularity,
+                    tuple(layer.matrix().shape),
+                )
+            )
         if config.activations:
             shape = (1, layer.matrix().shape[-1])
             a = config.activations
-            found.append(Site(name + INPUT, "activation", a.format, a.granularity, shape, layer.unsigned_input))
+            found.append(
+                Site(
+                    name + INPUT, "activation", a.format, a.granularity, shape, layer.unsigned_input
+                )
+            )
     return found
 
 
 def attach(problem: Problem, method: Method, config: RunConfig, team: Team | None = None) -> Run:
     """A run with the method's quantizers in place. Weight sites of one shape share a quantizer, unless the method wants one each."""
-    run = Run(problem, method, config.seed, config.recipe.steps, recipes=(config.recipe,), team=team)
+    run = Run(
+        problem, method, config.seed, config.recipe.steps, recipes=(config.recipe,), team=team
+    )
     together = method.bundles and not run.divided
     layers = problem.layers()
     stacks: dict[object, list[Site]] = {}
@@ -85,6 +99,8 @@ def open_problem(config: RunConfig, device: torch.device) -> tuple[Task, Problem
     """The task of a configuration and its problem, as the configuration pinned them."""
     task: Task = registry.build("tasks", config.task, config.task_params)
     if task.version != config.task_version:
-        raise QbenchError(f"task {config.task} is at version {task.version} here, the run asks for {config.task_version}")
+        raise QbenchError(
+            f"task {config.task} is at version {task.version} here, the run asks for {config.task_version}"
+        )
     torch.manual_seed(key_of(config.task, config.seed))
     return task, task.problem(config.size, config.seed, config.recipe.batch, device)

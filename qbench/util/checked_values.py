@@ -36,7 +36,9 @@ def strings(value: Any, where: str, empty: bool = False) -> tuple[str, ...]:
 def line(value: Any, where: str) -> str:
     text = str(coerce(value, str, where))
     if len(text) > 200 or not text.isprintable():
-        raise UsageError(f"{where}: one line of at most 200 printable characters, not {text[:40]!r}{'…' if len(text) > 40 else ''}")
+        raise UsageError(
+            f"{where}: one line of at most 200 printable characters, not {text[:40]!r}{'…' if len(text) > 40 else ''}"
+        )
     return text
 
 

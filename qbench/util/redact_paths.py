@@ -16,14 +16,18 @@ _QUOTED = re.compile(
     r"(?P<quote>['\"`])(?P<word>[\w+.-]+:)?(?P<path>(?:file://)?(?:~?/|[A-Za-z]:[\\/])[^'\"`\n]*[/\\][^'\"`\n]*)(?P=quote)"
 )
 """Only between quotation marks may a path have blanks in it."""
-_BARE = re.compile(rf"(?<![\w/.~\\])(?:file://)?(?:~/|/(?=[^/]+/)|[A-Za-z]:[\\/])(?!/){_PART}+(?:[/\\]+{_PART}+)*[/\\]?")
+_BARE = re.compile(
+    rf"(?<![\w/.~\\])(?:file://)?(?:~/|/(?=[^/]+/)|[A-Za-z]:[\\/])(?!/){_PART}+(?:[/\\]+{_PART}+)*[/\\]?"
+)
 _OWN = re.compile(r"runs[/\\][0-9a-f]{2}[/\\][0-9a-f]{32}(?:[/\\].*)?$")
 _SEPARATORS = re.compile(r"[/\\]+")
 
 
 def unplaced(message: str) -> str:
     """A message whose absolute paths are no longer than their last name."""
-    quoted = _QUOTED.sub(lambda m: f"{m['quote']}{m['word'] or ''}{_last(m['path'])}{m['quote']}", message)
+    quoted = _QUOTED.sub(
+        lambda m: f"{m['quote']}{m['word'] or ''}{_last(m['path'])}{m['quote']}", message
+    )
     return _BARE.sub(lambda m: _last(m.group()), quoted)
 
 

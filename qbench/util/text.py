@@ -15,9 +15,13 @@ from typing import Any
 LONGEST = 200
 LONGEST_CELL = 1_000_000
 """What a run answered to hundreds of downstream tasks is one cell."""
-_ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?")
+_ESCAPE = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x1b\x9b][\[\]()#;?]*[0-9;]*[A-Za-z@~=<>]?"
+)
 _SPACE = re.compile(r"\s+")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|&#~!$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_MARKDOWN = re.compile(
+    r"[\\`*\[\]<>|&#~!$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www)\.", re.IGNORECASE
+)
 _ESCAPED = {"<": "&lt;", "&": "&amp;", "//": r"\/\/"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -98,7 +102,9 @@ def seconds(x: float) -> str:
     if x < 59.5:
         return f"{x:.0f} s"
     minutes, rest = divmod(round(x), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    return (
+        f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    )
 
 
 def size(count: float) -> str:

@@ -25,7 +25,13 @@ from qbench_tasks.tokens import fresh_record, noted, settled
 from qbench_tasks.vocabulary import MISSING, Borrowed
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
 KNOWN = "model"
 BLOCK = 1 << 24
 
@@ -46,11 +52,15 @@ class Checkpoint:
         if not path.is_file():
             raise UsageError(f"{self.called}: no config.json in {self.folder}")
         try:
-            config = transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
         except (ValueError, KeyError, OSError) as error:
             raise UsageError(f"{self.called}: {first_line(error)}") from None
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise UsageError(f"{self.called}: a {config.model_type} is no causal language model that transformers knows")
+            raise UsageError(
+                f"{self.called}: a {config.model_type} is no causal language model that transformers knows"
+            )
         return config
 
     @cached_property
@@ -62,14 +72,18 @@ class Checkpoint:
         end = self.config.eos_token_id
         end = end[0] if isinstance(end, list) else end
         if end is None:
-            raise UsageError(f"{self.called}: its config.json names no eos_token_id, which stands between texts")
+            raise UsageError(
+                f"{self.called}: its config.json names no eos_token_id, which stands between texts"
+            )
         return Borrowed(path.read_text(encoding="utf-8"), self.config.vocab_size, end, self.called)
 
     def hash(self) -> str:
         """Of the configuration, the tokenizer and the weights. Gigabytes are read once: files that have not changed since are known."""
         files = sorted({path for pattern in FILES for path in self.folder.glob(pattern)})
         if not any(path.suffix == ".safetensors" for path in files):
-            raise UsageError(f"{self.called}: no *.safetensors in {self.folder}; other formats of weights are not read")
+            raise UsageError(
+                f"{self.called}: no *.safetensors in {self.folder}; other formats of weights are not read"
+            )
         record, signature = fresh_record("models", stamps(files))
         if (known := noted(record)) and known["settled"]:
             return str(known["hash"])
@@ -94,11 +108,18 @@ class Checkpoint:
             return model
         try:
             model, info = auto.from_pretrained(
-                self.folder, config=self.config, local_files_only=True, use_safetensors=True, output_loading_info=True, **keep
+                self.folder,
+                config=self.config,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **keep,
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise UsageError(f"{self.called}: {first_line(error)}") from None
-        if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})):
+        if wrong := sorted(
+            map(str, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})
+        ):
             raise UsageError(
                 f"{self.called}: its weights are not those of a {self.config.model_type}: {wrong[0]} and {len(wrong) - 1} more"
             )
@@ -128,7 +149,9 @@ def _known(name: str) -> Checkpoint:
             found = Checkpoint(Path(known["folder"]), f"{KNOWN}:{name}")
             if found.hash() == name:
                 return found
-    raise UsageError(f"no checkpoint with the hash {name} is known here: ask once for model = with the folder that holds it")
+    raise UsageError(
+        f"no checkpoint with the hash {name} is known here: ask once for model = with the folder that holds it"
+    )
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -136,11 +159,19 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S
+            )
+        )
     except RepositoryNotFoundError:
-        raise UsageError(f"{name}: the hub has no such model, or it is not open to you, and no folder here is called so") from None
+        raise UsageError(
+            f"{name}: the hub has no such model, or it is not open to you, and no folder here is called so"
+        ) from None
     except Exception as error:
-        raise UsageError(f"{name}: no folder here, and the hub cannot be reached ({first_line(error)})") from error
+        raise UsageError(
+            f"{name}: no folder here, and the hub cannot be reached ({first_line(error)})"
+        ) from error
 
 
 # ---- our layers in it ----
@@ -164,10 +195,17 @@ class Causal(nn.Module):
         return self.model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
     def body(self) -> Iterator[tuple[str, QuantLinear]]:
-        return ((name, module) for name, module in self.named_modules() if isinstance(module, QuantLinear))
+        return (
+            (name, module)
+            for name, module in self.named_modules()
+            if isinstance(module, QuantLinear)
+        )
 
     def layout(self) -> Layout:
-        config = {**json.loads(self.model.config.to_json_string(use_diff=False)), "torch_dtype": "float32"}
+        config = {
+            **json.loads(self.model.config.to_json_string(use_diff=False)),
+            "torch_dtype": "float32",
+        }
         return Layout(config, {name.removeprefix("model."): name for name in self.state_dict()})
 
 
@@ -191,7 +229,12 @@ def quantizable(layer: nn.Linear) -> QuantLinear:
 
 def _check_body(model: Any, called: str) -> None:
     """Every matrix is a QuantLinear's, the embedding's or the head's: otherwise part of the body would silently stay as it is."""
-    owners = {id(p) for m in model.modules() if isinstance(m, (QuantLinear, nn.Embedding)) for p in m.parameters(recurse=False)}
+    owners = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, (QuantLinear, nn.Embedding))
+        for p in m.parameters(recurse=False)
+    }
     owners |= {id(p) for p in model.get_output_embeddings().parameters()}
     other = [name for name, p in model.named_parameters() if p.dim() > 1 and id(p) not in owners]
     if other or not any(isinstance(m, QuantLinear) for m in model.modules()):

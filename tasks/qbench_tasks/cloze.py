@@ -32,9 +32,14 @@ def quizzes(task: str, documents: Callable[[], Iterable[str]]) -> dict[str, Quiz
     """Of held-out documents, which come in the same order at every call."""
     return {
         f"{task}_cloze": Quiz(
-            "The last word of a passage", lambda: cloze(list(islice(passages(documents()), PASSAGES))), chance=1 / CHOICES
+            "The last word of a passage",
+            lambda: cloze(list(islice(passages(documents()), PASSAGES))),
+            chance=1 / CHOICES,
         ),
-        f"{task}_bytes": Quiz("Held-out documents, each by itself", lambda: [text[:DOCUMENT] for text in islice(documents(), DOCUMENTS)]),
+        f"{task}_bytes": Quiz(
+            "Held-out documents, each by itself",
+            lambda: [text[:DOCUMENT] for text in islice(documents(), DOCUMENTS)],
+        ),
     }
 
 
@@ -42,7 +47,11 @@ def passages(documents: Iterable[str]) -> Iterator[str]:
     """Pieces of documents, end to end, each as long as may be and ending with a whole word that a blank stands before and behind."""
     for text in documents:
         first = 0
-        while piece := text[first : first + LONGEST + 1].encode()[: LONGEST + 1].decode(errors="ignore"):
+        while (
+            piece := text[first : first + LONGEST + 1]
+            .encode()[: LONGEST + 1]
+            .decode(errors="ignore")
+        ):
             last = first + len(piece) == len(text) and len(piece.encode()) <= LONGEST
             end = len(piece) if last else piece.rfind(" ")
             if end > 0 and ENDS_IN_A_WORD.fullmatch(piece[:end]):
@@ -61,7 +70,9 @@ def cloze(found: Sequence[str], count: int = QUESTIONS, choices: int = CHOICES) 
     for context, word in parted:
         others = list(strangers(f"{context} {word}", word, ends[len(word.encode())], choices - 1))
         if len(others) == choices - 1 and len(questions) < count:
-            answers = sorted([word, *others], key=lambda answer: number(f"choice {context} {answer}"))
+            answers = sorted(
+                [word, *others], key=lambda answer: number(f"choice {context} {answer}")
+            )
             questions.setdefault(context, Question(context, tuple(answers), answers.index(word)))
     return list(questions.values())
 

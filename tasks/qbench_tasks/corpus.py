@@ -24,7 +24,16 @@ SCHEMES = 'write "stdlib", "path:FILE-OR-FOLDER" or "hf:OWNER/NAME[/CONFIG][@REV
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 HUB_TIMEOUT_S = 5.0
 
-LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+}
 """Folders: what is not Python's, its tests, and generated tables."""
 LEFT_OUT |= {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "distutils"}
 """Parts that distributions leave out or alter; others should be the same wherever the same Python is."""
@@ -76,8 +85,16 @@ class Library(Source):
 
     def paths(self) -> Iterator[Path]:
         for folder, folders, names in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if name not in LEFT_OUT and not name.startswith(MACHINE_FILES))
-            yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py") and not name.startswith(MACHINE_FILES))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if name not in LEFT_OUT and not name.startswith(MACHINE_FILES)
+            )
+            yield from (
+                Path(folder, name)
+                for name in sorted(names)
+                if name.endswith(".py") and not name.startswith(MACHINE_FILES)
+            )
 
 
 @dataclass(frozen=True)
@@ -96,11 +113,17 @@ class Files(Source):
 
     def paths(self) -> list[Path]:
         if self.path.is_dir():
-            found = sorted(p for p in self.path.rglob("*") if p.is_file() and not hidden(p.relative_to(self.path)))
+            found = sorted(
+                p
+                for p in self.path.rglob("*")
+                if p.is_file() and not hidden(p.relative_to(self.path))
+            )
         else:
             found = [self.path] if self.path.exists() else []
         if not found:
-            raise UsageError(f"{self.path}: {'no file in this folder' if self.path.is_dir() else 'no such file or folder'}")
+            raise UsageError(
+                f"{self.path}: {'no file in this folder' if self.path.is_dir() else 'no such file or folder'}"
+            )
         return found
 
 
@@ -123,7 +146,12 @@ class Hub(Source):
         revision = None if self.files else self.commit()
         try:
             rows = datasets.load_dataset(
-                self.name, self.config, revision=revision, split="train", streaming=True, data_files=list(self.files) or None
+                self.name,
+                self.config,
+                revision=revision,
+                split="train",
+                streaming=True,
+                data_files=list(self.files) or None,
             )
             yield from self.texts(rows)
         except UsageError:
@@ -145,11 +173,17 @@ class Hub(Source):
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         try:
-            return str(HfApi().dataset_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT_S).sha)
+            return str(
+                HfApi().dataset_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT_S).sha
+            )
         except RepositoryNotFoundError:
-            raise UsageError(f"hf:{self.name}: the hub has no such data set, or it is not open to you") from None
+            raise UsageError(
+                f"hf:{self.name}: the hub has no such data set, or it is not open to you"
+            ) from None
         except RevisionNotFoundError:
-            raise UsageError(f"hf:{self.name}: the hub has no revision {self.revision!r} of it") from None
+            raise UsageError(
+                f"hf:{self.name}: the hub has no revision {self.revision!r} of it"
+            ) from None
         except Exception as error:
             raise UsageError(
                 f'hf:{self.name}: the hub cannot be reached ({first_line(error)}); copy the files here and write corpus = "path:…"'
@@ -164,7 +198,9 @@ def place(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise UsageError(f"{text}: nobody here has such a home folder; write the whole path") from None
+        raise UsageError(
+            f"{text}: nobody here has such a home folder; write the whole path"
+        ) from None
 
 
 def stamps(paths: Iterable[Path]) -> list[list[Any]]:

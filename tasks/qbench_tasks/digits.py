@@ -37,7 +37,11 @@ from qbench.api import (
 )
 
 CLASSES, SIDE = 10, 8
-PARTS: dict[Split, slice] = {"train": slice(0, 1000), "val": slice(1000, 1297), "test": slice(1297, 1797)}
+PARTS: dict[Split, slice] = {
+    "train": slice(0, 1000),
+    "val": slice(1000, 1297),
+    "test": slice(1297, 1797),
+}
 STEPS = {"xs": 300, "s": 500, "m": 1000}
 
 
@@ -48,7 +52,11 @@ class Digits(Task):
     name = "digits"
     title = "Handwritten digits, 8 × 8"
     metric = Metric("accuracy", "%", better="higher", digits=1, effect=0.5)
-    sizes = {"xs": {"width": 32, "channels": 8}, "s": {"width": 64, "channels": 16}, "m": {"width": 128, "channels": 32}}
+    sizes = {
+        "xs": {"width": 32, "channels": 8},
+        "s": {"width": 64, "channels": 16},
+        "m": {"width": 128, "channels": 32},
+    }
     tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
     activations = True
 
@@ -79,16 +87,24 @@ class Digits(Task):
 def table() -> str:
     """A line an image: 64 pixels from 0 to 16, and the label."""
     spec = importlib.util.find_spec("sklearn")
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
+    path = (
+        Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if spec and spec.origin
+        else None
+    )
     if path is None or not path.is_file():
-        raise UsageError("digits: scikit-learn, which carries the images, is not installed: pip install scikit-learn")
+        raise UsageError(
+            "digits: scikit-learn, which carries the images, is not installed: pip install scikit-learn"
+        )
     return gzip.decompress(path.read_bytes()).decode()
 
 
 @cache
 def images() -> tuple[Tensor, Tensor]:
     """Pixels in [0, 1] and labels, ordered so that any run of them has about the classes' shares: the parts are slices."""
-    rows = np.fromstring(table().replace("\n", ","), dtype=np.float32, sep=",").reshape(-1, SIDE * SIDE + 1)
+    rows = np.fromstring(table().replace("\n", ","), dtype=np.float32, sep=",").reshape(
+        -1, SIDE * SIDE + 1
+    )
     labels = rows[:, -1].astype(np.int64)
     # Within its class an image stands where the hash of its index puts it; its place among all is its relative place there.
     hashes = np.array([key_of("digits", "split", index) for index in range(len(labels))])
@@ -160,17 +176,23 @@ class DigitsProblem(Problem):
         """Batches lie end to end over a new permutation of the training images each epoch; those outside the order are drawn at random."""
         images = PARTS["train"].stop
         if index < 0:
-            return torch.randint(images, (self.count,), generator=generator("digits", self.seed, "outside", index))
+            return torch.randint(
+                images, (self.count,), generator=generator("digits", self.seed, "outside", index)
+            )
         epoch, first = divmod(index * self.count, images)
         rows = permutation(self.seed, epoch, images)[first : first + self.count]
         while len(rows) < self.count:
             epoch += 1
-            rows = torch.cat([rows, permutation(self.seed, epoch, images)[: self.count - len(rows)]])
+            rows = torch.cat(
+                [rows, permutation(self.seed, epoch, images)[: self.count - len(rows)]]
+            )
         return rows
 
     def batch_of(self, drawn: Tensor) -> Batch:
         rows = send(drawn.flatten(), self.device)
-        inputs, targets = (x.index_select(0, rows).unflatten(0, drawn.shape) for x in self.part("train"))
+        inputs, targets = (
+            x.index_select(0, rows).unflatten(0, drawn.shape) for x in self.part("train")
+        )
         return Batch(inputs, targets, self.count)
 
     def batches(self, split: Split) -> Iterable[Batch]:

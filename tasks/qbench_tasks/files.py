@@ -26,7 +26,11 @@ def documents_of(path: Path, field: str) -> Iterator[bytes]:
             yield from _columns(path, field)
             return
         with OPEN.get(packing, _open)(path) as stream:
-            yield from _records(stream, path, field) if suffixes[-1:] in ([".jsonl"], [".ndjson"]) else _pieces(stream, path)
+            yield from (
+                _records(stream, path, field)
+                if suffixes[-1:] in ([".jsonl"], [".ndjson"])
+                else _pieces(stream, path)
+            )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{path}: cut short or damaged ({error})") from error
     except OSError as error:
@@ -74,11 +78,15 @@ def _records(stream: IO[bytes], path: Path, field: str) -> Iterator[bytes]:
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             names = ", ".join(record) if isinstance(record, dict) else "it is no object"
-            raise UsageError(f"{path}:{number}: no text in the field {field!r} (fields: {names}): name it by field =")
+            raise UsageError(
+                f"{path}:{number}: no text in the field {field!r} (fields: {names}): name it by field ="
+            )
         try:
             yield text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{path}:{number}: half of a surrogate pair, which UTF-8 cannot hold") from None
+            raise UsageError(
+                f"{path}:{number}: half of a surrogate pair, which UTF-8 cannot hold"
+            ) from None
 
 
 def _columns(path: Path, field: str) -> Iterator[bytes]:
@@ -86,12 +94,23 @@ def _columns(path: Path, field: str) -> Iterator[bytes]:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
     except ImportError:
-        raise UsageError(f"{path}: pyarrow, which reads parquet, is not installed: pip install 'qbench[hf]'") from None
+        raise UsageError(
+            f"{path}: pyarrow, which reads parquet, is not installed: pip install 'qbench[hf]'"
+        ) from None
     try:
         with parquet.ParquetFile(path) as file:
             if field not in (names := file.schema_arrow.names):
-                raise UsageError(f"{path}: no column {field!r} (columns: {', '.join(names)}): name it by field =")
-            for number, value in enumerate((v for batch in file.iter_batches(columns=[field]) for v in batch.column(0).to_pylist()), 1):
+                raise UsageError(
+                    f"{path}: no column {field!r} (columns: {', '.join(names)}): name it by field ="
+                )
+            for number, value in enumerate(
+                (
+                    v
+                    for batch in file.iter_batches(columns=[field])
+                    for v in batch.column(0).to_pylist()
+                ),
+                1,
+            ):
                 if not isinstance(value, str):
                     raise UsageError(f"{path}: row {number}: the column {field!r} holds no text")
                 yield value.encode()
@@ -111,7 +130,9 @@ def _zstd(path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise UsageError(f"{path}: zstandard, which unpacks .zst, is not installed: pip install 'qbench[hf]'") from None
+        raise UsageError(
+            f"{path}: zstandard, which unpacks .zst, is not installed: pip install 'qbench[hf]'"
+        ) from None
     return io.BufferedReader(_Zstd(path, zstandard), READ)
 
 

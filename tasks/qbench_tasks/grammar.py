@@ -14,7 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.api import Batch, Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Split, Task, cross_entropy, generator, send, with_model
+from qbench.api import (
+    Batch,
+    Layout,
+    Metric,
+    Problem,
+    QuantLayer,
+    Quiz,
+    Recipe,
+    Split,
+    Task,
+    cross_entropy,
+    generator,
+    send,
+    with_model,
+)
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
 from qbench_tasks.transformer import Shape, Transformer
@@ -46,7 +60,9 @@ class Grammar(Task):
     name = "grammar"
     title = "Language model, generated grammar"
     metric = Metric("excess", "nats/token", better="lower", floor=0.0, effect=0.01)
-    sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
+    sizes = {
+        name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()
+    }
     tuning = {"lr": (0.002, 0.004, 0.008, 0.016)}
     activations = True
 
@@ -75,7 +91,9 @@ class Words:
         try:
             return text.encode(written)
         except KeyError as error:
-            raise ValueError(f"the grammar has {VOCAB} words, and {str(error.args[0])[:40]!r} is none of them") from None
+            raise ValueError(
+                f"the grammar has {VOCAB} words, and {str(error.args[0])[:40]!r} is none of them"
+            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         return text.render(tokens)
@@ -103,7 +121,9 @@ class GrammarProblem(Problem):
 
     def drawn(self, index: int) -> Tensor:
         first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
-        return torch.from_numpy(text.windows(self.seed, first, self.count, self.context, "train", self.chunk)[0])
+        return torch.from_numpy(
+            text.windows(self.seed, first, self.count, self.context, "train", self.chunk)[0]
+        )
 
     def batch_of(self, drawn: Tensor) -> Batch:
         words = send(drawn.long(), self.device)
@@ -127,10 +147,16 @@ class GrammarProblem(Problem):
         total, floor = 0.0, 0.0
         for batch, true in self.scored(split):
             assert batch.targets is not None
-            total += float(cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
+            total += float(
+                cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64)
+            )
             floor += true
         tokens = WINDOWS[split] * self.context
-        return {"excess": (total - floor) / tokens, "loss": total / tokens, "bits": total / tokens / math.log(2)}
+        return {
+            "excess": (total - floor) / tokens,
+            "loss": total / tokens,
+            "bits": total / tokens / math.log(2),
+        }
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())

@@ -29,7 +29,10 @@ TITLES = {
 
 def quizzes() -> dict[str, Quiz]:
     chances = {"agreement": 1 / 2, "nesting": 1 / 2, "recall": 1 / len(VALUE)}
-    return {f"grammar_{kind}": Quiz(title, partial(questions, kind), chance=chances[kind], ceiling=1.0) for kind, title in TITLES.items()}
+    return {
+        f"grammar_{kind}": Quiz(title, partial(questions, kind), chance=chances[kind], ceiling=1.0)
+        for kind, title in TITLES.items()
+    }
 
 
 def questions(kind: str, count: int = ITEMS) -> list[Question]:
@@ -37,7 +40,11 @@ def questions(kind: str, count: int = ITEMS) -> list[Question]:
     found: dict[str, Question] = {}
     for pair in text.minimal_pairs(0, 2 * count, kind, CONTEXT):
         context = text.render(pair.good_tokens[1:-1])
-        wrong = [VOCAB[value] for value in VALUE if VOCAB[value] != pair.good] if kind == "recall" else [pair.bad]
+        wrong = (
+            [VOCAB[value] for value in VALUE if VOCAB[value] != pair.good]
+            if kind == "recall"
+            else [pair.bad]
+        )
         found.setdefault(context, mixed(context, pair.good, wrong))
     assert len(found) >= count, f"{len(found)} different questions about {kind}"
     return list(found.values())[:count]
@@ -45,5 +52,7 @@ def questions(kind: str, count: int = ITEMS) -> list[Question]:
 
 def mixed(context: str, right: str, wrong: list[str]) -> Question:
     """The right answer among the wrong ones, in an order that nobody chose."""
-    choices = sorted([right, *wrong], key=lambda choice: hashlib.sha256(f"{context} {choice}".encode()).digest())
+    choices = sorted(
+        [right, *wrong], key=lambda choice: hashlib.sha256(f"{context} {choice}".encode()).digest()
+    )
     return Question(context, tuple(choices), choices.index(right))

@@ -50,7 +50,9 @@ _WORDS = {
 }
 VOCAB: tuple[str, ...] = tuple(" ".join(_WORDS.values()).split())
 ID = {word: token for token, word in enumerate(VOCAB)}
-PARTS: dict[str, range] = {part: range(ID[words.split()[0]], ID[words.split()[-1]] + 1) for part, words in _WORDS.items()}
+PARTS: dict[str, range] = {
+    part: range(ID[words.split()[0]], ID[words.split()[-1]] + 1) for part, words in _WORDS.items()
+}
 BOS, LET, ASK, THE, THAT = PARTS["control"]
 PREPOSITION, OPENER, CLOSER, ADJECTIVE, ADVERB, NOUN, VERB, KEY, VALUE = list(PARTS.values())[1:]
 
@@ -130,14 +132,21 @@ def _spread(total: int, words: Sequence[int], salt: str) -> Weights:
     """`total` shared out Zipf-like, the order a hash of `salt`."""
     order = sorted(words, key=lambda word: hashlib.sha256(f"{salt} {word}".encode()).digest())
     shares = [705600 // rank**2 for rank in range(1, len(order) + 1)]
-    weights = {word: max(1, total * share // sum(shares)) for word, share in zip(order, shares, strict=True)}
+    weights = {
+        word: max(1, total * share // sum(shares))
+        for word, share in zip(order, shares, strict=True)
+    }
     weights[order[0]] += total - sum(weights.values())
     return weights
 
 
 def _nouns(total: int, salt: str) -> Weights:
     """Every ending as likely as the others."""
-    return {noun: w for e in range(4) for noun, w in _spread(total // 4, NOUN[e::4], f"{salt} {e}").items()}
+    return {
+        noun: w
+        for e in range(4)
+        for noun, w in _spread(total // 4, NOUN[e::4], f"{salt} {e}").items()
+    }
 
 
 def _verbs(noun: int, sixteenth: int) -> Weights:
@@ -149,19 +158,30 @@ def brackets(unit: int) -> Weights:
     return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit), strict=True))
 
 
-START: list[Weights] = [{LET: 176, THE: 80}, *[{BOS: 24, LET: 68, ASK: 100, THE: 64}] * (FACTS - 1), {BOS: 24, ASK: 152, THE: 80}]
+START: list[Weights] = [
+    {LET: 176, THE: 80},
+    *[{BOS: 24, LET: 68, ASK: 100, THE: 64}] * (FACTS - 1),
+    {BOS: 24, ASK: 152, THE: 80},
+]
 SUBJECT: Weights = _nouns(192, "subject") | _spread(64, ADJECTIVE, "adjective")
 AFTER_ADJECTIVE: dict[int, Weights] = {a: _nouns(256, f"adjective {a}") for a in ADJECTIVE}
-AFTER_PREPOSITION: dict[int, Weights] = {p: _nouns(192, f"preposition {p}") | _spread(64, ADJECTIVE, "adjective") for p in PREPOSITION}
+AFTER_PREPOSITION: dict[int, Weights] = {
+    p: _nouns(192, f"preposition {p}") | _spread(64, ADJECTIVE, "adjective") for p in PREPOSITION
+}
 AFTER_NOUN: dict[tuple[int, bool], Weights] = {
-    (noun, room): _spread(64, PREPOSITION, f"after {noun}") | (_verbs(noun, 7) | {THAT: 40} | brackets(4) if room else _verbs(noun, 12))
+    (noun, room): _spread(64, PREPOSITION, f"after {noun}")
+    | (_verbs(noun, 7) | {THAT: 40} | brackets(4) if room else _verbs(noun, 12))
     for noun in NOUN
     for room in (True, False)
 }
 AFTER_VERB: list[Weights] = [_spread(256, ADVERB, f"verb {stem}") for stem in range(6)]
 INSIDE: dict[tuple[int, bool], Weights] = {
     (opener, room): {opener + 3: 96}
-    | (_spread(116, ADVERB, f"in {opener}") | {THE: 24} | brackets(2) if room else _spread(160, ADVERB, f"in {opener}"))
+    | (
+        _spread(116, ADVERB, f"in {opener}") | {THE: 24} | brackets(2)
+        if room
+        else _spread(160, ADVERB, f"in {opener}")
+    )
     for opener in OPENER
     for room in (True, False)
 }

@@ -81,7 +81,12 @@ Windows = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 def windows(
-    seed: int, first: int, count: int, context: int, split: str, made: Callable[[int, str, int, int], Windows] | None = None
+    seed: int,
+    first: int,
+    count: int,
+    context: int,
+    split: str,
+    made: Callable[[int, str, int, int], Windows] | None = None,
 ) -> Windows:
     """Windows first … first + count − 1 of an endless stream: tokens and their true log-probabilities in nats, both (count, context + 1).
 
@@ -93,8 +98,13 @@ def windows(
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     starts = range(first // _CHUNK * _CHUNK, first + count, _CHUNK)
     chunks = ((made or chunk)(seed, split, context, start) for start in starts)
-    parts = [[array[max(first - start, 0) : first + count - start] for array in each] for start, each in zip(starts, chunks, strict=True)]
-    return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([logp for _, logp in parts])
+    parts = [
+        [array[max(first - start, 0) : first + count - start] for array in each]
+        for start, each in zip(starts, chunks, strict=True)
+    ]
+    return np.concatenate([tokens for tokens, _ in parts]), np.concatenate(
+        [logp for _, logp in parts]
+    )
 
 
 @lru_cache
@@ -152,7 +162,16 @@ def minimal_pairs(seed: int, count: int, kind: str, context: int = 128) -> list[
             good = int(tokens[row, end])
             bad = _tempting(prefix, good, kind)
             if bad is not None:
-                pairs.append(Pair(kind, render(prefix), VOCAB[good], VOCAB[bad], [*prefix, good], [*prefix, bad]))
+                pairs.append(
+                    Pair(
+                        kind,
+                        render(prefix),
+                        VOCAB[good],
+                        VOCAB[bad],
+                        [*prefix, good],
+                        [*prefix, bad],
+                    )
+                )
             if len(pairs) == count:
                 return pairs
     raise AssertionError(f"no {count} pairs of kind {kind} with context {context}")
@@ -162,7 +181,17 @@ def minimal_pairs(seed: int, count: int, kind: str, context: int = 128) -> list[
 def fingerprint() -> str:
     """Names the distribution: version, words, every table of the machine, and a sample."""
     digest = hashlib.sha256(f"grammar {VERSION} {DEPTH} {FACTS} {VOCAB}".encode())
-    for table in (_TOKEN, _DOWN, _UP, _ADD, _NEXT, _TOP, _LOW, _SPAN, _generate(_stream(0, "train"), 0, 4, 129)[0]):
+    for table in (
+        _TOKEN,
+        _DOWN,
+        _UP,
+        _ADD,
+        _NEXT,
+        _TOP,
+        _LOW,
+        _SPAN,
+        _generate(_stream(0, "train"), 0, 4, 129)[0],
+    ):
         digest.update(np.ascontiguousarray(table, dtype="<i8").tobytes())
     return digest.hexdigest()
 
@@ -180,7 +209,11 @@ class Row(NamedTuple):
 
 _BITS = 6
 _FULL = 1 << _BITS * DEPTH  # a stack from here on has no room
-_SYMBOLS = [Row("doc", n) for n in range(FACTS + 1)] + [Row("noun", t) for t in NOUN] + [Row("in", t) for t in OPENER]
+_SYMBOLS = (
+    [Row("doc", n) for n in range(FACTS + 1)]
+    + [Row("noun", t) for t in NOUN]
+    + [Row("in", t) for t in OPENER]
+)
 _SYMBOL = {name: symbol for symbol, name in enumerate(_SYMBOLS, 1)}
 _ROWS: dict[Row, Weights] = {
     **{Row("let", n): {} for n in range(FACTS)},
@@ -199,8 +232,12 @@ _ROWS: dict[Row, Weights] = {
 _KEY_ROWS = 2 * FACTS  # "let" and "ask"
 _SPECIAL = _KEY_ROWS + 2  # and "answer" and "value": rows that read or write the facts
 _INDEX = {row: index for index, row in enumerate(_ROWS)}
-_SPAN = np.array([len(KEY) - n for n in range(FACTS)] + list(range(1, FACTS + 1)))  # how many keys can stand in a key row
-_LOW = np.array(list(range(FACTS)) + [0] * FACTS)  # and where they begin in the window's order of keys
+_SPAN = np.array(
+    [len(KEY) - n for n in range(FACTS)] + list(range(1, FACTS + 1))
+)  # how many keys can stand in a key row
+_LOW = np.array(
+    list(range(FACTS)) + [0] * FACTS
+)  # and where they begin in the window's order of keys
 
 
 def _effect(row: Row, token: int) -> tuple[int, int, int, Row | None]:
@@ -208,7 +245,12 @@ def _effect(row: Row, token: int) -> tuple[int, int, int, Row | None]:
     if row.part == "doc":
         if token == BOS:
             return _BITS, _BITS, _SYMBOL[Row("doc", 0)], None
-        return 0, 0, 0, {LET: Row("let", row.word), ASK: Row("ask", row.word), THE: Row("subject")}[token]
+        return (
+            0,
+            0,
+            0,
+            {LET: Row("let", row.word), ASK: Row("ask", row.word), THE: Row("subject")}[token],
+        )
     if row.part in ("let", "ask"):
         return 0, 0, 0, Row("value" if row.part == "let" else "answer")
     if row.part in ("answer", "value"):
@@ -241,7 +283,9 @@ def _compile() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         index, byte = _INDEX[row], 0
         for token, weight in (weights or {BOS: 256}).items():
             down, up, add, following = _effect(row, token)
-            table[:, index, byte : byte + weight] = np.array([[token], [down], [up], [add], [_INDEX[following] if following else -1]])
+            table[:, index, byte : byte + weight] = np.array(
+                [[token], [down], [up], [add], [_INDEX[following] if following else -1]]
+            )
             logp[index, byte : byte + weight] = np.log(weight / 256)
             byte += weight
         assert byte == 256, row
@@ -252,11 +296,16 @@ def _compile() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 (_TOKEN, _DOWN, _UP, _ADD, _NEXT), _LOGP = _compile()
 _TOP = np.zeros(2 << _BITS, np.int64)  # the row of each symbol on top, with room and then without
 for _symbol in _SYMBOL.values():
-    _TOP[_symbol], _TOP[_symbol + (1 << _BITS)] = _INDEX[_row_on_top(_symbol)], _INDEX[_row_on_top(_FULL + _symbol)]
+    _TOP[_symbol], _TOP[_symbol + (1 << _BITS)] = (
+        _INDEX[_row_on_top(_symbol)],
+        _INDEX[_row_on_top(_FULL + _symbol)],
+    )
 
 
 def _stream(seed: int, split: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"grammar {VERSION} {seed} {split}".encode()).digest()[:8], "little")
+    return int.from_bytes(
+        hashlib.sha256(f"grammar {VERSION} {seed} {split}".encode()).digest()[:8], "little"
+    )
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -268,16 +317,25 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
-def _generate(stream: int, first: int, count: int, length: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _generate(
+    stream: int, first: int, count: int, length: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """All windows take a step together; arrays are (position, window) until the end."""
     golden = np.uint64(0x9E3779B97F4A7C15)
-    window = _mix(np.arange(first, first + count, dtype=np.uint64) * golden + np.array(stream, np.uint64))
+    window = _mix(
+        np.arange(first, first + count, dtype=np.uint64) * golden + np.array(stream, np.uint64)
+    )
     noise = _mix(window + np.arange(length, dtype=np.uint64)[:, None] * golden)
-    byte, high = (noise & np.uint64(255)).astype(np.int64), (noise >> np.uint64(32)).astype(np.int64)
+    byte, high = (
+        (noise & np.uint64(255)).astype(np.int64),
+        (noise >> np.uint64(32)).astype(np.int64),
+    )
     tokens = np.zeros((length, count), np.uint8)
     cells = np.zeros((length, count), np.int64)
     values = np.zeros((count, len(KEY)), np.uint8)
-    keys = np.tile(np.arange(len(KEY)), (count, 1))  # those of the document's facts come first, then the others
+    keys = np.tile(
+        np.arange(len(KEY)), (count, 1)
+    )  # those of the document's facts come first, then the others
     stack = np.full(count, _SYMBOL[Row("doc", 0)])
     row = np.full(count, _INDEX[Row("doc", 0)])
     for t in range(1, length):
@@ -331,18 +389,44 @@ def _tempting(prefix: list[int], good: int, kind: str) -> int | None:
 
 
 def _lump(row: Row) -> Row:
-    first = {"subject": ADJECTIVE[0], "other": ADJECTIVE[0], "behind": PREPOSITION[0], "noun": NOUN[0], "in": OPENER[0], "verb": 0}
+    first = {
+        "subject": ADJECTIVE[0],
+        "other": ADJECTIVE[0],
+        "behind": PREPOSITION[0],
+        "noun": NOUN[0],
+        "in": OPENER[0],
+        "verb": 0,
+    }
     return row._replace(word=first[row.part]) if row.part in first and row.word >= 0 else row
 
 
 def _lumped_entropies() -> dict[Row, float]:
     """Nats of each lumped row: the mean over its members, weighted by how often each comes."""
     adjective = {a: SUBJECT[a] / 64 for a in ADJECTIVE}
-    noun = {t: (SUBJECT[t] + sum(SUBJECT[a] * AFTER_ADJECTIVE[a][t] / 256 for a in ADJECTIVE)) / 256 for t in NOUN}
-    preposition = {p: sum(noun[t] * AFTER_NOUN[t, False][p] / 64 for t in NOUN) for p in PREPOSITION}
-    stem = {v: sum(noun[t] * AFTER_NOUN[t, False].get(w, 0) / 192 for t in NOUN for w in VERB[4 * v : 4 * v + 4]) for v in range(6)}
+    noun = {
+        t: (SUBJECT[t] + sum(SUBJECT[a] * AFTER_ADJECTIVE[a][t] / 256 for a in ADJECTIVE)) / 256
+        for t in NOUN
+    }
+    preposition = {
+        p: sum(noun[t] * AFTER_NOUN[t, False][p] / 64 for t in NOUN) for p in PREPOSITION
+    }
+    stem = {
+        v: sum(
+            noun[t] * AFTER_NOUN[t, False].get(w, 0) / 192
+            for t in NOUN
+            for w in VERB[4 * v : 4 * v + 4]
+        )
+        for v in range(6)
+    }
     opener = {o: weight / 10 for o, weight in brackets(1).items()}
-    shares = {"subject": adjective, "other": adjective, "behind": preposition, "noun": noun, "in": opener, "verb": stem}
+    shares = {
+        "subject": adjective,
+        "other": adjective,
+        "behind": preposition,
+        "noun": noun,
+        "in": opener,
+        "verb": stem,
+    }
     out: dict[Row, float] = {}
     for row, weights in _ROWS.items():
         share = shares[row.part][row.word] if row.part in shares and row.word >= 0 else 1.0

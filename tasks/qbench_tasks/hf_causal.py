@@ -72,7 +72,11 @@ class HFCausal(Task):
         """What a run's key is made of: neither the checkpoint's name nor a file's, but hashes."""
         params = {**super().params, "model": f"{KNOWN}:{self.checkpoint.hash()}"}
         if self.corpus.startswith("path:"):
-            params |= {"corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}", "field": "text", "limit": 0}
+            params |= {
+                "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
+                "field": "text",
+                "limit": 0,
+            }
         return params
 
     @property
@@ -80,17 +84,23 @@ class HFCausal(Task):
         return find(self.model)
 
     def tokens(self, checkpoint: Checkpoint) -> Tokens:
-        return encoded_by(read(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus)
+        return encoded_by(
+            read(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus
+        )
 
     def fingerprint(self) -> str:
         checkpoint = self.checkpoint
-        return hashlib.sha256(f"hf-causal {self.version} {checkpoint.hash()} {self.tokens(checkpoint).hash}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"hf-causal {self.version} {checkpoint.hash()} {self.tokens(checkpoint).hash}".encode()
+        ).hexdigest()
 
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> CausalProblem:
         checkpoint, context = self.checkpoint, CONTEXTS[size]
         longest = getattr(checkpoint.config, "max_position_embeddings", context)
         if longest < context:
-            raise UsageError(f"{self.model}: sees {longest} tokens, and the windows of {size} have {context}")
+            raise UsageError(
+                f"{self.model}: sees {longest} tokens, and the windows of {size} have {context}"
+            )
         tokens = self.tokens(checkpoint)
         check_lengths(tokens, context, self.corpus, size)
         planning = device.type == "meta"

@@ -14,7 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qbench.api import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, UsageError, generator, lines, with_model
+from qbench.api import (
+    Batch,
+    Metric,
+    Problem,
+    QuantLayer,
+    QuantLinear,
+    Recipe,
+    Split,
+    Task,
+    UsageError,
+    generator,
+    lines,
+    with_model,
+)
 from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
 
 STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}
@@ -56,7 +69,9 @@ class LinReg(Task):
         return True
 
     def recipe(self, size: str) -> Recipe:
-        return Recipe(steps=STEPS[size], batch=1 if self.exact else 64, optimizer="adamw", lr=0.1, clip=0.0)
+        return Recipe(
+            steps=STEPS[size], batch=1 if self.exact else 64, optimizer="adamw", lr=0.1, clip=0.0
+        )
 
     def fingerprint(self) -> str:
         return "none"
@@ -64,9 +79,16 @@ class LinReg(Task):
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> LinRegProblem:
         d = self.sizes[size]["d"]
         if self.rotated and d > LARGEST_ROTATION:
-            raise UsageError(f"linreg: rotated needs d ≤ {LARGEST_ROTATION}, and size {size} has {d}")
+            raise UsageError(
+                f"linreg: rotated needs d ≤ {LARGEST_ROTATION}, and size {size} has {d}"
+            )
         population = Population(self.name, seed, d, self.alpha, self.rotated, self.noise, device)
-        return LinRegProblem(population, Line(d, self.start, generator(self.name, seed, "start")).to(device), batch, self.exact)
+        return LinRegProblem(
+            population,
+            Line(d, self.start, generator(self.name, seed, "start")).to(device),
+            batch,
+            self.exact,
+        )
 
 
 class Line(nn.Module):
@@ -93,14 +115,18 @@ class LinRegProblem(Problem):
         return [Batch(None, None)]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+        return (
+            self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+        )
 
     def scores(self, model: nn.Module, split: Split) -> Tensor:
         return self.population.excess(model(None))
 
     def beside(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
         found = with_model(self, model)  # type: ignore[type-var]
-        found.population = self.population.beside([problem.population for problem in problems if isinstance(problem, LinRegProblem)])
+        found.population = self.population.beside(
+            [problem.population for problem in problems if isinstance(problem, LinRegProblem)]
+        )
         return found
 
     def layers(self) -> dict[str, QuantLayer]:

@@ -19,19 +19,36 @@ LARGEST_ROTATION = 2048
 
 
 class Population:
-    def __init__(self, task: str, seed: int, d: int, alpha: float, rotated: bool, noise: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: str,
+        seed: int,
+        d: int,
+        alpha: float,
+        rotated: bool,
+        noise: float,
+        device: torch.device,
+    ) -> None:
         self.task, self.seed, self.noise, self.device = task, seed, noise, device
         eigenvalues = torch.arange(1, d + 1, dtype=torch.float64) ** -alpha
         self.eigenvalues = eigenvalues.float().to(device)
         self.teacher = torch.randn(1, d, generator=generator(task, seed, "teacher")).to(device)
-        self.root = (rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device) if rotated else None
+        self.root = (
+            (rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device)
+            if rotated
+            else None
+        )
         """Q diag(λ)^½, so that H = root rootᵀ."""
 
     def beside(self, others: Sequence[Population]) -> Population:
         """The populations of runs side by side, of which this one is the first: an axis of runs in front of what depends on the seed."""
         found = copy.copy(self)
         found.teacher = torch.stack([other.teacher for other in others])
-        found.root = None if self.root is None else beside_as_laid_out([other.root for other in others if other.root is not None])
+        found.root = (
+            None
+            if self.root is None
+            else beside_as_laid_out([other.root for other in others if other.root is not None])
+        )
         return found
 
     def excess(self, predictor: Tensor) -> Tensor:

@@ -63,13 +63,21 @@ class Shards:
             manifest = json.loads(text.partition("\n")[2])
             if text != _sealed(manifest):
                 raise ValueError("its manifest is damaged")
-            self.dtype, self.hash, self.separator = np.dtype(manifest["dtype"]), str(manifest["hash"]), int(manifest["separator"])
+            self.dtype, self.hash, self.separator = (
+                np.dtype(manifest["dtype"]),
+                str(manifest["hash"]),
+                int(manifest["separator"]),
+            )
             self.vocabulary = str(manifest["vocabulary"])
             """What the tokens mean, as its maker wrote it."""
-            self.streams: dict[str, Stream] = {name: Stream(**stream) for name, stream in manifest["streams"].items()}
+            self.streams: dict[str, Stream] = {
+                name: Stream(**stream) for name, stream in manifest["streams"].items()
+            }
             for name, stream in self.streams.items():
                 self._verify(name, stream)
-            self._maps = {name: np.memmap(self._path(name), self.dtype, "r") for name in self.streams}
+            self._maps = {
+                name: np.memmap(self._path(name), self.dtype, "r") for name in self.streams
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(f"{folder}: {error}") from error
 
@@ -93,7 +101,9 @@ class Shards:
         size = self._path(name).stat().st_size
         if size != stream.tokens * self.dtype.itemsize:
             raise ValueError(f"{name} holds {size} bytes")
-        for block in sorted(set(np.linspace(0, len(stream.checksums) - 1, CHECKED_BLOCKS).astype(int).tolist())):
+        for block in sorted(
+            set(np.linspace(0, len(stream.checksums) - 1, CHECKED_BLOCKS).astype(int).tolist())
+        ):
             with self._path(name).open("rb") as file:
                 file.seek(block * BLOCK)
                 if zlib.crc32(file.read(BLOCK)) != stream.checksums[block]:
@@ -111,11 +121,15 @@ def opened(folder: Path) -> Shards | None:
 def cache(*parts: str) -> Path:
     """A place in the cache, in a folder that exists."""
     root = os.environ.get("QBENCH_CACHE")
-    path = (Path(root) if root else Path.home() / ".cache" / "qbench").joinpath(f"text-{VERSION}", *parts)
+    path = (Path(root) if root else Path.home() / ".cache" / "qbench").joinpath(
+        f"text-{VERSION}", *parts
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{path.parent}: {error.strerror}: set QBENCH_CACHE to a folder for tokenised text") from None
+        raise UsageError(
+            f"{path.parent}: {error.strerror}: set QBENCH_CACHE to a folder for tokenised text"
+        ) from None
     return path
 
 
@@ -146,10 +160,20 @@ def ingest(documents: Iterable[bytes], called: str) -> Shards:
             streams[split] = stream_of(folder, split, size + len(members) + 1, size, len(members))
         del text
         (folder / "documents").unlink()
-        return finish(folder, cache("documents", whole), streams, hash=whole, dtype="uint8", separator=BYTE_SEPARATOR, vocabulary="")
+        return finish(
+            folder,
+            cache("documents", whole),
+            streams,
+            hash=whole,
+            dtype="uint8",
+            separator=BYTE_SEPARATOR,
+            vocabulary="",
+        )
 
 
-def _sorted(digests: bytearray, lengths: NDArray[np.int64], called: str) -> tuple[dict[Split, NDArray[np.int64]], str]:
+def _sorted(
+    digests: bytearray, lengths: NDArray[np.int64], called: str
+) -> tuple[dict[Split, NDArray[np.int64]], str]:
     """Which documents each split has, in which order, and the hash of them all."""
     pairs = np.frombuffer(digests, ">u8").reshape(-1, 2)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
@@ -163,7 +187,9 @@ def _sorted(digests: bytearray, lengths: NDArray[np.int64], called: str) -> tupl
     # However few documents there are, each split gets one.
     ends, least = [], 1
     for split in ("test", "val"):
-        ends.append(min(max(int((share < SHARES[split]).sum()), least), len(order) - len(SPLITS) + least))
+        ends.append(
+            min(max(int((share < SHARES[split]).sum()), least), len(order) - len(SPLITS) + least)
+        )
         least = ends[-1] + 1
     parts = np.split(order, ends)
     return dict(zip(SPLITS, parts, strict=True)), hashlib.sha256(pairs.tobytes()).hexdigest()[:32]

@@ -16,7 +16,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qbench.api import Layout, Metric, Problem, QuantLayer, Quiz, Recipe, Task, UsageError, generator, with_model
+from qbench.api import (
+    Layout,
+    Metric,
+    Problem,
+    QuantLayer,
+    Quiz,
+    Recipe,
+    Task,
+    UsageError,
+    generator,
+    with_model,
+)
 from qbench_tasks import cloze
 from qbench_tasks.corpus import source_of
 from qbench_tasks.tokens import PREPARED, Tokens, prepare, read
@@ -33,8 +44,12 @@ SHAPES = {
     "30m": Shape(BYTES, width=512, depth=10, heads=8, mlp=1280, context=512),
     "50m": Shape(BYTES, width=640, depth=10, heads=10, mlp=1728, context=1024),
     "100m": Shape(BYTES, width=768, depth=14, heads=12, mlp=2048, context=1024),
-    "150m": Shape(BYTES, width=1024, depth=12, heads=16, mlp=4096, context=1024, qk_norm=True, gated=False),
-    "300m": Shape(BYTES, width=1024, depth=24, heads=16, mlp=4096, context=1024, qk_norm=True, gated=False),
+    "150m": Shape(
+        BYTES, width=1024, depth=12, heads=16, mlp=4096, context=1024, qk_norm=True, gated=False
+    ),
+    "300m": Shape(
+        BYTES, width=1024, depth=24, heads=16, mlp=4096, context=1024, qk_norm=True, gated=False
+    ),
 }
 """The last two are LOTION's (arXiv 2510.08757), as far as its laboratory's public configurations tell."""
 RECIPES = {
@@ -60,7 +75,9 @@ class Text(Task):
     name = "text"
     title = "Language model, real text"
     metric = Metric("bits_per_byte", "bits/byte", better="lower", effect=0.01)
-    sizes = {name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()}
+    sizes = {
+        name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()
+    }
     tuning = {"lr": (0.0003, 0.001, 0.003, 0.01)}
     activations = True
 
@@ -108,7 +125,11 @@ class Text(Task):
         """What a run's key is made of: of files here not their names but the hash of what was read from them."""
         params = {**super().params, "vocab": 0 if self.vocab == self.usual else self.vocab}
         if self.corpus.startswith("path:"):
-            params |= {"corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}", "field": FIELD, "limit": 0}
+            params |= {
+                "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
+                "field": FIELD,
+                "limit": 0,
+            }
         return params
 
     def tokens(self) -> Tokens:
@@ -119,7 +140,13 @@ class Text(Task):
 
     def quizzes(self) -> Mapping[str, Quiz]:
         """Of the test split's documents in bytes: the same whatever the vocabulary."""
-        return cloze.quizzes(self.name, lambda: (text.decode() for text in read(self.corpus, self.field, self.limit).documents("test")))
+        return cloze.quizzes(
+            self.name,
+            lambda: (
+                text.decode()
+                for text in read(self.corpus, self.field, self.limit).documents("test")
+            ),
+        )
 
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> TextProblem:
         shape, tokens = dataclasses.replace(SHAPES[size], vocab=self.vocabulary), self.tokens()

@@ -17,7 +17,18 @@ import numpy as np
 
 from qbench.api import Split, UsageError
 from qbench_tasks.corpus import place, source_of
-from qbench_tasks.shards import SPLITS, VERSION, Shards, Stream, cache, finish, ingest, making, opened, stream_of
+from qbench_tasks.shards import (
+    SPLITS,
+    VERSION,
+    Shards,
+    Stream,
+    cache,
+    finish,
+    ingest,
+    making,
+    opened,
+    stream_of,
+)
 from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, learn
 
 TRAINED_ON = 64 << 20
@@ -57,9 +68,17 @@ def read(corpus: str, field: str = "text", limit: int = 0) -> Shards:
             raise UsageError(f"corpus {corpus!r}: a hash is 32 digits from 0 to f")
         return opened(cache("documents", name)) or _reread(name)
     source = source_of(corpus, field)
-    note = {"corpus": f"path:{place(name)}" if scheme == "path" else corpus, "field": field, "limit": limit}
+    note = {
+        "corpus": f"path:{place(name)}" if scheme == "path" else corpus,
+        "field": field,
+        "limit": limit,
+    }
     record, signature = fresh_record("sources", source.signature(), note)
-    if (known := noted(record)) and known["settled"] and (there := opened(cache("documents", known["hash"]))):
+    if (
+        (known := noted(record))
+        and known["settled"]
+        and (there := opened(cache("documents", known["hash"])))
+    ):
         return there
     trusted = settled(signature)
     shards = ingest(itertools.islice(source.documents(), limit or None), corpus)
@@ -116,13 +135,17 @@ def _hash(*parts: object) -> str:
 def encoded(documents: Shards, vocab: int, called: str) -> Tokens:
     """A corpus in the vocabulary that its training split teaches."""
     folder = cache(f"bpe-{vocab}", documents.hash)
-    shards = opened(folder) or _encode(documents, learn(_sample(documents), vocab, called), folder, called)
+    shards = opened(folder) or _encode(
+        documents, learn(_sample(documents), vocab, called), folder, called
+    )
     return Tokens(shards, BPE(shards.vocabulary))
 
 
 def encoded_by(documents: Shards, vocabulary: Vocabulary, called: str) -> Tokens:
     """A corpus in a vocabulary from elsewhere."""
-    folder = cache(f"tokenizer-{_hash(vocabulary.text, vocabulary.size, vocabulary.separator)}", documents.hash)
+    folder = cache(
+        f"tokenizer-{_hash(vocabulary.text, vocabulary.size, vocabulary.separator)}", documents.hash
+    )
     return Tokens(opened(folder) or _encode(documents, vocabulary, folder, called), vocabulary)
 
 
@@ -150,7 +173,13 @@ def _encode(documents: Shards, vocabulary: Vocabulary, final: Path, called: str)
             streams[split] = stream_of(folder, split, tokens, size, of.documents)
         name = _hash(documents.hash, vocabulary.text)
         return finish(
-            folder, final, streams, hash=name, dtype=vocabulary.dtype.name, separator=vocabulary.separator, vocabulary=vocabulary.text
+            folder,
+            final,
+            streams,
+            hash=name,
+            dtype=vocabulary.dtype.name,
+            separator=vocabulary.separator,
+            vocabulary=vocabulary.text,
         )
 
 

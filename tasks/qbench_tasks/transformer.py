@@ -43,13 +43,20 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        norms = self.depth * (2 * self.width + (2 * self.width // self.heads if self.qk_norm else 0)) + self.width
+        norms = (
+            self.depth * (2 * self.width + (2 * self.width // self.heads if self.qk_norm else 0))
+            + self.width
+        )
         return self.body + 2 * self.vocab * self.width + norms
 
     def flops(self, tokens: int) -> float:
         """Of a forward and a backward pass: 6 for each weight of a matmul and token; attention's two products over the half of the
         context that a token sees on average, 6 · depth · width · context a token."""
-        return 6.0 * tokens * (self.body + self.vocab * self.width + self.depth * self.width * self.context)
+        return (
+            6.0
+            * tokens
+            * (self.body + self.vocab * self.width + self.depth * self.width * self.context)
+        )
 
 
 class Transformer(nn.Module):
@@ -132,7 +139,9 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.q, self.k, self.v, self.o = (QuantLinear(shape.width, shape.width, bias=False) for _ in range(4))
+        self.q, self.k, self.v, self.o = (
+            QuantLinear(shape.width, shape.width, bias=False) for _ in range(4)
+        )
         self.q_norm = RMSNorm(shape.width // shape.heads) if shape.qk_norm else None
         self.k_norm = RMSNorm(shape.width // shape.heads) if shape.qk_norm else None
 
@@ -154,7 +163,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         lead = self.up.weight.dim() - 2
-        inner = by_run(F.gelu, self.up(x), lead) if self.gate is None else by_run(F.silu, self.gate(x), lead) * self.up(x)
+        inner = (
+            by_run(F.gelu, self.up(x), lead)
+            if self.gate is None
+            else by_run(F.silu, self.gate(x), lead) * self.up(x)
+        )
         return self.down(inner)  # type: ignore[no-any-return]
 
 
@@ -193,10 +206,16 @@ class Rope(nn.Module):
     def __init__(self, context: int, features: int) -> None:
         super().__init__()
         # Numbers on the CPU, wherever the weights are: on the device `meta` torch would load its compiler for this.
-        rates = ROPE_BASE ** -(torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features)
+        rates = ROPE_BASE ** -(
+            torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features
+        )
         angles = torch.arange(context, dtype=torch.float64, device="cpu").view(-1, 1, 1) * rates
-        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1).float(), persistent=False)
-        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), -1).float(), persistent=False)
+        self.register_buffer(
+            "cos", torch.cat((angles.cos(), angles.cos()), -1).float(), persistent=False
+        )
+        self.register_buffer(
+            "sin", torch.cat((-angles.sin(), angles.sin()), -1).float(), persistent=False
+        )
 
     def forward(self, time: int) -> tuple[Tensor, Tensor]:
         return self.cos[:time], self.sin[:time]

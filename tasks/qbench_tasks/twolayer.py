@@ -14,7 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qbench.api import Batch, Metric, Problem, QuantLayer, QuantLinear, Recipe, Split, Task, generator, times, with_model
+from qbench.api import (
+    Batch,
+    Metric,
+    Problem,
+    QuantLayer,
+    QuantLinear,
+    Recipe,
+    Split,
+    Task,
+    generator,
+    times,
+    with_model,
+)
 from qbench_tasks.population import Population, squared_error
 
 INPUTS = 256
@@ -27,7 +39,10 @@ class TwoLayer(Task):
     name = "twolayer"
     title = "Two-layer linear network, width swept"
     metric = Metric("loss", better="lower", floor=0.0, digits=4, effect=0.001)
-    sizes = {name: {"inputs": INPUTS, "hidden": hidden} for name, hidden in (("xs", 16), ("s", 64), ("m", 256), ("l", 1024))}
+    sizes = {
+        name: {"inputs": INPUTS, "hidden": hidden}
+        for name, hidden in (("xs", 16), ("s", 64), ("m", 256), ("l", 1024))
+    }
     tuning = {"lr": (0.003, 0.01, 0.03, 0.1)}
     exact_hessian = True
 
@@ -54,14 +69,20 @@ class TwoLayer(Task):
         return True
 
     def recipe(self, size: str) -> Recipe:
-        return Recipe(steps=1000, batch=1 if self.exact else 64, optimizer="adamw", lr=0.01, clip=0.0)
+        return Recipe(
+            steps=1000, batch=1 if self.exact else 64, optimizer="adamw", lr=0.01, clip=0.0
+        )
 
     def fingerprint(self) -> str:
         return "none"
 
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> TwoLayerProblem:
-        population = Population(self.name, seed, INPUTS, self.alpha, self.rotated, self.noise, device)
-        model = TwoLines(INPUTS, self.sizes[size]["hidden"], generator(self.name, seed, "start")).to(device)
+        population = Population(
+            self.name, seed, INPUTS, self.alpha, self.rotated, self.noise, device
+        )
+        model = TwoLines(
+            INPUTS, self.sizes[size]["hidden"], generator(self.name, seed, "start")
+        ).to(device)
         return TwoLayerProblem(population, model, batch, self.exact)
 
 
@@ -70,7 +91,10 @@ class TwoLines(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, draws: torch.Generator) -> None:
         super().__init__()
-        self.first, self.second = QuantLinear(inputs, hidden, bias=False), QuantLinear(hidden, 1, bias=False)
+        self.first, self.second = (
+            QuantLinear(inputs, hidden, bias=False),
+            QuantLinear(hidden, 1, bias=False),
+        )
         with torch.no_grad():
             for layer in (self.first, self.second):
                 layer.weight.normal_(0.0, layer.weight.shape[-1] ** -0.5, generator=draws)
@@ -94,14 +118,18 @@ class TwoLayerProblem(Problem):
         return [Batch(None, None)]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+        return (
+            self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+        )
 
     def scores(self, model: nn.Module, split: Split) -> Tensor:
         return self.population.excess(model(None))
 
     def beside(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
         found = with_model(self, model)  # type: ignore[type-var]
-        found.population = self.population.beside([problem.population for problem in problems if isinstance(problem, TwoLayerProblem)])
+        found.population = self.population.beside(
+            [problem.population for problem in problems if isinstance(problem, TwoLayerProblem)]
+        )
         return found
 
     def layers(self) -> dict[str, QuantLayer]:

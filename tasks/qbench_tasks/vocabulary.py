@@ -79,7 +79,11 @@ class Bytes(Vocabulary):
         return bytes(tokens).decode(errors="replace")
 
     def to_json(self) -> dict[str, Any]:
-        return described({letter: byte for byte, letter in enumerate(alphabet()) if byte != self.separator}, [], words=False)
+        return described(
+            {letter: byte for byte, letter in enumerate(alphabet()) if byte != self.separator},
+            [],
+            words=False,
+        )
 
 
 class BPE(Vocabulary):
@@ -98,7 +102,10 @@ class BPE(Vocabulary):
 
     def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
         texts = [document.decode() for document in documents]
-        return (np.array(found.ids, self.dtype) for found in self._library.encode_batch_fast(texts, add_special_tokens=False))
+        return (
+            np.array(found.ids, self.dtype)
+            for found in self._library.encode_batch_fast(texts, add_special_tokens=False)
+        )
 
     def between(self, tokens: Sequence[int]) -> str:
         return str(self._library.decode(list(tokens)))
@@ -118,21 +125,38 @@ class Borrowed(Vocabulary):
     def __init__(self, text: str, size: int, separator: int, called: str) -> None:
         try:
             self.file = json.loads(text)
-            self.size, self._separator, self.text = size, separator, json.dumps({**self.file, "normalizer": None, "post_processor": None})
-            words = {**self.file["model"]["vocab"], **{token["content"]: token["id"] for token in self.file["added_tokens"]}}
-            level = [part for part in _parts(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"]
+            self.size, self._separator, self.text = (
+                size,
+                separator,
+                json.dumps({**self.file, "normalizer": None, "post_processor": None}),
+            )
+            words = {
+                **self.file["model"]["vocab"],
+                **{token["content"]: token["id"] for token in self.file["added_tokens"]},
+            }
+            level = [
+                part for part in _parts(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"
+            ]
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{called}: its tokenizer.json is of another kind ({type(error).__name__}: {error})") from None
+            raise UsageError(
+                f"{called}: its tokenizer.json is of another kind ({type(error).__name__}: {error})"
+            ) from None
         if (
             self.file["model"]["type"] != "BPE"
             or not level
-            or any(letter not in words for byte, letter in enumerate(alphabet()) if byte not in UNUSED)
+            or any(
+                letter not in words for byte, letter in enumerate(alphabet()) if byte not in UNUSED
+            )
         ):
-            raise UsageError(f"{called}: its tokenizer is no byte-level BPE, of which alone bytes can be counted token by token")
+            raise UsageError(
+                f"{called}: its tokenizer is no byte-level BPE, of which alone bytes can be counted token by token"
+            )
         if level[0].get("add_prefix_space"):
             raise UsageError(f"{called}: its tokenizer puts a blank in front of every text")
         if (largest := max(words.values())) >= size or not 0 <= separator < size:
-            raise UsageError(f"{called}: its tokenizer does not fit: it has tokens up to {max(largest, separator)}, the model {size}")
+            raise UsageError(
+                f"{called}: its tokenizer does not fit: it has tokens up to {max(largest, separator)}, the model {size}"
+            )
 
     @property
     def separator(self) -> int:
@@ -150,7 +174,10 @@ class Borrowed(Vocabulary):
 
     def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
         texts = [document.decode() for document in documents]
-        return (np.array(found.ids, self.dtype) for found in self._library.encode_batch_fast(texts, add_special_tokens=False))
+        return (
+            np.array(found.ids, self.dtype)
+            for found in self._library.encode_batch_fast(texts, add_special_tokens=False)
+        )
 
     def between(self, tokens: Sequence[int]) -> str:
         return str(self._library.decode(list(tokens), skip_special_tokens=False))
@@ -166,7 +193,9 @@ class Borrowed(Vocabulary):
 
 
 def _parts(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    return list((pre_tokenizer or {"type": ""}).get("pretokenizers", [pre_tokenizer or {"type": ""}]))
+    return list(
+        (pre_tokenizer or {"type": ""}).get("pretokenizers", [pre_tokenizer or {"type": ""}])
+    )
 
 
 @dataclass(frozen=True)
@@ -196,10 +225,14 @@ def learn(texts: Iterator[str], size: int, called: str) -> BPE:
     tokenizer = found.Tokenizer(found.models.BPE())
     tokenizer.pre_tokenizer = found.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = found.decoders.ByteLevel()
-    trainer = found.trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet(), show_progress=False)
+    trainer = found.trainers.BpeTrainer(
+        vocab_size=size - 1, initial_alphabet=alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     if (there := tokenizer.get_vocab_size() + 1) < size:
-        raise UsageError(f"{called}: vocab = {size} is too large: the training split teaches {there} tokens")
+        raise UsageError(
+            f"{called}: vocab = {size} is too large: the training split teaches {there} tokens"
+        )
     return BPE(tokenizer.to_str())
 
 
@@ -213,7 +246,11 @@ def library() -> Any:
 
 def alphabet() -> list[str]:
     """GPT-2's letter for each byte: its own where that can be seen, and from 256 on where it cannot."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    seen = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = itertools.count(256)
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
@@ -221,7 +258,12 @@ def alphabet() -> list[str]:
 def described(vocab: dict[str, int], merges: list[Any], words: bool) -> dict[str, Any]:
     """A byte-level BPE whose separator is the token behind the last. `words`: whether a token never crosses the end of a word."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": words,
+    }
     return {
         "version": "1.0",
         "added_tokens": [{"id": len(vocab), "content": SEPARATOR, "special": True, **flags}],

@@ -27,12 +27,29 @@ def check_lengths(tokens: Tokens, context: int, corpus: str, size: str) -> None:
     for split, windows in (("train", 2), ("val", 1), ("test", 1)):
         found, needed = tokens.shards.streams[split].tokens, windows * context + 1
         if found < needed:
-            raise UsageError(f"{corpus}: too short for {size}: its split {split} holds {found} tokens and needs {needed}")
+            raise UsageError(
+                f"{corpus}: too short for {size}: its split {split} holds {found} tokens and needs {needed}"
+            )
 
 
 class WindowProblem(Problem):
-    def __init__(self, model: nn.Module, tokens: Tokens, context: int, seed: int, batch: int, device: torch.device) -> None:
-        self.model, self.data, self.context, self.seed, self.count, self.device = model, tokens, context, seed, batch, device
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Tokens,
+        context: int,
+        seed: int,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.data, self.context, self.seed, self.count, self.device = (
+            model,
+            tokens,
+            context,
+            seed,
+            batch,
+            device,
+        )
         self.sizes = torch.from_numpy(tokens.vocabulary.sizes).to(device)
         windows = self.windows("train")
         self.outside = max(1, windows // RESERVED)
@@ -45,8 +62,13 @@ class WindowProblem(Problem):
     def drawn(self, index: int) -> Tensor:
         """Each window of the order once, then all once more in another order; those outside it likewise among themselves."""
         if index >= 0:
-            return self.cut("train", places(index * self.count, self.count, self.ordered, "text", self.seed, "order"))
-        outside = places(-(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside")
+            return self.cut(
+                "train",
+                places(index * self.count, self.count, self.ordered, "text", self.seed, "order"),
+            )
+        outside = places(
+            -(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside"
+        )
         return self.cut("train", self.ordered + outside)
 
     def batch_of(self, drawn: Tensor) -> Batch:
@@ -55,7 +77,10 @@ class WindowProblem(Problem):
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Every byte of the windows that are scored is the target of one prediction."""
-        count, at_once = min(WINDOWS[split], self.windows(split)), max(1, SCORED_AT_ONCE // self.context)
+        count, at_once = (
+            min(WINDOWS[split], self.windows(split)),
+            max(1, SCORED_AT_ONCE // self.context),
+        )
         for first in range(0, count, at_once):
             yield self.batch_of(self.cut(split, np.arange(first, min(first + at_once, count))))
 
@@ -74,10 +99,16 @@ class WindowProblem(Problem):
         nats, tokens, size = 0.0, 0, 0
         for batch in self.batches(split):
             assert batch.targets is not None
-            nats += float(cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64))
+            nats += float(
+                cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64)
+            )
             tokens += batch.targets.numel()
             size += int(self.sizes[batch.targets].sum())
-        return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / tokens, "bytes_per_token": size / tokens}
+        return {
+            "bits_per_byte": nats / math.log(2) / size,
+            "loss": nats / tokens,
+            "bytes_per_token": size / tokens,
+        }
 
     @property
     def tokenizer(self) -> Reader:

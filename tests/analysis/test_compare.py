@@ -17,8 +17,14 @@ from qbench.errors import UsageError
 from tests.synthetic_runs import DEFAULTS, failed, frame, runs
 
 FP = runs("fp", None, [0.100, 0.102, 0.098, 0.101])
-RTN = [*runs("rtn", "int2", [0.40, 0.45, 0.43, 0.41]), *runs("rtn", "int4", [0.20, 0.22, 0.21, 0.20])]
-STE = [*runs("ste", "int2", [0.30, 0.36, 0.32, 0.33]), *runs("ste", "int4", [0.13, 0.14, 0.15, 0.12])]
+RTN = [
+    *runs("rtn", "int2", [0.40, 0.45, 0.43, 0.41]),
+    *runs("rtn", "int4", [0.20, 0.22, 0.21, 0.20]),
+]
+STE = [
+    *runs("ste", "int2", [0.30, 0.36, 0.32, 0.33]),
+    *runs("ste", "int4", [0.13, 0.14, 0.15, 0.12]),
+]
 
 
 def compared(a: str, b: str, *parts: Sequence[dict[str, Any]]) -> list[Comparison]:
@@ -27,12 +33,20 @@ def compared(a: str, b: str, *parts: Sequence[dict[str, Any]]) -> list[Compariso
 
 def test_it_is_scipys_paired_test_of_the_means_over_formats_by_seed() -> None:
     (c,) = compared("ste", "rtn", FP, RTN, STE)
-    ste, rtn = (np.array([[r["packed"] for r in part[:4]], [r["packed"] for r in part[4:]]]).mean(0) for part in (STE, RTN))
+    ste, rtn = (
+        np.array([[r["packed"] for r in part[:4]], [r["packed"] for r in part[4:]]]).mean(0)
+        for part in (STE, RTN)
+    )
     test = reference.ttest_rel(ste, rtn)
     low, high = test.confidence_interval()
     assert (c.difference.value, c.p) == pytest.approx((float(np.mean(ste - rtn)), test.pvalue))
     assert (c.difference.low, c.difference.high) == pytest.approx((low, high))
-    assert (c.formats, c.seeds, c.dropped, c.verdict) == (("int2", "int4"), 4, 0, "ste is better than rtn")
+    assert (c.formats, c.seeds, c.dropped, c.verdict) == (
+        ("int2", "int4"),
+        4,
+        0,
+        "ste is better than rtn",
+    )
     (back,) = compared("rtn", "ste", FP, RTN, STE)
     assert back.difference.value == pytest.approx(-c.difference.value) and back.verdict == c.verdict
 
@@ -43,7 +57,10 @@ def test_full_precision_is_held_against_every_format() -> None:
 
 
 def test_sections_are_corrected_for_one_another() -> None:
-    parts = [[{**r, "size": size, "key": size + r["key"]} for r in (*FP, *RTN, *STE)] for size in ("xs", "s", "m")]
+    parts = [
+        [{**r, "size": size, "key": size + r["key"]} for r in (*FP, *RTN, *STE)]
+        for size in ("xs", "s", "m")
+    ]
     alone, together = compared("ste", "rtn", parts[0]), compared("ste", "rtn", *parts)
     assert len(together) == 3 and alone[0].p is not None
     assert [c.p for c in together] == pytest.approx([3 * alone[0].p] * 3)
@@ -70,7 +87,10 @@ def test_a_seed_that_one_of_them_lacks_is_left_out_and_told() -> None:
 
 def test_nothing_in_common_is_nothing_and_wrong_names_are_one_line() -> None:
     assert compared("ste", "pege", FP, STE, runs("pege", "int3", [0.2, 0.3])) == []
-    for a, b, says in (("ste", "lotoin", "did you mean lotion"), ("ste", "ste", "compared with itself")):
+    for a, b, says in (
+        ("ste", "lotoin", "did you mean lotion"),
+        ("ste", "ste", "compared with itself"),
+    ):
         with pytest.raises(UsageError, match=says):
             compared(a, b, FP, STE, runs("lotion", "int2", [0.2]))
 
@@ -85,29 +105,47 @@ def test_sections_of_one_title_are_told_apart_by_their_setting() -> None:
     longer = [{**r, "steps": 999, "key": "long" + r["key"]} for r in (*FP, *RTN, *STE)]
     alone, both = compared("ste", "rtn", FP, RTN, STE), compared("ste", "rtn", FP, RTN, STE, longer)
     assert [c.section for c in alone] == ["digits/xs"]
-    assert len({c.section for c in both}) == 2 and any("digits/xs (" in c.section and "999 steps" in c.section for c in both)
+    assert len({c.section for c in both}) == 2 and any(
+        "digits/xs (" in c.section and "999 steps" in c.section for c in both
+    )
     assert all(comparison(c).startswith(f"{c.section}: ") for c in both)
 
 
 def test_an_unknown_entrant_is_told_who_is_there() -> None:
     with pytest.raises(UsageError, match=r"unknown entrant 'zzz'; known: fp, rtn, ste$"):
         compared("ste", "zzz", FP, RTN, STE)
-    with pytest.raises(UsageError, match=r"unknown entrant 'rtm'; did you mean rtn\? known: fp, rtn, ste$"):
+    with pytest.raises(
+        UsageError, match=r"unknown entrant 'rtm'; did you mean rtn\? known: fp, rtn, ste$"
+    ):
         compared("ste", "rtm", FP, RTN, STE)
 
 
 def test_no_seed_in_common_is_json_too() -> None:
-    (c,) = compared("ste", "lotion", FP, STE, [{**r, "seed": 9} for r in runs("lotion", "int2", [0.2])])
-    assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None and "0 shared seeds" in c.verdict
+    (c,) = compared(
+        "ste", "lotion", FP, STE, [{**r, "seed": 9} for r in runs("lotion", "int2", [0.2])]
+    )
+    assert (
+        json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None
+        and "0 shared seeds" in c.verdict
+    )
 
 
 def test_entrants_without_a_common_seed_are_independent_samples() -> None:
-    far, near = ([{**r, "seed": r["seed"] + 9} for r in runs("lotion", "int2", x)] for x in ([0.20, 0.21, 0.22], [0.30, 0.36, 0.32]))
+    far, near = (
+        [{**r, "seed": r["seed"] + 9} for r in runs("lotion", "int2", x)]
+        for x in ([0.20, 0.21, 0.22], [0.30, 0.36, 0.32])
+    )
     (c,) = compared("ste", "lotion", FP, STE, far)
     test = reference.ttest_ind([0.30, 0.36, 0.32, 0.33], [0.20, 0.21, 0.22], equal_var=False)
     assert (c.p, c.difference.low) == pytest.approx((test.pvalue, test.confidence_interval().low))
-    assert (c.seeds, c.dropped, c.verdict) == (0, 0, "no seed in common, compared as independent samples: lotion is better than ste")
-    assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"]["value"] == pytest.approx(0.1175)
+    assert (c.seeds, c.dropped, c.verdict) == (
+        0,
+        0,
+        "no seed in common, compared as independent samples: lotion is better than ste",
+    )
+    assert json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"][
+        "value"
+    ] == pytest.approx(0.1175)
     (c,) = compared("ste", "lotion", FP, STE, near)
     assert c.verdict.endswith("independent samples: they cannot be told apart")
 

@@ -29,7 +29,9 @@ LOGITS_AGREE = 3e-5
 """Of logits up to ten: the same float32 products in another order."""
 
 
-def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(language_runs: Runs, tmp_path: Path) -> None:
+def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(
+    language_runs: Runs, tmp_path: Path
+) -> None:
     files = export_run(language_runs.results, language_runs.int4_int8, "packed", tmp_path / "out")
     assert [file.name for file in files] == ["README.md", "decode.py", "qbench.json", ARTEFACT]
     artefact = language_runs.folder(language_runs.int4_int8) / "export" / ARTEFACT
@@ -40,25 +42,45 @@ def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(language_r
     expected = decode(artefact)[0]
     with np.load(tmp_path / "out" / "tensors.npz") as found:
         assert set(found) == set(expected)
-        assert all(np.array_equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
+        assert all(
+            np.array_equal(found[name], tensor) and found[name].dtype == tensor.dtype
+            for name, tensor in expected.items()
+        )
 
 
-@pytest.mark.parametrize("file", [None, b"", b"\xff" * 64, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"])
-def test_what_the_packed_decoder_cannot_read_is_one_line(file: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "file", [None, b"", b"\xff" * 64, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"]
+)
+def test_what_the_packed_decoder_cannot_read_is_one_line(
+    file: bytes | None, tmp_path: Path
+) -> None:
     if file is not None:
         (tmp_path / "w.safetensors").write_bytes(file)
     decoder = Path(str(sys.modules[decode.__module__].__file__))
-    done = subprocess.run([sys.executable, "-I", decoder, "w.safetensors", "t.npz"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("w.safetensors: "), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-I", decoder, "w.safetensors", "t.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("w.safetensors: ")
+    ), done.stderr
     assert not (tmp_path / "t.npz").exists()
 
 
 @pytest.mark.parametrize("to", ["packed", "hf"])
-def test_every_file_may_be_read_by_whom_the_umask_lets(to: str, language_runs: Runs, tmp_path: Path) -> None:
+def test_every_file_may_be_read_by_whom_the_umask_lets(
+    to: str, language_runs: Runs, tmp_path: Path
+) -> None:
     before = os.umask(0o027)
     try:
         files = export_run(language_runs.results, language_runs.int4, to, tmp_path / "out")
-        assert {file.name: oct(file.stat().st_mode & 0o777) for file in files} == {file.name: "0o640" for file in files}
+        assert {file.name: oct(file.stat().st_mode & 0o777) for file in files} == {
+            file.name: "0o640" for file in files
+        }
     finally:
         os.umask(before)
     artefact = language_runs.folder(language_runs.int4) / "export" / ARTEFACT
@@ -74,13 +96,26 @@ def test_a_folder_that_cannot_be_made_is_one_line(language_runs: Runs, tmp_path:
 def test_the_readme_says_what_it_is(language_runs: Runs, tmp_path: Path) -> None:
     export_run(language_runs.results, language_runs.int4[:8], "packed", tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "rtn int4 on grammar/xs, seed 0" in text and language_runs.int4 in text and len(text.splitlines()) <= 10
+    assert (
+        "rtn int4 on grammar/xs, seed 0" in text
+        and language_runs.int4 in text
+        and len(text.splitlines()) <= 10
+    )
     known = json.loads((tmp_path / "qbench.json").read_text())
-    assert known["run"] == language_runs.int4 and known["spec"]["method"] == "rtn" and known["scores"]["packed"] > 0
+    assert (
+        known["run"] == language_runs.int4
+        and known["spec"]["method"] == "rtn"
+        and known["scores"]["packed"] > 0
+    )
 
 
-def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never_pickled(language_runs: Runs, tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'")
+def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never_pickled(
+    language_runs: Runs, tmp_path: Path
+) -> None:
+    pytest.importorskip(
+        "transformers",
+        reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
+    )
     export_run(language_runs.results, language_runs.int4, "hf", tmp_path)
     hashes = [sha256(tmp_path)]
     (tmp_path / "downstream.json").write_text("{}")
@@ -92,7 +127,9 @@ def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()  # it is mapped into memory
     (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
-    with pytest.raises(QbenchError, match="transformers cannot load it: Error while deserializing header"):
+    with pytest.raises(
+        QbenchError, match="transformers cannot load it: Error while deserializing header"
+    ):
         open_folder(tmp_path, torch.device("cpu"))
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
@@ -101,8 +138,13 @@ def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never
     assert "\n" not in str(caught.value)
 
 
-def test_transformers_load_the_folder_and_give_the_same_logits(language_runs: Runs, tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'")
+def test_transformers_load_the_folder_and_give_the_same_logits(
+    language_runs: Runs, tmp_path: Path
+) -> None:
+    pytest.importorskip(
+        "transformers",
+        reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
+    )
     export_run(language_runs.results, language_runs.int4, "hf", tmp_path)
     problem = loaded(language_runs, language_runs.int4)
     model, words = open_folder(tmp_path, torch.device("cpu"))
@@ -114,16 +156,26 @@ def test_transformers_load_the_folder_and_give_the_same_logits(language_runs: Ru
     text = "let golf five the gatta near lupi nata soon"
     assert words.encode(text) == tokenizer.encode(text) and words.decode(words.encode(text)) == text
     assert (words.start, words.context) == (tokenizer.start, tokenizer.context)
-    assert words.tokenizer(text)["input_ids"] == [tokenizer.start, *tokenizer.encode(text)], "it begins texts as the task does"
+    assert words.tokenizer(text)["input_ids"] == [tokenizer.start, *tokenizer.encode(text)], (
+        "it begins texts as the task does"
+    )
 
 
 def test_the_other_shape_of_the_transformer_is_known_to_them_too(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'")
-    model = Transformer(Shape(vocab=11, width=32, depth=2, heads=4, mlp=48, context=16, qk_norm=True), torch.Generator().manual_seed(1))
+    transformers = pytest.importorskip(
+        "transformers",
+        reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
+    )
+    model = Transformer(
+        Shape(vocab=11, width=32, depth=2, heads=4, mlp=48, context=16, qk_norm=True),
+        torch.Generator().manual_seed(1),
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+                weight.add_(
+                    0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+                )
     layout = model.layout()
     config = transformers.AutoConfig.for_model(**layout.config)
     with torch.random.fork_rng():
@@ -141,8 +193,12 @@ def test_quantized_inputs_are_refused_for_transformers(language_runs: Runs, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_language_model_is_refused_for_transformers(language_runs: Runs, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="task digits has no network that Hugging Face's transformers know"):
+def test_what_is_no_language_model_is_refused_for_transformers(
+    language_runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError, match="task digits has no network that Hugging Face's transformers know"
+    ):
         export_run(language_runs.results, language_runs.digits, "hf", tmp_path)
 
 

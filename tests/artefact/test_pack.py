@@ -38,7 +38,9 @@ def test_the_lowest_bit_comes_first() -> None:
 @pytest.mark.parametrize("weights", ["int1", "int2", "int3", "int4", "int5", "int8", "fp4"])
 @pytest.mark.parametrize("method", ["ste", "rtn"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
-def test_decoded_equals_snapped_bit_for_bit(weights: str, method: str, granularity: str, tmp_path: Path) -> None:
+def test_decoded_equals_snapped_bit_for_bit(
+    weights: str, method: str, granularity: str, tmp_path: Path
+) -> None:
     kit = Kit(method, tmp_path)
     run = kit.attached(kit.config(weights, granularity))
     artefact = export(run, tmp_path / "export")
@@ -46,7 +48,9 @@ def test_decoded_equals_snapped_bit_for_bit(weights: str, method: str, granulari
     with run.shipped():
         for name, layer in run.problem.layers().items():
             assert np.array_equal(decoded[f"{name}.weight"], layer.effective.numpy())
-    assert set(decoded) == set(run.model.state_dict()) and set(header["weights"]) == {f"{n}.weight" for n in run.problem.layers()}
+    assert set(decoded) == set(run.model.state_dict()) and set(header["weights"]) == {
+        f"{n}.weight" for n in run.problem.layers()
+    }
     groups = {"tensor": 3, "channel": 32 + 64 + 32, "block-32": 32 + 64 + 64}[granularity]
     bits = 4 if weights == "fp4" else int(weights[3:])
     assert artefact.bits == artefact.quantized * bits + 32 * groups == 8 * artefact.payload
@@ -66,11 +70,15 @@ def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
         f"tensors, header = decode({str(artefact.path)!r})\n"
         "print(float(tensors['hidden.weight'].astype('float64').sum()), len(set(tensors['hidden.weight'][0])))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     total, distinct = done.stdout.split()
     with run.shipped():
         hidden = run.problem.layers()["hidden"].effective
-        assert float(total) == float(hidden.double().sum()) and int(distinct) == len(hidden[0].unique())
+        assert float(total) == float(hidden.double().sum()) and int(distinct) == len(
+            hidden[0].unique()
+        )
 
 
 def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> None:
@@ -81,7 +89,13 @@ def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> Non
     checks = {c["name"]: c for c in result["audit"]["checks"]}
     assert checks["simulated = packed"]["passed"] and checks["coverage"]["detail"] == "6 of 6 sites"
     _, header = decode(folder / "export" / "weights.safetensors")
-    assert header["inputs"]["wide"] == {"bits": 4, "low": 0, "high": 15, "codebook": [], "granularity": "tensor"}
+    assert header["inputs"]["wide"] == {
+        "bits": 4,
+        "low": 0,
+        "high": 15,
+        "codebook": [],
+        "granularity": "tensor",
+    }
 
 
 def test_bytes_of_an_artefact_are_reproducible(tmp_path: Path) -> None:

@@ -47,9 +47,13 @@ def main(words: list[str]) -> int:
     from qbench.engines.worker_process import WORKER_ENVIRONMENT
     from qbench.runs.environment import environment
 
-    if lacking := {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}:
+    if lacking := {
+        name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ
+    }:
         # As in a worker, where memory that a step frees is kept for the next one.
-        os.execve(sys.executable, [sys.executable, "-m", "tests.bench", *words], {**os.environ, **lacking})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "tests.bench", *words], {**os.environ, **lacking}
+        )
     env = environment()
     code = env["commit"] and f"commit {env['commit'][:12]}{' with changes' if env['dirty'] else ''}"
     print(

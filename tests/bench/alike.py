@@ -85,11 +85,23 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
 
     def run(place: int) -> Run:
         seed, rate = 0 if bed.one_seed else place, 0.01 * (1 + place % 3)
-        found = config(bed.task, bed.size, bed.options, seed, rate, method, others(method, params, place) if bed.numbers else params)
+        found = config(
+            bed.task,
+            bed.size,
+            bed.options,
+            seed,
+            rate,
+            method,
+            others(method, params, place) if bed.numbers else params,
+        )
         found = dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, **bed.recipe))
         if found.weights:
             weights = Quantization(bed.weights[place % len(bed.weights)], bed.granularity)
-            found = dataclasses.replace(found, weights=weights, activations=Quantization(bed.inputs, "tensor") if bed.inputs else None)
+            found = dataclasses.replace(
+                found,
+                weights=weights,
+                activations=Quantization(bed.inputs, "tensor") if bed.inputs else None,
+            )
         return prepared(found)
 
     def together(runs: Iterable[Run]) -> Run:
@@ -104,13 +116,20 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
             compile_run(taken)
             for step in range(STEPS):
                 one_step(taken, step)
-        differences += [float((a - b).detach().abs().max()) for a, b in zip(learned(alone), learned(many[place]), strict=True)]
+        differences += [
+            float((a - b).detach().abs().max())
+            for a, b in zip(learned(alone), learned(many[place]), strict=True)
+        ]
     return max(differences)
 
 
 def others(method: str, params: dict[str, Any], place: int) -> dict[str, Any]:
     m = load_method(method)
-    numbers = {name: value for name, value in m(**params).params.items() if name in m.varies and isinstance(value, float)}
+    numbers = {
+        name: value
+        for name, value in m(**params).params.items()
+        if name in m.varies and isinstance(value, float)
+    }
     return params | {name: value * (1.0, 0.5, 0.75)[place % 3] for name, value in numbers.items()}
 
 
@@ -123,6 +142,13 @@ def table() -> Iterator[str]:
     yield f"| largest difference after {STEPS} steps | {' | '.join(BEDS)} |"
     yield "|---|" + "--:|" * len(BEDS)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        found = {label: [pool.submit(apart, bed, *which) for bed in BEDS.values()] for label, which in METHODS.items()}
+        found = {
+            label: [pool.submit(apart, bed, *which) for bed in BEDS.values()]
+            for label, which in METHODS.items()
+        }
         for label, differences in found.items():
-            yield f"| {label} | " + " | ".join(f"{d.result():.0e}" if d.result() else "0" for d in differences) + " |"
+            yield (
+                f"| {label} | "
+                + " | ".join(f"{d.result():.0e}" if d.result() else "0" for d in differences)
+                + " |"
+            )

@@ -36,9 +36,15 @@ def row(size: str, name: str, model: Transformer) -> str:
     asked, words = lm_eval_tasks.find([name], quizzes())[0], Words(SHAPES[size].context)
     assert asked.quiz
     requests = [
-        (words.encode(f"<doc> {q.context}"), words.encode(c)) for q in asked.quiz.make() if isinstance(q, Question) for c in q.choices
+        (words.encode(f"<doc> {q.context}"), words.encode(c))
+        for q in asked.quiz.make()
+        if isinstance(q, Question)
+        for c in q.choices
     ]
-    tokens = [padded([item.tokens for item in batch]) for batch in batches(inputs(requests, words.context), batch_tokens(CPU))]
+    tokens = [
+        padded([item.tokens for item in batch])
+        for batch in batches(inputs(requests, words.context), batch_tokens(CPU))
+    ]
     kinds: list[Callable[[], object]] = [
         lambda: forward(model, tokens),
         lambda: likelihoods(model, requests, words.context),
@@ -49,9 +55,7 @@ def row(size: str, name: str, model: Transformer) -> str:
     for request in requests[: len(requests) // 8]:
         likelihoods(model, [request], words.context)
     plain = 8 * (time.perf_counter() - began)
-    return (
-        f"| {size} | {name} | {bare:.3f} | {found:.3f} | {found / bare:.2f} | {whole:.3f} | {whole / bare:.2f} | 1.1 | {plain / bare:.1f} |"
-    )
+    return f"| {size} | {name} | {bare:.3f} | {found:.3f} | {found / bare:.2f} | {whole:.3f} | {whole / bare:.2f} | 1.1 | {plain / bare:.1f} |"
 
 
 @torch.no_grad()

@@ -34,7 +34,9 @@ ARTEFACT = b"1" * 50_000
 LINE = '{"step": 1, "progress": 0.01, "seconds": 0.1, "loss": 1.0, "lr": 0.003, "grad_norm": 0.5, "val": null}\n'
 
 
-def made_up(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> None:
+def made_up(
+    assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
+) -> None:
     """A run without training: the files of one."""
     attempt = Attempt(assignment.folder)
     attempt.write("spec", assignment.config.to_json())
@@ -45,7 +47,10 @@ def made_up(assignment: Assignment, execution: Execution, report: Callable[[dict
     attempt.export.mkdir(exist_ok=True)
     attempt.artefact.write_bytes(ARTEFACT)
     attempt.checkpoint.unlink()
-    attempt.write("result", {"result_version": 1, "key": attempt.key, "attempt": attempt.number, "state": "ok"})
+    attempt.write(
+        "result",
+        {"result_version": 1, "key": attempt.key, "attempt": attempt.number, "state": "ok"},
+    )
 
 
 def a_run(seed: int) -> RunConfig:
@@ -60,7 +65,11 @@ def spent(engine: Engine, results: Path, runs: range, group: int = 1) -> float:
         while todo and len(going) < engine.capacity:
             seeds = todo.pop()
             number, configs = seeds[0] + 1, [replace(a_run(0), seed=seed) for seed in seeds]
-            engine.submit(number, [Assignment(c, new_attempt(results, c.key).folder) for c in configs], Execution(device="cpu"))
+            engine.submit(
+                number,
+                [Assignment(c, new_attempt(results, c.key).folder) for c in configs],
+                Execution(device="cpu"),
+            )
             going.add(number)
         going -= {event.group for event in engine.poll(1.0) if event.kind == "ended"}
     return time.perf_counter() - began
@@ -77,7 +86,11 @@ def table() -> Iterator[str]:
     if find_spec("ray") is None:
         yield "| ray | not installed | | | 0.1 s |"
     else:
-        yield row("ray", lambda: RayEngine(Wishes(workers=2, device="cpu", address="local"), train), "0.1 s")
+        yield row(
+            "ray",
+            lambda: RayEngine(Wishes(workers=2, device="cpu", address="local"), train),
+            "0.1 s",
+        )
     yield ""
     yield coordinator()
 
@@ -103,12 +116,17 @@ class Instant(Engine):
             (attempt.folder / "spec.json").write_text(json.dumps(assignment.config.to_json()))
             (attempt.folder / "env.json").write_text(json.dumps(ENV))
             attempt.curve.write_text(100 * LINE)
-            (attempt.folder / "result.json").write_text(json.dumps(result_of(assignment.config, attempt.key, self.chance)))
+            (attempt.folder / "result.json").write_text(
+                json.dumps(result_of(assignment.config, attempt.key, self.chance))
+            )
         self.over.append(group)
         self.files_s += time.process_time() - began
 
     def poll(self, timeout_s: float) -> list[Event]:
-        events, self.over = [Event(group, "ended", details={"exitcode": 0}) for group in self.over], []
+        events, self.over = (
+            [Event(group, "ended", details={"exitcode": 0}) for group in self.over],
+            [],
+        )
         return events
 
     def cancel(self, group: int) -> None: ...
@@ -116,7 +134,10 @@ class Instant(Engine):
 
 
 def coordinator() -> str:
-    config = read_text(f'board = "x"\nmethods = ["ste"]\ntasks = ["digits"]\nformats = ["int4"]\nseeds = {10 * RUNS}\n', "x.toml")
+    config = read_text(
+        f'board = "x"\nmethods = ["ste"]\ntasks = ["digits"]\nformats = ["int4"]\nseeds = {10 * RUNS}\n',
+        "x.toml",
+    )
     engine, began = Instant(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         summary = sweep(config, Path(folder), engine, Execution(device="cpu", group=1))

@@ -37,7 +37,14 @@ from tests.bench.gpu_groups import BEDS, company, groups
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("steps", "compiled", "runs", "groups", "company", "tests")
 LIMIT_S = 570.0
-SHARES = {"steps": 0.4, "compiled": 0.52, "runs": 0.65, "groups": 0.85, "company": 0.92, "tests": 1.0}
+SHARES = {
+    "steps": 0.4,
+    "compiled": 0.52,
+    "runs": 0.65,
+    "groups": 0.85,
+    "company": 0.92,
+    "tests": 1.0,
+}
 """By when, of the time, a part begins nothing new."""
 WARMUP, TOKENS = 8, 65_536
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,7 +91,9 @@ class Bench:
                 self.save()
         except Exception as error:  # noqa: BLE001 - the other parts can still be measured
             self.found[name].append(
-                {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+                {
+                    "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                }
             )
         self.save()
 
@@ -98,7 +107,9 @@ def steps(bench: Bench) -> Iterator[Row]:
 
     peak = peak_flops(bench.device, torch.bfloat16)
     yield {"peak_bf16_flops": peak}
-    chosen = {name: (name, {}) for name in bench.methods} | {label: v for label, v in VARIANTS.items() if v[0] in bench.methods}
+    chosen = {name: (name, {}) for name in bench.methods} | {
+        label: v for label, v in VARIANTS.items() if v[0] in bench.methods
+    }
     trained = {label: v for label, v in chosen.items() if not registry.load("methods", v[0]).after}
     order = ["fp", *(label for label in trained if label != "fp"), "fp, again"]
     for size in bench.sizes:
@@ -123,7 +134,11 @@ def attempted(measure: Callable[[], Row]) -> Row:
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
     except Exception as error:  # noqa: BLE001 - a row of the table
-        return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]}
+        return {
+            "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                :200
+            ]
+        }
     finally:
         gc.collect()
         if torch.cuda.is_available():
@@ -138,7 +153,9 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
     forget_memory(bench.device)
     watch, began = Stopwatch(bench.device), time.monotonic()
     for taken in range(WARMUP + bench.steps):
-        step = 0 if taken == 0 else 1000 + 37 * taken  # the first one, and then ordinary ones: what is rare has its place in `runs`
+        step = (
+            0 if taken == 0 else 1000 + 37 * taken
+        )  # the first one, and then ordinary ones: what is rare has its place in `runs`
         one_step(run, step)
         if taken >= WARMUP - 1:
             watch.mark()
@@ -169,12 +186,30 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
     from qbench.runs.config import Quantization, RunConfig
     from qbench.training.setup import frozen_copy, open_problem
 
-    task, instance = registry.build("tasks", "text", {}), registry.build("methods", method, dict(params))
+    task, instance = (
+        registry.build("tasks", "text", {}),
+        registry.build("methods", method, dict(params)),
+    )
     context = task.sizes[size]["context"]
-    recipe = replace(task.recipe(size), batch=max(1, bench.tokens // context), steps=100_003, precision="bf16")
+    recipe = replace(
+        task.recipe(size), batch=max(1, bench.tokens // context), steps=100_003, precision="bf16"
+    )
     weights = Quantization("int4", "channel") if instance.quantizes else None
     config = RunConfig(
-        0, method, instance.version, instance.params, "text", task.version, task.params, "", size, weights, None, recipe, "scratch", 0
+        0,
+        method,
+        instance.version,
+        instance.params,
+        "text",
+        task.version,
+        task.params,
+        "",
+        size,
+        weights,
+        None,
+        recipe,
+        "scratch",
+        0,
     )
     _, problem = open_problem(config, bench.device)
     execution = Execution(device=str(bench.device), compile=bench.compile)
@@ -199,8 +234,14 @@ def compiled(bench: Bench) -> Iterator[Row]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             kit = Kit(name, Path(folder))
-            ways = {way: Execution(device=str(bench.device), compile=way == "compiled") for way in ("eager", "compiled")}
-            made = {way: kit.run(kit.config("int4"), execution, again=True) for way, execution in ways.items()}
+            ways = {
+                way: Execution(device=str(bench.device), compile=way == "compiled")
+                for way in ("eager", "compiled")
+            }
+            made = {
+                way: kit.run(kit.config("int4"), execution, again=True)
+                for way, execution in ways.items()
+            }
             wrong = [result["message"] for result, _ in made.values() if result["state"] != "ok"]
             if wrong:
                 yield {"method": name, "failed": str(wrong[0])}
@@ -208,7 +249,12 @@ def compiled(bench: Bench) -> Iterator[Row]:
             pairs = zip(*(first_losses(place) for _, place in made.values()), strict=True)
             apart = max(abs(a - b) / abs(a) for a, b in pairs)
             scores = {way: result["scores"]["packed"] for way, (result, _) in made.items()}
-            yield {"method": name, "apart": apart, "audit": made["compiled"][0]["audit"]["passed"], **scores}
+            yield {
+                "method": name,
+                "apart": apart,
+                "audit": made["compiled"][0]["audit"]["passed"],
+                **scores,
+            }
 
 
 def runs(bench: Bench) -> Iterator[Row]:
@@ -239,9 +285,21 @@ def runs(bench: Bench) -> Iterator[Row]:
             yield row | {"failed": f"{result['reason']}: {result['message']}"}
             continue
         cost = {
-            name: result["cost"].get(name) for name in ("build_s", "train_s", "eval_s", "tokens_per_s", "peak_share", "peak_memory_bytes")
+            name: result["cost"].get(name)
+            for name in (
+                "build_s",
+                "train_s",
+                "eval_s",
+                "tokens_per_s",
+                "peak_share",
+                "peak_memory_bytes",
+            )
         }
-        yield row | {"bits_per_byte": result["scores"]["packed"], "audit": result["audit"]["passed"], **cost}
+        yield row | {
+            "bits_per_byte": result["scores"]["packed"],
+            "audit": result["audit"]["passed"],
+            **cost,
+        }
 
 
 def context_of(size: str) -> int:
@@ -255,10 +313,16 @@ def tests(bench: Bench) -> Iterator[Row]:
     if find_spec("pytest") is None:
         yield {"failed": "pytest is not installed"}
         return
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "pytest.ini"
-        settings.write_text("[pytest]\nmarkers =\n    gpu: needs a CUDA device\n    slow: more than ten seconds\n")
+        settings.write_text(
+            "[pytest]\nmarkers =\n    gpu: needs a CUDA device\n    slow: more than ten seconds\n"
+        )
         left = max(30.0, bench.limit_s - (time.monotonic() - bench.began))
         command = [
             sys.executable,
@@ -275,12 +339,22 @@ def tests(bench: Bench) -> Iterator[Row]:
             "no:cacheprovider",
         ]
         try:
-            done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=left, cwd=ROOT)
+            done = subprocess.run(
+                [*command, *files], capture_output=True, text=True, timeout=left, cwd=ROOT
+            )
         except subprocess.TimeoutExpired:
             yield {"failed": f"not over after {left:.0f} s"}
             return
-    yield {"files": [Path(f).name for f in files], "exit": done.returncode, "summary": (done.stdout.strip().splitlines() or [""])[-1]}
-    yield from ({"failed": line} for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")))
+    yield {
+        "files": [Path(f).name for f in files],
+        "exit": done.returncode,
+        "summary": (done.stdout.strip().splitlines() or [""])[-1],
+    }
+    yield from (
+        {"failed": line}
+        for line in done.stdout.splitlines()
+        if line.startswith(("FAILED", "ERROR"))
+    )
 
 
 # ---- the report ----
@@ -293,7 +367,9 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
     for part in PARTS:
         if rows := found.get(part):
             yield f"## {part}\n"
-            measured = [row for row in rows if "median_s" in row or "apart" in row or "bits_per_byte" in row]
+            measured = [
+                row for row in rows if "median_s" in row or "apart" in row or "bits_per_byte" in row
+            ]
             if measured:
                 columns = list(measured[0])
                 columns += [key for row in measured for key in row if key not in columns]
@@ -305,7 +381,9 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
                 yield ""
             for row in rows:
                 if row not in measured:
-                    yield "* " + ", ".join(f"{key}: {shown(key, value)}" for key, value in row.items())
+                    yield "* " + ", ".join(
+                        f"{key}: {shown(key, value)}" for key, value in row.items()
+                    )
             yield ""
 
 
@@ -330,8 +408,17 @@ def shown(key: str, value: Any) -> str:
 def environment(device: torch.device) -> Row:
     from qbench.runs.environment import environment as machine
 
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: what this shows is that the bench works"
-    return {**machine(), "device_name": named, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+    named = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else "CPU: what this shows is that the bench works"
+    )
+    return {
+        **machine(),
+        "device_name": named,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def synchronise(device: torch.device) -> None:
@@ -349,7 +436,10 @@ def register_plugins(folder: Path) -> None:
     info = folder / "qbench-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qbench\nVersion: 0\n")
-    groups = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in entries.items()) for group, entries in project["entry-points"].items()]
+    groups = [
+        f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
     (info / "entry_points.txt").write_text("\n".join(groups) + "\n")
     sys.path.append(str(folder))
     registry.plugins.cache_clear()
@@ -359,7 +449,9 @@ def main(words: list[str]) -> int:
     from qbench.plugins import registry
     from qbench.training.devices import device_named
 
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description="What only a GPU can show.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.gpu", description="What only a GPU can show."
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", default=",".join(PARTS))
@@ -369,7 +461,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--train", default="10m")
     parser.add_argument("--train-steps", type=int, default=300)
-    parser.add_argument("--beds", default="", help="Titles of the part groups, separated by semicolons; all by default.")
+    parser.add_argument(
+        "--beds",
+        default="",
+        help="Titles of the part groups, separated by semicolons; all by default.",
+    )
     parser.add_argument("--side-by-side", default="", help="Numbers of runs of the part groups.")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--limit", type=float, default=LIMIT_S)
@@ -378,7 +474,11 @@ def main(words: list[str]) -> int:
         register_plugins(Path(folder))
         device = device_named(asked.device)
         asked.out.mkdir(parents=True, exist_ok=True)
-        methods = asked.methods.split(",") if asked.methods else sorted(registry.plugins("methods"), key=lambda name: name != "fp")
+        methods = (
+            asked.methods.split(",")
+            if asked.methods
+            else sorted(registry.plugins("methods"), key=lambda name: name != "fp")
+        )
         bench = Bench(
             asked.out, device, asked.sizes.split(","), asked.steps, asked.train, asked.train_steps, methods, asked.tokens, not asked.eager, asked.limit
         )  # fmt: skip

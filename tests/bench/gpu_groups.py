@@ -44,20 +44,28 @@ def groups(bench: Bench) -> Iterator[Row]:
         except UsageError as error:
             yield {"bed": title, "left out": str(error)}
             continue
-        alone: Row = {"bed": title, "runs": 1} | attempted(lambda c=first: measured(bench, [c], compiled=False))  # type: ignore[misc]
+        alone: Row = {"bed": title, "runs": 1} | attempted(
+            lambda c=first: measured(bench, [c], compiled=False)
+        )  # type: ignore[misc]
         rows = [alone]
         for count in counts:
             row: Row = {"bed": title, "runs": count}
             if bench.late("groups"):
                 rows.append(row | {"failed": "no time left"})
                 continue
-            configs = [config(task, size, place % (count // 2), RATES[2 * place // count]) for place in range(count)]
+            configs = [
+                config(task, size, place % (count // 2), RATES[2 * place // count])
+                for place in range(count)
+            ]
             rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
         recordable = records(Execution(compile=bench.compile, graphs=True), first, bench.device)
         for group in ([first], configs) if recordable else ():
             if not bench.late("groups"):
                 row = {"bed": f"{title}, recorded", "runs": len(group)}
-                rows.append(row | attempted(lambda cs=group: measured(bench, cs, bench.compile, graphs=True)))  # type: ignore[misc]
+                rows.append(
+                    row
+                    | attempted(lambda cs=group: measured(bench, cs, bench.compile, graphs=True))
+                )  # type: ignore[misc]
         yield from drawn(rows, target)
 
 
@@ -86,7 +94,9 @@ def company(bench: Bench) -> Iterator[Row]:
                 yield row | {"left out": why}
                 continue
             ways = {
-                way: [Assignment(c, Path(folder) / way / str(n) / "1") for n, c in enumerate(configs)]
+                way: [
+                    Assignment(c, Path(folder) / way / str(n) / "1") for n, c in enumerate(configs)
+                ]
                 for way in ("alone", "in company", "recorded")
             }
             silent = [lambda _: None] * len(configs)
@@ -95,23 +105,42 @@ def company(bench: Bench) -> Iterator[Row]:
                 "in company": run_group(ways["in company"], execution, silent),
                 "recorded": run_group(ways["recorded"], replace(execution, graphs=True), silent),
             }
-            if wrong := [result["message"] for results in made.values() for result in results if result["state"] != "ok"]:
+            if wrong := [
+                result["message"]
+                for results in made.values()
+                for result in results
+                if result["state"] != "ok"
+            ]:
                 yield row | {"failed": str(wrong[0])}
                 continue
             if not all(said(assignment) for assignment in ways["recorded"]):
-                yield row | {"failed": "its steps could not be recorded; why not is in what was printed"}
+                yield row | {
+                    "failed": "its steps could not be recorded; why not is in what was printed"
+                }
                 continue
-            losses = {way: [first_losses(assignment.folder, 2 * COMPARED_STEPS) for assignment in doing] for way, doing in ways.items()}
+            losses = {
+                way: [first_losses(assignment.folder, 2 * COMPARED_STEPS) for assignment in doing]
+                for way, doing in ways.items()
+            }
         few = {way: [own[:COMPARED_STEPS] for own in each] for way, each in losses.items()}
-        apart, recorded = far(few["alone"], few["in company"]), far(losses["in company"], losses["recorded"])
+        apart, recorded = (
+            far(few["alone"], few["in company"]),
+            far(losses["in company"], losses["recorded"]),
+        )
         row |= {
             "runs": made["in company"][0]["cost"].get("company", 1),
             "apart": apart,
             "recorded apart": recorded,
-            "audit": all(r["audit"]["passed"] for way in ("in company", "recorded") for r in made[way]),
+            "audit": all(
+                r["audit"]["passed"] for way in ("in company", "recorded") for r in made[way]
+            ),
             **{way: [r["scores"]["packed"] for r in results] for way, results in made.items()},
         }
-        yield row if max(apart, recorded) <= APART else row | {"failed": f"apart by more than {APART:g}"}
+        yield (
+            row
+            if max(apart, recorded) <= APART
+            else row | {"failed": f"apart by more than {APART:g}"}
+        )
 
 
 def said(assignment: Assignment) -> bool:
@@ -123,7 +152,11 @@ def said(assignment: Assignment) -> bool:
 
 def far(losses: list[list[float]], others: list[list[float]]) -> float:
     """By what share of itself a loss differs at most."""
-    pairs = [pair for one, other in zip(losses, others, strict=True) for pair in zip(one, other, strict=True)]
+    pairs = [
+        pair
+        for one, other in zip(losses, others, strict=True)
+        for pair in zip(one, other, strict=True)
+    ]
     return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
@@ -149,7 +182,20 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
     recipe = replace(t.recipe(size), steps=1_000_003, lr=lr)
     weights = Quantization("int4", "channel")
     return RunConfig(
-        0, "ste", m.version, m.params, task, t.version, t.params, t.fingerprint(), size, weights, None, recipe, "scratch", seed
+        0,
+        "ste",
+        m.version,
+        m.params,
+        task,
+        t.version,
+        t.params,
+        t.fingerprint(),
+        size,
+        weights,
+        None,
+        recipe,
+        "scratch",
+        seed,
     )
 
 
@@ -175,8 +221,18 @@ def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: boo
             watch.mark()
     low, middle, high = quartiles(watch.steps())
     loss = float(sum(term.double().mean() for term in terms.values()))
-    found: dict[str, Any] = {"compiled": compiled, "recorded": graphs, "median_s": middle, "q25_s": low, "q75_s": high, "loss": loss}
-    return found | {"run_steps_per_s": len(configs) / middle, "peak_memory_bytes": peak_memory(bench.device)}
+    found: dict[str, Any] = {
+        "compiled": compiled,
+        "recorded": graphs,
+        "median_s": middle,
+        "q25_s": low,
+        "q75_s": high,
+        "loss": loss,
+    }
+    return found | {
+        "run_steps_per_s": len(configs) / middle,
+        "peak_memory_bytes": peak_memory(bench.device),
+    }
 
 
 def opened(bench: Bench, configs: list[RunConfig]) -> Run:
@@ -187,7 +243,12 @@ def opened(bench: Bench, configs: list[RunConfig]) -> Run:
 
     execution = Execution(device=str(bench.device), compile=False)
     runs = [
-        prepare(Assignment(c, bench.out / "nowhere"), execution, open_problem(c, torch.device(bench.device))[1], bench.device)
+        prepare(
+            Assignment(c, bench.out / "nowhere"),
+            execution,
+            open_problem(c, torch.device(bench.device))[1],
+            bench.device,
+        )
         for c in configs
     ]
     if len(runs) == 1:

@@ -50,7 +50,15 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] 
     ("linreg, d = 512, mini-batches, one stream", "linreg", "s", {"exact": False}, True, 32, 18.0),
     ("linreg, d = 2048, full gradient", "linreg", "m", {}, False, 32, 8.0),
     ("twolayer, full gradient", "twolayer", "xs", {}, False, 32, None),
-    ("linreg, d = 12 000, mini-batches, one stream", "linreg", "l", {"exact": False}, True, 32, 18.0),
+    (
+        "linreg, d = 12 000, mini-batches, one stream",
+        "linreg",
+        "l",
+        {"exact": False},
+        True,
+        32,
+        18.0,
+    ),
     ("digits CNN", "digits", "xs", {"model": "cnn"}, False, 32, None),
     ("grammar xs", "grammar", "xs", {}, False, 4, None),
     ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, None),
@@ -60,18 +68,39 @@ COMPILED = BEDS[:6]
 
 
 def config(
-    task: str, size: str, options: dict[str, Any], seed: int, lr: float, method: str = "ste", params: Mapping[str, Any] = {}
+    task: str,
+    size: str,
+    options: dict[str, Any],
+    seed: int,
+    lr: float,
+    method: str = "ste",
+    params: Mapping[str, Any] = {},
 ) -> RunConfig:
     m, t = load_method(method)(**params), load_task(task)(**options)
     recipe = dataclasses.replace(t.recipe(size), steps=1_000_000, lr=lr)
     weights = Quantization("int4", "channel") if m.quantizes else None
     return RunConfig(
-        0, method, m.version, m.params, task, t.version, t.params, t.fingerprint(), size, weights, None, recipe, "scratch", seed
+        0,
+        method,
+        m.version,
+        m.params,
+        task,
+        t.version,
+        t.params,
+        t.fingerprint(),
+        size,
+        weights,
+        None,
+        recipe,
+        "scratch",
+        seed,
     )
 
 
 def prepared(c: RunConfig) -> Run:
-    return prepare(Assignment(c, Path("unused")), Execution(compile=False), open_problem(c, CPU)[1], CPU)
+    return prepare(
+        Assignment(c, Path("unused")), Execution(compile=False), open_problem(c, CPU)[1], CPU
+    )
 
 
 def stepper(run: Run) -> Callable[[int], float]:
@@ -90,11 +119,20 @@ def stepper(run: Run) -> Callable[[int], float]:
 
 
 def throughput(
-    task: str, size: str, options: dict[str, Any], one_seed: bool, count: int, method: str = "ste", compiled: bool = False
+    task: str,
+    size: str,
+    options: dict[str, Any],
+    one_seed: bool,
+    count: int,
+    method: str = "ste",
+    compiled: bool = False,
 ) -> tuple[float, float, float]:
     """Microseconds of a run's step alone and side by side, which may be compiled, and the median ratio."""
     seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
-    configs = [config(task, size, options, seed, RATES[place * len(RATES) // count], method) for place, seed in enumerate(seeds)]
+    configs = [
+        config(task, size, options, seed, RATES[place * len(RATES) // count], method)
+        for place, seed in enumerate(seeds)
+    ]
     alone = stepper(prepared(configs[0]))
     whole = side_by_side([prepared(c) for c in configs])
     assert whole is not None
@@ -104,28 +142,43 @@ def throughput(
     beside(3)
     steps = max(4, min(200, int(0.5 / (beside(3) / 3))))
     pairs = [(alone(steps) / steps, beside(steps) / steps / count) for _ in range(ROUNDS)]
-    return (*(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
+    return (
+        *(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)),
+        statistics.median(a / b for a, b in pairs),
+    )  # type: ignore[return-value]
 
 
 def whole_runs(task: str, count: int = 32) -> tuple[float, float, float]:
     """Milliseconds of the processor that a run takes alone and side by side, as a sweep makes it: opened, trained with its curve, exported, audited
     and scored, in files; and the median ratio."""
     steps = load_task(task)().recipe("xs").steps
-    configs = [config(task, "xs", {}, place % (count // len(RATES)), RATES[place * len(RATES) // count]) for place in range(count)]
-    configs = [dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, steps=steps)) for c in configs]
+    configs = [
+        config(task, "xs", {}, place % (count // len(RATES)), RATES[place * len(RATES) // count])
+        for place in range(count)
+    ]
+    configs = [
+        dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, steps=steps)) for c in configs
+    ]
 
     def seconds(chosen: Sequence[RunConfig]) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            assignments = [Assignment(c, Path(folder) / str(place) / "1") for place, c in enumerate(chosen)]
+            assignments = [
+                Assignment(c, Path(folder) / str(place) / "1") for place, c in enumerate(chosen)
+            ]
             began = time.process_time()
-            results = run_group(assignments, Execution(compile=False), [lambda _: None] * len(chosen))
+            results = run_group(
+                assignments, Execution(compile=False), [lambda _: None] * len(chosen)
+            )
             taken = time.process_time() - began
         assert all(result["state"] == "ok" for result in results)
         return taken / len(chosen)
 
     seconds(configs)
     pairs = [(seconds(configs[:1]), seconds(configs)) for _ in range(ROUNDS)]
-    return (*(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs))  # type: ignore[return-value]
+    return (
+        *(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)),
+        statistics.median(a / b for a, b in pairs),
+    )  # type: ignore[return-value]
 
 
 def table() -> Iterator[str]:
@@ -149,7 +202,9 @@ def table() -> Iterator[str]:
         yield f"| to compile the digits MLP's steps and its audit, two workers at once, {when} | 32 | | {seconds:.1f} s | | |"
     for size, steps in (("xs", 40), ("s", 20)):
         count = group_size(config("grammar", size, {}, 0, RATES[0]), "cpu")
-        times = count * two_processes(partial(language, size, 1, steps), partial(language, size, count, steps))
+        times = count * two_processes(
+            partial(language, size, 1, steps), partial(language, size, count, steps)
+        )
         yield f"| STE, grammar {size}: two processes of {count} against a loop | {2 * count} | | | {times:.2f} | 1.9 |"
     times = two_processes(partial(products, 4000), partial(products, 4000))
     yield f"| products of matrices, and nothing else: two processes against one | | | | {times:.2f} | |"
@@ -178,7 +233,10 @@ def first_steps(start: Any) -> None:
 def compiling() -> list[float]:
     """Seconds until two processes have each taken the first step of a group and looked at its runs compiled; then once more."""
     found, context = [], mp.get_context("spawn")
-    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
+    ):
         for _ in range(2):
             start = context.Barrier(3, timeout=300)
             workers = [context.Process(target=first_steps, args=(start,)) for _ in range(2)]
@@ -189,7 +247,9 @@ def compiling() -> list[float]:
             for worker in workers:
                 worker.join()
             found.append(time.perf_counter() - began)
-            assert not any(worker.exitcode for worker in workers), "a worker that failed took no time worth telling"
+            assert not any(worker.exitcode for worker in workers), (
+                "a worker that failed took no time worth telling"
+            )
     return found
 
 
@@ -231,7 +291,10 @@ def two_processes(one: Rounds, two: Rounds) -> float:
     """How many times the rounds of one process of the first kind two of the second get done, taking turns: a machine is not always as fast."""
 
     def workers(rounds: Rounds, processes: int) -> tuple[Any, Any]:
-        start, done = context.Barrier(processes + 1, timeout=600), context.Barrier(processes + 1, timeout=600)
+        start, done = (
+            context.Barrier(processes + 1, timeout=600),
+            context.Barrier(processes + 1, timeout=600),
+        )
         for _ in range(processes):
             context.Process(target=rounds, args=(start, done), daemon=True).start()
         done.wait()
@@ -258,7 +321,10 @@ def jax_sweep(count: int, steps: int = 300) -> float:
 
     problem = open_problem(config("digits", "xs", {}, 0, 0.01), CPU)[1]
     drawn = [problem.batch(index) for index in range(steps)]
-    xs, ys = (jnp.stack([jnp.asarray(getattr(b, part).numpy()) for b in drawn]) for part in ("inputs", "targets"))
+    xs, ys = (
+        jnp.stack([jnp.asarray(getattr(b, part).numpy()) for b in drawn])
+        for part in ("inputs", "targets")
+    )
     named = [jnp.asarray(p.detach().numpy()) for p in problem.model.parameters()]
     start = jax.tree.map(lambda p: jnp.broadcast_to(p, (count, *p.shape)), named)
     rates = jnp.asarray([RATES[place * len(RATES) // count] for place in range(count)])
@@ -280,8 +346,14 @@ def jax_sweep(count: int, steps: int = 300) -> float:
         value, gs = jax.value_and_grad(loss)(ps, *batch)
         norm = jnp.sqrt(sum((g * g).sum() for g in gs))
         gs = [g * jnp.minimum(1.0, 1.0 / (norm + 1e-6)) for g in gs]
-        ms, vs = [0.9 * m + 0.1 * g for m, g in zip(ms, gs, strict=True)], [0.95 * v + 0.05 * g * g for v, g in zip(vs, gs, strict=True)]
-        moved = [m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.95**t)) + 1e-8) for m, v in zip(ms, vs, strict=True)]
+        ms, vs = (
+            [0.9 * m + 0.1 * g for m, g in zip(ms, gs, strict=True)],
+            [0.95 * v + 0.05 * g * g for v, g in zip(vs, gs, strict=True)],
+        )
+        moved = [
+            m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.95**t)) + 1e-8)
+            for m, v in zip(ms, vs, strict=True)
+        ]
         return ([p - lr * d for p, d in zip(ps, moved, strict=True)], ms, vs, t + 1, lr), value
 
     def train(ps: Any, lr: Any) -> Any:

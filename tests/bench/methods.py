@@ -94,7 +94,11 @@ def _grown(make: Callable[[], Entrant]) -> int:
 
 
 def status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -114,7 +118,9 @@ def table() -> Iterator[str]:
         usual = statistics.median(times["fp"])
         base = most_memory(partial(entrant, "fp", size))
         for name in METHODS:
-            low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], times["fp"], strict=True)], n=4)
+            low, middle, high = statistics.quantiles(
+                [a / b for a, b in zip(times[name], times["fp"], strict=True)], n=4
+            )
             beside = rare(partial(entrant, name, size)) / usual
             memory = most_memory(partial(entrant, name, size)) / base
             target = METHODS[name][2]

@@ -29,7 +29,9 @@ def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
         results = folder / "results"
         make(results, runs, points)
         seconds("qbench", "db", "rebuild", "--results", str(results))
-        whole = seconds("qbench", "publish", "large", "--out", str(folder / "site"), "--results", str(results))
+        whole = seconds(
+            "qbench", "publish", "large", "--out", str(folder / "site"), "--results", str(results)
+        )
         began = time.perf_counter()
         site = publish(Results(results), "large", folder / "site")
         inside = time.perf_counter() - began
@@ -51,11 +53,16 @@ def _pages(folder: Path) -> Iterator[str]:
         yield "| a page in a browser | no Chromium here | |"
         return
     cells = 1 + 2 * len(MEANS)
-    site_folder.place(files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])), folder / "thousand")
+    site_folder.place(
+        files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])),
+        folder / "thousand",
+    )
     with browser() as started:
         found = []
         for _ in range(5):
-            seen = watch(started, folder / "thousand" / "index.html", viewport={"width": 1280, "height": 900})
+            seen = watch(
+                started, folder / "thousand" / "index.html", viewport={"width": 1280, "height": 900}
+            )
             found.append(seen.page.evaluate(SORT))
             seen.page.context.close()
     sorted_at, ready_at, count = (statistics.median(column) for column in zip(*found, strict=True))

@@ -65,7 +65,9 @@ def told(**found):
 
 
 def measured(code: str, *words: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", HEAD + code, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + code, *words], check=True, capture_output=True, text=True
+    )
     return dict(json.loads(done.stdout))
 
 
@@ -123,7 +125,11 @@ def plans(folder: Path) -> Iterator[str]:
 def folders(results: Path, runs: int) -> Iterator[str]:
     make(results, runs, 10)
     files = sum(len(names) for _, _, names in os.walk(results / "runs"))
-    used = int(subprocess.run(["du", "-s", "-B1", str(results / "runs")], capture_output=True, text=True, check=True).stdout.split()[0])
+    used = int(
+        subprocess.run(
+            ["du", "-s", "-B1", str(results / "runs")], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+    )
     where = ("--results", str(results))
     yield f"| run folders | {runs:,} runs | | | {files / runs:.0f} files and {used / runs / 1000:.0f} kB on disk a run, without artefacts |"
     for name, words in (("`qbench db rebuild`", ("db", "rebuild")), ("`qbench show`", ("show", "large")), ("`qbench publish`", ("publish", "large", "--out", str(results.parent / "site")))):  # fmt: skip

@@ -19,7 +19,11 @@ def made(seeds: int) -> np.ndarray:
     """Methods × cells × seeds whose noise is half the seed's own; the first is full precision, the second plain rounding."""
     rng = np.random.default_rng(seeds)
     levels = np.linspace(0, 1, METHODS)[:, None, None]
-    found = levels + rng.normal(0, 0.05, (1, CELLS, seeds)) + rng.normal(0, 0.05, (METHODS, CELLS, seeds))
+    found = (
+        levels
+        + rng.normal(0, 0.05, (1, CELLS, seeds))
+        + rng.normal(0, 0.05, (METHODS, CELLS, seeds))
+    )
     found[0] += 1.5
     return np.asarray(found)
 
@@ -35,15 +39,21 @@ def parts(seeds: int) -> dict[str, Callable[[], Any]]:
     means = [by_seed(method.mean(0)) for method in x]
     overall = [[((method - x[1]), (x[0] - x[1]))] for method in x]
     found: dict[str, Callable[[], Any]] = {
-        "intervals of all cells": lambda: [intervals.mean_interval(cell) for method in rows for cell in method],
+        "intervals of all cells": lambda: [
+            intervals.mean_interval(cell) for method in rows for cell in method
+        ],
         "gaps recovered of all cells": lambda: [
-            intervals.gap_recovered(cell, rows[1][c], rows[0][c], "higher", 0.01) for method in rows for c, cell in enumerate(method)
+            intervals.gap_recovered(cell, rows[1][c], rows[0][c], "higher", 0.01)
+            for method in rows
+            for c, cell in enumerate(method)
         ],
         "the best of each column": lambda: clear_bests(columns, "higher", 0.01),
         "ranks of all methods": lambda: rank_ranges(means, "higher", 0.01),
     }
     if seeds >= BOOTSTRAP_FROM:
-        found["interquartile means of all methods"] = lambda: [iqm(resampled_ratios(tasks)) for tasks in overall]
+        found["interquartile means of all methods"] = lambda: [
+            iqm(resampled_ratios(tasks)) for tasks in overall
+        ]
     return found
 
 

@@ -40,7 +40,9 @@ class RandomTokens(Problem):
     def __init__(self, tokens: int, shape: Shape = SHAPE) -> None:
         self.model = Transformer(shape, torch.Generator().manual_seed(0))
         draw = torch.Generator().manual_seed(1)
-        data = torch.randint(shape.vocab, (tokens // shape.context, shape.context + 1), generator=draw)
+        data = torch.randint(
+            shape.vocab, (tokens // shape.context, shape.context + 1), generator=draw
+        )
         self.data = Batch(data[:, :-1].contiguous(), data[:, 1:].contiguous(), len(data))
 
     def batch(self, index: int) -> Batch:
@@ -54,14 +56,39 @@ class RandomTokens(Problem):
         return F.cross_entropy(output.flatten(0, -2), batch.targets.flatten())
 
     def layers(self) -> dict[str, QuantLayer]:
-        return {name: m for name, m in self.model.named_modules() if isinstance(m, QuantLayer) and name != "head"}
+        return {
+            name: m
+            for name, m in self.model.named_modules()
+            if isinstance(m, QuantLayer) and name != "head"
+        }
 
 
-def run_of(method: str, problem: Problem, recipe: Recipe, reference: nn.Module | None = None, **params: object) -> Run:
+def run_of(
+    method: str,
+    problem: Problem,
+    recipe: Recipe,
+    reference: nn.Module | None = None,
+    **params: object,
+) -> Run:
     """A method on a problem, int4 by channel, ready for its first step."""
     instance = registry.build("methods", method, params)
     weights = Quantization("int4", "channel") if instance.quantizes else None
-    config = RunConfig(0, method, instance.version, instance.params, "bench", 1, {}, "", "m", weights, None, recipe, "scratch", 0)
+    config = RunConfig(
+        0,
+        method,
+        instance.version,
+        instance.params,
+        "bench",
+        1,
+        {},
+        "",
+        "m",
+        weights,
+        None,
+        recipe,
+        "scratch",
+        0,
+    )
     run = attach(problem, instance, config)
     run.reference = reference
     for bundle in run.bundles:
@@ -85,11 +112,15 @@ def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]
     return step
 
 
-def plain(tokens: int, change: Callable[[nn.Module], nn.Module] = lambda model: model) -> Callable[[], None]:
+def plain(
+    tokens: int, change: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> Callable[[], None]:
     """The same network and the same loop written in PyTorch alone."""
     problem = RandomTokens(tokens)
     model = change(Plain(SHAPE))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     inputs, targets = problem.data.inputs, problem.data.targets
     assert inputs is not None and targets is not None
 
@@ -113,7 +144,9 @@ class Plain(nn.Module):
         self.norm = nn.RMSNorm(shape.width, eps=1e-6)
         self.head = nn.Linear(shape.width, shape.vocab, bias=False)
         size = shape.width // shape.heads
-        angles = torch.outer(torch.arange(shape.context), 10_000.0 ** -(torch.arange(0, size, 2) / size))
+        angles = torch.outer(
+            torch.arange(shape.context), 10_000.0 ** -(torch.arange(0, size, 2) / size)
+        )
         self.register_buffer("cos", angles.cos().repeat(1, 2)[:, None], persistent=False)
         self.register_buffer("sin", angles.sin().repeat(1, 2)[:, None], persistent=False)
 
@@ -131,14 +164,22 @@ class PlainBlock(nn.Module):
         width, self.heads = shape.width, shape.heads
         self.one, self.two = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = nn.Linear(width, shape.mlp, bias=False), nn.Linear(width, shape.mlp, bias=False)
+        self.gate, self.up = (
+            nn.Linear(width, shape.mlp, bias=False),
+            nn.Linear(width, shape.mlp, bias=False),
+        )
         self.down = nn.Linear(shape.mlp, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         h = self.one(x)
         q, k, v = (layer(h).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
-        q, k = (t * cos + torch.cat([-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]], -1) * sin for t in (q, k))
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        q, k = (
+            t * cos + torch.cat([-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]], -1) * sin
+            for t in (q, k)
+        )
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+        )
         x = x + self.o(y.transpose(1, 2).flatten(2))
         h = self.two(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))  # type: ignore[no-any-return]
@@ -149,7 +190,9 @@ def torchao_linear(model: nn.Module) -> nn.Module:
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
 
     config = IntxFakeQuantizeConfig(torch.int4, group_size=32)
-    return _replace_body(model, lambda layer: FakeQuantizedLinear.from_linear(layer, weight_config=config))
+    return _replace_body(
+        model, lambda layer: FakeQuantizedLinear.from_linear(layer, weight_config=config)
+    )
 
 
 def brevitas_linear(model: nn.Module) -> nn.Module:
@@ -159,7 +202,11 @@ def brevitas_linear(model: nn.Module) -> nn.Module:
 
     def make(layer: nn.Linear) -> nn.Module:
         return qnn.QuantLinear(
-            layer.in_features, layer.out_features, bias=False, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=4
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            weight_quant=Int8WeightPerChannelFloat,
+            weight_bit_width=4,
         )
 
     return _replace_body(model, make)
@@ -183,8 +230,15 @@ class Contender:
 
 
 def contenders(tokens: int, compiled: bool) -> dict[str, Contender]:
-    found = {"fp": Contender(ours("fp", tokens)), "STE int4": Contender(ours("ste", tokens)), "plain PyTorch": Contender(plain(tokens))}
-    for name, change in (("torchao FakeQuantizedLinear", torchao_linear), ("brevitas QuantLinear", brevitas_linear)):
+    found = {
+        "fp": Contender(ours("fp", tokens)),
+        "STE int4": Contender(ours("ste", tokens)),
+        "plain PyTorch": Contender(plain(tokens)),
+    }
+    for name, change in (
+        ("torchao FakeQuantizedLinear", torchao_linear),
+        ("brevitas QuantLinear", brevitas_linear),
+    ):
         try:
             found[name] = Contender(plain(tokens, change))
         except ImportError:
@@ -195,7 +249,9 @@ def contenders(tokens: int, compiled: bool) -> dict[str, Contender]:
     return found
 
 
-def interleave(entrants: dict[str, Contender], tokens: int, rounds: int, warmup: int = 5) -> Iterator[str]:
+def interleave(
+    entrants: dict[str, Contender], tokens: int, rounds: int, warmup: int = 5
+) -> Iterator[str]:
     """Every contender's step in turn; each time divided by that of its opponent in the same round."""
     for entrant in entrants.values():
         for _ in range(warmup):
@@ -214,7 +270,12 @@ def interleave(entrants: dict[str, Contender], tokens: int, rounds: int, warmup:
         yield f"| {name} | {tokens} | {median:.1f} | {entrant.against} | {middle:.3f} | {low:.3f}–{high:.3f} | {target or ''} |"
 
 
-TARGETS = {("STE int4", 4096): 1.03, ("STE int4", 512): 1.10, ("STE int4, compiled", 4096): 1.02, ("STE int4, compiled", 512): 1.03}
+TARGETS = {
+    ("STE int4", 4096): 1.03,
+    ("STE int4", 512): 1.10,
+    ("STE int4, compiled", 4096): 1.02,
+    ("STE int4, compiled", 512): 1.03,
+}
 """The most that quantizing may cost; and ours in full precision is to take at most 1.02 of plain PyTorch's time."""
 
 

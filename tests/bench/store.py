@@ -24,7 +24,13 @@ from qbench.runs.config import Metric, Quantization, Recipe, RunConfig
 from qbench.store.board_members import ROSTER_VERSION, write
 from qbench.store.file_rows import Batch
 
-BITS = {"int2": (3, 2.25), "int3": (7, 3.25), "int4": (15, 4.25), "int8": (255, 8.25), "fp4": (15, 4.25)}
+BITS = {
+    "int2": (3, 2.25),
+    "int3": (7, 3.25),
+    "int4": (15, 4.25),
+    "int8": (255, 8.25),
+    "fp4": (15, 4.25),
+}
 METHODS = ("fp", "rtn", *(f"method{n}" for n in range(8)))
 TASKS = tuple(itertools.product(("alpha", "beta", "gamma", "delta"), ("xs", "s", "m")))
 ENV = {
@@ -44,16 +50,42 @@ def cells() -> Iterator[RunConfig]:
         weights = None if method == "fp" else Quantization(fmt, "channel")
         if method != "fp" or fmt == "int2":
             recipe = Recipe(steps=1000, batch=32)
-            yield RunConfig(1, method, 1, {"scale": "absmax"}, task, 1, {}, "1" * 16, size, weights, None, recipe, "scratch", 0)
+            yield RunConfig(
+                1,
+                method,
+                1,
+                {"scale": "absmax"},
+                task,
+                1,
+                {},
+                "1" * 16,
+                size,
+                weights,
+                None,
+                recipe,
+                "scratch",
+                0,
+            )
 
 
 def result_of(config: RunConfig, key: str, chance: random.Random) -> dict[str, Any]:
     levels, bits = BITS[config.weights.format] if config.weights else (None, 32.0)
     score = chance.gauss(1, 0.1)
-    numbers = {name: score + chance.gauss(0, 0.01) for name in ("packed", "validation", "simulated", "latent", "rr_mean", "rr_std")}
+    numbers = {
+        name: score + chance.gauss(0, 0.01)
+        for name in ("packed", "validation", "simulated", "latent", "rr_mean", "rr_std")
+    }
     times = {
         name: chance.uniform(0.001, 0.002)
-        for name in ("build_s", "train_s", "eval_s", "wall_s", "step_s_median", "step_s_q25", "step_s_q75")
+        for name in (
+            "build_s",
+            "train_s",
+            "eval_s",
+            "wall_s",
+            "step_s_median",
+            "step_s_q25",
+            "step_s_q75",
+        )
     }
     checks = [{"name": f"check {n}", "passed": True, "detail": "as it should be"} for n in range(6)]
     return {
@@ -67,7 +99,14 @@ def result_of(config: RunConfig, key: str, chance: random.Random) -> dict[str, A
 
 
 def point(step: int, loss: float) -> str:
-    line = {"step": step, "progress": step / 1000, "seconds": step / 2000, "terms": {"task": loss}, "metrics": {}, "loss": loss}
+    line = {
+        "step": step,
+        "progress": step / 1000,
+        "seconds": step / 2000,
+        "terms": {"task": loss},
+        "metrics": {},
+        "loss": loss,
+    }
     return json.dumps(line | {"lr": 3e-3, "grad_norm": 0.5, "val": None})
 
 
@@ -88,8 +127,19 @@ def make(results: Path, runs: int, points: int) -> None:
             (folder / "spec.json").write_text(json.dumps(run.to_json(), indent=1))
             (folder / "env.json").write_text(json.dumps(ENV, indent=1))
             (folder / "curve.jsonl").write_text(curve)
-            (folder / "result.json").write_text(json.dumps(result_of(config, run.key, chance), indent=1))
-        rows.append({"label": config.method, "variant": "", "provenance": "paper", "refusal": None, "spec": config.to_json(), "keys": keys})
+            (folder / "result.json").write_text(
+                json.dumps(result_of(config, run.key, chance), indent=1)
+            )
+        rows.append(
+            {
+                "label": config.method,
+                "variant": "",
+                "provenance": "paper",
+                "refusal": None,
+                "spec": config.to_json(),
+                "keys": keys,
+            }
+        )
     write(
         results,
         {

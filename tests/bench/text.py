@@ -41,7 +41,9 @@ def ours(problem: TextProblem) -> Callable[[], None]:
 def plain(problem: TextProblem) -> Callable[[], None]:
     """The network, windows of a tensor in memory and the loop, in PyTorch alone."""
     model, context, count = Plain(problem.model.shape), problem.context, problem.count
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     tokens = torch.from_numpy(problem.data.shards.tokens("train").astype("int64"))
 
     def step() -> None:
@@ -60,7 +62,10 @@ def steps(size: str, rounds: int) -> Iterator[str]:
     task = Text()
     made = task.problem(size, 0, BATCHES[size], torch.device("cpu"))
     other = task.problem(size, 0, BATCHES[size], torch.device("cpu"))
-    entrants = {"plain PyTorch": Contender(plain(other), "plain PyTorch"), f"text/{size}": Contender(ours(made), "plain PyTorch")}
+    entrants = {
+        "plain PyTorch": Contender(plain(other), "plain PyTorch"),
+        f"text/{size}": Contender(ours(made), "plain PyTorch"),
+    }
     lines = list(interleave(entrants, BATCHES[size] * made.context, rounds))
     yield lines[1].rstrip("| ") + " | 1.05 |"
 

@@ -47,21 +47,43 @@ A, B = "a" * 64, "b" * 64
 
 def told(value: float | None, sha: str = A, **more: Any) -> dict[str, Any]:
     """What a row says of one task."""
-    base = {"sha256": sha, "items": 200, "metric": "acc", "value": value, "stderr": 0.01, "better": "higher", "chance": 0.5, "ceiling": 1.0}
+    base = {
+        "sha256": sha,
+        "items": 200,
+        "metric": "acc",
+        "value": value,
+        "stderr": 0.01,
+        "better": "higher",
+        "chance": 0.5,
+        "ceiling": 1.0,
+    }
     return base | more
 
 
-def answered(rows: list[dict[str, Any]], values: list[float | None], sha: str = A, task: str = "recall") -> list[dict[str, Any]]:
-    return [row | {"downstream": json.dumps({task: told(value, sha)})} for row, value in zip(rows, values, strict=True)]
+def answered(
+    rows: list[dict[str, Any]], values: list[float | None], sha: str = A, task: str = "recall"
+) -> list[dict[str, Any]]:
+    return [
+        row | {"downstream": json.dumps({task: told(value, sha)})}
+        for row, value in zip(rows, values, strict=True)
+    ]
 
 
-def write(attempt: Attempt, tasks: Mapping[str, Mapping[str, Any]], artefact: str = "a" * 64) -> None:
+def write(
+    attempt: Attempt, tasks: Mapping[str, Mapping[str, Any]], artefact: str = "a" * 64
+) -> None:
     """As `evaluate` does."""
     entries = {
-        name: {**one, "metrics": {one["metric"]: {k: one[k] for k in ("value", "stderr", "better")}}, "asked_as": [name]}
+        name: {
+            **one,
+            "metrics": {one["metric"]: {k: one[k] for k in ("value", "stderr", "better")}},
+            "asked_as": [name],
+        }
         for name, one in tasks.items()
     }
-    attempt.write("downstream", {"downstream_version": 1, "artefact_sha256": artefact, "tasks": entries})
+    attempt.write(
+        "downstream", {"downstream_version": 1, "artefact_sha256": artefact, "tasks": entries}
+    )
 
 
 def built(*parts: list[dict[str, Any]]) -> Board:
@@ -77,33 +99,64 @@ def words(section: Section) -> dict[tuple[str, str], tuple[str, ...]]:
 
 def test_a_cell_is_the_mean_over_its_seeds_with_its_t_interval() -> None:
     values = [0.8, 0.82, 0.75]
-    (section,) = built(answered(runs("fp", None, [0.1] * 3), [0.9] * 3), answered(runs("ste", "int4", [0.2, 0.21, 0.19]), values)).sections
+    (section,) = built(
+        answered(runs("fp", None, [0.1] * 3), [0.9] * 3),
+        answered(runs("ste", "int4", [0.2, 0.21, 0.19]), values),
+    ).sections
     (exam,) = section.downstream
     assert exam == Exam(f"recall acc {A}", "recall", A, "acc", "higher", 200, 0.5, 1.0)
     grade = next(row for row in section.rows if row.entrant == "ste").cells[0].downstream[exam.id]
     assert grade.score == intervals.mean_interval(values) and grade.seeds == 3
-    assert words(section) == {("fp", "fp32"): ("0.900 ± 0.000",), ("ste", "int4"): ("0.790 ± 0.090",)}
+    assert words(section) == {
+        ("fp", "fp32"): ("0.900 ± 0.000",),
+        ("ste", "int4"): ("0.790 ± 0.090",),
+    }
 
 
 def test_another_definition_under_the_same_name_is_another_column() -> None:
     ste = runs("ste", "int4", [0.2, 0.21, 0.19])
-    (section,) = built(answered(ste[:2], [0.8, 0.82]), answered(ste[2:], [0.1], B), answered(runs("fp", None, [0.1]), [0.9], B)).sections
-    assert [(exam.task, exam.sha256) for exam in section.downstream] == [("recall", A), ("recall", B)]
+    (section,) = built(
+        answered(ste[:2], [0.8, 0.82]),
+        answered(ste[2:], [0.1], B),
+        answered(runs("fp", None, [0.1]), [0.9], B),
+    ).sections
+    assert [(exam.task, exam.sha256) for exam in section.downstream] == [
+        ("recall", A),
+        ("recall", B),
+    ]
     assert words(section)["ste", "int4"] == ("0.810 ± 0.127 (2 of 3 seeds)", "0.100 (1 of 3 seeds)")
     assert words(section)["fp", "fp32"] == ("not asked", "0.900")
 
 
 def test_starts_and_recipes_are_sections_of_their_own() -> None:
-    scratch, later = (answered(runs("ste", "int4", [0.2, 0.3], start=start), [v, v]) for start, v in (("scratch", 0.6), ("fp:0.5", 0.9)))
-    longer = answered(runs("ste", "int4", [0.2, 0.3], recipe='{"steps": 600}', steps=600), [0.7, 0.7])
-    found = {section.setting: words(section)["ste", "int4"] for section in built(scratch, later, longer).sections}
-    assert sorted(word for (word,) in found.values()) == ["0.600 ± 0.000", "0.700 ± 0.000", "0.900 ± 0.000"] and len(found) == 3
+    scratch, later = (
+        answered(runs("ste", "int4", [0.2, 0.3], start=start), [v, v])
+        for start, v in (("scratch", 0.6), ("fp:0.5", 0.9))
+    )
+    longer = answered(
+        runs("ste", "int4", [0.2, 0.3], recipe='{"steps": 600}', steps=600), [0.7, 0.7]
+    )
+    found = {
+        section.setting: words(section)["ste", "int4"]
+        for section in built(scratch, later, longer).sections
+    }
+    assert (
+        sorted(word for (word,) in found.values())
+        == ["0.600 ± 0.000", "0.700 ± 0.000", "0.900 ± 0.000"]
+        and len(found) == 3
+    )
 
 
 def test_what_failed_keeps_its_line_and_its_reason() -> None:
     lost = [failed("lotion", "int4", seed) for seed in range(2)]
-    (section,) = built(answered(runs("ste", "int4", [0.2, 0.3]), [0.6, None]), lost, runs("pege", "int4", [0.2, 0.2])).sections
-    assert words(section)["lotion", "int4"] == ("diverged",) and words(section)["pege", "int4"] == ("not asked",)
+    (section,) = built(
+        answered(runs("ste", "int4", [0.2, 0.3]), [0.6, None]),
+        lost,
+        runs("pege", "int4", [0.2, 0.2]),
+    ).sections
+    assert words(section)["lotion", "int4"] == ("diverged",) and words(section)["pege", "int4"] == (
+        "not asked",
+    )
     assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
 
 
@@ -113,15 +166,23 @@ def test_a_run_whose_score_does_not_count_answers_nothing() -> None:
 
 
 def test_the_rate_that_is_shown_is_the_one_whose_answers_are_shown() -> None:
-    slow, fast = (runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01)))
+    slow, fast = (
+        runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01))
+    )
     (section,) = built(answered(slow, [0.1, 0.1]), answered(fast, [0.9, 0.9])).sections
     assert words(section)["ste", "int4"] == ("0.900 ± 0.000",)
 
 
 def test_a_retired_version_keeps_its_answers() -> None:
-    new = answered([{**row, "method_version": 2} for row in runs("ste", "int4", [0.2, 0.3])], [0.6, 0.6])
-    old = answered([{**row, "retired": "wrong"} for row in runs("ste", "int4", [0.4, 0.4])], [0.4, 0.4], B)
-    (section,) = built(runs("fp", None, [0.1, 0.1]), runs("rtn", "int4", [0.5, 0.5]), new, old).sections
+    new = answered(
+        [{**row, "method_version": 2} for row in runs("ste", "int4", [0.2, 0.3])], [0.6, 0.6]
+    )
+    old = answered(
+        [{**row, "retired": "wrong"} for row in runs("ste", "int4", [0.4, 0.4])], [0.4, 0.4], B
+    )
+    (section,) = built(
+        runs("fp", None, [0.1, 0.1]), runs("rtn", "int4", [0.5, 0.5]), new, old
+    ).sections
     assert [exam.sha256 for exam in section.downstream] == [A, B]
     assert words(section)["ste, version 1, retired", "int4"] == ("not asked", "0.400 ± 0.000")
     assert words(section)["ste", "int4"] == ("0.600 ± 0.000", "not asked")
@@ -133,7 +194,8 @@ def test_a_retired_version_keeps_its_answers() -> None:
 def test_a_board_comes_out_of_its_runs_csv_alone_however_much_was_asked() -> None:
     many = json.dumps({f"task {n}, of many": told(n / 300, f"{n:064x}") for n in range(300)})
     rows = frame(
-        answered(runs("fp", None, [0.1, 0.2]), [1 / 3, 0.1 + 0.2]), [row | {"downstream": many} for row in runs("ste", "int4", [0.2, 0.3])]
+        answered(runs("fp", None, [0.1, 0.2]), [1 / 3, 0.1 + 0.2]),
+        [row | {"downstream": many} for row in runs("ste", "int4", [0.2, 0.3])],
     )
     board, text = build_board(rows, defaults=DEFAULTS), runs_csv(rows)
     again = read_runs_csv(io.StringIO(text))
@@ -145,7 +207,11 @@ def test_an_older_runs_csv_is_read_without_answers() -> None:
     rows = frame(runs("fp", None, [0.1, 0.2]), runs("ste", "int4", [0.2, 0.3]))
     assert "downstream" not in rows
     board = build_board(read_runs_csv(io.StringIO(runs_csv(rows))), defaults=DEFAULTS)
-    assert board.sections[0].downstream == () and "Downstream" not in to_markdown(board) and "downstream" not in to_csv(board)
+    assert (
+        board.sections[0].downstream == ()
+        and "Downstream" not in to_markdown(board)
+        and "downstream" not in to_csv(board)
+    )
 
 
 @pytest.mark.parametrize("word", ["no JSON", "[]", '{"recall": 3}', '{"recall": {"value": 0.5}}'])
@@ -194,7 +260,9 @@ def test_answers_that_come_later_are_on_the_board_at_the_next_look(filled: Path)
     assert seen(filled) == [("0.600 ± 0.000",)] and check(filled).agrees
 
 
-def test_while_somebody_writes_the_board_is_as_it_was_and_the_writer_takes_them_in(filled: Path) -> None:
+def test_while_somebody_writes_the_board_is_as_it_was_and_the_writer_takes_them_in(
+    filled: Path,
+) -> None:
     write(folder(filled, 1), {"recall": told(0.6)})
     lock = hold(filled)
     announce(folder(filled, 1))
@@ -207,7 +275,9 @@ def test_while_somebody_writes_the_board_is_as_it_was_and_the_writer_takes_them_
     assert seen(filled) == [("0.650 ± 0.635",)]
 
 
-def test_answers_that_nobody_announced_are_found_by_the_check_and_come_with_a_rebuild(filled: Path) -> None:
+def test_answers_that_nobody_announced_are_found_by_the_check_and_come_with_a_rebuild(
+    filled: Path,
+) -> None:
     write(folder(filled, 1), {"recall": told(0.6)})
     report = check(filled)
     assert report.different == [f"{config(1).key}/1"] and not report.agrees
@@ -221,12 +291,16 @@ def test_answers_of_another_artefact_are_nobodys(filled: Path) -> None:
     assert seen(filled) == [] and check(filled).agrees
 
 
-def test_a_store_from_before_takes_in_what_was_answered_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_from_before_takes_in_what_was_answered_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts = [make(tmp_path, config(seed), score=0.1) for seed in range(2)]
     with monkeypatch.context() as before:
         before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[: schema.ANSWERS_SINCE - 1])
         before.setattr(Store, "hear", lambda self: None)
-        before.setattr(file_rows, "RUN", tuple(column for column in file_rows.RUN if column.name != "company"))  # it came after answers
+        before.setattr(
+            file_rows, "RUN", tuple(column for column in file_rows.RUN if column.name != "company")
+        )  # it came after answers
         with Store(tmp_path) as opened:
             opened.ingest(attempts)
             opened.set_board(roster("b", [(config(), None)], 2))
@@ -244,7 +318,10 @@ def test_a_store_from_before_takes_in_what_was_answered_then(tmp_path: Path, mon
 def rows() -> pd.DataFrame:
     """Six entrants' cells, asked by two names in three definitions."""
     found = made_sites.ranked(seeds=3, methods=("rtn", "ste"), tasks=("grammar",))
-    recall = [json.dumps({"recall": told(0.5 + n / 100), "<i>nesting": told(0.4, B)}) for n in range(len(found))]
+    recall = [
+        json.dumps({"recall": told(0.5 + n / 100), "<i>nesting": told(0.4, B)})
+        for n in range(len(found))
+    ]
     return found.assign(downstream=recall)
 
 
@@ -252,14 +329,19 @@ def test_markdown_and_csv_and_json_say_it(rows: pd.DataFrame) -> None:
     board = made_sites.board(rows)[0]
     page = to_markdown(board)
     assert (
-        "| method | format | &lt;i\\>nesting<br>acc, higher is better<br>200 items, chance 0.5, ceiling 1<br>definition bbbbbbbb |" in page
+        "| method | format | &lt;i\\>nesting<br>acc, higher is better<br>200 items, chance 0.5, ceiling 1<br>definition bbbbbbbb |"
+        in page
     )
     assert "| fp | fp32 | 0.400 ± 0.000 | 0.510 ± 0.025 |" in page and "told by its hash" in page
     cells = pd.read_csv(io.StringIO(to_csv(board)))
     column = f"downstream recall acc {A[:16]}"
-    assert list(cells[f"{column} mean"]) == pytest.approx([0.51, 0.54, 0.57, 0.60, 0.63]) and set(cells[f"{column} seeds"]) == {3}
+    assert list(cells[f"{column} mean"]) == pytest.approx([0.51, 0.54, 0.57, 0.60, 0.63]) and set(
+        cells[f"{column} seeds"]
+    ) == {3}
     assert list(map(str, cells))[-8:] == [
-        f"{name} {word}" for name in (f"downstream <i>nesting acc {B[:16]}", column) for word in ("mean", "low", "high", "seeds")
+        f"{name} {word}"
+        for name in (f"downstream <i>nesting acc {B[:16]}", column)
+        for word in ("mean", "low", "high", "seeds")
     ]
     cell = board.to_json()["sections"][0]["rows"][0]["cells"][0]
     assert cell["downstream"][f"recall acc {A}"]["seeds"] == 3
@@ -271,7 +353,10 @@ def test_a_narrow_terminal_shows_every_task_in_pieces(rows: pd.DataFrame) -> Non
         show_board(made_sites.board(rows)[0], console)
         printed = console.file.getvalue()  # type: ignore[attr-defined]
         after = printed.partition("Downstream, asked of the packed artefacts:")[2]
-        assert after.count("method") == (2 if width == 50 else 1) + after.count("method's") and "0.630 ± 0.025" in after
+        assert (
+            after.count("method") == (2 if width == 50 else 1) + after.count("method's")
+            and "0.630 ± 0.025" in after
+        )
         assert max(map(len, printed.splitlines())) <= width
 
 
@@ -286,11 +371,18 @@ def test_a_site_has_the_table_in_its_data_and_on_its_page(rows: pd.DataFrame) ->
     page = files["index.html"].decode()
     table = page[page.index('<table class="downstream">') :].partition("</table>")[0]
     assert "&lt;i&gt;nesting" in table and "<i>nesting" not in page and "0.510 ± 0.025" in table
-    assert files == made_sites.files(rows.sample(frac=1, random_state=0)), "the same to the byte in any order"
-    assert '<table class="downstream">' not in made_sites.files(rows.drop(columns="downstream"))["index.html"].decode()
+    assert files == made_sites.files(rows.sample(frac=1, random_state=0)), (
+        "the same to the byte in any order"
+    )
+    assert (
+        '<table class="downstream">'
+        not in made_sites.files(rows.drop(columns="downstream"))["index.html"].decode()
+    )
 
 
-def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(
+    rows: pd.DataFrame, tmp_path: Path
+) -> None:
     browser.needed()
     (tmp_path / "index.html").write_bytes(made_sites.files(rows)["index.html"])
     with browser.browser() as started:
@@ -302,7 +394,11 @@ def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(rows: pd.D
             if scripts:
                 seen.page.locator("#filters .key button", has_text="ste").click()
                 seen.page.locator("#filters button", has_text="int2").click()
-                assert [shown.nth(i).inner_text().split()[:2] for i in range(5) if shown.nth(i).is_visible()] == [
+                assert [
+                    shown.nth(i).inner_text().split()[:2]
+                    for i in range(5)
+                    if shown.nth(i).is_visible()
+                ] == [
                     ["fp", "fp32"],
                     ["rtn", "int4"],
                 ]
@@ -340,25 +436,53 @@ def plan_of(results: Path, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_runs_csv(tmp_path: Path, engine: LocalEngine) -> None:
+def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_runs_csv(
+    tmp_path: Path, engine: LocalEngine
+) -> None:
     assert sweep(asking("grammar_recall"), tmp_path, engine).code == 0
     found = qbench.results(tmp_path)
-    assert not any(section.downstream for section in found.board().sections) and "downstream" not in found.board_runs("asked")
-    assert plan_of(tmp_path, "grammar_recall") == "Still to be asked downstream: grammar_recall of 4 finished runs"
+    assert not any(
+        section.downstream for section in found.board().sections
+    ) and "downstream" not in found.board_runs("asked")
+    assert (
+        plan_of(tmp_path, "grammar_recall")
+        == "Still to be asked downstream: grammar_recall of 4 finished runs"
+    )
     assert ask(asking("grammar_recall"), tmp_path, engine, Execution(device="cpu")).failures == []
     assert "asked" not in plan_of(tmp_path, "grammar_recall")
 
-    files = {path.parent: json.loads(path.read_text())["tasks"]["grammar_recall"] for path in tmp_path.rglob("downstream.json")}
-    seeds = {spec["seed"] for path in files if (spec := json.loads((path / "spec.json").read_text()))["method"] == "rtn"}
+    files = {
+        path.parent: json.loads(path.read_text())["tasks"]["grammar_recall"]
+        for path in tmp_path.rglob("downstream.json")
+    }
+    seeds = {
+        spec["seed"]
+        for path in files
+        if (spec := json.loads((path / "spec.json").read_text()))["method"] == "rtn"
+    }
     values = [
-        entry["metrics"]["acc"]["value"] for path, entry in files.items() if json.loads((path / "spec.json").read_text())["method"] == "rtn"
+        entry["metrics"]["acc"]["value"]
+        for path, entry in files.items()
+        if json.loads((path / "spec.json").read_text())["method"] == "rtn"
     ]
     board = found.board()
     digits, grammar = board.sections
-    assert digits.downstream == () and [exam.task for exam in grammar.downstream] == ["grammar_recall"]
-    grade = next(row for row in grammar.rows if row.method == "rtn").cells[0].downstream[grammar.downstream[0].id]
-    assert grade.score is not None and math.isclose(grade.score.value, sum(values) / 2) and grade.seeds == len(seeds) == 2
-    assert found.cells()[f"downstream grammar_recall acc {grammar.downstream[0].sha256[:16]} seeds"].dropna().tolist() == [2, 2]
+    assert digits.downstream == () and [exam.task for exam in grammar.downstream] == [
+        "grammar_recall"
+    ]
+    grade = (
+        next(row for row in grammar.rows if row.method == "rtn")
+        .cells[0]
+        .downstream[grammar.downstream[0].id]
+    )
+    assert (
+        grade.score is not None
+        and math.isclose(grade.score.value, sum(values) / 2)
+        and grade.seeds == len(seeds) == 2
+    )
+    assert found.cells()[
+        f"downstream grammar_recall acc {grammar.downstream[0].sha256[:16]} seeds"
+    ].dropna().tolist() == [2, 2]
 
     again = read_runs_csv(io.StringIO(runs_csv(found.board_runs("asked"))))
     assert build_board(again, defaults=defaults(tmp_path), title="asked") == board
@@ -376,7 +500,10 @@ def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_run
         )
         == 1
     )
-    assert plan_of(tmp_path, "grammar_nesting") == "Still to be asked downstream: grammar_nesting of 3 finished runs"
+    assert (
+        plan_of(tmp_path, "grammar_nesting")
+        == "Still to be asked downstream: grammar_nesting of 3 finished runs"
+    )
     assert check(tmp_path).agrees
 
 

@@ -63,9 +63,20 @@ def test_recipes_of_their_own_share_a_section_only_as_published() -> None:
 
 
 def test_a_published_recipe_and_the_plain_entry_of_one_method_are_two_rows() -> None:
-    own = runs("ste", "int4", [0.6, 0.61, 0.62], recipe='{"optimizer": "sgd"}', label="ste as published (x)")
-    (found,) = build(FP, RTN, [{**r, "label": "ste"} for r in STE], own, track="as-published").sections
-    assert {r.entrant: r.cells[0].seeds for r in found.rows if r.method == "ste"} == {"ste": 3, "ste as published (x)": 3}
+    own = runs(
+        "ste",
+        "int4",
+        [0.6, 0.61, 0.62],
+        recipe='{"optimizer": "sgd"}',
+        label="ste as published (x)",
+    )
+    (found,) = build(
+        FP, RTN, [{**r, "label": "ste"} for r in STE], own, track="as-published"
+    ).sections
+    assert {r.entrant: r.cells[0].seeds for r in found.rows if r.method == "ste"} == {
+        "ste": 3,
+        "ste as published (x)": 3,
+    }
 
 
 # ---- numbers ----
@@ -76,28 +87,45 @@ def test_mean_and_interval_are_scipys() -> None:
     got = cell(section(FP, RTN, runs("ste", "int4", scores)), "ste")
     low, high = reference.t.interval(0.95, 3, np.mean(scores), reference.sem(scores))
     assert got.score is not None and got.state == "ok" and got.seeds == got.asked == 4
-    assert (got.score.value, got.score.low, got.score.high) == pytest.approx((np.mean(scores), low, high))
+    assert (got.score.value, got.score.low, got.score.high) == pytest.approx(
+        (np.mean(scores), low, high)
+    )
 
 
 def fieller(n: np.ndarray, d: np.ndarray) -> list[float]:
     """The ratios that a t test at 5 % does not reject: the roots of a quadratic."""
     t2 = reference.t.ppf(0.975, len(n) - 1) ** 2
     vn, vd, cov = reference.sem(n) ** 2, reference.sem(d) ** 2, float(np.cov(n, d)[0, 1]) / len(n)
-    return sorted(np.roots([d.mean() ** 2 - t2 * vd, -2 * (n.mean() * d.mean() - t2 * cov), n.mean() ** 2 - t2 * vn]).real)
+    return sorted(
+        np.roots(
+            [
+                d.mean() ** 2 - t2 * vd,
+                -2 * (n.mean() * d.mean() - t2 * cov),
+                n.mean() ** 2 - t2 * vn,
+            ]
+        ).real
+    )
 
 
 @pytest.mark.parametrize("better", ["lower", "higher"])
 def test_gap_is_the_ratio_of_means_with_fiellers_interval(better: str) -> None:
-    fp, rtn, m = np.array([0.100, 0.102, 0.098]), np.array([0.200, 0.205, 0.195]), np.array([0.130, 0.136, 0.133])
+    fp, rtn, m = (
+        np.array([0.100, 0.102, 0.098]),
+        np.array([0.200, 0.205, 0.195]),
+        np.array([0.130, 0.136, 0.133]),
+    )
     sign = 1.0 if better == "lower" else -1.0
     parts = [
-        runs(name, fmt, list(sign * x), better=better) for name, fmt, x in (("fp", None, fp), ("rtn", "int4", rtn), ("ste", "int4", m))
+        runs(name, fmt, list(sign * x), better=better)
+        for name, fmt, x in (("fp", None, fp), ("rtn", "int4", rtn), ("ste", "int4", m))
     ]
     got = cell(section(*parts), "ste").gap
     assert got is not None
     assert got.value == pytest.approx((m.mean() - rtn.mean()) / (fp.mean() - rtn.mean()))
     assert [got.low, got.high] == pytest.approx(fieller(rtn - m, rtn - fp))
-    assert got.value != pytest.approx(np.mean((m - rtn) / (fp - rtn)), abs=1e-9), "not the mean of ratios"
+    assert got.value != pytest.approx(np.mean((m - rtn) / (fp - rtn)), abs=1e-9), (
+        "not the mean of ratios"
+    )
 
 
 def test_gap_pairs_seeds_that_all_three_have() -> None:
@@ -115,9 +143,13 @@ def test_gap_of_the_control_is_nought_and_full_precision_has_none() -> None:
 
 def test_no_gap_below_the_minimum_effect() -> None:
     rtn = runs("rtn", "int4", [0.1004, 0.1024, 0.0984])
-    assert cell(section(FP, rtn, STE), "ste").gap is None, "a unit of the last digit, where nobody says more"
+    assert cell(section(FP, rtn, STE), "ste").gap is None, (
+        "a unit of the last digit, where nobody says more"
+    )
     assert cell(section(FP, rtn, STE, minimum_effect={"digits": 1e-4}), "ste").gap is not None
-    assert cell(section(FP, rtn, [{**r, "effect": 1e-4} for r in STE]), "ste").gap is not None, "the metric's own"
+    assert cell(section(FP, rtn, [{**r, "effect": 1e-4} for r in STE]), "ste").gap is not None, (
+        "the metric's own"
+    )
     assert cell(section(FP, RTN, STE, minimum_effect={"digits": 0.2}), "ste").gap is None
     assert "<br>–" in to_markdown(build(FP, rtn, STE))
 
@@ -129,7 +161,9 @@ def test_no_gap_where_the_controls_cannot_be_told_apart() -> None:
 
 
 def test_randomised_rounding_bits_and_levels() -> None:
-    ste = [{**r, "rr_mean": 0.2 + r["seed"] / 10, "bits_per_weight": 4.5, "levels": 16} for r in STE]
+    ste = [
+        {**r, "rr_mean": 0.2 + r["seed"] / 10, "bits_per_weight": 4.5, "levels": 16} for r in STE
+    ]
     got = section(FP, RTN, ste)
     assert cell(got, "ste").rr == pytest.approx(0.3) and cell(got, "rtn").rr is None
     assert got.columns[0].bits_per_weight == (4.25, 4.5) and got.columns[0].levels == (15, 16)
@@ -137,17 +171,28 @@ def test_randomised_rounding_bits_and_levels() -> None:
 
 
 def test_cost_is_a_ratio_to_full_precision_on_the_same_device() -> None:
-    fast = [{**r, "step_s_median": x, "device_name": "gpu"} for r, x in zip(STE, [0.002, 0.003, 0.004], strict=True)]
+    fast = [
+        {**r, "step_s_median": x, "device_name": "gpu"}
+        for r, x in zip(STE, [0.002, 0.003, 0.004], strict=True)
+    ]
     fp = [*FP, run("fp", None, 3, 0.1, device_name="gpu", step_s_median=0.001)]
     assert row(section(fp, RTN, fast), "ste").cost.step_ratio == pytest.approx(3.0)
-    assert row(section(FP, RTN, fast), "ste").cost.step_ratio is None, "full precision never ran there"
-    beside = [{**r, "step_s_median": 0.0001, "company": 8} for r in STE]
-    assert row(section(FP, RTN, beside), "ste").cost.step_ratio is None, "a share of a step is compared with such a share"
-    assert row(section([{**r, "step_s_median": 0.0002, "company": 8} for r in FP], RTN, beside), "ste").cost.step_ratio == pytest.approx(
-        0.5
+    assert row(section(FP, RTN, fast), "ste").cost.step_ratio is None, (
+        "full precision never ran there"
     )
+    beside = [{**r, "step_s_median": 0.0001, "company": 8} for r in STE]
+    assert row(section(FP, RTN, beside), "ste").cost.step_ratio is None, (
+        "a share of a step is compared with such a share"
+    )
+    assert row(
+        section([{**r, "step_s_median": 0.0002, "company": 8} for r in FP], RTN, beside), "ste"
+    ).cost.step_ratio == pytest.approx(0.5)
     cost = row(section(FP, RTN, STE), "ste").cost
-    assert (cost.step_ratio, cost.train_s, cost.peak_memory_bytes) == (pytest.approx(1.25), 1.5, 2**27)
+    assert (cost.step_ratio, cost.train_s, cost.peak_memory_bytes) == (
+        pytest.approx(1.25),
+        1.5,
+        2**27,
+    )
 
 
 # ---- who is best, and ranks ----
@@ -166,12 +211,25 @@ def test_best_is_clear_of_the_second() -> None:
 def test_best_is_corrected_for_the_number_of_rivals() -> None:
     """One rival is beaten at p = 0.03; with three like it Holm asks for 0.05/3."""
     base = [0.130, 0.136, 0.133]
-    rival = [[round(x + d, 4) for x, d in zip(base, shift, strict=True)] for shift in ([0.010, 0.013, 0.016], [0.013, 0.0075, 0.0125])]
+    rival = [
+        [round(x + d, 4) for x, d in zip(base, shift, strict=True)]
+        for shift in ([0.010, 0.013, 0.016], [0.013, 0.0075, 0.0125])
+    ]
     p = reference.ttest_rel(base, rival[1]).pvalue
     assert 0.05 / 3 < p < 0.05
     one = section(runs("ste", "int4", base), runs("rtn", "int4", rival[1]))
     assert cell(one, "ste").best
-    three = section(*(runs(name, "int4", x) for name, x in (("ste", base), ("rtn", rival[1]), ("lotion", rival[1]), ("pege", rival[1]))))
+    three = section(
+        *(
+            runs(name, "int4", x)
+            for name, x in (
+                ("ste", base),
+                ("rtn", rival[1]),
+                ("lotion", rival[1]),
+                ("pege", rival[1]),
+            )
+        )
+    )
     assert not cell(three, "ste").best
 
 
@@ -197,15 +255,25 @@ def test_best_is_never_spoilt(spoilt: list[dict[str, Any]]) -> None:
     assert said(got, cell(got, "ste"))
 
 
-def ten(method: str, centre: float, seed: int, count: int = 10, fmt: str = "int4") -> list[dict[str, Any]]:
-    common, own = np.random.default_rng(0).normal(0, 0.1, count), np.random.default_rng(seed).normal(0, 0.002, count)
+def ten(
+    method: str, centre: float, seed: int, count: int = 10, fmt: str = "int4"
+) -> list[dict[str, Any]]:
+    common, own = (
+        np.random.default_rng(0).normal(0, 0.1, count),
+        np.random.default_rng(seed).normal(0, 0.002, count),
+    )
     return runs(method, fmt, list(centre + common + own))
 
 
 def test_ranks_are_shared_and_need_ten_seeds() -> None:
     names = (("ste", 1.0), ("lotion", 2.0), ("pege", 2.0), ("rtn", 2.0))
     got = section(*(ten(name, centre, i) for i, (name, centre) in enumerate(names)))
-    assert {r.entrant: rank(r) for r in got.rows if r.entrant != "fp"} == {"ste": "1", "lotion": "2–4", "pege": "2–4", "rtn": "2–4"}
+    assert {r.entrant: rank(r) for r in got.rows if r.entrant != "fp"} == {
+        "ste": "1",
+        "lotion": "2–4",
+        "pege": "2–4",
+        "rtn": "2–4",
+    }
     few = section(*(ten(name, centre, i, 9) for i, (name, centre) in enumerate(names)))
     assert all(r.rank is None for r in few.rows) and cell(few, "ste").best
 
@@ -214,12 +282,21 @@ def test_only_whole_rows_are_ranked() -> None:
     spoilt = ten("pege", 2.0, 3)
     spoilt[4] = failed("pege", "int4", 4)
     got = section(ten("ste", 1.0, 0), ten("lotion", 2.0, 2), spoilt)
-    assert (row(got, "ste").rank, row(got, "lotion").rank, row(got, "pege").rank) == ((1, 1), (2, 2), None)
+    assert (row(got, "ste").rank, row(got, "lotion").rank, row(got, "pege").rank) == (
+        (1, 1),
+        (2, 2),
+        None,
+    )
 
 
 def test_ranks_are_by_the_mean_over_formats() -> None:
     """Best at two bits by more than it is worst at four."""
-    cells = [("ste", 1.0, "int2"), ("ste", 1.5, "int4"), ("lotion", 2.0, "int2"), ("lotion", 1.0, "int4")]
+    cells = [
+        ("ste", 1.0, "int2"),
+        ("ste", 1.5, "int4"),
+        ("lotion", 2.0, "int2"),
+        ("lotion", 1.0, "int4"),
+    ]
     parts = [ten(name, centre, i, fmt=fmt) for i, (name, centre, fmt) in enumerate(cells)]
     got = section(*parts)
     assert (row(got, "ste").rank, row(got, "lotion").rank) == ((1, 1), (2, 2))
@@ -258,7 +335,9 @@ def test_a_partial_cell_counts_its_seeds() -> None:
 
 def test_a_cell_that_nobody_asked_for() -> None:
     got = section(FP, RTN, STE, runs("ste", "int2", [0.5, 0.6, 0.7]))
-    assert cell(got, "rtn", "int2").state == "absent" and "no rtn" in said(got, cell(got, "rtn", "int2"))
+    assert cell(got, "rtn", "int2").state == "absent" and "no rtn" in said(
+        got, cell(got, "rtn", "int2")
+    )
     assert cell(got, "ste", "int2").gap is None and cell(got, "ste").gap is not None
 
 
@@ -272,7 +351,11 @@ def test_a_failed_audit_is_said() -> None:
 def test_missing_full_precision_is_a_row_that_says_so() -> None:
     got = section(RTN, STE)
     c = cell(got, "fp")
-    assert got.rows[0].entrant == "fp" and c.state == "absent" and said(got, c).startswith("no full precision here, so no gap")
+    assert (
+        got.rows[0].entrant == "fp"
+        and c.state == "absent"
+        and said(got, c).startswith("no full precision here, so no gap")
+    )
     assert cell(got, "ste").gap is None and cell(got, "ste").score is not None
     assert row(got, "ste").cost.step_ratio is None
 
@@ -280,7 +363,9 @@ def test_missing_full_precision_is_a_row_that_says_so() -> None:
 def test_missing_rtn_is_a_row_that_says_so() -> None:
     other = runs("rtn", "int4", [0.2, 0.21, 0.22], params={"scale": "mse"})
     got = section(FP, STE, other)
-    assert said(got, cell(got, "rtn")).startswith("no rtn with default parameters (rtn (scale=mse) will not do), so no gap")
+    assert said(got, cell(got, "rtn")).startswith(
+        "no rtn with default parameters (rtn (scale=mse) will not do), so no gap"
+    )
     assert all(c.gap is None for r in got.rows for c in r.cells)
     assert row(got, "rtn").main and not row(got, "rtn (scale=mse)").main
 
@@ -288,7 +373,14 @@ def test_missing_rtn_is_a_row_that_says_so() -> None:
 def test_an_empty_frame_is_an_empty_board() -> None:
     got = build_board(pd.DataFrame())
     assert got.sections == () and "No runs yet" in to_markdown(got)
-    assert build_board(pd.DataFrame(), planned=frame([unborn("ste", "int4", 0)])).sections[0].rows[-1].cells[0].state == "planned"
+    assert (
+        build_board(pd.DataFrame(), planned=frame([unborn("ste", "int4", 0)]))
+        .sections[0]
+        .rows[-1]
+        .cells[0]
+        .state
+        == "planned"
+    )
 
 
 # ---- which rows count ----
@@ -297,43 +389,66 @@ def test_an_empty_frame_is_an_empty_board() -> None:
 def test_two_attempts_count_once() -> None:
     lost = [{**failed("ste", "int4", 0, "oom"), "key": STE[0]["key"], "attempt": a} for a in (1, 3)]
     won = {**STE[0], "attempt": 2}
-    assert cell(section(FP, RTN, [*lost, won, *STE[1:]]), "ste") == cell(section(FP, RTN, [won, *STE[1:]]), "ste")
-    later = [{**lost[0], "reason": r, "attempt": a} for a, r in ((2, "timeout"), (10, "data"), (1, "oom"))]
+    assert cell(section(FP, RTN, [*lost, won, *STE[1:]]), "ste") == cell(
+        section(FP, RTN, [won, *STE[1:]]), "ste"
+    )
+    later = [
+        {**lost[0], "reason": r, "attempt": a}
+        for a, r in ((2, "timeout"), (10, "data"), (1, "oom"))
+    ]
     c = cell(section(FP, RTN, [*later, *STE[1:]]), "ste")
     assert c.failures == {"data": 1} and c.asked == 3
 
 
 def test_planned_runs_count_where_there_is_no_run() -> None:
-    planned = frame([unborn("ste", "int4", s, key=r["key"]) for s, r in enumerate(STE)], [unborn("pege", "int4", 0)])
+    planned = frame(
+        [unborn("ste", "int4", s, key=r["key"]) for s, r in enumerate(STE)],
+        [unborn("pege", "int4", 0)],
+    )
     got = section(FP, RTN, STE, planned=planned)
     assert cell(got, "ste") == cell(section(FP, RTN, STE), "ste")
     assert cell(got, "pege").state == "planned" and got.seeds == 3
 
 
 @pytest.mark.parametrize(
-    ("column", "said_of"), [("method_version", "ste version 1"), ("task_version", "digits version 1"), ("board_version", "board version 1")]
+    ("column", "said_of"),
+    [
+        ("method_version", "ste version 1"),
+        ("task_version", "digits version 1"),
+        ("board_version", "board version 1"),
+    ],
 )
 def test_old_versions_are_left_out_and_said(column: str, said_of: str) -> None:
     old = [{**r, column: 1, "key": f"old{r['seed']}", "packed": 9.0} for r in STE]
     new = [{**r, column: 2} for r in (STE if column == "method_version" else [*FP, *RTN, *STE])]
     got = build(*([FP, RTN] if column == "method_version" else []), old, new)
     (only,) = got.sections
-    assert cell(only, "ste").score == cell(section(FP, RTN, STE), "ste").score and row(only, "ste").version == (
-        2 if column[0] == "m" else 1
-    )
-    assert got.notes == (f"left out: 3 runs of older versions: {said_of}",) and got.notes[0] in to_markdown(got)
+    assert cell(only, "ste").score == cell(section(FP, RTN, STE), "ste").score and row(
+        only, "ste"
+    ).version == (2 if column[0] == "m" else 1)
+    assert got.notes == (f"left out: 3 runs of older versions: {said_of}",) and got.notes[
+        0
+    ] in to_markdown(got)
 
 
 def test_the_best_learning_rate_on_validation_is_shown() -> None:
-    slow = [{**r, "lr": 0.001, "key": f"slow{r['seed']}", "packed": 0.5, "validation": 0.1} for r in STE]
+    slow = [
+        {**r, "lr": 0.001, "key": f"slow{r['seed']}", "packed": 0.5, "validation": 0.1} for r in STE
+    ]
     got = section(FP, RTN, STE, slow)
     c = cell(got, "ste")
-    assert (c.lr, c.rates) == (0.001, 2) and c.score is not None and c.score.value == pytest.approx(0.5), "test does not choose"
+    assert (
+        (c.lr, c.rates) == (0.001, 2)
+        and c.score is not None
+        and c.score.value == pytest.approx(0.5)
+    ), "test does not choose"
     assert [n for n in got.notes if "learning rates" in n] == [
         "learning rates: the best on validation, of unequal numbers of trials: 2 for ste; 1 for fp, rtn"
     ]
     spoilt = [failed("ste", "int4", 0, lr=0.001), *slow[1:]]
-    assert cell(section(FP, RTN, STE, spoilt), "ste").lr == 0.003, "a rate that fails is not chosen for its survivors"
+    assert cell(section(FP, RTN, STE, spoilt), "ste").lr == 0.003, (
+        "a rate that fails is not chosen for its survivors"
+    )
 
 
 def test_equal_trials_and_rates_in_recipes() -> None:
@@ -347,9 +462,13 @@ def test_equal_trials_and_rates_in_recipes() -> None:
 
 @pytest.mark.parametrize(("best", "says"), [(0.001, "smallest"), (0.003, None), (0.01, "largest")])
 def test_a_best_rate_at_the_end_of_those_tried_is_told(best: float, says: str | None) -> None:
-    tried = [runs("ste", "int4", [0.13 + (lr != best) * 0.01] * 3, lr=lr) for lr in (0.001, 0.003, 0.01)]
+    tried = [
+        runs("ste", "int4", [0.13 + (lr != best) * 0.01] * 3, lr=lr) for lr in (0.001, 0.003, 0.01)
+    ]
     notes = [n for n in section(FP, RTN, *tried).notes if n.startswith("best at the")]
-    assert notes == ([] if says is None else [f"best at the {says} rate tried, so another might be better: ste"])
+    assert notes == (
+        [] if says is None else [f"best at the {says} rate tried, so another might be better: ste"]
+    )
 
 
 # ---- sections and labels ----
@@ -377,12 +496,22 @@ def test_sections_are_what_is_trained_alike(change: dict[str, Any], told: str) -
 
 
 def test_sizes_go_from_small_to_large_and_formats_from_few_bits_to_many() -> None:
-    parts = [[{**r, "size": size, "key": size + r["key"]} for r in RTN] for size in ("l", "xs", "m", "huge", "s")]
+    parts = [
+        [{**r, "size": size, "key": size + r["key"]} for r in RTN]
+        for size in ("l", "xs", "m", "huge", "s")
+    ]
     assert [s.size for s in build(*parts).sections] == ["xs", "s", "m", "l", "huge"]
     shapes = [("int8", "channel", None), ("fp4", "channel", None), ("int4", "block-32", None), ("int4", "channel", "int8"), ("int2", "tensor", None),
               ("int4", "channel", None)]  # fmt: skip
     rows = [
-        {**RTN[0], "weights_format": w, "weights_granularity": g, "act_format": a, "act_granularity": a and "tensor", "key": f"{w}{g}{a}"}
+        {
+            **RTN[0],
+            "weights_format": w,
+            "weights_granularity": g,
+            "act_format": a,
+            "act_granularity": a and "tensor",
+            "key": f"{w}{g}{a}",
+        }
         for w, g, a in shapes
     ]
     labels = ["int2/tensor", "int4", "int4/block-32", "int4 a:int8", "fp4", "int8"]
@@ -390,7 +519,10 @@ def test_sizes_go_from_small_to_large_and_formats_from_few_bits_to_many() -> Non
 
 
 def test_labels_spell_what_is_not_default() -> None:
-    clipped = [{**r, "key": "c" + r["key"]} for r in runs("ste", "int4", [0.2], params={"clip_gradient": True, "scale": "mse"})]
+    clipped = [
+        {**r, "key": "c" + r["key"]}
+        for r in runs("ste", "int4", [0.2], params={"clip_gradient": True, "scale": "mse"})
+    ]
     names = [r.entrant for r in section(FP, RTN, STE, clipped).rows]
     assert names == ["fp", "rtn", "ste", "ste (clip_gradient=true, scale=mse)"]
     unknown = {k: v for k, v in DEFAULTS.items() if k != "ste"}
@@ -402,20 +534,32 @@ def test_labels_spell_what_is_not_default() -> None:
 
 def test_a_reconstructed_method_says_so() -> None:
     assert row(section([{**r, "provenance": "reconstructed"} for r in STE]), "ste").reconstructed
-    assert "| ste (reconstructed) |" in to_markdown(build([{**r, "provenance": "reconstructed"} for r in STE]))
+    assert "| ste (reconstructed) |" in to_markdown(
+        build([{**r, "provenance": "reconstructed"} for r in STE])
+    )
 
 
 # ---- properties ----
 
-SCORES = st.one_of(st.floats(0.01, 3).map(lambda x: round(x, 4)), st.none(), st.sampled_from([math.nan, math.inf]))
-PLACES = {"fp": (None,), "rtn": ("int2", "int4"), "ste": ("int2", "int4", "int8"), "lotion": ("int2", "int4"), "pege": ("int4", "fp4")}
+SCORES = st.one_of(
+    st.floats(0.01, 3).map(lambda x: round(x, 4)), st.none(), st.sampled_from([math.nan, math.inf])
+)
+PLACES = {
+    "fp": (None,),
+    "rtn": ("int2", "int4"),
+    "ste": ("int2", "int4", "int8"),
+    "lotion": ("int2", "int4"),
+    "pege": ("int4", "fp4"),
+}
 
 
 @st.composite
 def entries(draw: st.DrawFn, method: str) -> list[dict[str, Any]]:
     """Some runs of one entrant: some formats, some seeds, some of them failed, planned or suspect."""
     found = []
-    for fmt in draw(st.sets(st.sampled_from(PLACES[method]), min_size=1)) if method != "fp" else [None]:
+    for fmt in (
+        draw(st.sets(st.sampled_from(PLACES[method]), min_size=1)) if method != "fp" else [None]
+    ):
         for lr in draw(st.sampled_from([(0.003,), (0.003, 0.01)])):
             for seed, x in enumerate(draw(st.lists(SCORES, min_size=1, max_size=4))):
                 made = failed if x is None else run
@@ -429,7 +573,9 @@ def entries(draw: st.DrawFn, method: str) -> list[dict[str, Any]]:
 
 
 @st.composite
-def frames(draw: st.DrawFn, methods: Sequence[str] = ("fp", "rtn", "ste", "lotion")) -> list[dict[str, Any]]:
+def frames(
+    draw: st.DrawFn, methods: Sequence[str] = ("fp", "rtn", "ste", "lotion")
+) -> list[dict[str, Any]]:
     there = draw(st.sets(st.sampled_from(methods), min_size=1))
     return [r for method in sorted(there) for r in draw(entries(method))]
 
@@ -453,14 +599,18 @@ def numbers(board: Board) -> dict[tuple[str, str, str], tuple[Any, ...]]:
 
 
 @given(frames(), entries("pege"))
-def test_an_entrant_never_moves_anothers_number(before: list[dict[str, Any]], added: list[dict[str, Any]]) -> None:
+def test_an_entrant_never_moves_anothers_number(
+    before: list[dict[str, Any]], added: list[dict[str, Any]]
+) -> None:
     alone, together = numbers(build(before)), numbers(build(before, added))
     # A control that is missing is a row of its own only where there is a format to miss it under.
     assert {place: together[place] for place in alone} == alone
 
 
 @given(frames(("fp", "rtn", "ste", "pege")), st.randoms(use_true_random=False), st.data())
-def test_the_order_of_rows_never_matters(rows: list[dict[str, Any]], random: Any, data: st.DataObject) -> None:
+def test_the_order_of_rows_never_matters(
+    rows: list[dict[str, Any]], random: Any, data: st.DataObject
+) -> None:
     again = [{**r, "attempt": 2} for r in rows if data.draw(st.booleans())]
     mixed = [*rows, *again]
     random.shuffle(mixed)
@@ -475,15 +625,25 @@ def test_only_finite_numbers_are_numbers(rows: list[dict[str, Any]], odd: list[f
     for s in board.sections:
         for c in (c for r in s.rows for c in r.cells if c.score):
             assert all(
-                x is None or math.isfinite(x) for x in (*dataclasses.astuple(c.score), *(dataclasses.astuple(c.gap) if c.gap else ()))
+                x is None or math.isfinite(x)
+                for x in (
+                    *dataclasses.astuple(c.score),
+                    *(dataclasses.astuple(c.gap) if c.gap else ()),
+                )
             )
             assert c.seeds + sum(c.failures.values()) == c.asked
     printed = to_markdown(board).partition("Score:")[0] + to_csv(board)
-    assert not {"nan", "inf", "-inf"} & set(printed.replace("|", ",").replace("±", ",").replace("\n", ",").replace(" ", ",").split(","))
+    assert not {"nan", "inf", "-inf"} & set(
+        printed.replace("|", ",").replace("±", ",").replace("\n", ",").replace(" ", ",").split(",")
+    )
 
 
 def test_everything_small_shows() -> None:
     """The frame of the golden files holds one of each state."""
     (only,) = build_board(small(), defaults=DEFAULTS).sections
     assert {c.state for r in only.rows for c in r.cells} == {"ok", "partial", "failed", "skipped"}
-    assert len(only.notes) == 5 and any(c.best for r in only.rows for c in r.cells) and any(r.reconstructed for r in only.rows)
+    assert (
+        len(only.notes) == 5
+        and any(c.best for r in only.rows for c in r.cells)
+        and any(r.reconstructed for r in only.rows)
+    )

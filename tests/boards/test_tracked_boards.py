@@ -24,15 +24,21 @@ def planned(board: str) -> Plan:
     """With the choices that the tracked trials lead to, where it is tuned."""
     runs = read_runs_csv(ROOT / "results" / board / "runs.csv")
     outcomes = {
-        key: value if state == "ok" else None for key, state, value in zip(runs["key"], runs["state"], runs["validation"], strict=True)
+        key: value if state == "ok" else None
+        for key, state, value in zip(runs["key"], runs["state"], runs["validation"], strict=True)
     }
     return make_plan(read(ROOT / "results" / board / "sweep.toml"), outcomes)
 
 
 def rows(text: str) -> dict[tuple[str, ...], dict[str, str]]:
     """The cells of a leaderboard.csv that were trained."""
-    found = {(r["task"], r["setting"], r["entrant"], r["format"]): r for r in csv.DictReader(io.StringIO(text))}
-    return {place: row for place, row in found.items() if row["state"] in ("ok", "partial", "failed")}
+    found = {
+        (r["task"], r["setting"], r["entrant"], r["format"]): r
+        for r in csv.DictReader(io.StringIO(text))
+    }
+    return {
+        place: row for place, row in found.items() if row["state"] in ("ok", "partial", "failed")
+    }
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -41,11 +47,15 @@ def test_a_tracked_table_comes_out_of_its_runs(board: str) -> None:
     runs = read_runs_csv(folder / "runs.csv")
     known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
     known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
-    made = rows(to_csv(build_board(runs, defaults=known, tuning=read(folder / "sweep.toml").tuning)))
+    made = rows(
+        to_csv(build_board(runs, defaults=known, tuning=read(folder / "sweep.toml").tuning))
+    )
     tracked = rows((folder / "leaderboard.csv").read_text(encoding="utf-8"))
     assert set(made) == set(tracked)
     for place, row in tracked.items():
-        assert {k: v for k, v in made[place].items() if k != "notes"} == {k: v for k, v in row.items() if k != "notes"}, place
+        assert {k: v for k, v in made[place].items() if k != "notes"} == {
+            k: v for k, v in row.items() if k != "notes"
+        }, place
 
 
 @pytest.mark.parametrize("board", BOARDS)

@@ -108,7 +108,9 @@ def test_the_kit_finds_a_method_that_is_another_one_compiled_in_company(tmp_path
     broken.alone, broken.compiled_alike = lambda self: None, True  # type: ignore[method-assign]
     with registered(broken):
         assert all(f.passed for f in check_beside(Kit("broken", tmp_path)))
-        assert [f.detail for f in check_alike(Kit("broken", tmp_path))] == ["trained beside others it differs"] * 3
+        assert [f.detail for f in check_alike(Kit("broken", tmp_path))] == [
+            "trained beside others it differs"
+        ] * 3
     found = list(check_alike(Kit("fp", tmp_path)))
     assert [f.passed for f in found] == [True] * 3, found
     assert not list(check_alike(Kit("gdnsq", tmp_path))), "it does not say so"
@@ -124,7 +126,9 @@ def test_a_crash_is_a_finding_and_not_the_end() -> None:
 
     with registered(Crashes):
         findings = list(check_method("broken", quick=True))
-    assert any(not f.passed and "boom" in f.detail for f in findings) and any(f.passed for f in findings)
+    assert any(not f.passed and "boom" in f.detail for f in findings) and any(
+        f.passed for f in findings
+    )
 
 
 def test_what_could_not_be_trained_is_never_ok() -> None:

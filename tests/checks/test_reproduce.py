@@ -42,7 +42,11 @@ def test_the_same_run_is_the_same_and_nothing_is_written(swept: tuple[Path, str,
     threads = torch.get_num_threads()
     for key in (fp, rtn):
         found = reproduce(results, key[:12])
-        assert (found.key, found.verdict, found.differences) == (key, "same", []) and found.recorded == found.found
+        assert (found.key, found.verdict, found.differences) == (
+            key,
+            "same",
+            [],
+        ) and found.recorded == found.found
     assert sorted(results.rglob("*")) == before and torch.get_num_threads() == threads
 
 
@@ -52,24 +56,43 @@ def test_what_a_run_goes_on_from_is_made_again_if_it_is_gone(swept: tuple[Path, 
     assert reproduce(results, rtn).verdict == "same"
 
 
-def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_why(swept: tuple[Path, str, str]) -> None:
+def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_why(
+    swept: tuple[Path, str, str],
+) -> None:
     results, fp, _ = swept
     attempt = record(results, fp)
     result = attempt.read("result") or {}
-    change(attempt, "result", artefact_sha256="0" * 64, scores={**result["scores"], "packed": result["scores"]["packed"] + 0.5})
+    change(
+        attempt,
+        "result",
+        artefact_sha256="0" * 64,
+        scores={**result["scores"], "packed": result["scores"]["packed"] + 0.5},
+    )
     change(attempt, "env", torch="1.0")
     found = reproduce(results, fp)
-    assert found.verdict == "different" and [d.split(":")[0] for d in found.differences] == ["torch"]
-    assert str(found).startswith(f"{fp}: different\nrecorded ") and "differs   torch: 1.0 then" in str(found)
+    assert found.verdict == "different" and [d.split(":")[0] for d in found.differences] == [
+        "torch"
+    ]
+    assert str(found).startswith(
+        f"{fp}: different\nrecorded "
+    ) and "differs   torch: 1.0 then" in str(found)
 
 
 def test_a_difference_below_the_minimum_effect_is_within_tolerance() -> None:
     one = {"state": "ok", "reason": None, "artefact_sha256": "a", "scores": {"packed": 1.0}}
     for score, verdict in ((1.009, "within tolerance"), (1.011, "different"), (None, "different")):
-        assert compare(one, {**one, "artefact_sha256": "b", "scores": {"packed": score}}, 0.01) == verdict
+        assert (
+            compare(one, {**one, "artefact_sha256": "b", "scores": {"packed": score}}, 0.01)
+            == verdict
+        )
     failed = {"state": "failed", "reason": "diverged"}
     assert compare(failed, failed, 0) == "same"
-    assert compare(failed, {"state": "failed", "reason": "oom"}, 0) == compare(one, failed, 0) == compare(failed, one, 0) == "different"
+    assert (
+        compare(failed, {"state": "failed", "reason": "oom"}, 0)
+        == compare(one, failed, 0)
+        == compare(failed, one, 0)
+        == "different"
+    )
 
 
 def test_a_run_without_a_result_has_nothing_to_compare_with(swept: tuple[Path, str, str]) -> None:

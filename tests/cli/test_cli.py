@@ -24,7 +24,9 @@ Qbench = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def qbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Qbench:
+def qbench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Qbench:
     """Run a command in an empty directory → exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QBENCH_RESULTS", str(tmp_path / "results"))
@@ -44,7 +46,17 @@ def qbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     (folder / "small.toml").write_text(SMALL)
-    command = [sys.executable, "-m", "qbench", "sweep", "small.toml", "--results", "results", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "qbench",
+        "sweep",
+        "small.toml",
+        "--results",
+        "results",
+        "--workers",
+        "2",
+    ]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder / "results"
 
@@ -64,15 +76,25 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (SMALL.replace('"toy"', '"tov"'), "unknown task 'tov'; did you mean toy"),
         (SMALL.replace('"int2"', '"int9"'), "int9"),
         (SMALL.replace('["int2"]', "[]"), "empty list"),
-        (SMALL.replace("recipe.steps = 10", "recipe.steps = -10"), "steps must be at least 1, not -10"),
+        (
+            SMALL.replace("recipe.steps = 10", "recipe.steps = -10"),
+            "steps must be at least 1, not -10",
+        ),
         (SMALL + "recipe.lr = nan", "not a finite number"),
         (SMALL + '[[method]]\nname = "ste"\nscal = "mse"', "scal"),
     ],
 )
-def test_a_wrong_sweep_file_is_one_line_and_leaves_nothing(qbench: Qbench, tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_sweep_file_is_one_line_and_leaves_nothing(
+    qbench: Qbench, tmp_path: Path, text: str, says: str
+) -> None:
     (tmp_path / "wrong.toml").write_text(text)
     code, out, err = qbench("sweep", "wrong.toml")
-    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("qbench: wrong.toml") and says in err
+    assert (
+        (code, out) == (2, "")
+        and err.count("\n") == 1
+        and err.startswith("qbench: wrong.toml")
+        and says in err
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -89,7 +111,9 @@ def test_a_wrong_sweep_file_is_one_line_and_leaves_nothing(qbench: Qbench, tmp_p
         (["db", "rebuild"], 1, "nothing to rebuild from"),
     ],
 )
-def test_errors_are_one_line(qbench: Qbench, tmp_path: Path, words: list[str], code: int, says: str) -> None:
+def test_errors_are_one_line(
+    qbench: Qbench, tmp_path: Path, words: list[str], code: int, says: str
+) -> None:
     found, out, err = qbench(*words)
     assert found == code and not out and err.count("\n") == 1 and says in err
     assert not (tmp_path / "results" / "runs").exists()
@@ -98,7 +122,10 @@ def test_errors_are_one_line(qbench: Qbench, tmp_path: Path, words: list[str], c
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["sweep", "--workers", "0"], "sweep: invalid value for '--workers': 0 is not in the range x>=1; see qbench sweep --help"),
+        (
+            ["sweep", "--workers", "0"],
+            "sweep: invalid value for '--workers': 0 is not in the range x>=1; see qbench sweep --help",
+        ),
         (["sweep", "--worker", "1"], "--workers"),
         (["show", "--steps", "3"], "show: no such option"),
         (["check"], "check: missing argument 'METHOD'; see qbench check --help"),
@@ -107,9 +134,16 @@ def test_errors_are_one_line(qbench: Qbench, tmp_path: Path, words: list[str], c
         (["--nonsense"], "no such option"),
     ],
 )
-def test_what_click_finds_wrong_is_one_line_too(qbench: Qbench, words: list[str], says: str) -> None:
+def test_what_click_finds_wrong_is_one_line_too(
+    qbench: Qbench, words: list[str], says: str
+) -> None:
     code, out, err = qbench(*words)
-    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("qbench: ") and says in err
+    assert (
+        (code, out) == (2, "")
+        and err.count("\n") == 1
+        and err.startswith("qbench: ")
+        and says in err
+    )
 
 
 def test_without_a_command_it_explains_itself(qbench: Qbench) -> None:
@@ -117,11 +151,17 @@ def test_without_a_command_it_explains_itself(qbench: Qbench) -> None:
     assert code == 2 and "Commands:" in out + err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test asks for in vain")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has the device that the test asks for in vain"
+)
 def test_cuda_asked_for_and_absent(qbench: Qbench, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     code, _, err = qbench("sweep", "small.toml", "--device", "cuda")
-    assert code == 2 and err == "qbench: --device cuda: this machine has no usable CUDA device; use --device cpu or auto\n"
+    assert (
+        code == 2
+        and err
+        == "qbench: --device cuda: this machine has no usable CUDA device; use --device cpu or auto\n"
+    )
     assert not (tmp_path / "results" / "runs").exists()
 
 
@@ -129,7 +169,12 @@ def test_a_results_folder_that_cannot_be_written(qbench: Qbench, tmp_path: Path)
     (tmp_path / "small.toml").write_text(SMALL)
     (tmp_path / "taken").write_text("a file")
     code, _, err = qbench("sweep", "small.toml", "--results", "taken/below")
-    assert code != 0 and "taken" in err and err.count("\n") == 1 and (tmp_path / "taken").read_text() == "a file"
+    assert (
+        code != 0
+        and "taken" in err
+        and err.count("\n") == 1
+        and (tmp_path / "taken").read_text() == "a file"
+    )
 
 
 def test_a_locked_folder_exits_with_6(qbench: Qbench, tmp_path: Path) -> None:
@@ -154,7 +199,12 @@ def test_json_is_all_that_stdout_holds(qbench: Qbench, tmp_path: Path, swept: Pa
     (tmp_path / "small.toml").write_text(SMALL)
     code, out, err = qbench("sweep", "small.toml", "--results", swept, "--json")
     data = json.loads(out)
-    assert code == 0 and err == "" and (data["ok"], data["cached"]) == (6, 6) and data["board"]["sections"]
+    assert (
+        code == 0
+        and err == ""
+        and (data["ok"], data["cached"]) == (6, 6)
+        and data["board"]["sections"]
+    )
 
 
 def test_a_shortened_sweep_is_another_board(qbench: Qbench, tmp_path: Path) -> None:
@@ -164,7 +214,9 @@ def test_a_shortened_sweep_is_another_board(qbench: Qbench, tmp_path: Path) -> N
     assert [p.stem for p in (tmp_path / "results" / "boards").iterdir()] == ["small-3-steps-1-seed"]
 
 
-def test_a_dry_run_and_status_train_and_write_nothing(qbench: Qbench, tmp_path: Path, swept: Path) -> None:
+def test_a_dry_run_and_status_train_and_write_nothing(
+    qbench: Qbench, tmp_path: Path, swept: Path
+) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("seeds = 2", "seeds = 3"))
     before = sorted(swept.rglob("*"))
     code, out, _ = qbench("sweep", "small.toml", "--dry-run", "--results", swept)
@@ -176,7 +228,9 @@ def test_a_dry_run_and_status_train_and_write_nothing(qbench: Qbench, tmp_path: 
 
 
 def test_failed_cells_exit_with_3(qbench: Qbench, tmp_path: Path) -> None:
-    text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace("recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }")
+    text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace(
+        "recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }"
+    )
     (tmp_path / "wild.toml").write_text(text)
     code, out, err = qbench("sweep", "wild.toml", "--workers", "2")
     assert code == 3 and "diverged" in out and "2 failed" in err
@@ -187,7 +241,11 @@ def test_failed_cells_exit_with_3(qbench: Qbench, tmp_path: Path) -> None:
 
 def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
     long = "a label that goes on and on beyond any column of a terminal"
-    cells = [(config(seed, method, fmt), None) for method, fmt in (("fp", None), ("rtn", "int4")) for seed in (0,)]
+    cells = [
+        (config(seed, method, fmt), None)
+        for method, fmt in (("fp", None), ("rtn", "int4"))
+        for seed in (0,)
+    ]
     for spec, _ in cells:
         make(tmp_path, spec)
     members = roster("wide", cells, 1)
@@ -200,9 +258,13 @@ def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
     def lines(**env: str) -> list[str]:
         command = [sys.executable, "-m", "qbench", "show", "wide", "--results", str(tmp_path)]
         outside = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-        return subprocess.run(command, env=outside | env, check=True, capture_output=True, text=True).stdout.splitlines()
+        return subprocess.run(
+            command, env=outside | env, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
 
-    assert any(line.startswith(long) for line in lines()) and any(len(line) > 200 for line in lines())
+    assert any(line.startswith(long) for line in lines()) and any(
+        len(line) > 200 for line in lines()
+    )
     assert max(map(len, lines(COLUMNS="70"))) <= 70
 
 
@@ -215,7 +277,10 @@ def test_a_board_in_every_form(qbench: Qbench, swept: Path) -> None:
     assert len(runs) == 1 + 6 and "packed" in runs[0]
     assert json.loads(qbench("show", "--json", *where)[1])["runs"] == 6
     assert "rr" in qbench("show", "--randomised", *where)[1]
-    assert qbench("show", "smal", *where)[2] == f"qbench: {swept}: unknown board 'smal'; did you mean small?\n"
+    assert (
+        qbench("show", "smal", *where)[2]
+        == f"qbench: {swept}: unknown board 'smal'; did you mean small?\n"
+    )
 
 
 def test_one_run_whole(qbench: Qbench, swept: Path) -> None:
@@ -228,7 +293,9 @@ def test_one_run_whole(qbench: Qbench, swept: Path) -> None:
 def test_two_entrants_are_compared(qbench: Qbench, swept: Path) -> None:
     code, out, _ = qbench("compare", "ste", "rtn", "--results", swept)
     assert code == 0 and out.startswith("ste − rtn\ntoy/xs: loss, lower is better; int2; 2 seeds\n")
-    (found,) = json.loads(qbench("compare", "ste", "rtn", "--board", "small", "--json", "--results", swept)[1])
+    (found,) = json.loads(
+        qbench("compare", "ste", "rtn", "--board", "small", "--json", "--results", swept)[1]
+    )
     assert found["seeds"] == 2 and found["verdict"]
     assert qbench("compare", "ste", "rtm", "--results", swept)[::2] == (
         2,
@@ -247,37 +314,64 @@ def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
 def test_a_cell_is_made_again(qbench: Qbench, swept: Path) -> None:
     code, out, _ = qbench("reproduce", " ste  int2 toy/xs ", "--results", swept)
     assert code == 0 and out.endswith("2 runs: 2 same\n") and out.count("recorded") == 2
-    assert qbench("reproduce", "ste int2 toy/xs", "--seeds", "1", "--results", swept)[1].count("recorded") == 1
+    assert (
+        qbench("reproduce", "ste int2 toy/xs", "--seeds", "1", "--results", swept)[1].count(
+            "recorded"
+        )
+        == 1
+    )
     code, _, err = qbench("reproduce", "ste int3 toy/xs", "--board", "small", "--results", swept)
     assert code == 2 and "did you mean ste int2 toy/xs" in err
-    assert qbench("reproduce", "ste int2 toy/xs", "--board", "smal", "--results", swept)[2].endswith(
-        "unknown board 'smal'; did you mean small?\n"
-    )
+    assert qbench("reproduce", "ste int2 toy/xs", "--board", "smal", "--results", swept)[
+        2
+    ].endswith("unknown board 'smal'; did you mean small?\n")
 
 
 def test_the_beginning_of_a_key_that_is_too_short_says_so(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
-    for words in (["show", key[:4]], ["reproduce", key[:4]], ["submit", key[:4], "--out", "x.qbench.zip"]):
+    for words in (
+        ["show", key[:4]],
+        ["reproduce", key[:4]],
+        ["submit", key[:4], "--out", "x.qbench.zip"],
+    ):
         code, out, err = qbench(*words, "--results", swept)
-        assert (code, out) == (2, "") and f"'{key[:4]}' begins the keys of runs, but it takes at least 6" in err
+        assert (code, out) == (
+            2,
+            "",
+        ) and f"'{key[:4]}' begins the keys of runs, but it takes at least 6" in err
     code, _, err = qbench("submit", "smal", "--out", "x.qbench.zip", "--results", swept)
     assert code == 2 and "unknown board or run 'smal'; did you mean small?" in err
 
 
 def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_path: Path) -> None:
-    text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace("recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }")
+    text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace(
+        "recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }"
+    )
     (tmp_path / "wild.toml").write_text(text.replace("seeds = 2", "seeds = 1"))
     assert qbench("sweep", "wild.toml", "--workers", "1", "--quiet")[0] == 3
     key = next(d.name for d in (tmp_path / "results").glob("runs/*/*"))
     code, out, err = qbench("reproduce", key)
-    assert code == 0 and not err and out.splitlines()[0] == f"{key}: same" and "recorded  failed: diverged: " in out
+    assert (
+        code == 0
+        and not err
+        and out.splitlines()[0] == f"{key}: same"
+        and "recorded  failed: diverged: " in out
+    )
 
 
 def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     with Store(results) as store:
         store.set_board(
-            roster("many", [(config(0, "ste", f"int{bits}", size=size), None) for bits in (1, 2, 3, 4, 8) for size in ("xs", "s", "m")], 1)
+            roster(
+                "many",
+                [
+                    (config(0, "ste", f"int{bits}", size=size), None)
+                    for bits in (1, 2, 3, 4, 8)
+                    for size in ("xs", "s", "m")
+                ],
+                1,
+            )
         )
     code, _, err = qbench("reproduce", "zzz")
     assert code == 2 and err.count("digits/") == 8 and err.endswith(" and 7 more\n")
@@ -293,7 +387,10 @@ def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path)
     with Store(results) as store:
         store.set_board(roster("b", [(config(), None)], 1))
         store.snapshot()
-    assert qbench("db", "check")[:2] == (0, "1 finished attempt, 0 unfinished\nthe store agrees with the files\n")
+    assert qbench("db", "check")[:2] == (
+        0,
+        "1 finished attempt, 0 unfinished\nthe store agrees with the files\n",
+    )
     make(results, config(1))
     code, out, _ = qbench("db", "check", "--json")
     assert code == 5 and json.loads(out)["missing"] == [f"{config(1).key}/1"]
@@ -302,9 +399,15 @@ def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path)
 
 def test_catalogues(qbench: Qbench) -> None:
     methods = {m["name"]: m for m in json.loads(qbench("methods", "--json")[1])}
-    assert {"fp", "rtn", "ste"} <= set(methods) and methods["ste"]["options"] and not methods["ste"]["error"]
+    assert (
+        {"fp", "rtn", "ste"} <= set(methods)
+        and methods["ste"]["options"]
+        and not methods["ste"]["error"]
+    )
     tasks = {t["name"]: t for t in json.loads(qbench("tasks", "--json")[1])}
-    assert {"linreg", "twolayer", "digits", "grammar"} <= set(tasks) and "xs" in tasks["grammar"]["sizes"]
+    assert {"linreg", "twolayer", "digits", "grammar"} <= set(tasks) and "xs" in tasks["grammar"][
+        "sizes"
+    ]
     assert "ste" in qbench("methods")[1] and "digits" in qbench("tasks")[1]
 
 
@@ -322,10 +425,17 @@ def test_completion_is_a_script(qbench: Qbench, shell: str) -> None:
 
 
 def test_completion_completes() -> None:
-    env = {**os.environ, "_QBENCH_COMPLETE": "bash_complete", "COMP_WORDS": "qbench comp", "COMP_CWORD": "1"}
+    env = {
+        **os.environ,
+        "_QBENCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": "qbench comp",
+        "COMP_CWORD": "1",
+    }
     code = "import sys; sys.argv[0] = 'qbench'; from qbench.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert {line.split(",")[1] for line in done.stdout.split()} == {"compare", "completion"}, done.stderr
+    assert {line.split(",")[1] for line in done.stdout.split()} == {"compare", "completion"}, (
+        done.stderr
+    )
 
 
 def test_check_prints_a_line_a_check(qbench: Qbench) -> None:
@@ -351,9 +461,18 @@ def test_every_command_and_option_explains_itself(qbench: Qbench, words: tuple[s
     for word in words:
         command = command.commands[word]  # type: ignore[assignment,attr-defined]
     assert code == 0 and command.help
-    assert all(getattr(p, "help", "") for p in command.params if p.param_type_name == "option" and p.name != "help")
+    assert all(
+        getattr(p, "help", "")
+        for p in command.params
+        if p.param_type_name == "option" and p.name != "help"
+    )
 
 
 def test_interrupted_output_is_no_error() -> None:
-    done = subprocess.run(f"{sys.executable} -m qbench methods --json | head -1", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -m qbench methods --json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.startswith("[") and "Traceback" not in done.stderr

@@ -19,8 +19,13 @@ from referencing import Registry, Resource
 from qbench.cli.options import cli
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "qbench" / "schemas"
-FILES = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(SCHEMAS.glob("*.json"))}
-REGISTRY: Any = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in FILES.items())
+FILES = {
+    file.name: json.loads(file.read_text(encoding="utf-8"))
+    for file in sorted(SCHEMAS.glob("*.json"))
+}
+REGISTRY: Any = Registry().with_resources(
+    (name, Resource.from_contents(schema)) for name, schema in FILES.items()
+)
 SWEEP = """
 board = "small"
 seeds = 2
@@ -84,7 +89,9 @@ def qbench(folder: Path, *words: str) -> Any:
             for file in sorted(folder.glob("results/runs/*/*/1/spec.json"))
             if (spec := json.loads(file.read_text()))
         }
-        words = tuple({KEY: keys["toy"], LANGUAGE: keys["grammar"]}.get(word, word) for word in words)
+        words = tuple(
+            {KEY: keys["toy"], LANGUAGE: keys["grammar"]}.get(word, word) for word in words
+        )
     with contextlib.chdir(folder):
         done = CliRunner().invoke(cli, [*words, "--json"], env={"QBENCH_RESULTS": "results"})
     assert done.exit_code == 0, done.output
@@ -96,7 +103,9 @@ def test_a_schema_is_one_and_is_strict(name: str) -> None:
     Draft7Validator.check_schema(FILES[name])
     for part in objects(FILES[name]):
         if "properties" in part:
-            assert part.get("additionalProperties") is False, f"{name}: an object that lets anything in"
+            assert part.get("additionalProperties") is False, (
+                f"{name}: an object that lets anything in"
+            )
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:
@@ -110,8 +119,13 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
             yield from objects(value)
 
 
-@pytest.mark.parametrize(("name", "command"), [(name, command) for name, commands in PRINTED.items() for command in commands])
-def test_what_a_command_prints_is_what_its_schema_says(name: str, command: list[str], desk: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [(name, command) for name, commands in PRINTED.items() for command in commands],
+)
+def test_what_a_command_prints_is_what_its_schema_says(
+    name: str, command: list[str], desk: Path
+) -> None:
     found = qbench(desk, *command)
     validator(name).validate(found)
     assert found
@@ -125,7 +139,11 @@ def test_what_a_command_prints_is_what_its_schema_says(name: str, command: list[
 
 def test_every_command_that_prints_json_has_a_schema() -> None:
     told = {words[0] for commands in PRINTED.values() for words in commands}
-    printing = {name.split()[0] for name, command in walk(cli, "") if any("--json" in p.opts for p in command.params)}
+    printing = {
+        name.split()[0]
+        for name, command in walk(cli, "")
+        if any("--json" in p.opts for p in command.params)
+    }
     assert printing <= told
 
 

@@ -16,10 +16,17 @@ from qbench.errors import QbenchError
 from tests.language_runs import Counted
 
 CONTEXT = 12
-MODEL = Transformer(Shape(vocab=7, width=16, depth=2, heads=2, mlp=16, context=CONTEXT), torch.Generator().manual_seed(0))
+MODEL = Transformer(
+    Shape(vocab=7, width=16, depth=2, heads=2, mlp=16, context=CONTEXT),
+    torch.Generator().manual_seed(0),
+)
 
 tokens = st.integers(0, 6)
-requests = st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=16), st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=12)
+requests = st.lists(
+    st.tuples(st.lists(tokens, min_size=1, max_size=16), st.lists(tokens, min_size=1, max_size=5)),
+    min_size=1,
+    max_size=12,
+)
 
 
 @torch.no_grad()
@@ -33,7 +40,9 @@ def alone(before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
 
 @settings(max_examples=60)
 @given(requests, st.sampled_from([1, 20, 8192]))
-def test_they_are_those_of_one_request_at_a_time_whatever_the_batch(asked: list[tuple[list[int], list[int]]], most: int) -> None:
+def test_they_are_those_of_one_request_at_a_time_whatever_the_batch(
+    asked: list[tuple[list[int], list[int]]], most: int
+) -> None:
     found = likelihoods(MODEL, asked, CONTEXT, most=most)
     for answer, (before, after) in zip(found, asked, strict=True):
         nats, greedy = alone(before, after)
@@ -48,7 +57,9 @@ def test_answers_of_one_token_to_one_question_share_a_pass() -> None:
 
 def test_an_input_that_begins_another_needs_no_pass_of_its_own() -> None:
     counted = Counted(MODEL)
-    likelihoods(counted, [([1, 2, 3, 4], [5, 6]), ([1, 2], [3]), ([1], [2, 3]), ([2], [2])], CONTEXT)
+    likelihoods(
+        counted, [([1, 2, 3, 4], [5, 6]), ([1, 2], [3]), ([1], [2, 3]), ([2], [2])], CONTEXT
+    )
     assert counted.tokens == 2 * 5, "two inputs, [1 2 3 4 5] and [2], padded to five"
 
 

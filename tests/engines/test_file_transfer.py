@@ -30,22 +30,41 @@ def taken(pieces: Iterable[Piece], folder: Path) -> list[str]:
 
 
 @given(data=st.binary(max_size=50), size=st.integers(1, 20))
-def test_any_file_in_pieces_of_any_size_arrives(data: bytes, size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_file_in_pieces_of_any_size_arrives(
+    data: bytes, size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("parcels")
     (folder / "file").write_bytes(data)
     pieces = list(read(folder, "file", size))
-    assert max(len(piece.data) for piece in pieces) <= size and [p.last for p in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert taken(pieces, folder / "to") == ["file"] and (folder / "to" / "file").read_bytes() == data
+    assert max(len(piece.data) for piece in pieces) <= size and [p.last for p in pieces] == [
+        False
+    ] * (len(pieces) - 1) + [True]
+    assert (
+        taken(pieces, folder / "to") == ["file"] and (folder / "to" / "file").read_bytes() == data
+    )
 
 
 def test_what_says_that_a_run_is_over_comes_last(home: Path, tmp_path: Path) -> None:
-    for name in ("result.json", "spec.json", "export/weights.safetensors", "curve.jsonl", ".result.json.12"):
+    for name in (
+        "result.json",
+        "spec.json",
+        "export/weights.safetensors",
+        "curve.jsonl",
+        ".result.json.12",
+    ):
         (home / name).write_text(name)
-    assert taken(Sender(home).rest(), tmp_path / "here") == ["curve.jsonl", "export/weights.safetensors", "spec.json", "result.json"]
+    assert taken(Sender(home).rest(), tmp_path / "here") == [
+        "curve.jsonl",
+        "export/weights.safetensors",
+        "spec.json",
+        "result.json",
+    ]
     assert files(tmp_path / "here") == files(home)
 
 
-def test_a_checkpoint_is_sent_when_it_is_new_and_is_gone_when_the_run_is_over(home: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_sent_when_it_is_new_and_is_gone_when_the_run_is_over(
+    home: Path, tmp_path: Path
+) -> None:
     here, sender = tmp_path / "here", Sender(home)
     (home / "curve.jsonl").write_text("1\n")
     assert taken(sender.checkpoint(), here) == []
@@ -61,7 +80,9 @@ def test_a_checkpoint_is_sent_when_it_is_new_and_is_gone_when_the_run_is_over(ho
     assert taken(sender.rest(), here) == ["result.json"] and not (here / "checkpoint").exists()
 
 
-def test_a_file_that_is_replaced_while_it_is_read_arrives_as_it_was(home: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_while_it_is_read_arrives_as_it_was(
+    home: Path, tmp_path: Path
+) -> None:
     (home / "checkpoint").write_bytes(b"a" * 10)
     pieces = read(home, "checkpoint", 4)
     first = next(pieces)
@@ -75,7 +96,9 @@ def test_a_file_that_does_not_come_to_its_end_leaves_the_one_before(tmp_path: Pa
     (tmp_path / "checkpoint").write_text("before")
     taken([Piece("checkpoint", b"half of ", False)], tmp_path)
     taken([Piece("checkpoint", b"half of ", False), Piece("spec.json", b"{}", True)], tmp_path)
-    assert (tmp_path / "checkpoint").read_text() == "before" and {p.name for p in tmp_path.iterdir()} == {"checkpoint", "spec.json"}
+    assert (tmp_path / "checkpoint").read_text() == "before" and {
+        p.name for p in tmp_path.iterdir()
+    } == {"checkpoint", "spec.json"}
 
 
 @pytest.mark.parametrize("name", ["../result.json", "/etc/x", "a/../../b", ""])

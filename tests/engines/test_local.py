@@ -44,11 +44,17 @@ def engine() -> Iterator[LocalEngine]:
     engine.close()
 
 
-def cast(engine: LocalEngine, results: Path, *roles: str, group: int = 1, **execution: Any) -> list[Attempt]:
+def cast(
+    engine: LocalEngine, results: Path, *roles: str, group: int = 1, **execution: Any
+) -> list[Attempt]:
     """Submit a group with a run for each role."""
     configs = [a_config(role, seed) for seed, role in enumerate(roles)]
     attempts = [new_attempt(results, c.key) for c in configs]
-    engine.submit(group, [Assignment(c, a.folder) for c, a in zip(configs, attempts, strict=True)], Execution(**execution))
+    engine.submit(
+        group,
+        [Assignment(c, a.folder) for c, a in zip(configs, attempts, strict=True)],
+        Execution(**execution),
+    )
     return attempts
 
 
@@ -89,11 +95,15 @@ def test_a_group_is_trained_run_by_run_and_says_so(engine: LocalEngine, tmp_path
     attempts = cast(engine, tmp_path, "good", "print", "nan")
     events = the_end(engine)
     keys = [a.key for a in attempts]
-    assert [(e.kind, e.key) for e in events] == [(kind, key) for key in keys for kind in ("started", "step", "step")] + [("ended", "")]
+    assert [(e.kind, e.key) for e in events] == [
+        (kind, key) for key in keys for kind in ("started", "step", "step")
+    ] + [("ended", "")]
     assert events[1].details == {"step": 1, "steps": 2, "loss": 1.0}
     assert events[-1].details == {"exitcode": 0}
     assert all((a.read("result") or {})["state"] == "ok" for a in attempts)
-    assert list(tmp_path.rglob("log.txt")) == [attempts[1].folder / "log.txt"], "empty logs are removed"
+    assert list(tmp_path.rglob("log.txt")) == [attempts[1].folder / "log.txt"], (
+        "empty logs are removed"
+    )
     assert (attempts[1].folder / "log.txt").read_text() == "to be or not to be\n"
 
 
@@ -105,10 +115,14 @@ def test_workers_are_their_own_processes(engine: LocalEngine, tmp_path: Path) ->
     assert not any(map(alive, pids))
 
 
-def test_a_worker_finds_what_the_caller_finds(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_finds_what_the_caller_finds(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also what came onto the path after the fork server had started."""
     how_it_ends(engine, tmp_path, "good")
-    (tmp_path / "a_late_plugin.py").write_text("def run_one(assignment, execution, report):\n    print('found', execution.device)\n")
+    (tmp_path / "a_late_plugin.py").write_text(
+        "def run_one(assignment, execution, report):\n    print('found', execution.device)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     engine.train = "a_late_plugin:run_one"
     attempt = cast(engine, tmp_path / "late", "good")[0]
@@ -127,12 +141,20 @@ def test_an_exit_code_comes_back(engine: LocalEngine, tmp_path: Path) -> None:
     assert how_it_ends(engine, tmp_path, "exit") == {"exitcode": 3}
 
 
-def test_an_exception_is_one_line_and_a_traceback_in_the_log(engine: LocalEngine, tmp_path: Path) -> None:
+def test_an_exception_is_one_line_and_a_traceback_in_the_log(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
     attempt = cast(engine, tmp_path, "raise")[0]
     ended = the_end(engine)[-1].details
-    assert ended == {"exitcode": 1, "error": "ValueError: the actor forgot its lines", "disk_full": False}
+    assert ended == {
+        "exitcode": 1,
+        "error": "ValueError: the actor forgot its lines",
+        "disk_full": False,
+    }
     log = (attempt.folder / "log.txt").read_text()
-    assert log.startswith("Traceback") and "forget_the_lines" in log and attempt.read("result") is None
+    assert (
+        log.startswith("Traceback") and "forget_the_lines" in log and attempt.read("result") is None
+    )
 
 
 def test_a_full_disk_is_told_from_other_errors(engine: LocalEngine, tmp_path: Path) -> None:
@@ -151,7 +173,10 @@ def test_silence_is_the_end(engine: LocalEngine, tmp_path: Path, role: str) -> N
 
 
 def test_who_is_deaf_to_a_polite_request_is_killed(engine: LocalEngine, tmp_path: Path) -> None:
-    assert how_it_ends(engine, tmp_path, "deaf", silence_s=4) == {"exitcode": -signal.SIGKILL, "hung": True}
+    assert how_it_ends(engine, tmp_path, "deaf", silence_s=4) == {
+        "exitcode": -signal.SIGKILL,
+        "hung": True,
+    }
 
 
 def test_late_is_late_however_lively(engine: LocalEngine, tmp_path: Path) -> None:
@@ -170,8 +195,12 @@ def test_cancelling_one_leaves_the_other(engine: LocalEngine, tmp_path: Path) ->
     assert {e.group for e in engine.poll(1)} == {2}
 
 
-def test_closing_ends_all_and_takes_no_account_of_deafness(engine: LocalEngine, tmp_path: Path) -> None:
-    attempts = [cast(engine, tmp_path / str(n), role, group=n)[0] for n, role in enumerate(("deaf", "beat"))]
+def test_closing_ends_all_and_takes_no_account_of_deafness(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    attempts = [
+        cast(engine, tmp_path / str(n), role, group=n)[0] for n, role in enumerate(("deaf", "beat"))
+    ]
     pids = [until(lambda a=a: a.read("env"))["pid"] for a in attempts]
     until(lambda: (attempts[1].folder / "beat").exists())
     assert all(map(alive, pids))
@@ -192,12 +221,17 @@ def test_the_death_of_the_fork_server_is_survived(engine: LocalEngine, tmp_path:
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs up"])
-def test_a_fork_server_is_waited_for_while_it_dies(answers: bool, engine: LocalEngine, tmp_path: Path) -> None:
+def test_a_fork_server_is_waited_for_while_it_dies(
+    answers: bool, engine: LocalEngine, tmp_path: Path
+) -> None:
     """Between SIGKILL and its burial a server's socket is closed and `waitpid` still calls it alive; or it had just picked up."""
     assert how_it_ends(engine, tmp_path, "good") == {"exitcode": 0}
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     dying = server._forkserver_pid
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as socket_of_the_dying:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX) as socket_of_the_dying,
+    ):
         socket_of_the_dying.bind(f"{folder}/s")
         if answers:
             socket_of_the_dying.listen()
@@ -244,7 +278,11 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         assert LocalEngine(device="cuda").capacity >= 1
         return
-    for device, message in (("cuda", "no usable CUDA device"), ("gpu", "unknown device 'gpu'"), ("meta", "only cpu and cuda")):
+    for device, message in (
+        ("cuda", "no usable CUDA device"),
+        ("gpu", "unknown device 'gpu'"),
+        ("meta", "only cpu and cuda"),
+    ):
         engine = LocalEngine(device=device, train=STAND_IN)
         with pytest.raises(QbenchError, match=message) as caught:
             _ = engine.capacity
@@ -309,7 +347,11 @@ def begin() -> Iterator[Begin]:
 def script(folder: Path, *words: str) -> subprocess.Popen[str]:
     """The coordinator as a script of somebody's, without a guard, in a process group of its own and with nothing set."""
     (folder / "script.py").write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GLIBC_TUNABLES")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GLIBC_TUNABLES")
+    }
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(
         [sys.executable, "script.py", str(folder), *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
@@ -330,10 +372,23 @@ def group_of(leader: int) -> list[int]:
     return found
 
 
-MALLINFO2 = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+MALLINFO2 = (
+    "arena",
+    "ordblks",
+    "smblks",
+    "hblks",
+    "hblkhd",
+    "usmblks",
+    "fsmblks",
+    "uordblks",
+    "fordblks",
+    "keepcost",
+)
 
 
-def look(assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]) -> None:
+def look(
+    assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
+) -> None:
     """A stand-in that takes a large block of memory and looks at where it came from."""
 
     class Info(ctypes.Structure):
@@ -344,10 +399,19 @@ def look(assignment: Assignment, execution: Execution, report: Callable[[dict[st
     before = libc.mallinfo2()
     assert libc.malloc(ctypes.c_size_t(1 << 28))
     mapped = libc.mallinfo2().hblkhd - before.hblkhd
-    Attempt(assignment.folder).write("result", {"threads": torch.get_num_threads(), "mapped": mapped, "omp": os.environ["OMP_NUM_THREADS"]})
+    Attempt(assignment.folder).write(
+        "result",
+        {
+            "threads": torch.get_num_threads(),
+            "mapped": mapped,
+            "omp": os.environ["OMP_NUM_THREADS"],
+        },
+    )
 
 
-def test_a_worker_has_one_thread_and_keeps_its_memory_and_the_script_does_not_run_again(begin: Begin, tmp_path: Path) -> None:
+def test_a_worker_has_one_thread_and_keeps_its_memory_and_the_script_does_not_run_again(
+    begin: Begin, tmp_path: Path
+) -> None:
     process = begin(tmp_path, "tests.test_engine_local:look", "good")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0

@@ -46,7 +46,8 @@ __all__ = ["stage"]
 NO_RAY = importlib.util.find_spec("ray") is None
 pytestmark = [pytest.mark.usefixtures("stage"), pytest.mark.xdist_group("ray")]
 needs_ray = pytest.mark.skipif(
-    NO_RAY and os.environ.get("QBENCH_RAY") != "required", reason='Ray is not installed: pip install "qbench[ray]"'
+    NO_RAY and os.environ.get("QBENCH_RAY") != "required",
+    reason='Ray is not installed: pip install "qbench[ray]"',
 )
 EAGER = Execution(device="cpu", checkpoint_s=0)
 """A checkpoint after every step."""
@@ -54,7 +55,9 @@ MEASURED = ("started", "finished", "cost")
 SMALL = 'board = "b"\nmethods = ["plain", "after", "actor"]\ntasks = ["stage"]\nformats = ["int4"]\nseeds = 2\n'
 
 
-def slow(count: int, once: Path | None = None, role: str = "good", steps: int = 60, seconds: float = 0.05) -> str:
+def slow(
+    count: int, once: Path | None = None, role: str = "good", steps: int = 60, seconds: float = 0.05
+) -> str:
     """A board of actors that take their time."""
     marker = f'role = "{role}"\nonce = "{once}"\n' if once else ""
     return f"""
@@ -89,8 +92,16 @@ class Watcher(Silence):
     def steps_again(self) -> int:
         """How many steps were told of by attempts that came after another."""
         again = {d["label"] for k, d in self.heard if k == "retry"}
-        begun = [n for n, (k, d) in enumerate(self.heard) if k == "started" and d["label"] in again and d["attempt"] > 1]
-        return sum(k == "step" and d["label"] in again for k, d in self.heard[begun[0] :]) if begun else 0
+        begun = [
+            n
+            for n, (k, d) in enumerate(self.heard)
+            if k == "started" and d["label"] in again and d["attempt"] > 1
+        ]
+        return (
+            sum(k == "step" and d["label"] in again for k, d in self.heard[begun[0] :])
+            if begun
+            else 0
+        )
 
     def event(self, kind: str, run_label: str, **details: Any) -> None:
         details = {"label": run_label, **details}
@@ -135,11 +146,28 @@ def outcomes(results: Path) -> dict[str, Any]:
     found = {}
     for attempt in all_attempts(results):
         result = attempt.read("result") or {}
-        files = {p.relative_to(attempt.folder).as_posix() for p in attempt.folder.rglob("*") if p.is_file()}
-        curve = [json.loads(line) for line in attempt.curve.read_text().splitlines()] if attempt.curve.exists() else []
-        weights = {p.name: p.read_bytes() for p in attempt.export.iterdir()} if attempt.export.is_dir() else {}
+        files = {
+            p.relative_to(attempt.folder).as_posix()
+            for p in attempt.folder.rglob("*")
+            if p.is_file()
+        }
+        curve = (
+            [json.loads(line) for line in attempt.curve.read_text().splitlines()]
+            if attempt.curve.exists()
+            else []
+        )
+        weights = (
+            {p.name: p.read_bytes() for p in attempt.export.iterdir()}
+            if attempt.export.is_dir()
+            else {}
+        )
         lines = [{k: v for k, v in line.items() if k != "seconds"} for line in curve]
-        found[attempt.key] = ({k: v for k, v in result.items() if k not in MEASURED}, files, lines, weights)
+        found[attempt.key] = (
+            {k: v for k, v in result.items() if k not in MEASURED},
+            files,
+            lines,
+            weights,
+        )
     return found
 
 
@@ -147,7 +175,9 @@ def agree(results: Path, runs: int) -> None:
     """The files and the store say the same, every run is there once, and no temporary file is left."""
     assert check(results).agrees
     with view(results) as connection:
-        rows = connection.execute("SELECT key, count(*) FROM runs WHERE state = 'ok' GROUP BY key").fetchall()
+        rows = connection.execute(
+            "SELECT key, count(*) FROM runs WHERE state = 'ok' GROUP BY key"
+        ).fetchall()
     assert [n for _, n in rows] == [1] * runs
     assert not [p for p in results.rglob(".*") if p.is_file() and p.name != ".lock"]
 
@@ -167,12 +197,18 @@ def whole(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 @needs_ray
-def test_a_coordinator_that_is_killed_leaves_no_worker_and_the_next_goes_on(cluster: Any, engine: RayEngine, tmp_path: Path) -> None:
+def test_a_coordinator_that_is_killed_leaves_no_worker_and_the_next_goes_on(
+    cluster: Any, engine: RayEngine, tmp_path: Path
+) -> None:
     file, results = tmp_path / "s.toml", tmp_path / "results"
     file.write_text(slow(2))
 
     def saved() -> list[int]:
-        return [resumable_step(attempt) for attempt in all_attempts(results) if attempt.checkpoint.exists()]
+        return [
+            resumable_step(attempt)
+            for attempt in all_attempts(results)
+            if attempt.checkpoint.exists()
+        ]
 
     process = command(file, results, "--address", cluster.address)
     until(lambda: process.poll() is not None or (len(saved()) == 2 and min(saved()) > 5))
@@ -188,7 +224,9 @@ def test_a_coordinator_that_is_killed_leaves_no_worker_and_the_next_goes_on(clus
     for kind, details in watcher.heard:
         if kind == "step":
             begun.setdefault(details["label"], details["step"])
-    assert min(begun.values()) > min(left) and max(begun.values()) > max(left), "from the checkpoints that had come home"
+    assert min(begun.values()) > min(left) and max(begun.values()) > max(left), (
+        "from the checkpoints that had come home"
+    )
     agree(results, 2)
 
 
@@ -205,13 +243,21 @@ def test_results_are_those_of_the_local_engine(engine: RayEngine, tmp_path: Path
 
 
 @needs_ray
-def test_a_group_in_one_pass_comes_home_run_by_run_and_so_do_its_answers(engine: RayEngine, tmp_path: Path) -> None:
+def test_a_group_in_one_pass_comes_home_run_by_run_and_so_do_its_answers(
+    engine: RayEngine, tmp_path: Path
+) -> None:
     config = read_text(GROUP, "s.toml")
     with closing(LocalEngine(1, "cpu")) as local:
-        assert [sweep(config, tmp_path / name, where, PLAIN).ok for name, where in (("ray", engine), ("local", local))] == [2, 2]
+        assert [
+            sweep(config, tmp_path / name, where, PLAIN).ok
+            for name, where in (("ray", engine), ("local", local))
+        ] == [2, 2]
     assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "local")
     assert ask(config, tmp_path / "ray", engine, PLAIN).failures == []
-    answers = [(a.read("downstream") or {})["tasks"]["grammar_agreement"] for a in all_attempts(tmp_path / "ray")]
+    answers = [
+        (a.read("downstream") or {})["tasks"]["grammar_agreement"]
+        for a in all_attempts(tmp_path / "ray")
+    ]
     assert [answer["items"] for answer in answers] == [400, 400]
     with view(tmp_path / "ray") as connection:
         assert connection.execute("SELECT count(DISTINCT key) FROM downstream").fetchall() == [(2,)]
@@ -231,7 +277,9 @@ PLAIN = Execution(device="cpu")
 
 
 @needs_ray
-def test_a_node_that_is_removed_costs_nothing_but_time(cluster: Any, engine: RayEngine, tmp_path: Path) -> None:
+def test_a_node_that_is_removed_costs_nothing_but_time(
+    cluster: Any, engine: RayEngine, tmp_path: Path
+) -> None:
     """Its run goes on elsewhere from the checkpoint that had come home."""
     steps: dict[str, int] = {}
 
@@ -263,11 +311,19 @@ def test_a_worker_that_is_killed_goes_on_from_what_was_sent(
 
     watcher = Watcher(kill, lambda kind, details: details.get("step", 0) >= 30)
     summary = play(engine, slow(1), tmp_path / "killed", watcher)
-    assert summary.ok == 1 and "was killed" in str([d["message"] for k, d in watcher.heard if k == "retry"])
+    assert summary.ok == 1 and "was killed" in str(
+        [d["message"] for k, d in watcher.heard if k == "retry"]
+    )
     first, second = all_attempts(tmp_path / "killed")
-    assert first.read("result") is None and first.checkpoint.exists() and not second.checkpoint.exists()
+    assert (
+        first.read("result") is None
+        and first.checkpoint.exists()
+        and not second.checkpoint.exists()
+    )
     assert watcher.steps_again < 40, "it did not begin anew: that would be 60"
-    assert [json.loads(line)["step"] for line in second.curve.read_text().splitlines()] == list(range(1, 61)), "and its curve is whole"
+    assert [json.loads(line)["step"] for line in second.curve.read_text().splitlines()] == list(
+        range(1, 61)
+    ), "and its curve is whole"
     agree(tmp_path / "killed", 1)
     assert scores(tmp_path / "killed") == whole
 
@@ -305,7 +361,11 @@ def children(pid: int) -> list[int]:
 
 def actors(cluster: Any) -> list[int]:
     """The workers of this cluster, and of none that somebody else has on this machine."""
-    raylets = [process.process.pid for node in cluster.list_all_nodes() for process in node.all_processes["raylet"]]
+    raylets = [
+        process.process.pid
+        for node in cluster.list_all_nodes()
+        for process in node.all_processes["raylet"]
+    ]
     found = []
     for pid in (child for raylet in raylets for child in children(raylet)):
         with suppress(OSError):
@@ -316,7 +376,12 @@ def actors(cluster: Any) -> list[int]:
 
 def trainers(cluster: Any) -> dict[int, int]:
     """The processes that train, and the actor of each: children of its fork server."""
-    return {trainer: actor for actor in actors(cluster) for server in children(actor) for trainer in children(server)}
+    return {
+        trainer: actor
+        for actor in actors(cluster)
+        for server in children(actor)
+        for trainer in children(server)
+    }
 
 
 def until(true: Callable[[], Any], limit_s: float = 60) -> Any:
@@ -343,7 +408,13 @@ def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
             attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(2)]
             for seed, attempt in enumerate(attempts):
                 engine.submit(seed, [Assignment(a_config("chatter", seed), attempt.folder)], EAGER)
-            envs = until(lambda: (engine.poll(0.2), all(found := [a.read("env") for a in attempts]) and found)[1], 120)
+            envs = until(
+                lambda: (
+                    engine.poll(0.2),
+                    all(found := [a.read("env") for a in attempts]) and found,
+                )[1],
+                120,
+            )
             for seed in range(2):
                 engine.cancel(seed)
     finally:
@@ -366,7 +437,11 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
     more = [f"--object-store-memory={LITTLE['object_store_memory']}", f"--temp-dir={home}"]
     log = file.with_suffix(".log")
     with open(log, "wb") as out:
-        head = subprocess.Popen([Path(sys.executable).with_name("ray"), *words, *more], stdout=out, stderr=subprocess.STDOUT)
+        head = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), *words, *more],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     sweeping = None
     try:
         until(lambda: head.poll() is not None or listens(client), 120)
@@ -388,7 +463,9 @@ def test_a_cluster_is_reached_from_outside(file: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("refusals", [2, 3])
-def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(
+    refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a Ray that has just begun says, which no Ray here can be made to say."""
     monkeypatch.setattr(ray_driver, "BETWEEN_S", 0.0)
     calls: list[str] = []
@@ -396,7 +473,9 @@ def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(refu
     def init(**_: Any) -> None:
         calls.append("init")
         if calls.count("init") <= refusals:
-            raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nTimeoutError: no GCS yet")
+            raise ConnectionAbortedError(
+                "Initialization failure from server:\nTraceback\nTimeoutError: no GCS yet"
+            )
 
     driver = ray_driver.Driver.__new__(ray_driver.Driver)
     driver.ray = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
@@ -405,7 +484,10 @@ def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(refu
     else:
         with pytest.raises(ConnectionAbortedError) as refused:
             driver._come_in("ray://somewhere")
-        assert ray_driver._first_line(refused.value) == "Initialization failure from server: TimeoutError: no GCS yet"
+        assert (
+            ray_driver._first_line(refused.value)
+            == "Initialization failure from server: TimeoutError: no GCS yet"
+        )
     assert calls == ["init", "shutdown", "init", "shutdown", "init"]
 
 
@@ -439,40 +521,67 @@ def file(tmp_path: Path) -> Path:
 
 def test_ray_that_is_not_installed_is_one_line(file: Path) -> None:
     code, line = said("--engine", "ray", file=file, start=f"sys.modules['ray'] = None; {MAIN}")
-    assert code == 2 and line == 'qbench: --engine ray: Ray is not installed: pip install "qbench[ray]"'
+    assert (
+        code == 2
+        and line == 'qbench: --engine ray: Ray is not installed: pip install "qbench[ray]"'
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "what"),
     [
         pytest.param(
-            ("--engine", "ray", "--device", "cuda:1"), "--device cuda:1: Ray says which GPU a run has; write cuda", marks=needs_ray
+            ("--engine", "ray", "--device", "cuda:1"),
+            "--device cuda:1: Ray says which GPU a run has; write cuda",
+            marks=needs_ray,
         ),
         pytest.param(
-            ("--engine", "ray", "--device", "cpu", "--gpus-per-run", "0.5"), "--gpus-per-run: runs on the CPU take no GPU", marks=needs_ray
+            ("--engine", "ray", "--device", "cpu", "--gpus-per-run", "0.5"),
+            "--gpus-per-run: runs on the CPU take no GPU",
+            marks=needs_ray,
         ),
         (("--address", "x:1"), "--address, --cpus-per-run and --gpus-per-run are for --engine ray"),
         (("--engine", "rya"), "unknown engine 'rya'; did you mean ray?"),
     ],
 )
-def test_words_that_do_not_go_together_are_one_line(words: tuple[str, ...], what: str, file: Path) -> None:
+def test_words_that_do_not_go_together_are_one_line(
+    words: tuple[str, ...], what: str, file: Path
+) -> None:
     assert said(*words, file=file) == (2, f"qbench: {what}")
 
 
 @needs_ray
 def test_a_cluster_that_is_not_there_is_one_line(file: Path) -> None:
     code, line = said("--engine", "ray", "--address", "127.0.0.1:1", file=file)
-    assert code == 1 and line.startswith("qbench: --engine ray: no Ray cluster answers at 127.0.0.1:1: ") and "--address" in line
+    assert (
+        code == 1
+        and line.startswith("qbench: --engine ray: no Ray cluster answers at 127.0.0.1:1: ")
+        and "--address" in line
+    )
 
 
 @needs_ray
 def test_a_cluster_without_room_is_one_line(cluster: Any, file: Path) -> None:
-    code, line = said("--engine", "ray", "--address", cluster.address, "--gpus-per-run", "0.5", "--device", "cuda", file=file)
-    assert code == 1 and re.search(r": the Ray cluster has [12] CPU: no room for a run of 1 CPU and 0.5 GPU$", line)
+    code, line = said(
+        "--engine",
+        "ray",
+        "--address",
+        cluster.address,
+        "--gpus-per-run",
+        "0.5",
+        "--device",
+        "cuda",
+        file=file,
+    )
+    assert code == 1 and re.search(
+        r": the Ray cluster has [12] CPU: no room for a run of 1 CPU and 0.5 GPU$", line
+    )
 
 
 @needs_ray
-def test_a_cluster_that_goes_away_is_one_line_and_what_came_home_is_kept(cluster: Any, engine: RayEngine, tmp_path: Path) -> None:
+def test_a_cluster_that_goes_away_is_one_line_and_what_came_home_is_kept(
+    cluster: Any, engine: RayEngine, tmp_path: Path
+) -> None:
     """The last of the tests with this cluster."""
     watcher = Watcher(cluster.shutdown, lambda kind, details: details.get("step", 0) >= 30)
     line = f"--engine ray: the Ray cluster at {cluster.address} has gone away; what is finished or in a checkpoint is kept: run the same command again"

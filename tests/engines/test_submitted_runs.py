@@ -36,7 +36,10 @@ pytestmark = pytest.mark.usefixtures("stage")
 
 QUICK = Execution(device="cpu")
 HEAD = 'board = "b"\ntasks = ["toy"]\nformats = ["int2"]\nrecipe.steps = 5\n'
-TUNED = HEAD + 'methods = ["fp", "rtn"]\n[tuning]\ntrials = 3\nlr = { low = 1e-3, high = 1e-1, log = true }\n'
+TUNED = (
+    HEAD
+    + 'methods = ["fp", "rtn"]\n[tuning]\ntrials = 3\nlr = { low = 1e-3, high = 1e-1, log = true }\n'
+)
 
 
 def swept(text: str, results: Path) -> Summary:
@@ -52,7 +55,9 @@ def planned(text: str, results: Path) -> list[Planned]:
 def chosen(results: Path) -> dict[str, Any]:
     """What the roster has for the values of each cell."""
     (members,) = read_all(results)
-    return {cell["label"]: cell["chosen"] for cell in members["cells"] if cell.get("stage") == "final"}
+    return {
+        cell["label"]: cell["chosen"] for cell in members["cells"] if cell.get("stage") == "final"
+    }
 
 
 def own(results: Path) -> set[str]:
@@ -66,7 +71,11 @@ def theirs(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-def sent(theirs: Path, out: Path, change: Callable[[dict[str, Any], dict[str, Any]], None] = lambda spec, result: None) -> Path:
+def sent(
+    theirs: Path,
+    out: Path,
+    change: Callable[[dict[str, Any], dict[str, Any]], None] = lambda spec, result: None,
+) -> Path:
     """A bundle of all their runs, their results changed as a forger would."""
     submit(theirs, ["b"], out)
     manifest, runs = unpack(out.read_bytes())
@@ -79,7 +88,9 @@ def sent(theirs: Path, out: Path, change: Callable[[dict[str, Any], dict[str, An
 
 
 @pytest.mark.parametrize("score", [False, True])
-def test_anothers_trials_choose_nothing_until_they_were_trained_here(theirs: Path, tmp_path: Path, score: bool) -> None:
+def test_anothers_trials_choose_nothing_until_they_were_trained_here(
+    theirs: Path, tmp_path: Path, score: bool
+) -> None:
     """Validation is in no artefact: an evaluation that comes to the claimed score says nothing of it."""
 
     def lie(spec: dict[str, Any], result: dict[str, Any]) -> None:
@@ -100,7 +111,9 @@ def test_anothers_trials_choose_nothing_until_they_were_trained_here(theirs: Pat
     summary = swept(TUNED, results)
     assert (summary.ok, summary.failed, summary.left) == (9, 0, 0)
     assert chosen(results) == chosen(theirs), "the lie would have chosen the worst"
-    trials = {key for key, run in make_plan(read_text(TUNED, "s.toml")).runs.items() if run.seed >= 1000}
+    trials = {
+        key for key, run in make_plan(read_text(TUNED, "s.toml")).runs.items() if run.seed >= 1000
+    }
     assert own(results) == trials, "final runs are shown as what they are, and not made again"
     assert swept(TUNED, results).cached == 9
 
@@ -125,20 +138,30 @@ def test_nothing_goes_on_from_anothers_run(text: str, tmp_path: Path) -> None:
     """Their full-precision network came along and ours is to be rounded: it is trained here first."""
     theirs, results = tmp_path / "theirs", tmp_path / "ours"
     assert swept(text, theirs).code == 0
-    follower = next(key for key, run in make_plan(read_text(text, "s.toml")).runs.items() if run.base)
+    follower = next(
+        key for key, run in make_plan(read_text(text, "s.toml")).runs.items() if run.base
+    )
     base = next(run.base for run in make_plan(read_text(text, "s.toml")).runs.values() if run.base)
     submit(theirs, [base], tmp_path / "b.zip")
     assert merge(results, tmp_path / "b.zip").added == 1
     states = {line.key: line.standing.state for line in planned(text, results)}
     assert states == {base: "new", follower: "new"}
     assert swept(text, results).code == 0
-    assert own(results) == {base, follower} and [a.merged for a in attempts(results, base)] == [True, False]
+    assert own(results) == {base, follower} and [a.merged for a in attempts(results, base)] == [
+        True,
+        False,
+    ]
     assert {line.standing.state for line in planned(text, results)} == {"cached"}
-    found = [(attempts(folder, follower)[-1].read("result") or {})["artefact_sha256"] for folder in (theirs, results)]
+    found = [
+        (attempts(folder, follower)[-1].read("result") or {})["artefact_sha256"]
+        for folder in (theirs, results)
+    ]
     assert found[0] == found[1]
 
 
-def test_where_nothing_goes_on_from_it_anothers_run_is_not_made_again(theirs: Path, tmp_path: Path) -> None:
+def test_where_nothing_goes_on_from_it_anothers_run_is_not_made_again(
+    theirs: Path, tmp_path: Path
+) -> None:
     assert swept(PAIR, tmp_path / "theirs").code == 0
     submit(tmp_path / "theirs", ["b"], tmp_path / "b.zip")
     merge(tmp_path / "ours", tmp_path / "b.zip")
@@ -152,7 +175,9 @@ def test_a_run_is_reproduced_from_a_base_that_was_trained_here(tmp_path: Path) -
     submit(theirs, ["b"], tmp_path / "b.zip")
     merge(results, tmp_path / "b.zip", score=False)
     runs = make_plan(read_text(PAIR, "s.toml")).runs
-    base, follower = (next(key for key, run in runs.items() if bool(run.base) is bases) for bases in (False, True))
+    base, follower = (
+        next(key for key, run in runs.items() if bool(run.base) is bases) for bases in (False, True)
+    )
     attempts(results, base)[0].artefact.write_bytes(b"doctored")
     assert reproduce(results, follower).verdict == "same"
 
@@ -174,7 +199,9 @@ lr = {{ low = 1e-3, high = 1e-1, log = true }}
 )
 
 
-def test_while_a_failed_trial_is_tried_again_the_board_keeps_what_was_chosen(tmp_path: Path) -> None:
+def test_while_a_failed_trial_is_tried_again_the_board_keeps_what_was_chosen(
+    tmp_path: Path,
+) -> None:
     text = AGAIN.format(once=tmp_path / "once")
     assert swept(text, tmp_path).failed == 1
     before = Results(tmp_path).board("b").to_json()
@@ -198,11 +225,14 @@ def test_while_a_failed_trial_is_tried_again_the_board_keeps_what_was_chosen(tmp
     frame = Results(tmp_path).board_runs("b")
     trials = frame[(frame["stage"] == "trial") & (frame["state"] == "ok")]
     assert len(trials) == 3 and chosen(tmp_path) == {
-        label: json.loads(trials.loc[trials["validation"].idxmin(), "chosen"]) for label in chosen(tmp_path)
+        label: json.loads(trials.loc[trials["validation"].idxmin(), "chosen"])
+        for label in chosen(tmp_path)
     }
 
 
-def test_an_artefact_that_is_gone_from_its_folder_is_lost_to_those_who_go_on_from_it(tmp_path: Path) -> None:
+def test_an_artefact_that_is_gone_from_its_folder_is_lost_to_those_who_go_on_from_it(
+    tmp_path: Path,
+) -> None:
     swept(PAIR, tmp_path)
     runs = make_plan(read_text(PAIR, "s.toml")).runs
     base = next(run.base for run in runs.values() if run.base)
@@ -211,5 +241,8 @@ def test_an_artefact_that_is_gone_from_its_folder_is_lost_to_those_who_go_on_fro
     assert {line.standing.state for line in planned(PAIR, tmp_path)} == {"cached"}
     shutil.rmtree(attempts(tmp_path, follower)[0].folder)
     lost = next(line for line in planned(PAIR, tmp_path) if line.key == base)
-    assert (lost.standing.state, lost.standing.message) == ("lost", "its artefact is gone, and others go on from it")
+    assert (lost.standing.state, lost.standing.message) == (
+        "lost",
+        "its artefact is gone, and others go on from it",
+    )
     assert swept(PAIR, tmp_path).code == 0 and attempts(tmp_path, base)[-1].artefact.is_file()

@@ -23,7 +23,17 @@ from qbench.runs.config import Quantization, RunConfig
 from qbench.training import checkpoint
 from qbench.training.loop import one_step
 from qbench.training.run import Run
-from tests.execution.test_stacked_runs import CPU, INT4, STEPS, Cut, assignments, config, curve, prepared, sized
+from tests.execution.test_stacked_runs import (
+    CPU,
+    INT4,
+    STEPS,
+    Cut,
+    assignments,
+    config,
+    curve,
+    prepared,
+    sized,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 LONG = {"digits": 28_290, "linreg": 261_448}
@@ -47,9 +57,16 @@ def stepped(run: Run, steps: int, compiled: bool = True) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("task", "method", "inputs"),
-    [("digits", "pege", INT4), ("linreg", "lsq", None), ("batches", "ewgs", None), ("cnn", "ste", None)],
+    [
+        ("digits", "pege", INT4),
+        ("linreg", "lsq", None),
+        ("batches", "ewgs", None),
+        ("cnn", "ste", None),
+    ],
 )
-def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, inputs: Any, tmp_path: Path) -> None:
+def test_a_run_has_the_bits_that_it_has_compiled_alone(
+    task: str, method: str, inputs: Any, tmp_path: Path
+) -> None:
     """So that it may be compiled whoever stands beside it; `make bench ARGS=alike` tries them all. Where there is no sum but the loss's, they are
     the bits of eager steps, too."""
     me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
@@ -58,7 +75,10 @@ def test_a_run_has_the_bits_that_it_has_compiled_alone(task: str, method: str, i
     for one, other in zip(alone, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         assert task != "linreg" or torch.equal(one, other)
-    others, slot = [config(method, task, seed=10 + place, lr=0.01, inputs=inputs) for place in range(2)], 1
+    others, slot = (
+        [config(method, task, seed=10 + place, lr=0.01, inputs=inputs) for place in range(2)],
+        1,
+    )
     runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
     run = side_by_side(runs)
     assert run is not None
@@ -84,10 +104,15 @@ def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> 
     """Weights are quantized once a step, not once a part of it: PEGE pulls as often."""
     me, several = config("pege"), Execution(accumulate=2)
     folders = {way: assignments([me], tmp_path / way)[0] for way in ("eager", "compiled")}
-    results = [run_one(a, dataclasses.replace(several, compile=way == "compiled")) for way, a in folders.items()]
+    results = [
+        run_one(a, dataclasses.replace(several, compile=way == "compiled"))
+        for way, a in folders.items()
+    ]
     assert [r["state"] for r in results] == ["ok", "ok"] and results[1]["audit"]["passed"]
     eager, compiled = (curve(tmp_path / way, me)[:4] for way in folders)
-    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=1e-3)
+    assert [line["loss"] for line in compiled] == pytest.approx(
+        [line["loss"] for line in eager], rel=1e-3
+    )
     run = prepared(me, tmp_path)
     run.accumulate = 2
     compile_run(run)
@@ -108,7 +133,11 @@ def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Pat
             return load_method("ste")().quantizer(site)
 
         def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
-            moved = [(layer.effective - layer.weight).square().sum() for bundle in run.bundles for layer in bundle.layers]
+            moved = [
+                (layer.effective - layer.weight).square().sum()
+                for bundle in run.bundles
+                for layer in bundle.layers
+            ]
             return {"task": run.loss(output, batch), "damping": torch.stack(moved).sum()}
 
     found = []
@@ -136,7 +165,9 @@ def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
     found = {}
     for resume in (None, begun.folder):
         (a,) = assignments([me], tmp_path / ("fresh" if resume is None else "resumed"))
-        found[resume] = run_one(dataclasses.replace(a, resume=resume), Execution(compile=True))["artefact_sha256"]
+        found[resume] = run_one(dataclasses.replace(a, resume=resume), Execution(compile=True))[
+            "artefact_sha256"
+        ]
     assert found[None] == found[begun.folder]
     for compiled, first in ((False, STEPS // 2 - 1), (True, 0)):
         run = prepared(me, tmp_path)
@@ -156,14 +187,27 @@ def test_long_runs_of_small_steps_are_compiled_on_a_cpu(monkeypatch: pytest.Monk
     """And only where their bits compiled are known not to depend on who is there."""
     auto = Execution()
     assert compiles(auto, long(), CPU) and compiles(auto, long("linreg"), CPU)
-    assert not any(compiles(auto, long(task, steps - 1), CPU) for task, steps in LONG.items()), "too short"
+    assert not any(compiles(auto, long(task, steps - 1), CPU) for task, steps in LONG.items()), (
+        "too short"
+    )
     large = sized("digits", "m", steps=10**6)
     assert group_policy.alike(large) and not compiles(auto, large, CPU), "too large"
     assert not compiles(Execution(accumulate=2), long(), CPU), "another graph"
-    others = [long("cnn"), long("grammar"), long(batch=50), long(precision="bf16"), long(objective="distill")]
-    others += [dataclasses.replace(long(), weights=Quantization("fp4", "channel")), config("gdnsq", steps=10**6)]
+    others = [
+        long("cnn"),
+        long("grammar"),
+        long(batch=50),
+        long(precision="bf16"),
+        long(objective="distill"),
+    ]
+    others += [
+        dataclasses.replace(long(), weights=Quantization("fp4", "channel")),
+        config("gdnsq", steps=10**6),
+    ]
     assert not any(compiles(auto, c, CPU) for c in others), "not known to be alike"
-    assert not compiles(Execution(compile=False), long(), CPU) and compiles(Execution(compile=True), long("grammar"), CPU)
+    assert not compiles(Execution(compile=False), long(), CPU) and compiles(
+        Execution(compile=True), long("grammar"), CPU
+    )
     cuda = torch.device("cuda")
     assert compiles(auto, config(), cuda) and not compiles(Execution(fsdp=True), config(), cuda)
     assert not compiles(Execution(fsdp=True, compile=True), config(), cuda)
@@ -171,7 +215,9 @@ def test_long_runs_of_small_steps_are_compiled_on_a_cpu(monkeypatch: pytest.Monk
     assert not compiles(auto, long(), CPU), "on a machine without a compiler it is not tried"
 
 
-def test_what_was_compiled_says_so_and_is_audited_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_compiled_says_so_and_is_audited_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(group_policy, "COMPILING_S", 0.0)
     (assignment,) = assignments([config("ste")], tmp_path)
     result = run_one(assignment)
@@ -180,7 +226,9 @@ def test_what_was_compiled_says_so_and_is_audited_compiled(tmp_path: Path, monke
     assert '"compiled": true' in (assignment.folder / "env.json").read_text()
 
 
-def test_the_audit_sees_a_quantizer_that_the_compiler_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_sees_a_quantizer_that_the_compiler_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a public record once was: in the compiled network the weights are what they were before rounding."""
 
     def lost(run: Run, inputs: Any) -> Any:

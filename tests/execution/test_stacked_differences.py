@@ -19,7 +19,17 @@ from qbench.quant.formats import Format
 from qbench.quant.levels import Levels, LevelsBeside
 from qbench.runs.config import Quantization, RunConfig
 from qbench.training.loop import one_step
-from tests.execution.test_stacked_runs import CPU, Cut, assignments, config, curve, outcome, prepared, together, whole
+from tests.execution.test_stacked_runs import (
+    CPU,
+    Cut,
+    assignments,
+    config,
+    curve,
+    outcome,
+    prepared,
+    together,
+    whole,
+)
 from tests.execution.test_stacked_runs import by_themselves as alone
 
 RECIPES: tuple[dict[str, Any], ...] = (
@@ -48,11 +58,15 @@ KNOBS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, ...]]]] = {
 }
 
 
-def company(title: str, task: str = "digits", granularity: str = "channel", steps: int = 12) -> list[RunConfig]:
+def company(
+    title: str, task: str = "digits", granularity: str = "channel", steps: int = 12
+) -> list[RunConfig]:
     name, params, knobs = KNOBS[title]
     found = []
     for place, (recipe, width) in enumerate(zip(RECIPES, FORMATS, strict=True)):
-        method = load_method(name)(**params, **{knob: values[place] for knob, values in knobs.items()})
+        method = load_method(name)(
+            **params, **{knob: values[place] for knob, values in knobs.items()}
+        )
         weights = Quantization(width, granularity) if method.quantizes else None
         c = config(name, task, seed=place % 3, steps=steps, **recipe)
         found.append(dataclasses.replace(c, method_params=method.params, weights=weights))
@@ -61,9 +75,14 @@ def company(title: str, task: str = "digits", granularity: str = "channel", step
 
 @pytest.mark.parametrize(
     ("title", "granularity"),
-    [*((t, "channel") for t in KNOBS), *((t, "block-32") for t in ("ste learned", "lsq", "gdnsq", "pege", "ewgs"))],
+    [
+        *((t, "channel") for t in KNOBS),
+        *((t, "block-32") for t in ("ste learned", "lsq", "gdnsq", "pege", "ewgs")),
+    ],
 )
-def test_every_number_is_the_one_of_a_run_alone(title: str, granularity: str, tmp_path: Path) -> None:
+def test_every_number_is_the_one_of_a_run_alone(
+    title: str, granularity: str, tmp_path: Path
+) -> None:
     configs = company(title, granularity=granularity)
     assert len({kind_of(c) for c in configs}) == 1 and len({c.key for c in configs}) == 4
     many = together(configs, tmp_path / "many")
@@ -88,16 +107,30 @@ def test_on_a_closed_loss_by_sgd(title: str, tmp_path: Path) -> None:
 
 def test_a_hook_that_asks_one_for_all_is_found_out(tmp_path: Path) -> None:
     run = whole(company("lotion"), tmp_path)
-    assert run.method.params["lam"] != run.method.params["lam"] and run.own("lam") == [1.0, 0.3, 7.0, 1e-3]
-    assert whole([company("lotion")[0]] * 2, tmp_path).method.params["lam"] == 1.0, "what they share stands there"
+    assert run.method.params["lam"] != run.method.params["lam"] and run.own("lam") == [
+        1.0,
+        0.3,
+        7.0,
+        1e-3,
+    ]
+    assert whole([company("lotion")[0]] * 2, tmp_path).method.params["lam"] == 1.0, (
+        "what they share stands there"
+    )
 
 
 def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
     def kind(name: str, **params: Any) -> str | None:
-        return kind_of(dataclasses.replace(config(name), method_params=load_method(name)(**params).params))
+        return kind_of(
+            dataclasses.replace(config(name), method_params=load_method(name)(**params).params)
+        )
 
     assert kind("lotion", lam=0.0) != kind("lotion", lam=0.5) == kind("lotion")
-    assert kind("ewgs", delta="adaptive") != kind("ewgs") != kind("ewgs", delta=0.5) == kind("ewgs", delta=0.7)
+    assert (
+        kind("ewgs", delta="adaptive")
+        != kind("ewgs")
+        != kind("ewgs", delta=0.5)
+        == kind("ewgs", delta=0.7)
+    )
     assert kind_of(config(clip=0.0)) != kind_of(config(clip=2.0)) == kind_of(config())
 
 
@@ -112,7 +145,9 @@ def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
     own = [Format.named(width).levels(kind) for width in WIDTHS]
     levels = LevelsBeside.of(own, 3, CPU)
     for end in ("low", "high", "count"):
-        assert getattr(levels, end).shape == (7, 1, 1) and getattr(levels, end).flatten().tolist() == [getattr(one, end) for one in own]
+        assert getattr(levels, end).shape == (7, 1, 1) and getattr(
+            levels, end
+        ).flatten().tolist() == [getattr(one, end) for one in own]
     assert levels.shift == own[0].shift and not levels.two
 
     def half(levels: Levels) -> float:
@@ -126,7 +161,9 @@ def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
 def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path) -> None:
     configs = sorted(company("fp"), key=neighbours)
     pieces = whole(configs, tmp_path).optimizer.pieces  # type: ignore[union-attr]
-    large = [[(piece.first, piece.last) for piece in cut] for p, cut in pieces.items() if p.dim() == 3]
+    large = [
+        [(piece.first, piece.last) for piece in cut] for p, cut in pieces.items() if p.dim() == 3
+    ]
     assert large and all(cut == [(0, 1), (1, 3), (3, 4)] for cut in large), "two of one recipe"
     assert prepared(configs[0], tmp_path).recipes == (configs[0].recipe,)
 
@@ -143,20 +180,31 @@ def test_killed_midway_they_go_on_in_another_grouping(title: str, tmp_path: Path
     with contextlib.suppress(Cut):
         run_group(first, Execution(checkpoint_s=0), [cut] * 4)
     folders = [a.folder for a in first]
-    found = together(configs[:3], tmp_path / "many", resume=folders[:3]) + together(configs[3:], tmp_path / "many", resume=folders[3:])
+    found = together(configs[:3], tmp_path / "many", resume=folders[:3]) + together(
+        configs[3:], tmp_path / "many", resume=folders[3:]
+    )
     for c, a, b in zip(configs, found, alone(configs, tmp_path / "one"), strict=True):
-        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
+        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(
+            tmp_path / "one", c
+        )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_compiled_each_has_its_own_levels(tmp_path: Path) -> None:
     torch.compiler.reset()
     configs = company("lsq")
-    results = [together(configs, tmp_path / name, Execution(compile=compiled)) for name, compiled in (("eager", False), ("compiled", True))]
-    assert [r["state"] for r in results[1]] == ["ok"] * 4 and all(r["audit"]["passed"] for r in results[1])
+    results = [
+        together(configs, tmp_path / name, Execution(compile=compiled))
+        for name, compiled in (("eager", False), ("compiled", True))
+    ]
+    assert [r["state"] for r in results[1]] == ["ok"] * 4 and all(
+        r["audit"]["passed"] for r in results[1]
+    )
     for c in configs:
         one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
-        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+        assert [line["loss"] for line in other] == pytest.approx(
+            [line["loss"] for line in one], rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("size", [2, 16, 19])
@@ -169,7 +217,10 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
     for slot in (0, size // 2, size - 1):
         for seed in (3, 4):
             rates = [0.001 * (place + 1) for place in range(size - 1)]
-            others = [dataclasses.replace(me, seed=seed, recipe=dataclasses.replace(me.recipe, lr=rate)) for rate in rates]
+            others = [
+                dataclasses.replace(me, seed=seed, recipe=dataclasses.replace(me.recipe, lr=rate))
+                for rate in rates
+            ]
             run = whole([*others[:slot], me, *others[slot:]], tmp_path)
             for step in range(6):
                 one_step(run, step)
@@ -178,8 +229,15 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
 
 
 def test_the_block_gives_the_product_and_its_gradients() -> None:
-    x, weight = torch.randn(5, 40, dtype=torch.float64), torch.randn(3, 1, 40, dtype=torch.float64, requires_grad=True)
+    x, weight = (
+        torch.randn(5, 40, dtype=torch.float64),
+        torch.randn(3, 1, 40, dtype=torch.float64, requires_grad=True),
+    )
     shared = x.expand(3, 5, 40)
-    assert torch.allclose(lines(shared, weight), shared @ weight.mT) and torch.allclose(lines(x, weight[1]), x @ weight[1].mT)
+    assert torch.allclose(lines(shared, weight), shared @ weight.mT) and torch.allclose(
+        lines(x, weight[1]), x @ weight[1].mT
+    )
     assert torch.autograd.gradcheck(lambda w: lines(shared, w).square(), (weight,))
-    assert torch.autograd.gradgradcheck(lambda w: lines(x, w).square(), (weight[0].detach().requires_grad_(),))
+    assert torch.autograd.gradgradcheck(
+        lambda w: lines(x, w).square(), (weight[0].detach().requires_grad_(),)
+    )

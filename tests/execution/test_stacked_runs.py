@@ -61,7 +61,10 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
-LIKE_OTHERS, FEW = ("rotated", "twolayer", "twolayer batches", "cnn", "grammar", "text"), ("ste", "ste hessian", "lotion", "gdnsq", "ewgs")
+LIKE_OTHERS, FEW = (
+    ("rotated", "twolayer", "twolayer batches", "cnn", "grammar", "text"),
+    ("ste", "ste hessian", "lotion", "gdnsq", "ewgs"),
+)
 """Beds that ask nothing of a method that others do not ask, and the methods that are tried on them; `make soak` tries all on all."""
 INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 2}
@@ -93,7 +96,9 @@ def config(
     name, params = METHODS.get(method, (method, {}))
     bed, options = TASKS[task]
     steps = steps or SHORT.get(task, STEPS)
-    recipe = {"batch": 4 if task == "grammar" else 2} | recipe if task in ("grammar", "text") else recipe
+    recipe = (
+        {"batch": 4 if task == "grammar" else 2} | recipe if task in ("grammar", "text") else recipe
+    )
     m, t = load_method(name)(**params), load_task(bed)(**options)
     return RunConfig(
         0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
@@ -102,16 +107,28 @@ def config(
 
 
 def company(method: str = "ste", task: str = "digits", **more: Any) -> list[RunConfig]:
-    return [config(method, task, seed=seed, lr=lr, **more) for seed, lr in (COMPANY[1:4] if task in SHORT else COMPANY)]
+    return [
+        config(method, task, seed=seed, lr=lr, **more)
+        for seed, lr in (COMPANY[1:4] if task in SHORT else COMPANY)
+    ]
 
 
-def assignments(configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None) -> list[Assignment]:
+def assignments(
+    configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None
+) -> list[Assignment]:
     fresh = [Assignment(c, new_attempt(folder, c.key).folder) for c in configs]
-    return [dataclasses.replace(a, resume=r) for a, r in zip(fresh, resume or [None] * len(fresh), strict=True)]
+    return [
+        dataclasses.replace(a, resume=r)
+        for a, r in zip(fresh, resume or [None] * len(fresh), strict=True)
+    ]
 
 
-def together(configs: Sequence[RunConfig], folder: Path, execution: Execution = Execution(), **more: Any) -> list[dict[str, Any]]:
-    return run_group(assignments(configs, folder, **more), execution, [lambda _: None] * len(configs))
+def together(
+    configs: Sequence[RunConfig], folder: Path, execution: Execution = Execution(), **more: Any
+) -> list[dict[str, Any]]:
+    return run_group(
+        assignments(configs, folder, **more), execution, [lambda _: None] * len(configs)
+    )
 
 
 def by_themselves(configs: Sequence[RunConfig], folder: Path) -> list[dict[str, Any]]:
@@ -127,19 +144,29 @@ def outcome(result: dict[str, Any]) -> dict[str, Any]:
 
 def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
     path = folder / "runs" / c.key[:2] / c.key / str(number) / "curve.jsonl"
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "seconds"}
+        for line in path.read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "method"), [(task, name) for task in TASKS for name in (METHODS if SOAK or task not in LIKE_OTHERS else FEW)]
+    ("task", "method"),
+    [
+        (task, name)
+        for task in TASKS
+        for name in (METHODS if SOAK or task not in LIKE_OTHERS else FEW)
+    ],
 )
 def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path: Path) -> None:
     """Results, curves and artefacts, after training among others."""
     configs = company(method, task)
     many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
     fine = [r["cost"] for r in many if r["state"] == "ok"]
-    assert {cost["company"] for cost in fine} <= {len(configs)} and not any("company" in r.get("cost", {}) for r in one)
+    assert {cost["company"] for cost in fine} <= {len(configs)} and not any(
+        "company" in r.get("cost", {}) for r in one
+    )
     assert fine or method == "lotion optimizer"
     for c, a, b in zip(configs, many, one, strict=True):
         assert outcome(a) == outcome(b)
@@ -149,7 +176,11 @@ def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path
 @pytest.mark.parametrize(
     ("task", "method"),
     [("digits", name) for name in METHODS if name != "fp"]
-    + [(task, name) for task in ("cnn", "grammar") for name in ("rr", "gdnsq", "pege", "ewgs", "lsq")],
+    + [
+        (task, name)
+        for task in ("cnn", "grammar")
+        for name in ("rr", "gdnsq", "pege", "ewgs", "lsq")
+    ],
 )
 def test_so_it_is_where_inputs_are_quantized(task: str, method: str, tmp_path: Path) -> None:
     configs = company(method, task, steps=SHORT.get(task, 12), inputs=INT4)[:3]
@@ -169,13 +200,18 @@ def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
-@pytest.mark.parametrize(("task", "inputs"), [("digits", INT4), ("batches", None), ("cnn", INT4), ("grammar", None), ("grammar", INT4)])
+@pytest.mark.parametrize(
+    ("task", "inputs"),
+    [("digits", INT4), ("batches", None), ("cnn", INT4), ("grammar", None), ("grammar", INT4)],
+)
 def test_so_it_is_in_micro_batches(task: str, inputs: Quantization | None, tmp_path: Path) -> None:
     """What is cut is each run's batch, and not the runs; draws belong to its samples."""
     configs, execution = company("gdnsq", task, steps=3, inputs=inputs), Execution(accumulate=3)
     many = together(configs, tmp_path / "many", execution)
     one = [run_one(a, execution) for a in assignments(configs, tmp_path / "one")]
-    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", len(configs))] * len(configs)
+    assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [
+        ("ok", len(configs))
+    ] * len(configs)
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
@@ -192,25 +228,46 @@ def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
 @pytest.mark.parametrize(
     ("task", "method", "size", "inputs"),
     [
-        *(("digits", method, size, None) for method in ("ste", "gdnsq", "ewgs") for size in (2, 7, 16)),
+        *(
+            ("digits", method, size, None)
+            for method in ("ste", "gdnsq", "ewgs")
+            for size in (2, 7, 16)
+        ),
         *((task, "ewgs", 5, None) for task in SHORT),
         *(("digits", method, 33, INT4) for method in ("gdnsq", "pege")),
     ],
 )
-def test_neither_the_slot_nor_the_number_matters(task: str, method: str, size: int, inputs: Quantization | None, tmp_path: Path) -> None:
-    me = config(method, task, seed=3, lr=0.02, steps=8 if inputs else None, optimizer="radam" if size == 7 else "adamw", inputs=inputs)
+def test_neither_the_slot_nor_the_number_matters(
+    task: str, method: str, size: int, inputs: Quantization | None, tmp_path: Path
+) -> None:
+    me = config(
+        method,
+        task,
+        seed=3,
+        lr=0.02,
+        steps=8 if inputs else None,
+        optimizer="radam" if size == 7 else "adamw",
+        inputs=inputs,
+    )
     lonely = prepared(me, tmp_path)
     for step in range(me.recipe.steps):
         one_step(lonely, step)
     for slot in {0, size // 2, size - 1}:
         others = [
-            dataclasses.replace(me, seed=10 + i, recipe=dataclasses.replace(me.recipe, lr=0.01 + 0.01 * (i // 4))) for i in range(size - 1)
+            dataclasses.replace(
+                me, seed=10 + i, recipe=dataclasses.replace(me.recipe, lr=0.01 + 0.01 * (i // 4))
+            )
+            for i in range(size - 1)
         ]
         configs = [*others[:slot], me, *others[slot:]]
         run = whole(configs, tmp_path)
         for step in range(me.recipe.steps):
             one_step(run, step)
-        for (name, mine), (_, its) in zip(lonely.model.state_dict().items(), run.members[slot].model.state_dict().items(), strict=True):
+        for (name, mine), (_, its) in zip(
+            lonely.model.state_dict().items(),
+            run.members[slot].model.state_dict().items(),
+            strict=True,
+        ):
             assert torch.equal(mine, its), name
 
 
@@ -232,7 +289,10 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["ste", "lsq", "gdnsq", "pege", "ewgs"])
 def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> None:
     """Also of one whose first batch was all zero."""
-    site, draw = Site("a.input", "activation", "int4", "tensor", (1, 24), unsigned), torch.Generator().manual_seed(0)
+    site, draw = (
+        Site("a.input", "activation", "int4", "tensor", (1, 24), unsigned),
+        torch.Generator().manual_seed(0),
+    )
     alone = [load_method(method)().quantizer(site) for _ in range(40)]
     beside = copy.deepcopy(alone)
     together = stacked(beside, {}, {})
@@ -245,7 +305,9 @@ def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> 
             quantizer.reset(own)
     grid, relaxed = together.grid(x), together.relax(x)
     for place, (quantizer, own) in enumerate(zip(alone, x, strict=True)):
-        assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(relaxed[place], quantizer.relax(own))
+        assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(
+            relaxed[place], quantizer.relax(own)
+        )
 
 
 def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
@@ -253,23 +315,40 @@ def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
     for place, run in enumerate(runs):
         run.lr_scale["decay"] = [0.1 * place]
     run = side_by_side(runs)
-    assert run is not None and run.lr_scale == {"quantizer": [1.0] * 5, "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])}
+    assert run is not None and run.lr_scale == {
+        "quantizer": [1.0] * 5,
+        "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4]),
+    }
     one_step(run, 0)
     first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
     one_step(run, 1)
-    assert all(torch.equal(a, b) for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True)
+    )
 
 
 # ---- what becomes of one ----
 
 
 def test_one_that_diverges_takes_nobody_with_it(tmp_path: Path) -> None:
-    configs = [config("ste", "linreg", seed=s, lr=lr, optimizer="sgd", momentum=0.0) for s, lr in ((0, 0.1), (1, 1e30), (2, 0.2))]
+    configs = [
+        config("ste", "linreg", seed=s, lr=lr, optimizer="sgd", momentum=0.0)
+        for s, lr in ((0, 0.1), (1, 1e30), (2, 0.2))
+    ]
     many = together(configs, tmp_path / "many")
-    assert [(r["state"], r["reason"]) for r in many] == [("ok", None), ("failed", "diverged"), ("ok", None)]
+    assert [(r["state"], r["reason"]) for r in many] == [
+        ("ok", None),
+        ("failed", "diverged"),
+        ("ok", None),
+    ]
     for a, b in zip(many, by_themselves(configs, tmp_path / "one"), strict=True):
         assert outcome(a) == outcome(b)
-    assert len(curve(tmp_path / "many", configs[1])) < STEPS == len(curve(tmp_path / "many", configs[0]))
+    assert (
+        len(curve(tmp_path / "many", configs[1]))
+        < STEPS
+        == len(curve(tmp_path / "many", configs[0]))
+    )
 
 
 @dataclass
@@ -298,7 +377,9 @@ class Moody(Method):
 
 
 def moody(seed: int) -> RunConfig:
-    return dataclasses.replace(config(seed=seed), method="moody", method_params={}, method_version=1)
+    return dataclasses.replace(
+        config(seed=seed), method="moody", method_params={}, method_version=1
+    )
 
 
 @pytest.fixture
@@ -312,12 +393,26 @@ def test_out_of_memory_goes_on_by_halves(mood: type[Moody], tmp_path: Path) -> N
     mood.most = 2
     found = together([moody(seed) for seed in range(7)], tmp_path / "many")
     assert [r["state"] for r in found] == ["ok"] * 7
-    assert mood.tried == [7, 3, 1, 2, 4, 2, 2] and [r["cost"].get("company", 1) for r in found] == [1, 2, 2, 2, 2, 2, 2]
-    assert [outcome(r) for r in found] == [outcome(r) for r in by_themselves([moody(seed) for seed in range(7)], tmp_path / "one")]
-    assert all(len(curve(tmp_path / "many", moody(seed))) == STEPS for seed in range(7)), "a first try leaves no lines"
+    assert mood.tried == [7, 3, 1, 2, 4, 2, 2] and [r["cost"].get("company", 1) for r in found] == [
+        1,
+        2,
+        2,
+        2,
+        2,
+        2,
+        2,
+    ]
+    assert [outcome(r) for r in found] == [
+        outcome(r) for r in by_themselves([moody(seed) for seed in range(7)], tmp_path / "one")
+    ]
+    assert all(len(curve(tmp_path / "many", moody(seed))) == STEPS for seed in range(7)), (
+        "a first try leaves no lines"
+    )
 
 
-def test_what_cannot_be_put_side_by_side_is_tried_by_halves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_put_side_by_side_is_tried_by_halves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Also where memory ends before the first step."""
     room = execute.side_by_side
 
@@ -328,10 +423,14 @@ def test_what_cannot_be_put_side_by_side_is_tried_by_halves(monkeypatch: pytest.
 
     monkeypatch.setattr(execute, "side_by_side", cramped)
     found = together(company(), tmp_path)
-    assert [r["state"] for r in found] == ["ok"] * 5 and [r["cost"].get("company", 1) for r in found] == [2, 2, 1, 2, 2]
+    assert [r["state"] for r in found] == ["ok"] * 5 and [
+        r["cost"].get("company", 1) for r in found
+    ] == [2, 2, 1, 2, 2]
 
 
-def test_what_goes_wrong_is_blamed_on_the_run_that_did_it(mood: type[Moody], tmp_path: Path) -> None:
+def test_what_goes_wrong_is_blamed_on_the_run_that_did_it(
+    mood: type[Moody], tmp_path: Path
+) -> None:
     mood.hated = 2
     found = together([moody(seed) for seed in range(4)], tmp_path)
     assert [r["reason"] for r in found] == [None, None, "plugin", None]
@@ -342,7 +441,9 @@ def test_one_that_cannot_begin_fails_alone(tmp_path: Path) -> None:
     configs = company()
     configs[1] = dataclasses.replace(configs[1], data="other data")
     found = together(configs, tmp_path)
-    assert [r["reason"] for r in found] == [None, "data", None, None, None] and found[0]["cost"]["company"] == 4
+    assert [r["reason"] for r in found] == [None, "data", None, None, None] and found[0]["cost"][
+        "company"
+    ] == 4
 
 
 class Cut(BaseException):
@@ -351,9 +452,16 @@ class Cut(BaseException):
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [*(("digits", method) for method in ("lotion", "gdnsq", "pege", "ewgs", "lsq")), ("cnn", "lsq"), ("grammar", "ewgs"), ("text", "pege")],
+    [
+        *(("digits", method) for method in ("lotion", "gdnsq", "pege", "ewgs", "lsq")),
+        ("cnn", "lsq"),
+        ("grammar", "ewgs"),
+        ("text", "pege"),
+    ],
 )
-def test_killed_midway_it_goes_on_in_another_grouping(task: str, method: str, tmp_path: Path) -> None:
+def test_killed_midway_it_goes_on_in_another_grouping(
+    task: str, method: str, tmp_path: Path
+) -> None:
     """From the checkpoints of single runs: all side by side, then two, two and one."""
     configs = company(method, task)
 
@@ -370,7 +478,9 @@ def test_killed_midway_it_goes_on_in_another_grouping(task: str, method: str, tm
     for part in (slice(place, place + 2) for place in range(0, len(configs), 2)):
         found += together(configs[part], tmp_path / "many", resume=folders[part])
     for c, a, b in zip(configs, found, by_themselves(configs, tmp_path / "one"), strict=True):
-        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(tmp_path / "one", c)
+        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(
+            tmp_path / "one", c
+        )
 
 
 def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> None:
@@ -387,7 +497,9 @@ def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> N
     again = assignments(configs, tmp_path / "many", [a.folder for a in first])
     found = run_group(again, Execution(), [lambda p: seen.append(p["step"])] * 5)
     assert [r["cost"]["company"] for r in found] == [2, 2, 3, 3, 3] and min(seen) == 1
-    assert [outcome(r) for r in found] == [outcome(r) for r in by_themselves(configs, tmp_path / "one")]
+    assert [outcome(r) for r in found] == [
+        outcome(r) for r in by_themselves(configs, tmp_path / "one")
+    ]
 
 
 # ---- who trains with whom ----
@@ -395,8 +507,17 @@ def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> N
 
 def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     assert len({kind_of(c) for c in company()}) == 1 and kind_of(config()) is not None
-    other = [config("lsq"), config(task="linreg"), config(steps=9), config(beta2=0.9), config(clip=0.0)]
-    other += [dataclasses.replace(config(), weights=Quantization(*words)) for words in (("int1", "channel"), ("int2", "tensor"))]
+    other = [
+        config("lsq"),
+        config(task="linreg"),
+        config(steps=9),
+        config(beta2=0.9),
+        config(clip=0.0),
+    ]
+    other += [
+        dataclasses.replace(config(), weights=Quantization(*words))
+        for words in (("int1", "channel"), ("int2", "tensor"))
+    ]
     assert len({kind_of(c) for c in [config(), *other]}) == 8
 
 
@@ -413,9 +534,14 @@ def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str
     assert sentence in str(alone(c)) and kind_of(c) is None
 
 
-def test_a_task_that_is_not_written_for_company_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_is_not_written_for_company_trains_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(DigitsProblem, "beside", Problem.beside)
-    assert "digits has not been written for runs side by side" in str(alone(config())) and kind_of(config()) is None
+    assert (
+        "digits has not been written for runs side by side" in str(alone(config()))
+        and kind_of(config()) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,7 +576,10 @@ def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> Non
     large, small, tiny = (group_size(model, "cuda", memory * gigabyte) for memory in (140, 16, 1))
     assert group_size(model, "cuda") == large == 18 > small > tiny == 1
     assert small * work(model).memory < 8 * gigabyte < (small + 1) * work(model).memory
-    assert group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"] and group_size(sized("text", "10m"), "cuda") == 1
+    assert (
+        group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"]
+        and group_size(sized("text", "10m"), "cuda") == 1
+    )
 
 
 @pytest.mark.parametrize("task", ["digits", "cnn", "grammar", "text", "batches"])
@@ -468,23 +597,37 @@ def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
         loss = problem.loss(problem.model(batch.inputs), batch)
     assert loss.isfinite()
     estimated = work(c).memory - 32 * work(c).parameters
-    assert 0.3 * estimated < sum(size for where, size in kept.items() if where not in known) < (4 if task == "cnn" else 1) * estimated
+    assert (
+        0.3 * estimated
+        < sum(size for where, size in kept.items() if where not in known)
+        < (4 if task == "cnn" else 1) * estimated
+    )
 
 
 def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "device_named", torch.device)
-    monkeypatch.setattr(devices, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)])
+    monkeypatch.setattr(
+        devices, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)]
+    )
     groups = {}
     for device, group in (("cpu", None), ("cuda:1", None), ("cuda:1", 50)):
         queue = Queue(Execution(device=device, group=group))
         for place in range(100):
             queue.push(place, str(place), "a")
         groups[device, group] = len(queue.pop(1, lambda _: sized("text", "1m")))
-    assert groups == {("cpu", None): 1, ("cuda:1", None): group_size(sized("text", "1m"), "cuda", 16 * 2**30), ("cuda:1", 50): 50}
+    assert groups == {
+        ("cpu", None): 1,
+        ("cuda:1", None): group_size(sized("text", "1m"), "cuda", 16 * 2**30),
+        ("cuda:1", 50): 50,
+    }
 
 
-@given(st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3]))
-def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(kinds: list[str], idle: int, most: int | None) -> None:
+@given(
+    st.lists(st.sampled_from("abc-"), max_size=40), st.integers(1, 4), st.sampled_from([None, 1, 3])
+)
+def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(
+    kinds: list[str], idle: int, most: int | None
+) -> None:
     queue, c = Queue(Execution(device="cpu", group=most)), config()
     for place, kind in enumerate(kinds):
         queue.push(place, str(place), None if kind == "-" else kind)
@@ -494,17 +637,26 @@ def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(kinds: list[str],
     assert sorted(int(key) for group in groups for key in group) == list(range(len(kinds)))
     for group in groups:
         of = {kinds[int(key)] for key in group}
-        assert len(of) == 1 and (of != {"-"} or len(group) == 1) and len(group) <= (most or MOST["cpu"])
+        assert (
+            len(of) == 1
+            and (of != {"-"} or len(group) == 1)
+            and len(group) <= (most or MOST["cpu"])
+        )
     firsts = [int(group[0]) for group in groups]
     assert firsts == sorted(firsts), "in the order of the plan"
 
 
-@pytest.mark.parametrize(("runs", "places", "shares"), [(6, 2, [3, 3]), (7, 3, [3, 2, 2]), (2, 4, [1, 1]), (100, 2, [32, 32])])
+@pytest.mark.parametrize(
+    ("runs", "places", "shares"),
+    [(6, 2, [3, 3]), (7, 3, [3, 2, 2]), (2, 4, [1, 1]), (100, 2, [32, 32])],
+)
 def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> None:
     queue = Queue(Execution(device="cpu"))
     for place in range(runs):
         queue.push(place, str(place), "a")
-    assert [len(queue.pop(places - busy, lambda _: config())) for busy in range(len(shares))] == shares
+    assert [
+        len(queue.pop(places - busy, lambda _: config())) for busy in range(len(shares))
+    ] == shares
 
 
 def test_groups_are_sized_for_the_machines_that_train_them() -> None:
@@ -540,13 +692,25 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(
-    ("samples", "inputs", "outputs"), [(64, 64, 32), (64, 32, 10), (297, 31, 7), (64, 256, 1), (1, 256, 16), (13, 1, 5), (8, 512, 48)]
+    ("samples", "inputs", "outputs"),
+    [
+        (64, 64, 32),
+        (64, 32, 10),
+        (297, 31, 7),
+        (64, 256, 1),
+        (1, 256, 16),
+        (13, 1, 5),
+        (8, 512, 48),
+    ],
 )
 @pytest.mark.parametrize("runs", [1, 2, 5])
-def test_a_linear_layer_of_runs_is_that_of_each(runs: int, samples: int, inputs: int, outputs: int, biased: bool) -> None:
+def test_a_linear_layer_of_runs_is_that_of_each(
+    runs: int, samples: int, inputs: int, outputs: int, biased: bool
+) -> None:
     draw = torch.Generator().manual_seed(samples + inputs)
     x, w, b, g = (
-        torch.randn(runs, *shape, generator=draw) for shape in ((samples, inputs), (outputs, inputs), (outputs,), (samples, outputs))
+        torch.randn(runs, *shape, generator=draw)
+        for shape in ((samples, inputs), (outputs, inputs), (outputs,), (samples, outputs))
     )
     many = leaves(x, w, b)
     out = linear(many[0], many[1], many[2] if biased else None)
@@ -556,11 +720,17 @@ def test_a_linear_layer_of_runs_is_that_of_each(runs: int, samples: int, inputs:
         y = F.linear(one[0], one[1], one[2] if biased else None)
         y.backward(g[run].clone())
         assert torch.equal(out[run], y)
-        assert all(torch.equal(m.grad[run], o.grad) for m, o in list(zip(many, one, strict=True))[: 3 if biased else 2])  # type: ignore[index, arg-type]
+        assert all(
+            torch.equal(m.grad[run], o.grad)
+            for m, o in list(zip(many, one, strict=True))[: 3 if biased else 2]
+        )  # type: ignore[index, arg-type]
 
 
 def test_a_linear_layer_of_runs_can_be_differentiated_twice() -> None:
-    x, w, b = (torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (5, 4), (5,)))
+    x, w, b = (
+        torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 4), (5, 4), (5,))
+    )
     assert torch.autograd.gradgradcheck(linear, (x, w, b))
 
 
@@ -585,12 +755,19 @@ def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
     torch.compiler.reset()
     counters.clear()
     configs = company("ewgs")
-    results = [together(configs, tmp_path / name, Execution(compile=compiled)) for name, compiled in (("eager", False), ("compiled", True))]
-    assert [r["state"] for r in results[1]] == ["ok"] * 5 and all(r["audit"]["passed"] for r in results[1])
+    results = [
+        together(configs, tmp_path / name, Execution(compile=compiled))
+        for name, compiled in (("eager", False), ("compiled", True))
+    ]
+    assert [r["state"] for r in results[1]] == ["ok"] * 5 and all(
+        r["audit"]["passed"] for r in results[1]
+    )
     assert counters["stats"]["unique_graphs"] == 2, "the steps of all, and what is audited of each"
     for c in configs:
         one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
-        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+        assert [line["loss"] for line in other] == pytest.approx(
+            [line["loss"] for line in one], rel=1e-3
+        )
         assert one[0]["grad_norm"] == pytest.approx(other[0]["grad_norm"], rel=1e-3)
 
 
@@ -617,11 +794,16 @@ class NowAndThen(Method):
 
 
 @pytest.mark.parametrize("since", [0, 4])
-def test_a_parameter_that_has_no_gradient_counts_its_own_steps(since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parameter_that_has_no_gradient_counts_its_own_steps(
+    since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Adam corrects its means by how often a parameter was stepped, which is not how often the others were."""
     monkeypatch.setattr(NowAndThen, "since", since)
     with registered(NowAndThen):
-        configs = [dataclasses.replace(c, method="now-and-then", method_params={}, method_version=1) for c in company("lsq")]
+        configs = [
+            dataclasses.replace(c, method="now-and-then", method_params={}, method_version=1)
+            for c in company("lsq")
+        ]
         many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
     assert [r["cost"]["company"] for r in many] == [5] * 5
     assert [outcome(r) for r in many] == [outcome(r) for r in one]

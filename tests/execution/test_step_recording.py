@@ -36,7 +36,19 @@ from qbench.runs.config import RunConfig
 from qbench.submissions.strict_json import conforms
 from qbench.training.loop import one_step, update
 from qbench.training.run import Run
-from tests.execution.test_stacked_runs import CPU, INT4, METHODS, Cut, assignments, company, config, curve, prepared, small_models, together
+from tests.execution.test_stacked_runs import (
+    CPU,
+    INT4,
+    METHODS,
+    Cut,
+    assignments,
+    company,
+    config,
+    curve,
+    prepared,
+    small_models,
+    together,
+)
 from tests.training.test_loop import registered
 
 __all__ = ["small_models"]
@@ -59,7 +71,10 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
 @pytest.mark.parametrize(
     ("task", "method"),
     [
-        (t, m) for t in ("digits", "linreg", "batches") for m in METHODS if t == "digits" or m != "lotion optimizer"
+        (t, m)
+        for t in ("digits", "linreg", "batches")
+        for m in METHODS
+        if t == "digits" or m != "lotion optimizer"
     ],  # theirs has no second moment
 )
 def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
@@ -67,7 +82,9 @@ def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Pat
     inputs = INT4 if task == "digits" and load_method(METHODS[method][0]).quantizes else None
     several = company(method, task, inputs=inputs, steps=16)[:3]
     assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
-    assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(several[:1], tmp_path / "alone", REPEATED)
+    assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(
+        several[:1], tmp_path / "alone", REPEATED
+    )
 
 
 @pytest.mark.parametrize("task", ["rotated", "twolayer batches", "cnn", "grammar", "text"])
@@ -78,7 +95,14 @@ def test_on_every_bed(task: str, method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "sgd"}, {"clip": 0.0}, {"schedule": "wsd", "warmup": 0.25}], ids=str
+    "recipe",
+    [
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"optimizer": "sgd"},
+        {"clip": 0.0},
+        {"schedule": "wsd", "warmup": 0.25},
+    ],
+    ids=str,
 )
 def test_by_every_recipe_that_can_be_recorded(recipe: dict[str, Any], tmp_path: Path) -> None:
     several = company("lsq", "digits", **recipe)[:3]
@@ -130,14 +154,18 @@ def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path
 
 def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
     """As it does in a step that is taken: on it products know that they are one."""
-    run = side_by_side([prepared(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)])
+    run = side_by_side(
+        [prepared(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)]
+    )
     assert run is not None
     run.recorded = Recorded(run, update)
     for step in range(BEFORE + 2):
         one_step(run, step)
     kept, now = run.recorded.batch, run.batch(BEFORE + 1)
     assert kept is not None and kept.inputs is not None and kept.targets is not None
-    assert kept.inputs.stride(0) == kept.targets.stride(0) == 0 and torch.equal(kept.inputs, now.inputs)  # type: ignore[arg-type]
+    assert kept.inputs.stride(0) == kept.targets.stride(0) == 0 and torch.equal(
+        kept.inputs, now.inputs
+    )  # type: ignore[arg-type]
     assert kept.inputs.data_ptr() != now.inputs.data_ptr()  # type: ignore[union-attr]
 
 
@@ -150,7 +178,12 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
         assert run is not None
         now, kept = run.batch(0), Recorded(run, update).bring(run.batch(0))
         for x, own in ((now.inputs, kept.inputs), (now.targets, kept.targets)):
-            assert x is not None and own is not None and own.stride() == x.stride() and torch.equal(own, x)
+            assert (
+                x is not None
+                and own is not None
+                and own.stride() == x.stride()
+                and torch.equal(own, x)
+            )
 
 
 class Anew:
@@ -162,7 +195,9 @@ class Anew:
     def record(self, f: Callable[[], Found]) -> Found:
         self.f, before = f, counters["stats"]["unique_graphs"]
         found = f()
-        assert counters["stats"]["unique_graphs"] == before, "nothing is compiled while a graph is recorded"
+        assert counters["stats"]["unique_graphs"] == before, (
+            "nothing is compiled while a graph is recorded"
+        )
         return found
 
     def repeat(self) -> None:
@@ -172,7 +207,9 @@ class Anew:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize(("task", "method"), [("grammar", "ste"), ("digits", "gdnsq")])
-def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: str, tmp_path: Path) -> None:
+def test_what_is_compiled_is_compiled_before_it_is_recorded(
+    task: str, method: str, tmp_path: Path
+) -> None:
     torch.compiler.reset()
     counters.clear()
     run = prepared(config(method, task), tmp_path)
@@ -187,7 +224,12 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(task: str, method: s
 def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
     """A graph reads memory, whoever owns it by then: here each run's strength."""
     methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
-    run = side_by_side([prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path) for params in methods])
+    run = side_by_side(
+        [
+            prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path)
+            for params in methods
+        ]
+    )
     assert run is not None
     batched_math.numbers.clear()
     run.recorded = Recorded(run, update)
@@ -200,7 +242,9 @@ def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
 
 
 def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
-    run = side_by_side([prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)])
+    run = side_by_side(
+        [prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)]
+    )
     assert run is not None
     one_step(run, 0)
     before = len(batched_math.numbers)
@@ -211,7 +255,9 @@ def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
     assert len(batched_math.numbers) == before
 
 
-def test_when_the_steps_are_over_nothing_holds_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_the_steps_are_over_nothing_holds_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its memory is as large as a step's, and goes without waiting for a collector."""
     made = []
 
@@ -270,13 +316,17 @@ class Careless(Method):
         ("asked", "asks for the value of a tensor"),
     ],
 )
-def test_the_check_finds_a_step_that_cannot_be_recorded(how: str, words: str, tmp_path: Path) -> None:
+def test_the_check_finds_a_step_that_cannot_be_recorded(
+    how: str, words: str, tmp_path: Path
+) -> None:
     with registered(type("Careless", (Careless,), {"does": how})):
         (found, *_) = check_recorded(Kit("careless", tmp_path, quick=True))
     assert not found.passed and words in found.detail
 
 
-def test_several_whose_record_breaks_off_go_on_without(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_several_whose_record_breaks_off_go_on_without(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """By halves, from their last checkpoints; and the record says that their steps were taken."""
 
     class Asks(Careless):
@@ -286,31 +336,47 @@ def test_several_whose_record_breaks_off_go_on_without(tmp_path: Path, capfd: py
             return None
 
     with registered(Asks):
-        configs = [dataclasses.replace(c, method="careless", method_version=1, method_params={}) for c in company("ste")[:3]]
+        configs = [
+            dataclasses.replace(c, method="careless", method_version=1, method_params={})
+            for c in company("ste")[:3]
+        ]
         taken = ends(configs, tmp_path, TAKEN)
         results = together(configs, tmp_path / "again", REPEATED)
     assert [r["artefact_sha256"] for r in results] == [sha for sha, _ in taken]
     assert "asks for the value of a tensor" in capfd.readouterr().err
-    assert all("recorded" not in json.loads(path.read_text()) for path in (tmp_path / "again").rglob("env.json"))
+    assert all(
+        "recorded" not in json.loads(path.read_text())
+        for path in (tmp_path / "again").rglob("env.json")
+    )
 
 
 def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Path) -> None:
-    cold = dataclasses.replace(config("gdnsq"), method_params={**config("gdnsq").method_params, "rho": 0.99})
-    pulled = dataclasses.replace(config("pege"), method_params={**config("pege").method_params, "decoupled": True})
+    cold = dataclasses.replace(
+        config("gdnsq"), method_params={**config("gdnsq").method_params, "rho": 0.99}
+    )
+    pulled = dataclasses.replace(
+        config("pege"), method_params={**config("pege").method_params, "decoupled": True}
+    )
     for one in (cold, pulled, config("ste", optimizer="radam")):
         (result,) = together([one], tmp_path, REPEATED)
         (env,) = tmp_path.rglob(f"{one.key}/*/env.json")
         assert result["state"] == "ok" and "recorded" not in json.loads(env.read_text())
     for cell, word in ((cold, "rho"), (pulled, "decoupled")):
-        assert word in (registry.build("methods", cell.method, cell.method_params).unrecorded() or "")
+        assert word in (
+            registry.build("methods", cell.method, cell.method_params).unrecorded() or ""
+        )
 
 
 def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
     assert records(REPEATED, config("ste"), CPU)
     assert not records(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
     assert records(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
-    assert not records(dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda"))
-    assert not records(REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda"))
+    assert not records(
+        dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda")
+    )
+    assert not records(
+        REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda")
+    )
 
 
 # ---- as a user asks for it ----
@@ -318,12 +384,29 @@ def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
 
 def test_a_sweep_records_and_a_record_says_so(tmp_path: Path) -> None:
     sweep = tmp_path / "a.toml"
-    sweep.write_text('board = "a"\nseeds = 2\nmethods = ["fp", "ste"]\ntasks = ["digits"]\nformats = ["int4"]\n[recipe]\nsteps = 12\n')
+    sweep.write_text(
+        'board = "a"\nseeds = 2\nmethods = ["fp", "ste"]\ntasks = ["digits"]\nformats = ["int4"]\n[recipe]\nsteps = 12\n'
+    )
     shas = []
     for name, words in (("taken", []), ("repeated", ["--graphs"])):
-        done = CliRunner().invoke(cli, ["sweep", str(sweep), "--results", str(tmp_path / name), "--device", "cpu", "--quiet", *words])
+        done = CliRunner().invoke(
+            cli,
+            [
+                "sweep",
+                str(sweep),
+                "--results",
+                str(tmp_path / name),
+                "--device",
+                "cpu",
+                "--quiet",
+                *words,
+            ],
+        )
         assert done.exit_code == 0, done.output
-        results = [(path.parent.parent.name, json.loads(path.read_text())) for path in (tmp_path / name).rglob("result.json")]
+        results = [
+            (path.parent.parent.name, json.loads(path.read_text()))
+            for path in (tmp_path / name).rglob("result.json")
+        ]
         shas.append({key: result["artefact_sha256"] for key, result in results})
     assert shas[0] == shas[1] and len(shas[0]) == 4
     envs = [json.loads(path.read_text()) for path in (tmp_path / "repeated").rglob("env.json")]

@@ -13,7 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qbench_methods.ewgs import EWGS, PROBE_STEPS, EWGSQuantizer, curvature_ratios, measure_delta, plan
+from qbench_methods.ewgs import (
+    EWGS,
+    PROBE_STEPS,
+    EWGSQuantizer,
+    curvature_ratios,
+    measure_delta,
+    plan,
+)
 from torch import Tensor
 
 from qbench import Site
@@ -33,10 +40,14 @@ Delta = Any
 
 
 def draw(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
-def weight(bits: int, delta: Delta, x: Tensor, granularity: str = "channel", shift: bool = True) -> EWGSQuantizer:
+def weight(
+    bits: int, delta: Delta, x: Tensor, granularity: str = "channel", shift: bool = True
+) -> EWGSQuantizer:
     """Started on `x`; its interval and α moved off their start, so that nothing is symmetric and some elements are clipped."""
     q = EWGS(delta=delta).quantizer(Site("w", "weight", f"int{bits}", granularity, tuple(x.shape)))
     assert isinstance(q, EWGSQuantizer)
@@ -55,11 +66,23 @@ def gradients(q: EWGSQuantizer, x: Tensor, g: Tensor) -> list[Tensor]:
 
 
 def attached(
-    method: EWGS, weights: str = "int4", activations: str | None = None, task: str = "toy", steps: int = 60, **options: Any
+    method: EWGS,
+    weights: str = "int4",
+    activations: str | None = None,
+    task: str = "toy",
+    steps: int = 60,
+    **options: Any,
 ) -> Run:
     """The method on a fresh problem, ready to be stepped."""
-    config = Kit("ste", Path()).config(weights, "tensor" if task == "linreg" else "channel", activations=activations, steps=steps)
-    config = dataclasses.replace(config, task=task, task_params=options, recipe=dataclasses.replace(config.recipe, weight_decay=0.1))
+    config = Kit("ste", Path()).config(
+        weights, "tensor" if task == "linreg" else "channel", activations=activations, steps=steps
+    )
+    config = dataclasses.replace(
+        config,
+        task=task,
+        task_params=options,
+        recipe=dataclasses.replace(config.recipe, weight_decay=0.1),
+    )
     _, problem = open_problem(config, torch.device("cpu"))
     run = attach(problem, method, config)
     for bundle in run.bundles:
@@ -83,7 +106,9 @@ def test_forward_and_gradients_are_the_papers(seed: int, bits: int, delta: float
     along = (x - low) / (high - low)
     x_n = along.clamp(0, 1)
     x_q = (x_n * most).round() / most
-    torch.testing.assert_close(q.relax(x).detach(), alpha.abs() * 2 * (x_q - 0.5), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        q.relax(x).detach(), alpha.abs() * 2 * (x_q - 0.5), rtol=1e-12, atol=1e-12
+    )
 
     at_q = g * 2 * alpha.abs()
     at_n = at_q + float(q.delta.flatten()[0]) * at_q.abs() * (x_n - x_q)
@@ -108,12 +133,21 @@ def test_an_unsigned_input_is_scaled_and_not_shifted() -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
 @pytest.mark.parametrize("delta", [0.3, "adaptive"])
-def test_the_forward_pass_is_what_ships_whatever_delta(bits: int, granularity: str, delta: Delta) -> None:
+def test_the_forward_pass_is_what_ships_whatever_delta(
+    bits: int, granularity: str, delta: Delta
+) -> None:
     x = draw(1, dtype=torch.float32)
     q, plain = weight(bits, delta, x, granularity), weight(bits, 0.0, x, granularity)
     y = q.relax(x).detach()
-    assert torch.equal(y, plain.relax(x)) and torch.equal(y, q.eval()(x)) and torch.equal(y, q.grid(x).values(q.grid(x).codes(x)))
-    assert len(y.view(-1, {"tensor": 256, "channel": 64, "block-32": 32}[granularity])[0].unique()) <= 2**bits
+    assert (
+        torch.equal(y, plain.relax(x))
+        and torch.equal(y, q.eval()(x))
+        and torch.equal(y, q.grid(x).values(q.grid(x).codes(x)))
+    )
+    assert (
+        len(y.view(-1, {"tensor": 256, "channel": 64, "block-32": 32}[granularity])[0].unique())
+        <= 2**bits
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -133,7 +167,9 @@ def test_no_delta_is_straight_through_bit_for_bit(bits: int) -> None:
 
 @given(st.integers(0, 10_000), st.sampled_from(BITS), st.floats(1e-3, 1.9))
 @settings(max_examples=40, deadline=None)
-def test_the_step_is_larger_where_it_moves_towards_the_level_and_never_turns_round(seed: int, bits: int, delta: float) -> None:
+def test_the_step_is_larger_where_it_moves_towards_the_level_and_never_turns_round(
+    seed: int, bits: int, delta: float
+) -> None:
     x, g = draw(seed, dtype=torch.float64), draw(seed + 1)
     scaled, plain = (gradients(weight(bits, d, x, shift=False), x, g)[0] for d in (delta, 0.0))
     q = weight(bits, delta, x, shift=False)
@@ -159,7 +195,11 @@ def test_clipped_elements_move_neither_themselves_nor_the_interval() -> None:
     x = torch.tensor([[-3.0, -2.5, 2.5, 7.0]])
     q = EWGSQuantizer(Site("w", "weight", "int4", "channel", (1, 4)), 0.5)
     at_x, at_low, at_high, at_alpha = gradients(q, x, torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-    assert not at_x.any() and float(at_low) == float(at_high) == 0.0 and float(at_alpha) == pytest.approx(4.0)
+    assert (
+        not at_x.any()
+        and float(at_low) == float(at_high) == 0.0
+        and float(at_alpha) == pytest.approx(4.0)
+    )
 
 
 def test_bf16_weights_do_not_swallow_a_small_delta() -> None:
@@ -189,7 +229,9 @@ def test_the_adaptive_rule_element_by_element(aligned: bool) -> None:
         mean = sum(errors) / 64
         delta = sum(against) / 64 / max(sum((e - mean) ** 2 for e in errors) / 64, 1e-3)
         for i in range(64):
-            assert float(found[row, i]) == pytest.approx(float(plain[row, i]) * (1 - min(delta * against[i], 0.99)), rel=1e-9, abs=1e-12)
+            assert float(found[row, i]) == pytest.approx(
+                float(plain[row, i]) * (1 - min(delta * against[i], 0.99)), rel=1e-9, abs=1e-12
+            )
     assert torch.equal(found.sign(), plain.sign())
     assert aligned == bool(((found / plain)[plain != 0] < 0.0101).any())
 
@@ -214,11 +256,15 @@ def test_inputs_start_at_three_deviations_of_the_half_normal_law_averaged_over_b
         q.forget()
         for batch in batches:
             q.reset(batch)
-        assert float(q.high.detach()) == pytest.approx(3 * 2, rel=0.01) and float(q.low.detach()) == pytest.approx(0, abs=1e-3)
+        assert float(q.high.detach()) == pytest.approx(3 * 2, rel=0.01) and float(
+            q.low.detach()
+        ) == pytest.approx(0, abs=1e-3)
     assert float(q.alpha.detach()) == pytest.approx(float(q.high.detach()), rel=0.1)
 
 
-def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_trained_network_does_not() -> None:
+def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_trained_network_does_not() -> (
+    None
+):
     moved = []
     for trained in (False, True):
         run = attached(EWGS(delta=0.0, rate=0.0), activations="int4")
@@ -227,7 +273,9 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
         sizes = []
         for step in range(10):
             one_step(run, step)
-            sizes.append(torch.cat([p.detach().flatten() for q in run.quantizers() for p in q.parameters()]))
+            sizes.append(
+                torch.cat([p.detach().flatten() for q in run.quantizers() for p in q.parameters()])
+            )
         moved.append([not torch.equal(a, b) for a, b in pairwise(sizes)])
     assert moved == [[True] * 6 + [False] * 3, [False] * 9]
 
@@ -238,7 +286,9 @@ def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
     run.recipes = (Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0),)
     set_learning_rates(run, 30)
     groups = {g["name"]: g for g in run.optimizer.param_groups}
-    assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"]["lr"] == pytest.approx(1e-3)
+    assert groups["interval"]["lr"] == pytest.approx(1e-5) and groups["decay"][
+        "lr"
+    ] == pytest.approx(1e-3)
     assert groups["interval"]["weight_decay"] == 0.0 and groups["decay"]["weight_decay"] == 0.1
     assert len(groups["interval"]["params"]) == 3 * (3 + 3) and "quantizer" not in groups
 
@@ -258,7 +308,9 @@ def test_the_interval_never_closes() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 64.0])
-def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = attached(EWGS(), task="linreg", start=1.0)
     quantizer, plain = run.bundles[0].quantizer, run.problem.loss
     monkeypatch.setattr(run.problem, "loss", lambda output, batch: factor * plain(output, batch))
@@ -288,14 +340,20 @@ def test_hutchinson_finds_the_trace_of_a_full_hessian() -> None:
 
 
 @pytest.mark.parametrize(("sign", "wanted"), [(-1, 0.0), (1, 0.99 * 2 * 15)])
-def test_delta_stays_between_nought_and_where_gradients_would_turn_round(sign: int, wanted: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delta_stays_between_nought_and_where_gradients_would_turn_round(
+    sign: int, wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loss that is concave, or one whose gradient has all but vanished at the weights as they are."""
     run = attached(EWGS(), task="linreg", start=1.0)
     plain, calls = run.problem.loss, 0
     _, made = run.probe_loss(run.problem.batch(-1))
     here = made["line"].detach().requires_grad_()
     (slope,) = torch.autograd.grad(plain(here, run.problem.batch(-1)), here)
-    monkeypatch.setattr(run.problem, "loss", lambda output, batch: sign * (plain(output, batch) - 0.9999 * (output * slope).sum()))
+    monkeypatch.setattr(
+        run.problem,
+        "loss",
+        lambda output, batch: sign * (plain(output, batch) - 0.9999 * (output * slope).sum()),
+    )
 
     def counted(*args: Any, grad: Any = torch.autograd.grad, **options: Any) -> Any:
         nonlocal calls
@@ -317,14 +375,18 @@ def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then(
         assert (deltas > 0).sum() >= 4 if step >= 6 else not deltas.any()
         assert (deltas < 2 * 15).all() and torch.isfinite(deltas).all()
     assert (
-        len(deltas) == 6 and run.method.metrics(run)["delta"] > 0 and all(p.grad is None or p.grad.isfinite().all() for p in run.parameters)
+        len(deltas) == 6
+        and run.method.metrics(run)["delta"] > 0
+        and all(p.grad is None or p.grad.isfinite().all() for p in run.parameters)
     )
 
 
 @pytest.mark.parametrize("steps", [30, 60, 300, 400, 1000, 12_500])
 def test_probing_costs_at_most_a_tenth_of_the_run(steps: int) -> None:
     updates, probes = plan(steps)
-    assert updates[0] == math.ceil(0.1 * steps) and probes <= 8 and len(set(updates)) == len(updates)
+    assert (
+        updates[0] == math.ceil(0.1 * steps) and probes <= 8 and len(set(updates)) == len(updates)
+    )
     assert len(updates) * probes * PROBE_STEPS <= steps / 10
     assert steps < 1000 or (len(updates), probes) == (4, 8)
 
@@ -340,7 +402,10 @@ def test_values_out_of_domain_are_refused(fields: dict[str, Any], message: str) 
 
 def test_delta_is_a_number_or_one_of_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load", lambda *_: EWGS)
-    assert [registry.build("methods", "ewgs", {"delta": d}).delta for d in (0, 1e-3, "adaptive", "hessian")] == [
+    assert [
+        registry.build("methods", "ewgs", {"delta": d}).delta
+        for d in (0, 1e-3, "adaptive", "hessian")
+    ] == [
         0.0,
         1e-3,
         "adaptive",
@@ -356,7 +421,10 @@ def test_formats_without_a_rule_are_refused() -> None:
 
     assert asked(0.0, "fp4") == "fp4 is a codebook, and the levels of EWGS are uniform"
     assert asked(2.0, "int1") == "delta = 2.0 turns gradients round: int1 needs less than 2"
-    assert asked(1.99, "int1") is asked(5.99, "int2") is asked("hessian", "int1") is None and asked(6.0, "int2") is not None
+    assert (
+        asked(1.99, "int1") is asked(5.99, "int2") is asked("hessian", "int1") is None
+        and asked(6.0, "int2") is not None
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -370,18 +438,30 @@ def test_degenerate_weights_give_numbers(bits: int, granularity: str, delta: Del
         q = weight(bits, delta, tensor, granularity, shift=False)
         y = q.relax(tensor)
         grads = gradients(q, tensor, torch.ones(SHAPE))
-        assert y.dtype == torch.float32 and torch.isfinite(y).all() and all(torch.isfinite(g).all() for g in grads)
+        assert (
+            y.dtype == torch.float32
+            and torch.isfinite(y).all()
+            and all(torch.isfinite(g).all() for g in grads)
+        )
     constant = weight(bits, delta, torch.full(SHAPE, -0.3), granularity, shift=False)
     assert gradients(constant, torch.full(SHAPE, -0.3), torch.ones(SHAPE))[0].all()
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_degenerate_inputs_give_numbers(unsigned: bool) -> None:
-    for x in (torch.zeros(8, 4), torch.full((8, 4), 2.0), draw(12, (8, 4), torch.float32).abs().half()):
-        q = EWGS(delta=0.5).quantizer(Site("x", "activation", "int4", "tensor", (1, 4), unsigned=unsigned))
+    for x in (
+        torch.zeros(8, 4),
+        torch.full((8, 4), 2.0),
+        draw(12, (8, 4), torch.float32).abs().half(),
+    ):
+        q = EWGS(delta=0.5).quantizer(
+            Site("x", "activation", "int4", "tensor", (1, 4), unsigned=unsigned)
+        )
         assert isinstance(q, EWGSQuantizer)
         q.reset(x)
-        assert torch.isfinite(q.relax(x)).all() and all(torch.isfinite(g).all() for g in gradients(q, x, torch.ones(8, 4)))
+        assert torch.isfinite(q.relax(x)).all() and all(
+            torch.isfinite(g).all() for g in gradients(q, x, torch.ones(8, 4))
+        )
         assert float(q.high.detach()) > float(q.low.detach())
 
 

@@ -34,11 +34,22 @@ GRANULARITIES = ["tensor", "channel", "block-32"]
 THIRD = 3**-0.5
 
 
-def site(fmt: str, granularity: str = "channel", shape: tuple[int, ...] = SHAPE, role: str = "weight", unsigned: bool = False) -> Site:
+def site(
+    fmt: str,
+    granularity: str = "channel",
+    shape: tuple[int, ...] = SHAPE,
+    role: str = "weight",
+    unsigned: bool = False,
+) -> Site:
     return Site("w", role, fmt, granularity, shape, unsigned)  # type: ignore[arg-type]
 
 
-def weight(fmt: str = "int4", granularity: str = "channel", shape: tuple[int, ...] = SHAPE, **params: object) -> WeightNoise:
+def weight(
+    fmt: str = "int4",
+    granularity: str = "channel",
+    shape: tuple[int, ...] = SHAPE,
+    **params: object,
+) -> WeightNoise:
     found = GDNSQ(**params).quantizer(site(fmt, granularity, shape))  # type: ignore[arg-type]
     assert isinstance(found, WeightNoise)
     return found
@@ -70,15 +81,24 @@ def slopes(q: Noise, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     q.zero_grad()
     q.relax(leaf).backward(g)
     assert leaf.grad is not None
-    return {"x": leaf.grad} | {name: p.grad for name, p in q.named_parameters() if p.grad is not None}
+    return {"x": leaf.grad} | {
+        name: p.grad for name, p in q.named_parameters() if p.grad is not None
+    }
 
 
 # ---- forward ----
 
 
-@given(st.integers(0, 10_000), st.sampled_from(INTS), st.sampled_from(GRANULARITIES), st.floats(1.0, 12.0))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(INTS),
+    st.sampled_from(GRANULARITIES),
+    st.floats(1.0, 12.0),
+)
 @settings(max_examples=100, deadline=None)
-def test_codes_of_weights_are_the_integers_from_0_to_the_range_in_steps(seed: int, fmt: str, granularity: str, bits: float) -> None:
+def test_codes_of_weights_are_the_integers_from_0_to_the_range_in_steps(
+    seed: int, fmt: str, granularity: str, bits: float
+) -> None:
     q, x = weight(fmt, granularity).double(), draw(seed)
     set_bits(q, x, bits)
     grouped = q.site.grouping.group(x)
@@ -91,9 +111,16 @@ def test_codes_of_weights_are_the_integers_from_0_to_the_range_in_steps(seed: in
     assert ((q.relax(x).detach() - x).abs().amax() <= s.amax() / 2 * (1 + 1e-9)).all()
 
 
-@given(st.integers(0, 10_000), st.sampled_from(INTS), st.sampled_from(GRANULARITIES), st.floats(0.02, 3.0))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(INTS),
+    st.sampled_from(GRANULARITIES),
+    st.floats(0.02, 3.0),
+)
 @settings(max_examples=100, deadline=None)
-def test_weights_that_fit_are_trained_as_they_ship_and_others_are_forced(seed: int, fmt: str, granularity: str, over: float) -> None:
+def test_weights_that_fit_are_trained_as_they_ship_and_others_are_forced(
+    seed: int, fmt: str, granularity: str, over: float
+) -> None:
     q, x, target = weight(fmt, granularity), draw(seed).float(), int(fmt[3:])
     set_bits(q, x, target - 0.001)
     assert q.fits(x).all() and torch.equal(q(x), q.eval()(x))
@@ -107,7 +134,9 @@ def test_weights_that_fit_are_trained_as_they_ship_and_others_are_forced(seed: i
 
 @given(st.integers(0, 10_000), st.sampled_from(INTS), st.booleans(), st.floats(-0.5, 3.0))
 @settings(max_examples=100, deadline=None)
-def test_inputs_that_fit_are_trained_as_they_ship_and_others_are_forced(seed: int, fmt: str, unsigned: bool, over: float) -> None:
+def test_inputs_that_fit_are_trained_as_they_ship_and_others_are_forced(
+    seed: int, fmt: str, unsigned: bool, over: float
+) -> None:
     q, x, target = inputs(fmt, unsigned), draw(seed).float(), int(fmt[3:])
     q.reset(x)
     with torch.no_grad():
@@ -122,7 +151,9 @@ def test_inputs_that_fit_are_trained_as_they_ship_and_others_are_forced(seed: in
         torch.testing.assert_close(forced, (q.log_range.detach() - target).exp2())
         top = q.offset.detach() + forced * (2**target - 1)
         assert float(q.eval()(1000 * x.abs()).max()) == pytest.approx(float(top), rel=1e-6)
-    assert (float(q.offset.detach()) == 0.0) == unsigned and isinstance(q.offset, torch.nn.Parameter) != unsigned
+    assert (float(q.offset.detach()) == 0.0) == unsigned and isinstance(
+        q.offset, torch.nn.Parameter
+    ) != unsigned
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -141,11 +172,15 @@ def test_the_start_of_inputs_is_the_range_of_the_batches(unsigned: bool) -> None
     both = torch.cat([x, wider])
     low = 0.0 if unsigned else float(both.min())
     assert float(q.offset.detach()) == pytest.approx(low)
-    assert float(q.offset.detach() + q.log_range.detach().exp2() - q.log_step.detach().exp2()) == pytest.approx(float(both.max()))
+    assert float(
+        q.offset.detach() + q.log_range.detach().exp2() - q.log_step.detach().exp2()
+    ) == pytest.approx(float(both.max()))
     assert float(q.bits(x).detach()) == pytest.approx(10.0)
     q.forget()
     q.reset(x)
-    assert float(q.offset.detach() + q.log_range.detach().exp2() - q.log_step.detach().exp2()) == pytest.approx(float(x.max()))
+    assert float(
+        q.offset.detach() + q.log_range.detach().exp2() - q.log_step.detach().exp2()
+    ) == pytest.approx(float(x.max()))
 
 
 @given(st.floats(-6, 3), st.floats(0, 50))
@@ -155,7 +190,9 @@ def test_the_two_forms_of_bits_are_one(log_step: float, width: float) -> None:
     with torch.no_grad():
         q.log_step.fill_(log_step)
     found = float(q.bits(torch.tensor([[-1.0, width - 1.0]], dtype=torch.float64)).detach())
-    assert found == pytest.approx(math.log2((width - 1.0 + 1.0) / 2**log_step + 1), rel=1e-9, abs=1e-9)
+    assert found == pytest.approx(
+        math.log2((width - 1.0 + 1.0) / 2**log_step + 1), rel=1e-9, abs=1e-9
+    )
 
 
 # ---- backward ----
@@ -172,7 +209,9 @@ def test_the_gradient_of_weights_is_exact_straight_through_and_the_same_for_ever
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_the_mean_gradient_of_the_step_is_lsqs_and_its_variance_is_that_of_the_coin(granularity: str) -> None:
+def test_the_mean_gradient_of_the_step_is_lsqs_and_its_variance_is_that_of_the_coin(
+    granularity: str,
+) -> None:
     """ds = Σ g (e + s·r/√3): mean Σ g e, variance s²/12 · Σ g², over 6000 sites of their own keys; `dither` has mean 0 and variance 1/12 · Σ g²."""
     count, x, g = 6000, draw(6, (1, 64)), draw(7, (1, 64))
     many, grads = x.expand(count, 1, 64), g.expand(count, 1, 64)
@@ -184,9 +223,15 @@ def test_the_mean_gradient_of_the_step_is_lsqs_and_its_variance_is_that_of_the_c
         found[rule] = slopes(q, many, grads)["log_step"] / math.log(2) / q.log_step.detach().exp2()
     group, s = q.site.grouping.group, q.log_step.detach().exp2()[0]
     v = (group(x) - group(x).amin(-1, keepdim=True)) / s
-    mean, squares = (group(g) * (v.round() - v)).sum(-1, keepdim=True), group(g).square().sum(-1, keepdim=True)
+    mean, squares = (
+        (group(g) * (v.round() - v)).sum(-1, keepdim=True),
+        group(g).square().sum(-1, keepdim=True),
+    )
     torch.testing.assert_close(found["lsq"], mean.expand_as(found["lsq"]), rtol=1e-10, atol=1e-10)
-    for rule, centre, variance in (("released", mean, s**2 * squares / 12), ("dither", 0 * mean, squares / 12)):
+    for rule, centre, variance in (
+        ("released", mean, s**2 * squares / 12),
+        ("dither", 0 * mean, squares / 12),
+    ):
         assert ((found[rule].mean(0) - centre).abs() < 4 * (variance / count) ** 0.5).all()
         torch.testing.assert_close(found[rule].var(0), variance, rtol=0.08, atol=0.0)
 
@@ -249,8 +294,12 @@ def test_clipping_has_the_slopes_of_its_finite_differences() -> None:
         return float((x.clamp(b, b + 2**log_q - 2**-2.9) * g).sum())
 
     h = 1e-6
-    assert float(found["offset"]) == pytest.approx((total(-0.7 + h, 1.1) - total(-0.7 - h, 1.1)) / (2 * h), rel=1e-6)
-    assert float(found["log_range"]) == pytest.approx((total(-0.7, 1.1 + h) - total(-0.7, 1.1 - h)) / (2 * h), rel=1e-6)
+    assert float(found["offset"]) == pytest.approx(
+        (total(-0.7 + h, 1.1) - total(-0.7 - h, 1.1)) / (2 * h), rel=1e-6
+    )
+    assert float(found["log_range"]) == pytest.approx(
+        (total(-0.7, 1.1 + h) - total(-0.7, 1.1 - h)) / (2 * h), rel=1e-6
+    )
 
 
 def test_compiled_gradients_are_the_eager_ones() -> None:
@@ -282,7 +331,9 @@ def test_compiled_gradients_are_the_eager_ones() -> None:
 # ---- the penalty ----
 
 
-def toy(weights: str = "int4", activations: str | None = None, steps: int = 40, **params: object) -> Run:
+def toy(
+    weights: str = "int4", activations: str | None = None, steps: int = 40, **params: object
+) -> Run:
     """A run on the kit's toy problem, ready for its first step. With `distill`, it goes on from the network it was given."""
     config = Kit("ste", Path()).config(weights, activations=activations)
     config = dataclasses.replace(config, recipe=Recipe(steps=steps, lr=1e-2, weight_decay=0.1))
@@ -323,7 +374,9 @@ def test_the_penalty_is_zero_exactly_where_all_bits_are_a_thousandth_below_the_t
     assert float(excess(run).detach()) > 0
 
 
-def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraints_of_each_role() -> None:
+def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraints_of_each_role() -> (
+    None
+):
     run = toy("int4", "int4")
     groups = sum(b.quantizer.log_step.numel() for b in run.bundles)  # type: ignore[union-attr, misc]
     all_to(run, 6.0, "weight")
@@ -346,7 +399,9 @@ def test_the_penalty_falls_with_every_step_and_never_widens_a_range() -> None:
         assert grad is not None
         grad = grad.reshape(w.shape)
         top, bottom = w == w.amax(-1, keepdim=True), w == w.amin(-1, keepdim=True)
-        assert (grad[top] > 0).all() and (grad[bottom] < 0).all() and (grad[~top & ~bottom] == 0).all()
+        assert (
+            (grad[top] > 0).all() and (grad[bottom] < 0).all() and (grad[~top & ~bottom] == 0).all()
+        )
 
 
 def noisy_of(run: Run) -> list[Noise]:
@@ -368,13 +423,17 @@ def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
         if t == 0:
             assert float(terms["penalty"]) == 0.0
         else:
-            assert 0 < float(terms["penalty"]) <= 1.001 * t * earlier * (noises(run)[0].start - 2 + 1)
+            assert (
+                0 < float(terms["penalty"]) <= 1.001 * t * earlier * (noises(run)[0].start - 2 + 1)
+            )
     run.begin(12)
     run.method.before_step(run, run.problem.batch(12))
     batch = run.problem.batch(12)
     terms = run.method.losses(run, run.network(batch.inputs), batch)
     t = 5.0 * (12 / 30 - 0.1) / 0.5
-    assert float(terms["penalty"].detach()) == pytest.approx(t * sum(logged) / 13 * float(excess(run).detach()), rel=1e-5)
+    assert float(terms["penalty"].detach()) == pytest.approx(
+        t * sum(logged) / 13 * float(excess(run).detach()), rel=1e-5
+    )
 
 
 def test_micro_batches_make_the_same_mean() -> None:
@@ -412,7 +471,11 @@ def test_rates_and_decay_of_its_parameters() -> None:
     run = toy("int4", "int4", steps=50, bits_rate=4.0)
     groups = {group["name"]: group for group in run.optimizer.param_groups}  # type: ignore[union-attr]
     assert len(groups["bits"]["params"]) == len(run.bundles) + 2 * len(run.inputs)
-    assert groups["bits"]["weight_decay"] == 0.0 == groups.get("quantizer", groups["bits"])["weight_decay"]
+    assert (
+        groups["bits"]["weight_decay"]
+        == 0.0
+        == groups.get("quantizer", groups["bits"])["weight_decay"]
+    )
     own = [q.log_step for q in run.inputs.values() if isinstance(q, Noise)]
     before = [p.detach().clone() for p in own]
     one_step(run, 0)
@@ -427,8 +490,12 @@ def test_rates_and_decay_of_its_parameters() -> None:
     assert set(same.lr_scale.values()) == {1.0}
 
 
-@pytest.mark.parametrize(("weights", "activations"), [("int2", None), ("int4", "int4"), ("int1", None)])
-def test_a_run_converges_by_sixty_percent_and_is_not_forced(weights: str, activations: str | None) -> None:
+@pytest.mark.parametrize(
+    ("weights", "activations"), [("int2", None), ("int4", "int4"), ("int1", None)]
+)
+def test_a_run_converges_by_sixty_percent_and_is_not_forced(
+    weights: str, activations: str | None
+) -> None:
     run = toy(weights, activations, steps=200)
     run.model.train()
     forced, losses = [], []
@@ -483,11 +550,15 @@ def test_rho_cools_every_rate_while_all_codes_fit() -> None:
 
 
 @pytest.mark.parametrize("activations", [None, "int4"])
-def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(activations: str | None) -> None:
+def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(
+    activations: str | None,
+) -> None:
     run = toy("int4", activations, distill=True)
     plain = ToyProblem(0, 64, torch.device("cpu"))
     batch = run.problem.batch(3)
-    assert run.reference is not None and torch.equal(run.reference(batch.inputs), plain.model(batch.inputs))
+    assert run.reference is not None and torch.equal(
+        run.reference(batch.inputs), plain.model(batch.inputs)
+    )
     before = run.reference(batch.inputs)
     for step in range(5):
         terms, _, _ = one_step(run, step)
@@ -500,7 +571,9 @@ def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(activation
     a, b = (run.method.losses(run, output, x)["distance"] for x in (batch, permuted))
     wanted = run.problem.distances(output, before, batch).mean()
     assert torch.equal(a, wanted) and float(wanted.detach()) > 0
-    assert torch.equal(a, b) and not torch.equal(run.problem.loss(output, batch), run.problem.loss(output, permuted))
+    assert torch.equal(a, b) and not torch.equal(
+        run.problem.loss(output, batch), run.problem.loss(output, permuted)
+    )
 
 
 def test_distillation_from_scratch_is_skipped_with_a_sentence() -> None:
@@ -516,7 +589,10 @@ def test_its_state_goes_on_where_it_was_saved() -> None:
         one_step(run, step)
     other = toy("int4", steps=20)
     other.method.load_state_dict(run.method.state_dict())
-    assert other.method.state_dict() == run.method.state_dict() and float(run.method.state_dict()["seen"]) > 1
+    assert (
+        other.method.state_dict() == run.method.state_dict()
+        and float(run.method.state_dict()["seen"]) > 1
+    )
 
 
 @pytest.mark.parametrize("fmt", ["int1", "int2", "int8"])
@@ -527,7 +603,14 @@ def test_degenerate_weights(fmt: str, granularity: str) -> None:
     outlier[0, 0] = 1e6
     spike = torch.zeros(SHAPE)
     spike[1, 1] = 1.0
-    for case in (torch.zeros(SHAPE), torch.full(SHAPE, 0.3), spike, outlier, outlier / 1e12, draw(32).half()):
+    for case in (
+        torch.zeros(SHAPE),
+        torch.full(SHAPE, 0.3),
+        spike,
+        outlier,
+        outlier / 1e12,
+        draw(32).half(),
+    ):
         q = weight(fmt, granularity)
         q.reset(case.float())
         leaf = case.float().requires_grad_()
@@ -535,7 +618,14 @@ def test_degenerate_weights(fmt: str, granularity: str) -> None:
         (y * g).sum().backward()
         (q.bits(leaf) - 1).relu().mean().backward()
         q.confine(case.float())
-        for t in (y, leaf.grad, q.log_step, q.log_step.grad, q.eval()(case), q.grid(case.float()).scale):
+        for t in (
+            y,
+            leaf.grad,
+            q.log_step,
+            q.log_step.grad,
+            q.eval()(case),
+            q.grid(case.float()).scale,
+        ):
             assert t is not None and torch.isfinite(t).all()
         assert (q.grid(case.float()).scale > 0).all()
         if case.float().std() == 0:
@@ -586,6 +676,11 @@ def test_parameters_out_of_their_domain_are_refused(monkeypatch: pytest.MonkeyPa
 
 def test_what_has_no_rule_is_one_sentence() -> None:
     assert "not equally spaced" in str(GDNSQ().unsupported(site("fp4")))
-    assert "one range for a layer's input" in str(GDNSQ().unsupported(site("int4", "channel", role="activation")))
+    assert "one range for a layer's input" in str(
+        GDNSQ().unsupported(site("int4", "channel", role="activation"))
+    )
     for fmt in INTS:
-        assert GDNSQ().unsupported(site(fmt)) is None and GDNSQ().unsupported(site(fmt, "tensor", role="activation")) is None
+        assert (
+            GDNSQ().unsupported(site(fmt)) is None
+            and GDNSQ().unsupported(site(fmt, "tensor", role="activation")) is None
+        )

@@ -35,7 +35,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def correlated(columns: int, seed: int = 0, samples: int = 0) -> Tensor:
     """A second moment with a power-law spectrum in a random basis, of full rank or of `samples` inputs."""
-    root = torch.linalg.qr(normal(columns, columns, seed=seed))[0] * torch.arange(1, columns + 1, dtype=torch.float64) ** -0.6
+    root = (
+        torch.linalg.qr(normal(columns, columns, seed=seed))[0]
+        * torch.arange(1, columns + 1, dtype=torch.float64) ** -0.6
+    )
     if samples:
         root = root @ normal(columns, samples, seed=seed + 1)
     return root @ root.mT
@@ -77,10 +80,16 @@ def brain(w: Tensor, h: Tensor, grid: Grid, order: list[int]) -> Tensor:
 
 
 @given(
-    st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(("tensor", "channel", "block-4")), st.booleans(), st.integers(1, 13)
+    st.integers(0, 10_000),
+    st.sampled_from(FORMATS),
+    st.sampled_from(("tensor", "channel", "block-4")),
+    st.booleans(),
+    st.integers(1, 13),
 )
 @settings(max_examples=60, deadline=None)
-def test_it_is_optimal_brain_quantization_column_by_column(seed: int, fmt: str, granularity: str, act_order: bool, block: int) -> None:
+def test_it_is_optimal_brain_quantization_column_by_column(
+    seed: int, fmt: str, granularity: str, act_order: bool, block: int
+) -> None:
     w, moment = normal(3, 12, seed=seed), correlated(12, seed)
     grid = grid_of(w, fmt, granularity)
     order = sorted(range(12), key=lambda j: -float(moment[j, j])) if act_order else list(range(12))
@@ -115,7 +124,9 @@ def test_the_layers_error_is_the_sum_of_the_columns(seed: int, fmt: str) -> None
     assert torch.equal(u, u.triu())
     if fmt != "int8":
         return
-    wide = Grid(grid_of(w, fmt).levels, grid_of(w, fmt).grouping, 4 * grid_of(w, fmt).scale)  # room for what compensation adds
+    wide = Grid(
+        grid_of(w, fmt).levels, grid_of(w, fmt).grouping, 4 * grid_of(w, fmt).scale
+    )  # room for what compensation adds
     found = compensate(w, moment, wide, 0.01)
     bound = (wide.scale.square() / 4 / u.diagonal().square()).sum(-1)
     assert (error(found, w, h) <= bound * (1 + 1e-9)).all()
@@ -134,18 +145,24 @@ def test_the_order_is_a_permutation_of_the_problem() -> None:
     order = moment.diagonal().argsort(descending=True)
     there = compensate(w[:, order], moment[order][:, order], grid, 0.01)
     assert torch.equal(compensate(w, moment, grid, 0.01, act_order=True)[:, order], there)
-    assert not torch.equal(compensate(w, moment, grid, 0.01), compensate(w, moment, grid, 0.01, act_order=True))
+    assert not torch.equal(
+        compensate(w, moment, grid, 0.01), compensate(w, moment, grid, 0.01, act_order=True)
+    )
 
 
 def test_side_by_side_is_as_alone() -> None:
     """One of the stacked layers has no inputs at all, and one has inputs that are not correlated."""
     w = normal(4, 6, 32).float()
-    stacked = torch.stack([correlated(32, 1), correlated(32, 2), torch.zeros(32, 32), torch.diag(normal(32).abs())])
+    stacked = torch.stack(
+        [correlated(32, 1), correlated(32, 2), torch.zeros(32, 32), torch.diag(normal(32).abs())]
+    )
     for fmt, granularity in itertools.product(("int2", "int4", "fp4"), GRANULARITIES):
         grid = grid_of(w, fmt, granularity)
         together = compensate(w, stacked, grid, 0.01, act_order=True)
         for i in range(4):
-            assert torch.equal(together[i], compensate(w[i], stacked[i], grid[i], 0.01, act_order=True))
+            assert torch.equal(
+                together[i], compensate(w[i], stacked[i], grid[i], 0.01, act_order=True)
+            )
 
 
 # ---- against the best, and against rounding to nearest ----
@@ -153,14 +170,19 @@ def test_side_by_side_is_as_alone() -> None:
 
 @pytest.mark.parametrize("fmt", ["int2", "int3", "fp4"])
 def test_in_four_dimensions_it_comes_near_the_best_codes(fmt: str) -> None:
-    units = torch.tensor(Site("w", "weight", fmt, "channel", (1, 4)).levels().units(), dtype=torch.float64)
+    units = torch.tensor(
+        Site("w", "weight", fmt, "channel", (1, 4)).levels().units(), dtype=torch.float64
+    )
     every = torch.cartesian_prod(*[units] * 4)
     excess, plain, hits = [], [], 0
     for seed in range(100):
         w, moment = normal(1, 4, seed=seed), correlated(4, seed)
         h, grid = damped(moment), grid_of(w, fmt)
         least = error(every * grid.scale[0], w, h).min()
-        found, nearest = error(compensate(w, moment, grid, 0.01), w, h)[0], error(grid.snap(w), w, h)[0]
+        found, nearest = (
+            error(compensate(w, moment, grid, 0.01), w, h)[0],
+            error(grid.snap(w), w, h)[0],
+        )
         assert found >= least * (1 - 1e-12)
         excess.append(float(found / least) - 1)
         plain.append(float(nearest / least) - 1)
@@ -181,25 +203,41 @@ def test_the_last_column_is_the_best_that_the_others_leave() -> None:
 @pytest.mark.parametrize("scale", ["absmax", "mse"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_on_correlated_inputs_it_beats_rounding_to_nearest(fmt: str, granularity: str, scale: str) -> None:
+def test_on_correlated_inputs_it_beats_rounding_to_nearest(
+    fmt: str, granularity: str, scale: str
+) -> None:
     better, ratios = 0, []
     for seed in range(6):
         w, moment = normal(16, 64, seed=seed).float(), correlated(64, seed)
         grid = grid_of(w, fmt, granularity, scale=scale)
-        found, nearest = (error(r.double(), w.double(), moment).sum() for r in (compensate(w, moment, grid, 0.01), grid.snap(w)))
+        found, nearest = (
+            error(r.double(), w.double(), moment).sum()
+            for r in (compensate(w, moment, grid, 0.01), grid.snap(w))
+        )
         ratios.append(float(found / nearest))
         better += ratios[-1] < 1
     assert better == 6 and sum(ratios) / 6 < 0.85
 
 
-@given(st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(GRANULARITIES), st.booleans())
+@given(
+    st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(GRANULARITIES), st.booleans()
+)
 @settings(max_examples=40, deadline=None)
-def test_without_correlation_it_is_rounding_to_nearest(seed: int, fmt: str, granularity: str, act_order: bool) -> None:
+def test_without_correlation_it_is_rounding_to_nearest(
+    seed: int, fmt: str, granularity: str, act_order: bool
+) -> None:
     w = normal(3, 32, seed=seed).float()
     grid = grid_of(w, fmt, granularity)
     almost = torch.diag(normal(32, seed=seed).abs() + 0.1)
-    for moment in (torch.zeros(32, 32), torch.eye(32), almost, almost + 1e-300 * torch.ones(32, 32)):  # the last goes through the recursion
-        assert torch.equal(compensate(w, moment.to(torch.float64), grid, 0.01, act_order), grid.snap(w))
+    for moment in (
+        torch.zeros(32, 32),
+        torch.eye(32),
+        almost,
+        almost + 1e-300 * torch.ones(32, 32),
+    ):  # the last goes through the recursion
+        assert torch.equal(
+            compensate(w, moment.to(torch.float64), grid, 0.01, act_order), grid.snap(w)
+        )
 
 
 def test_on_the_rotated_bed_it_has_the_known_error() -> None:
@@ -207,7 +245,10 @@ def test_on_the_rotated_bed_it_has_the_known_error() -> None:
     found, plain = {}, {}
     for scale in ("absmax", "mse"):
         runs = [on_the_bed("gptq", seed, scale=scale) for seed in range(3)]
-        found[scale], plain[scale] = sum(runs) / 3, sum(on_the_bed("rtn", seed, scale=scale) for seed in range(3)) / 3
+        found[scale], plain[scale] = (
+            sum(runs) / 3,
+            sum(on_the_bed("rtn", seed, scale=scale) for seed in range(3)) / 3,
+        )
     assert 0.010 <= found["absmax"] <= 0.018 and found["absmax"] < 0.5 * plain["absmax"]
     assert 0.008 <= found["mse"] <= 0.014 and found["mse"] < 0.5 * plain["mse"]
 
@@ -231,7 +272,9 @@ def on_the_bed(name: str, seed: int, **params: object) -> float:
 @pytest.mark.parametrize("weight", ["zero", "constant", "outlier", "half", "tiny"])
 def test_degenerate_weights_and_moments(weight: str, fmt: str, granularity: str) -> None:
     w = normal(4, 64).float()
-    w = {"zero": w * 0, "constant": w * 0 + 0.3, "outlier": w, "half": w.half(), "tiny": w * 1e-30}[weight]
+    w = {"zero": w * 0, "constant": w * 0 + 0.3, "outlier": w, "half": w.half(), "tiny": w * 1e-30}[
+        weight
+    ]
     if weight == "outlier":
         w[1, 7] = 1e6
     layer = QuantLinear(64, 4)
@@ -241,14 +284,23 @@ def test_degenerate_weights_and_moments(weight: str, fmt: str, granularity: str)
     loud = correlated(64)
     loud[5] *= 1e6
     loud[:, 5] *= 1e6
-    for moment in (correlated(64, samples=3), torch.ones(64, 64), torch.zeros(64, 64), dead, loud, correlated(64) * 1e-40):
+    for moment in (
+        correlated(64, samples=3),
+        torch.ones(64, 64),
+        torch.zeros(64, 64),
+        dead,
+        loud,
+        correlated(64) * 1e-40,
+    ):
         with torch.no_grad():
             layer.weight.copy_(w)
         q = quantizer(fmt, granularity, (1, 4, 64), act_order=True)
         q.fix(layer, moment)
         assert torch.isfinite(layer.weight).all() and q.fixed is not None
         grid = q.grid(layer.weight.unsqueeze(0))
-        assert torch.equal(grid.snap(layer.weight.unsqueeze(0))[0].to(w.dtype), layer.weight), "what it lies on is what ships"
+        assert torch.equal(grid.snap(layer.weight.unsqueeze(0))[0].to(w.dtype), layer.weight), (
+            "what it lies on is what ships"
+        )
         if weight == "zero":
             assert not layer.weight.any() or fmt == "int1"
     assert 0 not in q.fixed.scale
@@ -261,13 +313,22 @@ def test_an_input_that_is_always_zero_moves_nothing() -> None:
     found, rest = compensate(w, moment, grid, 0.01), [j for j in range(16) if j != 4]
     assert torch.equal(found[:, 4], grid.snap(w)[:, 4])
     # The damping is a share of the mean of the diagonal, and the mean is over one column less.
-    assert torch.equal(found[:, rest], compensate(w[:, rest], moment[rest][:, rest], grid, 0.01 * 15 / 16))
+    assert torch.equal(
+        found[:, rest], compensate(w[:, rest], moment[rest][:, rest], grid, 0.01 * 15 / 16)
+    )
 
 
 # ---- in a run ----
 
 
-def attached(problem: Problem, name: str, fmt: str, granularity: str, activations: str | None = None, **params: object) -> Run:
+def attached(
+    problem: Problem,
+    name: str,
+    fmt: str,
+    granularity: str,
+    activations: str | None = None,
+    **params: object,
+) -> Run:
     config = Kit("gptq", Path()).config(fmt, granularity, activations=activations)
     return attach(problem, build("methods", name, params), config)
 
@@ -291,7 +352,12 @@ def test_a_layer_is_rounded_for_the_inputs_it_meets(sequential: bool) -> None:
             if name != "first":
                 grid = grid_of(before.weight, "int2", "channel")
                 x64 = x.double()
-                torch.testing.assert_close(after.weight, compensate(before.weight, x64.mT @ x64, grid, 0.01), rtol=0, atol=0)
+                torch.testing.assert_close(
+                    after.weight,
+                    compensate(before.weight, x64.mT @ x64, grid, 0.01),
+                    rtol=0,
+                    atol=0,
+                )
             x = F.relu(getattr(seen_by, name)(x))
 
 
@@ -301,31 +367,48 @@ def test_what_ships_is_what_was_compensated() -> None:
     run.method.finalize(run, run.probe_batches(2))
     for name, layer, grid in run.grids():
         assert torch.equal(grid.values(grid.codes(layer.weight)), layer.weight)
-        assert torch.equal(grid.scale, grid_of(before[name], "int3", "block-32").scale), "scales are those of the trained weights"
+        assert torch.equal(grid.scale, grid_of(before[name], "int3", "block-32").scale), (
+            "scales are those of the trained weights"
+        )
         assert not torch.equal(layer.weight, grid.snap(before[name]))
     with run.shipped():
-        assert all(torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values())
+        assert all(
+            torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values()
+        )
     assert all(float(q.size) > 0 for q in run.inputs.values())
-    assert all(layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items())
+    assert all(
+        layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items()
+    )
 
 
 @pytest.mark.parametrize(
-    "layer", [QuantConv2d(3, 5, 3, stride=2, bias=False), QuantConv2d(3, 5, 1, bias=False), QuantLinear(6, 5, bias=False)]
+    "layer",
+    [
+        QuantConv2d(3, 5, 3, stride=2, bias=False),
+        QuantConv2d(3, 5, 1, bias=False),
+        QuantLinear(6, 5, bias=False),
+    ],
 )
-def test_the_samples_of_a_layer_are_what_its_matrix_multiplies(layer: QuantConv2d | QuantLinear) -> None:
+def test_the_samples_of_a_layer_are_what_its_matrix_multiplies(
+    layer: QuantConv2d | QuantLinear,
+) -> None:
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     x = normal(2, 3, 6, 6).float()
     rows = samples(layer, x)
     with torch.no_grad():
         made, out = rows @ layer.matrix().mT, layer(x)
-    torch.testing.assert_close(made.flatten(), (out.movedim(1, -1) if isinstance(layer, QuantConv2d) else out).flatten())
+    torch.testing.assert_close(
+        made.flatten(), (out.movedim(1, -1) if isinstance(layer, QuantConv2d) else out).flatten()
+    )
 
 
 def test_runs_side_by_side_have_samples_of_their_own() -> None:
     alone = [QuantConv2d(2, 4, 3, bias=False) for _ in range(3)]
     both, x = QuantConv2d(2, 4, 3, bias=False), normal(3, 5, 2, 6, 6).float()
     both.weight = torch.nn.Parameter(torch.stack([layer.weight.detach() for layer in alone]))
-    assert torch.equal(samples(both, x), torch.stack([samples(layer, x[i]) for i, layer in enumerate(alone)]))
+    assert torch.equal(
+        samples(both, x), torch.stack([samples(layer, x[i]) for i, layer in enumerate(alone)])
+    )
 
 
 class Twice(torch.nn.Module):
@@ -357,9 +440,14 @@ def test_the_exact_moment_is_taken_where_the_task_knows_it() -> None:
     run = attached(problem, "gptq", "int4", "tensor")
     before = problem.model.second.weight.detach().clone()
     run.method.finalize(run, [])
-    first = problem.model.first.weight.detach()  # rounded by now: the second layer meets what it makes
+    first = (
+        problem.model.first.weight.detach()
+    )  # rounded by now: the second layer meets what it makes
     moment = first @ problem.population.moment() @ first.mT
-    assert torch.equal(problem.model.second.weight, compensate(before, moment, grid_of(before, "int4", "tensor"), 0.01))
+    assert torch.equal(
+        problem.model.second.weight,
+        compensate(before, moment, grid_of(before, "int4", "tensor"), 0.01),
+    )
 
 
 # ---- parameters ----
@@ -387,11 +475,16 @@ def test_the_other_grids_are_compensated_too(grid: str, levels: int) -> None:
     w, moment = normal(8, 64).float(), correlated(64)
     made = grid_of(w, "int2", "channel", grid=grid)
     found = compensate(w, moment, made, 0.01)
-    assert made.levels.count == levels and torch.allclose(made.snap(found), found, rtol=0, atol=1e-6)
+    assert made.levels.count == levels and torch.allclose(
+        made.snap(found), found, rtol=0, atol=1e-6
+    )
     if grid == "affine":
         assert made.offset is not None and torch.equal(made.offset, w.amin(-1, keepdim=True))
     assert all(len(row.unique()) <= levels for row in found)
-    assert error(found.double(), w.double(), moment).sum() < 0.8 * error(made.snap(w).double(), w.double(), moment).sum()
+    assert (
+        error(found.double(), w.double(), moment).sum()
+        < 0.8 * error(made.snap(w).double(), w.double(), moment).sum()
+    )
 
 
 def test_before_it_is_fixed_it_rounds_to_nearest() -> None:

@@ -40,7 +40,9 @@ SHAPE = (3, 8)
 CPU = torch.device("cpu")
 
 
-def weight(fmt: str, granularity: str = "channel", shape: tuple[int, ...] = SHAPE, **params: Any) -> LOTIONWeight:
+def weight(
+    fmt: str, granularity: str = "channel", shape: tuple[int, ...] = SHAPE, **params: Any
+) -> LOTIONWeight:
     found = LOTION(**params).quantizer(Site("w", "weight", fmt, granularity, shape))
     assert isinstance(found, LOTIONWeight)
     return found
@@ -104,7 +106,8 @@ def outcomes(w: Tensor, low: Tensor, high: Tensor) -> list[tuple[float, Tensor]]
         up = min(max((x - a) / (b - a), 0.0), 1.0) if b > a else 0.0
         sides.append([(1 - up, a), (up, b)] if 0 < up < 1 else [(1.0, b if up == 1 else a)])
     return [
-        (math.prod(p for p, _ in choice), torch.tensor([v for _, v in choice], dtype=torch.float64)) for choice in itertools.product(*sides)
+        (math.prod(p for p, _ in choice), torch.tensor([v for _, v in choice], dtype=torch.float64))
+        for choice in itertools.product(*sides)
     ]
 
 
@@ -126,9 +129,15 @@ def generic(w: Tensor, fmt: str, margin: float = 1e-4) -> bool:
 # ---- randomised rounding and its variance ----
 
 
-@given(st.integers(0, 10_000), st.sampled_from(UNCLIPPED), st.sampled_from(["tensor", "channel", "block-4"]))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(UNCLIPPED),
+    st.sampled_from(["tensor", "channel", "block-4"]),
+)
 @settings(max_examples=60, deadline=None)
-def test_randomised_rounding_is_unbiased_with_the_stated_variance(seed: int, fmt: str, granularity: str) -> None:
+def test_randomised_rounding_is_unbiased_with_the_stated_variance(
+    seed: int, fmt: str, granularity: str
+) -> None:
     """Over uniforms spread evenly, so that the mean is exact to one part in their number."""
     q, w, n = weight(fmt, granularity), draw(seed), 200
     grid = q.grid(w)
@@ -148,7 +157,9 @@ def test_randomised_rounding_is_unbiased_with_the_stated_variance(seed: int, fmt
 @settings(max_examples=60, deadline=None)
 def test_what_was_rounded_at_random_casts_to_itself(seed: int, fmt: str, wide: bool) -> None:
     q, w = weight(fmt), draw(seed) if wide else draw(seed).float()
-    rounded = q.grid(w).snap_randomly(w, torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)))
+    rounded = q.grid(w).snap_randomly(
+        w, torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
+    )
     again = q.grid(rounded)
     assert torch.equal(again.codes(rounded), q.grid(w).codes(rounded))
     torch.testing.assert_close(again.snap(rounded), rounded)
@@ -163,7 +174,9 @@ def test_a_weight_on_the_grid_but_for_float_noise_feels_no_force(fmt: str) -> No
     u, leaks = units(fmt).float(), 0
     for seed in range(40):
         s = torch.rand(1, generator=torch.Generator().manual_seed(seed)) + 0.1
-        rows = torch.stack([u * s, torch.nextafter(u * s, u * s * 2), torch.nextafter(u * s, u * 0)])
+        rows = torch.stack(
+            [u * s, torch.nextafter(u * s, u * s * 2), torch.nextafter(u * s, u * 0)]
+        )
         for scale_gradient in (True, False):
             q = weight(fmt, shape=tuple(rows.shape), scale_gradient=scale_gradient)
             value, force = penalty(q, rows, torch.ones_like(rows))
@@ -176,13 +189,17 @@ def test_a_weight_on_the_grid_but_for_float_noise_feels_no_force(fmt: str) -> No
 def test_close_to_the_grid_but_off_it_the_force_is_whole() -> None:
     w = torch.tensor([[7.0, 3.0 + 1e-3, -2.0 - 1e-3, 0.5, 5e-6, 1e-3]])
     _, force = penalty(weight("int4", shape=(1, 6), scale_gradient=False), w, torch.ones(1, 6))
-    torch.testing.assert_close(force, torch.tensor([[0.0, 0.499, -0.499, 0.0, 0.0, 0.499]]), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        force, torch.tensor([[0.0, 0.499, -0.499, 0.0, 0.0, 0.499]]), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_int1_has_variance_between_its_two_levels_and_none_outside() -> None:
     w = draw(0)
     m = w.abs().mean(-1, keepdim=True)
-    torch.testing.assert_close(weight("int1").variance(w), ((m - w) * (m + w)).clamp(min=0), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        weight("int1").variance(w), ((m - w) * (m + w)).clamp(min=0), rtol=1e-12, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("scale", ["mse", "hessian"])
@@ -191,15 +208,26 @@ def test_weights_that_a_searched_scale_clips_have_no_noise(scale: str) -> None:
     s = q.grid(w).scale
     outside = (w / s).abs() > 1 + 1e-9
     _, force = penalty(weight("int2", scale=scale, scale_gradient=False), w, torch.ones(SHAPE))
-    assert outside.any() and (q.variance(w)[outside] == 0).all() and (force[outside] == 0).all() and (force[~outside] != 0).all()
+    assert (
+        outside.any()
+        and (q.variance(w)[outside] == 0).all()
+        and (force[outside] == 0).all()
+        and (force[~outside] != 0).all()
+    )
 
 
 # ---- the smoothed loss ----
 
 
-@given(st.integers(0, 10_000), st.sampled_from([*FEW, "int8"]), st.sampled_from(["tensor", "channel", "block-2"]))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([*FEW, "int8"]),
+    st.sampled_from(["tensor", "channel", "block-2"]),
+)
 @settings(max_examples=25, deadline=None)
-def test_the_smoothed_quadratic_is_the_loss_plus_the_weighted_variance(seed: int, fmt: str, granularity: str) -> None:
+def test_the_smoothed_quadratic_is_the_loss_plus_the_weighted_variance(
+    seed: int, fmt: str, granularity: str
+) -> None:
     q, w = weight(fmt, granularity, (2, 4)), draw(seed, (2, 4))
     h, loss = quadratic(seed, 8)
     found = loss(w) + penalty(q, w, h.view(2, 4))[0]
@@ -210,7 +238,12 @@ def test_the_smoothed_quadratic_is_the_loss_plus_the_weighted_variance(seed: int
 @pytest.mark.parametrize("fmt", ["int2", "int3"])
 def test_two_layers_differ_from_gauss_newton_by_the_product_of_their_variances(fmt: str) -> None:
     """f = vWx: E[L] − L_GN = ½ Σ λ_i σ²(v_j) σ²(W_ji)."""
-    v, w, spectrum, goal = draw(1, (1, 2)), draw(2, (2, 3)), torch.tensor([1.0, 0.4, 0.2], dtype=torch.float64), draw(3, (1, 3))
+    v, w, spectrum, goal = (
+        draw(1, (1, 2)),
+        draw(2, (2, 3)),
+        torch.tensor([1.0, 0.4, 0.2], dtype=torch.float64),
+        draw(3, (1, 3)),
+    )
     qv, qw = weight(fmt, shape=(1, 2)), weight(fmt, shape=(2, 3))
 
     def loss(outer: Tensor, inner: Tensor) -> Tensor:
@@ -228,7 +261,9 @@ LATTICE = torch.tensor([[3.0, 0.0, 0.0]], dtype=torch.float64)
 """int3 with the largest element held: the scale is 1, and the two others move on a fixed lattice."""
 
 
-def on_lattice(seed: int) -> tuple[LOTIONWeight, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def on_lattice(
+    seed: int,
+) -> tuple[LOTIONWeight, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """A quantizer, the loss and the loss smoothed as the method does it."""
     h, loss = quadratic(seed, 3)
     q = weight("int3", shape=(1, 3))
@@ -244,7 +279,10 @@ def test_inside_a_cell_the_smoothed_loss_is_linear_in_each_coordinate(seed: int)
     _, loss, smooth = on_lattice(seed)
     for x, y in ((0.1, 0.2), (-1.9, 1.3)):
         for dx, dy in ((0.3, 0.0), (0.0, 0.3)):
-            bends = [f(at(x, y)) - 2 * f(at(x + dx, y + dy)) + f(at(x + 2 * dx, y + 2 * dy)) for f in (smooth, loss)]
+            bends = [
+                f(at(x, y)) - 2 * f(at(x + dx, y + dy)) + f(at(x + 2 * dx, y + 2 * dy))
+                for f in (smooth, loss)
+            ]
             assert abs(bends[0]) < 1e-12 and abs(bends[1]) > 1e-3
 
 
@@ -254,8 +292,14 @@ def test_a_lattice_point_is_a_strict_minimum_iff_every_single_step_raises_the_lo
         _, loss, smooth = on_lattice(seed)
         for x, y in itertools.product((-1.0, 0.0, 1.0), repeat=2):
             here = loss(at(x, y))
-            single = all(loss(at(x + dx, y + dy)) > here for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)))
-            near = [smooth(at(x + 1e-4 * dx, y + 1e-4 * dy)) for dx, dy in itertools.product((-1, 0, 1), repeat=2) if dx or dy]
+            single = all(
+                loss(at(x + dx, y + dy)) > here for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1))
+            )
+            near = [
+                smooth(at(x + 1e-4 * dx, y + 1e-4 * dy))
+                for dx, dy in itertools.product((-1, 0, 1), repeat=2)
+                if dx or dy
+            ]
             assert all(v > here for v in near) == single
             minima, others = minima + single, others + (not single)
     assert minima > 3 and others > 3
@@ -267,22 +311,40 @@ def test_the_least_smoothed_loss_is_the_least_loss_of_a_cast(seed: int, size: in
     """With a moving scale, by brute force over a mesh and everything that it rounds to."""
     h, loss = quadratic(seed, size)
     q = weight("int2", shape=(1, size))
-    mesh = list(itertools.product(torch.linspace(-2, 2, 17 if size == 2 else 9, dtype=torch.float64).tolist(), repeat=size))
-    points = [torch.tensor([p], dtype=torch.float64) + 0.01 * draw(i, (1, size)) for i, p in enumerate(mesh)]
+    mesh = list(
+        itertools.product(
+            torch.linspace(-2, 2, 17 if size == 2 else 9, dtype=torch.float64).tolist(), repeat=size
+        )
+    )
+    points = [
+        torch.tensor([p], dtype=torch.float64) + 0.01 * draw(i, (1, size))
+        for i, p in enumerate(mesh)
+    ]
     points.append(draw(seed + 1, (1, size)))  # where the loss itself is 0
-    ends = {tuple(v.tolist()) for w in points for _, v in outcomes(w[0], *(n[0] for n in q.grid(w).neighbours(w)))}
+    ends = {
+        tuple(v.tolist())
+        for w in points
+        for _, v in outcomes(w[0], *(n[0] for n in q.grid(w).neighbours(w)))
+    }
     cast = min(float(loss(torch.tensor(v))) for v in ends)
     smooth = [float(loss(w) + penalty(q, w, h.view(1, size))[0]) for w in points]
     assert min(smooth) >= cast - 1e-9 and min(float(loss(w)) for w in points) < cast
     best = torch.tensor([min(ends, key=lambda v: float(loss(torch.tensor(v))))])
-    assert float(loss(best) + penalty(q, best, h.view(1, size))[0]) == pytest.approx(cast, rel=1e-12)
+    assert float(loss(best) + penalty(q, best, h.view(1, size))[0]) == pytest.approx(
+        cast, rel=1e-12
+    )
 
 
-@pytest.mark.parametrize("place", [[3.0, 1.0, 0.3], [3.0, 1.5, 0.3], [3.0, 0.0, 0.3], [3.0, 3.0, 0.3], [3.0, -3.0, 1.4]])
+@pytest.mark.parametrize(
+    "place", [[3.0, 1.0, 0.3], [3.0, 1.5, 0.3], [3.0, 0.0, 0.3], [3.0, 3.0, 0.3], [3.0, -3.0, 1.4]]
+)
 def test_the_smoothed_loss_is_continuous_where_the_cast_one_jumps(place: list[float]) -> None:
     """Across a level, a half step, zero, and ties for the largest element, where the scale changes hands."""
     h, loss = quadratic(5, 3)
-    q, direction = weight("int3", shape=(1, 3)), torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    q, direction = (
+        weight("int3", shape=(1, 3)),
+        torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64),
+    )
 
     def jump(f: Callable[[Tensor], Tensor], e: float = 1e-9) -> float:
         w = torch.tensor([place], dtype=torch.float64)
@@ -321,9 +383,18 @@ def test_the_gradient_in_closed_form(seed: int, fmt: str) -> None:
     largest = w.abs() == w.abs().amax(-1, keepdim=True)
     k = (w / s).floor()
     delta = w / s - k
-    torch.testing.assert_close(fixed, torch.where(largest, 0.0, 0.5 * g * s * (1 - 2 * delta)), rtol=1e-9, atol=1e-12)
-    in_scale = torch.where(largest, 0.0, 0.5 * g * s * ((2 * k + 1) * delta - k)).sum(-1, keepdim=True)
-    torch.testing.assert_close(through - fixed, torch.where(largest, in_scale * w.sign() / units(fmt)[-1], 0.0), rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(
+        fixed, torch.where(largest, 0.0, 0.5 * g * s * (1 - 2 * delta)), rtol=1e-9, atol=1e-12
+    )
+    in_scale = torch.where(largest, 0.0, 0.5 * g * s * ((2 * k + 1) * delta - k)).sum(
+        -1, keepdim=True
+    )
+    torch.testing.assert_close(
+        through - fixed,
+        torch.where(largest, in_scale * w.sign() / units(fmt)[-1], 0.0),
+        rtol=1e-8,
+        atol=1e-11,
+    )
     assert float((w * through).sum()) == pytest.approx(2 * float(value), rel=1e-9)
     assert ((through - fixed)[largest] != 0).all()
 
@@ -337,8 +408,12 @@ def test_fp4_passes_a_sixth_of_the_scale_s_force_to_the_largest(seed: int) -> No
     value, through = penalty(weight("fp4"), w, g)
     _, fixed = penalty(weight("fp4", scale_gradient=False), w, g)
     largest = w.abs() == w.abs().amax(-1, keepdim=True)
-    in_scale = 0.5 * torch.where(largest, 0.0, g * ((a + b) * w - 2 * a * b * s)).sum(-1, keepdim=True)
-    torch.testing.assert_close(through - fixed, torch.where(largest, in_scale * w.sign() / 6, 0.0), rtol=1e-8, atol=1e-11)
+    in_scale = 0.5 * torch.where(largest, 0.0, g * ((a + b) * w - 2 * a * b * s)).sum(
+        -1, keepdim=True
+    )
+    torch.testing.assert_close(
+        through - fixed, torch.where(largest, in_scale * w.sign() / 6, 0.0), rtol=1e-8, atol=1e-11
+    )
     torch.testing.assert_close((w * through).sum(), 2 * value, rtol=1e-9, atol=0)
 
 
@@ -376,7 +451,9 @@ def test_detached_noise_is_not_lotion() -> None:
         detached.append(slope(lambda x: loss(noisy.relax(x))))
     mean, error = torch.stack(detached).mean(0), torch.stack(detached).std(0) / len(detached) ** 0.5
     wanted = differences(lambda x: float(smoothed(q, x, loss)), w)
-    torch.testing.assert_close(slope(loss) + penalty(q, w, h.view(1, 4))[1], wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        slope(loss) + penalty(q, w, h.view(1, 4))[1], wanted, rtol=1e-5, atol=1e-6
+    )
     assert ((mean - slope(loss)).abs() <= 4.5 * error + 1e-9).all()
     assert ((mean - wanted).abs() > 20 * error).any()
 
@@ -386,12 +463,25 @@ def test_detached_noise_is_not_lotion() -> None:
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-8"])
 def test_degenerate_groups(fmt: str, scale: str, granularity: str) -> None:
     draws = torch.Generator().manual_seed(0)
-    x = torch.stack([torch.zeros(16), torch.full((16,), 0.3), torch.randn(16, generator=draws), 1e-30 * torch.randn(16, generator=draws)])
+    x = torch.stack(
+        [
+            torch.zeros(16),
+            torch.full((16,), 0.3),
+            torch.randn(16, generator=draws),
+            1e-30 * torch.randn(16, generator=draws),
+        ]
+    )
     x[2, 3] = 1e6
     for rows in (x, x.clamp(-6e4, 6e4).half().float(), x.double(), torch.zeros(4, 16)):
-        value, force = penalty(weight(fmt, granularity, (4, 16), scale=scale), rows, torch.ones_like(rows))
+        value, force = penalty(
+            weight(fmt, granularity, (4, 16), scale=scale), rows, torch.ones_like(rows)
+        )
         assert value.isfinite() and force.isfinite().all() and force.dtype == rows.dtype
-        assert fmt == "int1" or granularity == "tensor" or ((force[0] == 0).all() and force[1].abs().max() < 1e-6)
+        assert (
+            fmt == "int1"
+            or granularity == "tensor"
+            or ((force[0] == 0).all() and force[1].abs().max() < 1e-6)
+        )
 
 
 def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
@@ -404,12 +494,20 @@ def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
 
 
 def config(
-    folder: Path, task: str = "toy", recipe: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **params: Any
+    folder: Path,
+    task: str = "toy",
+    recipe: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    **params: Any,
 ) -> RunConfig:
     usual = Kit("lotion", folder).config("int4")
     method = build("methods", "lotion", params)
-    found = dataclasses.replace(usual, method_params=method.params, task=task, task_params=options or {})
-    return dataclasses.replace(found, recipe=dataclasses.replace(usual.recipe, clip=0.0, **(recipe or {})))
+    found = dataclasses.replace(
+        usual, method_params=method.params, task=task, task_params=options or {}
+    )
+    return dataclasses.replace(
+        found, recipe=dataclasses.replace(usual.recipe, clip=0.0, **(recipe or {}))
+    )
 
 
 def start(cfg: RunConfig, folder: Path, **execution: Any) -> Run:
@@ -421,11 +519,16 @@ def task_gradients(run: Run, index: int) -> dict[str, Tensor]:
     """The task's gradient in the weights as they are, from the loss of the latent network."""
     batch = run.problem.batch(index)
     layers = run.problem.layers()
-    grads = torch.autograd.grad(run.problem.loss(run.model(batch.inputs), batch), [layer.weight for layer in layers.values()])
+    grads = torch.autograd.grad(
+        run.problem.loss(run.model(batch.inputs), batch),
+        [layer.weight for layer in layers.values()],
+    )
     return dict(zip(layers, grads, strict=True))
 
 
-def check_gradients(run: Run, before: dict[str, tuple[Tensor, Tensor]], curvature: dict[str, Tensor]) -> None:
+def check_gradients(
+    run: Run, before: dict[str, tuple[Tensor, Tensor]], curvature: dict[str, Tensor]
+) -> None:
     """What the optimizer was given is the task's gradient plus that of ½ Σ curvature · σ²."""
     for name, layer in run.problem.layers().items():
         w, grad = before[name]
@@ -435,18 +538,30 @@ def check_gradients(run: Run, before: dict[str, tuple[Tensor, Tensor]], curvatur
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_own_fisher_average_is_that_of_the_task_gradient(accumulate: int, tmp_path: Path) -> None:
+def test_the_own_fisher_average_is_that_of_the_task_gradient(
+    accumulate: int, tmp_path: Path
+) -> None:
     cfg = config(tmp_path, decay=0.9, lam=2.0)
     run = start(cfg, tmp_path, accumulate=accumulate)
     totals: dict[str, Tensor] = {}
     for step in range(4):
         grads = task_gradients(run, step)
-        before = {name: (layer.weight.detach().clone(), grads[name]) for name, layer in run.problem.layers().items()}
+        before = {
+            name: (layer.weight.detach().clone(), grads[name])
+            for name, layer in run.problem.layers().items()
+        }
         for name, grad in grads.items():
             totals[name] = 0.9 * totals.get(name, torch.zeros_like(grad)) + 0.1 * grad**2
         one_step(run, step)
-        check_gradients(run, before, {name: 2.0 * 64 * total / (1 - 0.9 ** (step + 1)) for name, total in totals.items()})
-    wanted = sum(expected_penalty(w.double(), (128 * totals[n] / (1 - 0.9**4)).double(), "int4") for n, (w, _) in before.items())
+        check_gradients(
+            run,
+            before,
+            {name: 2.0 * 64 * total / (1 - 0.9 ** (step + 1)) for name, total in totals.items()},
+        )
+    wanted = sum(
+        expected_penalty(w.double(), (128 * totals[n] / (1 - 0.9**4)).double(), "int4")
+        for n, (w, _) in before.items()
+    )
     assert run.method.metrics(run) == {"lambda": 128.0, "penalty": pytest.approx(wanted, rel=1e-4)}
 
 
@@ -456,16 +571,25 @@ def test_the_optimizer_s_second_moment_serves_instead(tmp_path: Path) -> None:
     layers = run.problem.layers()
     for step in range(3):
         grads = task_gradients(run, step)
-        before = {name: (layer.weight.detach().clone(), grads[name]) for name, layer in layers.items()}
+        before = {
+            name: (layer.weight.detach().clone(), grads[name]) for name, layer in layers.items()
+        }
         moments = {name: run.second_moment(layer.weight) for name, layer in layers.items()}
         assert (step == 0) == all(m is None for m in moments.values())
         if step:
-            curvature = {name: 64 * m / (1 - cfg.recipe.beta2**step) for name, m in moments.items() if m is not None}
+            curvature = {
+                name: 64 * m / (1 - cfg.recipe.beta2**step)
+                for name, m in moments.items()
+                if m is not None
+            }
         one_step(run, step)
         if step:
             check_gradients(run, before, curvature)
         else:
-            assert all(layer.weight.grad is not None and torch.equal(layer.weight.grad, grads[n]) for n, layer in layers.items())
+            assert all(
+                layer.weight.grad is not None and torch.equal(layer.weight.grad, grads[n])
+                for n, layer in layers.items()
+            )
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -489,7 +613,9 @@ def test_what_a_run_cannot_give_is_refused(tmp_path: Path) -> None:
     run = start(cfg, tmp_path)
     with pytest.raises(UsageError, match="needs one that keeps a second moment"):
         one_step(run, 0)
-    off = start(config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer", lam=0.0), tmp_path)
+    off = start(
+        config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer", lam=0.0), tmp_path
+    )
     one_step(off, 0)  # at zero nothing is asked for
 
 
@@ -499,7 +625,9 @@ def test_at_lambda_zero_it_is_the_training_of_rtn_bit_for_bit(tmp_path: Path) ->
     base = dataclasses.replace(kit.config("int4"))
     off, _ = kit.run(dataclasses.replace(base, method_params={**base.method_params, "lam": 0.0}))
     on, _ = kit.run(base)
-    assert off["scores"] == plain["scores"] and off["train"]["final_loss"] != on["train"]["final_loss"]
+    assert (
+        off["scores"] == plain["scores"] and off["train"]["final_loss"] != on["train"]["final_loss"]
+    )
     assert off["artefact_sha256"] == plain["artefact_sha256"] != on["artefact_sha256"]
 
 
@@ -513,7 +641,9 @@ def test_the_forward_pass_sees_the_weights_themselves(tmp_path: Path) -> None:
         bundle.release()
     assert seen == [True] * 3
     with run.shipped():
-        assert not any(torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values())
+        assert not any(
+            torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values()
+        )
 
 
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
@@ -526,9 +656,14 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     again = start(cfg, tmp_path)
     for step in range(checkpoint.load(again, tmp_path / "state")[0], 6):
         one_step(again, step)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    )
     averages = [run.method.state_dict()["average"] for run in (whole, again)]
-    assert len(averages[0]) == 3 and all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
+    assert len(averages[0]) == 3 and all(
+        torch.equal(averages[0][k], averages[1][k]) for k in averages[0]
+    )
 
 
 def test_half_precision_weights_and_layers_without_a_gradient(tmp_path: Path) -> None:
@@ -539,8 +674,14 @@ def test_half_precision_weights_and_layers_without_a_gradient(tmp_path: Path) ->
     layers["wide"].weight.grad = torch.full((64, 32), 0.01, dtype=torch.float16)
     run.method.after_backward(run)
     for name, layer in layers.items():
-        assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float16 and layer.weight.grad.isfinite().all()
-        assert bool((layer.weight.grad.float() != (0.01 if name == "wide" else 0)).any()) == (name == "wide")
+        assert (
+            layer.weight.grad is not None
+            and layer.weight.grad.dtype == torch.float16
+            and layer.weight.grad.isfinite().all()
+        )
+        assert bool((layer.weight.grad.float() != (0.01 if name == "wide" else 0)).any()) == (
+            name == "wide"
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -549,7 +690,9 @@ def test_on_the_diagonal_bed_it_beats_rounding_the_teacher(seed: int, tmp_path: 
 
     def trained(**params: Any) -> tuple[float, float]:
         cfg = config(tmp_path, "linreg", {"steps": 1000, "lr": 0.01}, {}, fisher="exact", **params)
-        cfg = dataclasses.replace(cfg, seed=seed, size="m", weights=dataclasses.replace(cfg.weights, granularity="tensor"))  # type: ignore[type-var]
+        cfg = dataclasses.replace(
+            cfg, seed=seed, size="m", weights=dataclasses.replace(cfg.weights, granularity="tensor")
+        )  # type: ignore[type-var]
         run = start(cfg, tmp_path)
         for step in range(cfg.recipe.steps):
             one_step(run, step)
@@ -557,7 +700,9 @@ def test_on_the_diagonal_bed_it_beats_rounding_the_teacher(seed: int, tmp_path: 
             found = float(run.problem.loss(run.model(None), run.problem.batch(0)))
         (bundle,) = run.bundles
         goal = run.problem.population.teacher  # type: ignore[attr-defined]
-        return found, float(run.problem.population.excess(bundle.quantizer.grid(goal[None]).snap(goal[None])))  # type: ignore[attr-defined]
+        return found, float(
+            run.problem.population.excess(bundle.quantizer.grid(goal[None]).snap(goal[None]))
+        )  # type: ignore[attr-defined]
 
     found, rounded = trained()
     assert found <= 0.5 * rounded
@@ -565,7 +710,9 @@ def test_on_the_diagonal_bed_it_beats_rounding_the_teacher(seed: int, tmp_path: 
         assert trained(scale_gradient=False)[0] == pytest.approx(rounded, rel=0.01)
 
 
-def test_on_the_rotated_bed_under_plain_descent_ste_rounds_better_and_lotion_rounds_safer(tmp_path: Path) -> None:
+def test_on_the_rotated_bed_under_plain_descent_ste_rounds_better_and_lotion_rounds_safer(
+    tmp_path: Path,
+) -> None:
     """A sanity check of the paper's picture: STE ahead by the score that ships on every seed, LOTION after randomised rounding in the mean."""
     packed: dict[str, list[float]] = {"ste": [], "lotion": []}
     rounded: dict[str, list[float]] = {"ste": [], "lotion": []}
@@ -573,13 +720,26 @@ def test_on_the_rotated_bed_under_plain_descent_ste_rounds_better_and_lotion_rou
     for name, seed in itertools.product(packed, range(3)):
         cfg = config(tmp_path, "linreg", bed, {"rotated": True}, fisher="exact")
         if name == "ste":
-            cfg = dataclasses.replace(cfg, method="ste", method_version=build("methods", "ste", {}).version, method_params={})
+            cfg = dataclasses.replace(
+                cfg,
+                method="ste",
+                method_version=build("methods", "ste", {}).version,
+                method_params={},
+            )
         data = build("tasks", "linreg", {"rotated": True}).fingerprint()
-        cfg = dataclasses.replace(cfg, seed=seed, size="s", data=data, weights=dataclasses.replace(cfg.weights, granularity="tensor"))  # type: ignore[type-var]
+        cfg = dataclasses.replace(
+            cfg,
+            seed=seed,
+            size="s",
+            data=data,
+            weights=dataclasses.replace(cfg.weights, granularity="tensor"),
+        )  # type: ignore[type-var]
         scores = run_one(Assignment(cfg, tmp_path / cfg.key / "1"))["scores"]
         packed[name].append(scores["packed"])
         rounded[name].append(scores["rr_mean"])
-    assert all(ste <= 0.6 * lotion for ste, lotion in zip(packed["ste"], packed["lotion"], strict=True))
+    assert all(
+        ste <= 0.6 * lotion for ste, lotion in zip(packed["ste"], packed["lotion"], strict=True)
+    )
     assert sum(rounded["ste"]) >= 3 * sum(rounded["lotion"])
 
 
@@ -596,7 +756,9 @@ def test_wrong_parameters_are_one_line(params: dict[str, Any], message: str) -> 
 
 
 def test_inputs_are_quantized_by_the_common_rule() -> None:
-    assert isinstance(LOTION().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange)
+    assert isinstance(
+        LOTION().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange
+    )
 
 
 @pytest.mark.slow

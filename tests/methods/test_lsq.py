@@ -64,7 +64,9 @@ def range_of(fmt: str, unsigned: bool = False) -> tuple[int, int]:
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
 @pytest.mark.parametrize("fmt", INTS)
-def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(fmt: str, granularity: str) -> None:
+def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(
+    fmt: str, granularity: str
+) -> None:
     q, x = quantizer(fmt, granularity), draw(1)
     q.reset(x)
     groups = {"tensor": x.view(1, -1), "channel": x, "block-32": x.view(8, 32)}[granularity]
@@ -77,9 +79,17 @@ def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(fmt: s
     torch.testing.assert_close(q.size.detach().flatten(), 7 * wanted.float())
 
 
-@given(st.integers(0, 10_000), st.sampled_from(INTS), st.floats(0.02, 3.0), st.booleans(), st.booleans())
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(INTS),
+    st.floats(0.02, 3.0),
+    st.booleans(),
+    st.booleans(),
+)
 @settings(max_examples=150, deadline=None)
-def test_forward_and_backward_are_the_papers(seed: int, fmt: str, factor: float, unsigned: bool, flipped: bool) -> None:
+def test_forward_and_backward_are_the_papers(
+    seed: int, fmt: str, factor: float, unsigned: bool, flipped: bool
+) -> None:
     """Every element by the case that it is in, one at a time; a step that an optimizer made negative is the same step."""
     q, x, g = quantizer(fmt, unsigned=unsigned, count="none").double(), draw(seed), draw(seed + 1)
     q.reset(x)
@@ -97,7 +107,9 @@ def test_forward_and_backward_are_the_papers(seed: int, fmt: str, factor: float,
             inside = -low < v < high
             assert float(found_x[row, column]) == (out if inside else 0.0)
             total += out * (round(v) - v if inside else -low if v <= -low else high)
-        assert float(found_s[row]) == pytest.approx(-total if flipped else total, rel=1e-9, abs=1e-9)
+        assert float(found_s[row]) == pytest.approx(
+            -total if flipped else total, rel=1e-9, abs=1e-9
+        )
 
 
 def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
@@ -121,7 +133,9 @@ def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("granularity", "group"), [("tensor", 256), ("channel", 64), ("block-32", 32)])
+@pytest.mark.parametrize(
+    ("granularity", "group"), [("tensor", 256), ("channel", 64), ("block-32", 32)]
+)
 def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, group: int) -> None:
     x, g, found = draw(5), draw(6), {}
     for count in ("none", "group", "tensor"):
@@ -129,7 +143,9 @@ def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, 
         q.reset(x)
         found[count] = gradients(q, x, g)
     for count, elements in (("group", group), ("tensor", 256)):
-        torch.testing.assert_close(found[count][1], found["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(
+            found[count][1], found["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0
+        )
         assert torch.equal(found[count][0], found["none"][0])
 
 
@@ -139,13 +155,19 @@ def test_inputs_count_the_features_of_one_sample() -> None:
         q = quantizer("int4", "tensor", (1, 64), "activation", unsigned=True, count=count).double()
         x = draw(7, (10, 64)).abs()
         q.reset(x)
-        assert float(q.size.detach()) == pytest.approx(2 * float(x.mean()) / math.sqrt(15), rel=1e-6)
+        assert float(q.size.detach()) == pytest.approx(
+            2 * float(x.mean()) / math.sqrt(15), rel=1e-6
+        )
         found[count] = float(gradients(q, x, draw(8, (10, 64)))[1])
     assert found["group"] == pytest.approx(found["none"] / math.sqrt(64 * 15), rel=1e-12)
     assert found["tensor"] == pytest.approx(found["none"] / math.sqrt(640 * 15), rel=1e-12)
 
 
-@given(st.integers(0, 10_000), st.sampled_from(INTS), st.sampled_from(["tensor", "channel", "block-32"]))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(INTS),
+    st.sampled_from(["tensor", "channel", "block-32"]),
+)
 @settings(max_examples=60, deadline=None)
 def test_what_is_trained_is_what_ships(seed: int, fmt: str, granularity: str) -> None:
     q, x = quantizer(fmt, granularity), draw(seed).float()
@@ -164,16 +186,23 @@ def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
         alone = quantizer("int3")
         alone.reset(x[index])
         assert torch.equal(together.relax(x)[index], alone.relax(x[index]))
-        for a, b in zip(gradients(alone, x[index], g[index]), (grad_x[index], grad_s[index]), strict=True):
+        for a, b in zip(
+            gradients(alone, x[index], g[index]), (grad_x[index], grad_s[index]), strict=True
+        ):
             assert torch.equal(a, b)
 
 
 def test_what_has_no_rule_is_one_sentence() -> None:
-    def why(fmt: str, role: str = "weight", granularity: str = "channel", unsigned: bool = False) -> str | None:
+    def why(
+        fmt: str, role: str = "weight", granularity: str = "channel", unsigned: bool = False
+    ) -> str | None:
         return LSQ().unsupported(Site("w", role, fmt, granularity, SHAPE, unsigned))  # type: ignore[arg-type]
 
     assert "not equally spaced" in str(why("fp4")) and "Q_P = 0" in str(why("int1"))
-    assert "Q_P = 0" in str(why("int1", "activation", "tensor")) and why("int1", "activation", "tensor", unsigned=True) is None
+    assert (
+        "Q_P = 0" in str(why("int1", "activation", "tensor"))
+        and why("int1", "activation", "tensor", unsigned=True) is None
+    )
     assert "one step for a layer's input" in str(why("int4", "activation", "channel"))
     assert why("int2") is None and why("int8", granularity="block-32") is None
 
@@ -246,7 +275,9 @@ def test_the_step_finds_nearly_the_least_squared_error(fmt: str) -> None:
 def test_training_moves_the_steps_at_their_own_rate() -> None:
     """By the loop's own pieces: steps of weights and inputs are trained, never decayed, and at `rate` times the learning rate."""
     kit = Kit("ste", Path())
-    config = dataclasses.replace(kit.config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2))
+    config = dataclasses.replace(
+        kit.config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2)
+    )
     moved = {}
     for rate in (0.0, 1.0):
         run = attach(ToyProblem(0, 64, torch.device("cpu")), LSQ(rate=rate), config)
@@ -259,8 +290,17 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
         before = [p.detach().clone() for q in run.quantizers() for p in q.parameters()]
         for step in range(20):
             one_step(run, step)
-        moved[rate] = [not torch.equal(p, b) for p, b in zip([p for q in run.quantizers() for p in q.parameters()], before, strict=True)]
-    assert all(moved[1.0]) and not any(moved[0.0]) and len(moved[1.0]) == len(run.bundles) + len(run.inputs)
+        moved[rate] = [
+            not torch.equal(p, b)
+            for p, b in zip(
+                [p for q in run.quantizers() for p in q.parameters()], before, strict=True
+            )
+        ]
+    assert (
+        all(moved[1.0])
+        and not any(moved[0.0])
+        and len(moved[1.0]) == len(run.bundles) + len(run.inputs)
+    )
 
 
 def test_compiled_gradients_are_the_eager_ones() -> None:

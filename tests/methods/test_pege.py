@@ -32,7 +32,12 @@ SHAPE = (4, 64)
 
 
 def weight(
-    fmt: str = "int4", granularity: str = "channel", shape: tuple[int, ...] = SHAPE, rate: float = 0.5, u: float = 0.3, **fields: Any
+    fmt: str = "int4",
+    granularity: str = "channel",
+    shape: tuple[int, ...] = SHAPE,
+    rate: float = 0.5,
+    u: float = 0.3,
+    **fields: Any,
 ) -> Any:
     q = PEGE(**fields).quantizer(Site("w", "weight", fmt, granularity, shape))
     q.seed(0, [f"w{i}" for i in range(math.prod(shape[:-2]))])
@@ -42,7 +47,9 @@ def weight(
 
 
 def draw(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def gradient(q: Quantizer, x: Tensor, g: Tensor) -> Tensor:
@@ -52,9 +59,17 @@ def gradient(q: Quantizer, x: Tensor, g: Tensor) -> Tensor:
     return leaf.grad
 
 
-def attached(method: PEGE, weights: str = "int4", activations: str | None = None, task: str = "toy", steps: int = 60) -> Run:
+def attached(
+    method: PEGE,
+    weights: str = "int4",
+    activations: str | None = None,
+    task: str = "toy",
+    steps: int = 60,
+) -> Run:
     """The method on a fresh problem, ready to be stepped."""
-    config = dataclasses.replace(Kit("ste", Path()).config(weights, activations=activations, steps=steps), task=task)
+    config = dataclasses.replace(
+        Kit("ste", Path()).config(weights, activations=activations, steps=steps), task=task
+    )
     _, problem = open_problem(config, torch.device("cpu"))
     run = attach(problem, method, config)
     for bundle in run.bundles:
@@ -69,17 +84,32 @@ def attached(method: PEGE, weights: str = "int4", activations: str | None = None
 
 
 @pytest.mark.parametrize(
-    ("base", "wanted"), [(math.e, [0, 0.1586, 0.3574, 0.6201, 0.8280, 1]), (2.0, [0, 0.1375, 0.3219, 0.5850, 0.8074, 1])]
+    ("base", "wanted"),
+    [
+        (math.e, [0, 0.1586, 0.3574, 0.6201, 0.8280, 1]),
+        (2.0, [0, 0.1375, 0.3219, 0.5850, 0.8074, 1]),
+    ],
 )
 @pytest.mark.parametrize("ramp", [0.25, 0.5, 0.75])
 def test_the_rate_follows_the_logarithm(base: float, wanted: list[float], ramp: float) -> None:
     found = [replacement_rate(ramp * t, "log", base, ramp) for t in (0, 0.1, 0.25, 0.5, 0.75, 1)]
     assert found == pytest.approx(wanted, abs=6e-5)
-    assert found[-1] == replacement_rate(ramp + 0.01, "log", base, ramp) == replacement_rate(1.0, "log", base, ramp) == 1.0
+    assert (
+        found[-1]
+        == replacement_rate(ramp + 0.01, "log", base, ramp)
+        == replacement_rate(1.0, "log", base, ramp)
+        == 1.0
+    )
 
 
 def test_the_other_schedules() -> None:
-    assert [replacement_rate(t, "linear", 2, 0.5) for t in (0, 0.1, 0.25, 0.5, 0.9)] == [0, 0.2, 0.5, 1, 1]
+    assert [replacement_rate(t, "linear", 2, 0.5) for t in (0, 0.1, 0.25, 0.5, 0.9)] == [
+        0,
+        0.2,
+        0.5,
+        1,
+        1,
+    ]
     assert [replacement_rate(t, "full", 2, 0.5) for t in (0, 0.3, 1)] == [1, 1, 1]
 
 
@@ -104,7 +134,9 @@ def test_nothing_replaced_is_full_precision(fmt: str, base: str) -> None:
     clipped = weight(fmt, rate=0.0, base=base)
     grid = clipped.grid(x)
     fits = x.abs() <= grid.scale * grid.levels.high
-    assert torch.equal(clipped.relax(x)[fits], x[fits]) and torch.equal(gradient(clipped, x, g)[fits], g[fits])
+    assert torch.equal(clipped.relax(x)[fits], x[fits]) and torch.equal(
+        gradient(clipped, x, g)[fits], g[fits]
+    )
     if base == "absmax" and fmt != "int1":
         torch.testing.assert_close(clipped.relax(x), x, rtol=3e-7, atol=0)
         assert torch.equal(gradient(clipped, x, g), g)
@@ -118,12 +150,22 @@ def test_everything_replaced_without_a_pull_is_clipped_ste(fmt: str, base: str) 
         weight(fmt, rate=1.0, base=base, kappa=0.0),
         load_method("ste")(scale=base).quantizer(Site("w", "weight", fmt, "channel", SHAPE)),
     )  # type: ignore[call-arg]
-    assert torch.equal(q.relax(x), ste.relax(x)) and torch.equal(gradient(q, x, g), gradient(ste, x, g))
+    assert torch.equal(q.relax(x), ste.relax(x)) and torch.equal(
+        gradient(q, x, g), gradient(ste, x, g)
+    )
 
 
-@given(st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(["absmax", "mse"]), st.floats(0, 1), st.booleans())
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(FORMATS),
+    st.sampled_from(["absmax", "mse"]),
+    st.floats(0, 1),
+    st.booleans(),
+)
 @settings(max_examples=80, deadline=None)
-def test_every_element_is_the_clipped_one_or_its_level(seed: int, fmt: str, base: str, rate: float, raw: bool) -> None:
+def test_every_element_is_the_clipped_one_or_its_level(
+    seed: int, fmt: str, base: str, rate: float, raw: bool
+) -> None:
     x = draw(seed)
     q = weight(fmt, rate=rate, base=base, raw_unreplaced=raw)
     grid, y = q.grid(x), q.relax(x)
@@ -140,7 +182,9 @@ def test_the_share_replaced_is_the_rate(rate: float) -> None:
     x, q = draw(5, shape), weight("int4", shape=shape, rate=rate)
     hit = (q.relax(x) == q.grid(x).snap(x)).double().mean((-2, -1))
     spread = math.sqrt(rate * (1 - rate) / 100_000)
-    assert ((hit - rate).abs() < 4 * spread + 1e-4).all()  # an element on its level counts as hit: the largest of each row
+    assert (
+        (hit - rate).abs() < 4 * spread + 1e-4
+    ).all()  # an element on its level counts as hit: the largest of each row
 
 
 def test_masks_are_keyed_by_seed_site_and_step_and_by_nothing_else() -> None:
@@ -154,7 +198,9 @@ def test_masks_are_keyed_by_seed_site_and_step_and_by_nothing_else() -> None:
         return q.relax(x)
 
     assert torch.equal(made(), made())
-    assert not any(torch.equal(made(), other) for other in (made(seed=1), made(site="v"), made(step=8)))
+    assert not any(
+        torch.equal(made(), other) for other in (made(seed=1), made(site="v"), made(step=8))
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -213,7 +259,11 @@ def test_the_penalty_adds_nothing_to_the_scale() -> None:
 def test_with_everything_replaced_and_the_right_weight_it_is_ewgs() -> None:
     """u = δ·|g|/(L − 1) in step units, on the affine grid that both have."""
     x, g, delta = draw(12, (1, 256)), draw(13, (1, 256)), 0.5
-    ewgs = EWGS(delta=delta).quantizer(Site("x", "activation", "int4", "tensor", (1, 256), unsigned=True)).double()
+    ewgs = (
+        EWGS(delta=delta)
+        .quantizer(Site("x", "activation", "int4", "tensor", (1, 256), unsigned=True))
+        .double()
+    )
     ewgs.low.data.fill_(float(x.min()))
     ewgs.high.data.fill_(float(x.max()))
     ewgs.alpha.data.copy_(ewgs.high - ewgs.low)
@@ -259,14 +309,20 @@ def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
     def kappa(x: Tensor, s: Tensor, u: Tensor) -> float:
         z = (x / s).detach()
         assert x.grad is not None
-        return float((z - z.round()).square().mean().sqrt() * u / (s * x.grad).square().mean().sqrt())
+        return float(
+            (z - z.round()).square().mean().sqrt() * u / (s * x.grad).square().mean().sqrt()
+        )
 
     for bundle in run.bundles:
         for index, layer in enumerate(bundle.layers):
             scale = layer.weight.detach().abs().amax(1, keepdim=True) / 7
-            assert kappa(layer.weight, scale, bundle.quantizer.error_weight[index]) == pytest.approx(0.3, rel=1e-4)
+            assert kappa(
+                layer.weight, scale, bundle.quantizer.error_weight[index]
+            ) == pytest.approx(0.3, rel=1e-4)
     for name, q in run.inputs.items():
-        assert kappa(seen[name], q.grid(seen[name]).scale, q.error_weight) == pytest.approx(0.3, rel=1e-4)
+        assert kappa(seen[name], q.grid(seen[name]).scale, q.error_weight) == pytest.approx(
+            0.3, rel=1e-4
+        )
     assert len(seen) == 3 and all(float(q.rate) == (schedule == "full") for q in run.quantizers())  # type: ignore[arg-type]
 
 
@@ -311,7 +367,9 @@ def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
         one_step(run, 0)
     for (_, a, grid), (_, b, _) in zip(plain.grids(), pulled.grids(), strict=True):
         w = a.weight.detach()
-        torch.testing.assert_close(b.weight.detach(), w - 0.01 * 0.5 * (w - grid.snap(w)), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            b.weight.detach(), w - 0.01 * 0.5 * (w - grid.snap(w)), rtol=0, atol=1e-7
+        )
         assert not torch.equal(a.weight, b.weight)
     assert all(float(q.error_weight.sum()) == 0 for q in pulled.quantizers())  # type: ignore[operator]
 
@@ -322,7 +380,10 @@ def test_the_pull_brings_weights_to_their_levels() -> None:
         run.recipes = (Recipe(steps=60, batch=64, lr=0.01),)
         for step in range(60):
             one_step(run, step)
-        gaps = [((w := layer.weight.detach()) - grid.snap(w)).div(grid.scale).square().mean() for _, layer, grid in run.grids()]
+        gaps = [
+            ((w := layer.weight.detach()) - grid.snap(w)).div(grid.scale).square().mean()
+            for _, layer, grid in run.grids()
+        ]
         return float(sum(gaps)) / len(gaps)
 
     assert distance(1.0) < 0.8 * distance(0.0)
@@ -340,7 +401,10 @@ def test_values_out_of_domain_are_refused(fields: dict[str, float], message: str
 
 def test_a_codebook_has_no_affine_grid() -> None:
     site = Site("w", "weight", "fp4", "channel", SHAPE)
-    assert PEGE(base="affine").unsupported(site) == "fp4 is a codebook, which has no affine grid" and PEGE().unsupported(site) is None
+    assert (
+        PEGE(base="affine").unsupported(site) == "fp4 is a codebook, which has no affine grid"
+        and PEGE().unsupported(site) is None
+    )
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -358,7 +422,9 @@ def test_degenerate_weights_give_numbers(fmt: str, granularity: str, base: str) 
         leaf = tensor.clone().requires_grad_()
         y = q(leaf)
         y.sum().backward()
-        assert y.dtype == torch.float32 and torch.isfinite(y).all() and torch.isfinite(leaf.grad).all()
+        assert (
+            y.dtype == torch.float32 and torch.isfinite(y).all() and torch.isfinite(leaf.grad).all()
+        )
 
 
 def test_sites_side_by_side_get_the_bits_they_get_alone() -> None:
@@ -392,16 +458,31 @@ def test_compiled_it_keeps_its_gradient() -> None:
             assert not torch.allclose(leaf.grad, g, atol=1e-2)
 
 
-@pytest.mark.parametrize("given", [{"kappa": 0}, {"schedule": "full"}, {"schedule": "linear"}, {"ramp": 0.25}, {"decoupled": True}])
-def test_every_ablation_can_be_asked_for_in_a_sweep_file(given: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kappa": 0},
+        {"schedule": "full"},
+        {"schedule": "linear"},
+        {"ramp": 0.25},
+        {"decoupled": True},
+    ],
+)
+def test_every_ablation_can_be_asked_for_in_a_sweep_file(
+    given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "load", lambda *_: PEGE)
-    method = registry.build("methods", "pege", {**given, "raw_unreplaced": True, "base": "mse", "log_base": 2})
+    method = registry.build(
+        "methods", "pege", {**given, "raw_unreplaced": True, "base": "mse", "log_base": 2}
+    )
     assert method == PEGE(**given, raw_unreplaced=True, base="mse", log_base=2.0)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="did you mean"):
         registry.build("methods", "pege", {"kapa": 0.1})
 
 
-def test_once_everything_is_replaced_nothing_is_drawn_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_everything_is_replaced_nothing_is_drawn_and_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, g = draw(3), draw(4)
     q = weight(rate=1.0)
     before = q.relax(x), gradient(q, x, g)

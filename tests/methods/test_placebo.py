@@ -21,9 +21,13 @@ from qbench.training.setup import attach, open_problem
 
 
 @given(st.integers(0, 10**6), st.floats(0, 0.99), st.sampled_from([torch.float32, torch.float64]))
-def test_the_norm_of_each_site_is_kept_and_no_sign_changes(seed: int, strength: float, dtype: torch.dtype) -> None:
+def test_the_norm_of_each_site_is_kept_and_no_sign_changes(
+    seed: int, strength: float, dtype: torch.dtype
+) -> None:
     draw = torch.Generator().manual_seed(seed)
-    g = torch.randn(3, 4, 5, generator=draw, dtype=dtype) * 10.0 ** torch.randint(-6, 6, (3, 1, 1), generator=draw)
+    g = torch.randn(3, 4, 5, generator=draw, dtype=dtype) * 10.0 ** torch.randint(
+        -6, 6, (3, 1, 1), generator=draw
+    )
     g[1, 2] = 0
     found = stretched(g, torch.rand(g.shape, generator=draw, dtype=dtype), strength)
     torch.testing.assert_close(found.norm(dim=(1, 2)), g.norm(dim=(1, 2)))
@@ -31,7 +35,9 @@ def test_the_norm_of_each_site_is_kept_and_no_sign_changes(seed: int, strength: 
 
 
 def test_nothing_is_stretched_to_nan() -> None:
-    assert torch.equal(stretched(torch.zeros(2, 3, 4), torch.rand(2, 3, 4), 0.5), torch.zeros(2, 3, 4))
+    assert torch.equal(
+        stretched(torch.zeros(2, 3, 4), torch.rand(2, 3, 4), 0.5), torch.zeros(2, 3, 4)
+    )
 
 
 def config(kit: Kit, **params: object) -> RunConfig:
@@ -41,7 +47,10 @@ def config(kit: Kit, **params: object) -> RunConfig:
 
 def test_without_strength_it_is_ste_bit_for_bit(tmp_path: Path) -> None:
     placebo, ste = Kit("placebo", tmp_path), Kit("ste", tmp_path)
-    results = [run_one(Assignment(c, tmp_path / str(i) / "1")) for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))]
+    results = [
+        run_one(Assignment(c, tmp_path / str(i) / "1"))
+        for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))
+    ]
     assert results[0]["artefact_sha256"] == results[1]["artefact_sha256"]
     stretched_run = run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
     assert stretched_run["artefact_sha256"] != results[0]["artefact_sha256"]

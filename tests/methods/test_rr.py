@@ -29,9 +29,15 @@ UNCLIPPED = [f for f in FORMATS if f != "int1"]
 
 
 def quantizer(
-    fmt: str, granularity: str = "channel", shape: tuple[int, ...] = SHAPE, names: tuple[str, ...] = ("w",), **params: object
+    fmt: str,
+    granularity: str = "channel",
+    shape: tuple[int, ...] = SHAPE,
+    names: tuple[str, ...] = ("w",),
+    **params: object,
 ) -> Quantizer:
-    found = build("methods", "rr", params).quantizer(Site(",".join(names), "weight", fmt, granularity, shape))
+    found = build("methods", "rr", params).quantizer(
+        Site(",".join(names), "weight", fmt, granularity, shape)
+    )
     assert isinstance(found, Quantizer)
     found.seed(0, list(names))
     return found
@@ -51,10 +57,15 @@ def many(q: Quantizer, x: Tensor, steps: int) -> Tensor:
 
 
 @given(
-    st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(["absmax", "mse"]), st.sampled_from(["tensor", "channel", "block-4"])
+    st.integers(0, 10_000),
+    st.sampled_from(FORMATS),
+    st.sampled_from(["absmax", "mse"]),
+    st.sampled_from(["tensor", "channel", "block-4"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_weight_is_one_of_its_two_neighbours(seed: int, fmt: str, scale: str, granularity: str) -> None:
+def test_every_weight_is_one_of_its_two_neighbours(
+    seed: int, fmt: str, scale: str, granularity: str
+) -> None:
     q, x = quantizer(fmt, granularity, scale=scale), draw(seed)
     low, high = q.grid(x).neighbours(x)
     made = q.relax(x)
@@ -71,7 +82,9 @@ def test_the_mean_over_steps_is_the_weight(fmt: str) -> None:
     low, high = q.grid(x).neighbours(x)
     variance, gap = ((x - low) * (high - x)).clamp(min=0), high - low
     assert ((made.mean(0) - x).abs() <= 4.5 * (variance / steps).sqrt() + gap / steps + 1e-9).all()
-    assert ((made.var(0) - variance).abs() <= 4.5 * gap * (variance / steps).sqrt() + gap**2 / steps).all()
+    assert (
+        (made.var(0) - variance).abs() <= 4.5 * gap * (variance / steps).sqrt() + gap**2 / steps
+    ).all()
 
 
 def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> None:
@@ -81,7 +94,9 @@ def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> Non
     assert not torch.equal(first, second) and torch.equal(first, many(q, x, 1)[0])
     other, reseeded = quantizer("int2", names=("v",)), quantizer("int2")
     reseeded.seed(1, ["w"])
-    assert not torch.equal(first, many(other, x, 1)[0]) and not torch.equal(first, many(reseeded, x, 1)[0])
+    assert not torch.equal(first, many(other, x, 1)[0]) and not torch.equal(
+        first, many(reseeded, x, 1)[0]
+    )
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -92,13 +107,23 @@ def test_a_weight_on_its_level_stays_there(fmt: str) -> None:
     torch.testing.assert_close(many(q, x, 50), x.expand(50, *SHAPE), rtol=1e-12, atol=0)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([f"int{b}" for b in range(1, 9)]), st.sampled_from(["absmax", "mse"]))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([f"int{b}" for b in range(1, 9)]),
+    st.sampled_from(["absmax", "mse"]),
+)
 @settings(max_examples=60, deadline=None)
-def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(seed: int, fmt: str, scale: str) -> None:
+def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(
+    seed: int, fmt: str, scale: str
+) -> None:
     q, x, g = quantizer(fmt, scale=scale), draw(seed).requires_grad_(), draw(seed + 1)
     q.relax(x).backward(g)
     z = x.detach() / q.grid(x.detach()).scale
-    fits = (torch.round(z - 0.5) + 0.5).abs() <= 0.5 if fmt == "int1" else torch.round(z).abs() <= 2 ** (int(fmt[3:]) - 1) - 1
+    fits = (
+        (torch.round(z - 0.5) + 0.5).abs() <= 0.5
+        if fmt == "int1"
+        else torch.round(z).abs() <= 2 ** (int(fmt[3:]) - 1) - 1
+    )
     assert x.grad is not None and torch.equal(x.grad, g * fits)
     assert fits.all() or (scale, fmt) != ("absmax", "int4")
     if scale == "mse" and fmt == "int2":
@@ -117,7 +142,9 @@ def test_the_expected_gradient_on_a_quadratic_is_that_of_full_precision() -> Non
         (0.5 * error @ hessian @ error.T).sum().backward()
         grads.append(leaf.grad)
     found = torch.stack(grads)  # type: ignore[arg-type]
-    assert ((found.mean(0) - (w - goal) @ hessian).abs() <= 4.5 * found.std(0) / steps**0.5 + 1e-9).all()
+    assert (
+        (found.mean(0) - (w - goal) @ hessian).abs() <= 4.5 * found.std(0) / steps**0.5 + 1e-9
+    ).all()
     assert (found.std(0) > 0.1).all()  # a single step's gradient is far from it
 
 
@@ -129,7 +156,12 @@ def test_degenerate_groups(fmt: str, scale: str) -> None:
     for x in (rows.clone().requires_grad_(), rows.clamp(-6e4, 6e4).half().requires_grad_()):
         made = quantizer(fmt, scale=scale).train()(x)
         made.sum().backward()
-        assert made.dtype == torch.float32 and made.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+        assert (
+            made.dtype == torch.float32
+            and made.isfinite().all()
+            and x.grad is not None
+            and x.grad.isfinite().all()
+        )
         assert (made[0].abs() <= 0.5).all() if fmt == "int1" else (made[0] == 0).all()
 
 
@@ -144,7 +176,9 @@ def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Pat
     kit = Kit("rr", tmp_path)
     config = kit.config("int4", activations="int8")
     _, problem = open_problem(config, torch.device("cpu"))
-    run = prepare(Assignment(config, tmp_path / "1"), Execution(accumulate=2), problem, torch.device("cpu"))
+    run = prepare(
+        Assignment(config, tmp_path / "1"), Execution(accumulate=2), problem, torch.device("cpu")
+    )
     seen = []
     relax = run.bundles[0].quantizer.relax
     run.bundles[0].quantizer.relax = lambda x: seen.append(relax(x)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
@@ -159,14 +193,18 @@ def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Pat
 def test_the_curve_and_the_roundings_are_recorded(tmp_path: Path) -> None:
     kit = Kit("rr", tmp_path)
     result, folder = kit.run(kit.config("int4"))
-    assert result["state"] == "ok" and result["audit"]["passed"] and result["scores"]["rr_count"] == 5
+    assert (
+        result["state"] == "ok" and result["audit"]["passed"] and result["scores"]["rr_count"] == 5
+    )
     assert result["scores"]["rr_std"] > 0 and result["scores"]["packed"] < 1.0
     losses = [json.loads(line)["loss"] for line in Attempt(folder).curve.read_text().splitlines()]
     assert losses[-1] < losses[0] / 2
 
 
 def test_inputs_are_quantized_by_the_common_rule_and_wrong_parameters_refused() -> None:
-    assert isinstance(RR().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange)
+    assert isinstance(
+        RR().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange
+    )
     with pytest.raises(UsageError, match="unknown value 'msee'; did you mean mse"):
         build("methods", "rr", {"scale": "msee"})
 
@@ -184,4 +222,9 @@ def test_compiled_equals_eager(fmt: str) -> None:
         (eager * g).sum().backward()
         (fast * g).sum().backward()
         torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-7)
-        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad) and b.grad.abs().sum() > 0
+        assert (
+            a.grad is not None
+            and b.grad is not None
+            and torch.equal(a.grad, b.grad)
+            and b.grad.abs().sum() > 0
+        )

@@ -30,10 +30,17 @@ SHAPE = (4, 16)
 
 
 def quantizer(
-    name: str, fmt: str, shape: tuple[int, ...] = SHAPE, role: str = "weight", unsigned: bool = False, **params: object
+    name: str,
+    fmt: str,
+    shape: tuple[int, ...] = SHAPE,
+    role: str = "weight",
+    unsigned: bool = False,
+    **params: object,
 ) -> Quantizer:
     granularity = "channel" if role == "weight" else "tensor"
-    found = build("methods", name, params).quantizer(Site("w", role, fmt, granularity, shape, unsigned))  # type: ignore[arg-type]
+    found = build("methods", name, params).quantizer(
+        Site("w", role, fmt, granularity, shape, unsigned)
+    )  # type: ignore[arg-type]
     assert isinstance(found, Quantizer)
     return found
 
@@ -51,16 +58,25 @@ def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> 
     assert torch.equal(grid.snap(q.relax(x)), q.relax(x))
     if fmt != "int1":
         assert torch.equal(q.relax(-x), -q.relax(x))
-        assert (q.relax(torch.where(x.abs() < 0.01, torch.zeros_like(x), x))[x.abs() < 0.01] == 0).all()
+        assert (
+            q.relax(torch.where(x.abs() < 0.01, torch.zeros_like(x), x))[x.abs() < 0.01] == 0
+        ).all()
     order = x.argsort(-1)
     assert (q.relax(x).gather(-1, order).diff(dim=-1) >= 0).all()
     if fmt != "fp4" and scale == "absmax" and fmt != "int1":
         assert ((q.relax(x) - x).abs() <= grid.scale / 2 * (1 + 1e-5)).all()
 
 
-@given(st.integers(0, 10_000), st.sampled_from([f"int{b}" for b in range(1, 9)]), st.sampled_from(["absmax", "mse"]), st.booleans())
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([f"int{b}" for b in range(1, 9)]),
+    st.sampled_from(["absmax", "mse"]),
+    st.booleans(),
+)
 @settings(max_examples=100)
-def test_the_gradient_mask_is_that_of_the_rounded_code(seed: int, fmt: str, scale: str, clip_gradient: bool) -> None:
+def test_the_gradient_mask_is_that_of_the_rounded_code(
+    seed: int, fmt: str, scale: str, clip_gradient: bool
+) -> None:
     q, x, g = (
         quantizer("ste", fmt, scale=scale, clip_gradient=clip_gradient),
         draw(seed, double=True).requires_grad_(),
@@ -88,7 +104,9 @@ def test_the_gradient_through_the_scale_is_that_of_the_smooth_part(fmt: str) -> 
     q, x, g = quantizer("ste", fmt, scale_gradient=True), draw(7, double=True), draw(8, double=True)
     leaf = x.clone().requires_grad_()
     q.relax(leaf).backward(g)
-    assert torch.equal(q.relax(x), q.grid(x).snap(x)) or torch.allclose(q.relax(x), q.grid(x).snap(x), rtol=1e-14)
+    assert torch.equal(q.relax(x), q.grid(x).snap(x)) or torch.allclose(
+        q.relax(x), q.grid(x).snap(x), rtol=1e-14
+    )
     site, levels = q.site, q.site.levels()
     s = absmax_scale(x, site, levels)
     code_error = (torch.round(x / s) - x / s) * g
@@ -118,7 +136,9 @@ def test_inputs_keep_the_widest_range_they_were_shown(unsigned: bool) -> None:
     top = 15 if unsigned else 7
     x = torch.tensor([[3.0, 9.0, 1.0, -1.0]], requires_grad=True)
     y = q.relax(x)
-    assert y.detach()[0, :2].tolist() == pytest.approx([3.0, 3.0]) and len(q.grid(x).levels.units()) == (16 if unsigned else 15)
+    assert y.detach()[0, :2].tolist() == pytest.approx([3.0, 3.0]) and len(
+        q.grid(x).levels.units()
+    ) == (16 if unsigned else 15)
     assert float(y.detach()[0, 2]) == pytest.approx(round(1.0 * top / 3) * 3 / top)
     y.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [[1.0, 0.0, 1.0, 0.0 if unsigned else 1.0]]
@@ -133,14 +153,19 @@ def test_rtn_has_every_grid(grid: str, levels: int) -> None:
     assert q.grid(x).levels.count == levels
     snapped = q.grid(x).snap(x)
     if grid == "affine":
-        assert torch.allclose(snapped.amin(-1), x.amin(-1)) and torch.allclose(snapped.amax(-1), x.amax(-1))
+        assert torch.allclose(snapped.amin(-1), x.amin(-1)) and torch.allclose(
+            snapped.amax(-1), x.amax(-1)
+        )
     if grid == "midrise":
         assert (snapped != 0).all()
 
 
 def test_rtn_refuses_grids_that_a_codebook_lacks() -> None:
     method = load_method("rtn")(grid="affine")  # type: ignore[call-arg]
-    assert method.unsupported(Site("w", "weight", "fp4", "channel", SHAPE)) == "fp4 is a codebook, which has no affine grid"
+    assert (
+        method.unsupported(Site("w", "weight", "fp4", "channel", SHAPE))
+        == "fp4 is a codebook, which has no affine grid"
+    )
     with pytest.raises(UsageError, match="does not apply"):
         build("methods", "rtn", {"grid": "affine", "scale": "mse"})
 
@@ -149,7 +174,10 @@ def test_a_searched_scale_beats_absmax() -> None:
     """The reason why beating absmax RTN proves little."""
     x = draw(4)
     for fmt in ("int2", "int3", "int4"):
-        error = {s: float((quantizer("rtn", fmt, scale=s).grid(x).snap(x) - x).square().sum()) for s in ("absmax", "mse")}
+        error = {
+            s: float((quantizer("rtn", fmt, scale=s).grid(x).snap(x) - x).square().sum())
+            for s in ("absmax", "mse")
+        }
         assert error["mse"] < error["absmax"]
 
 
@@ -162,14 +190,22 @@ def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_it_is_settle
     kept = q.grid(other).scale
     q.reset(other)
     best = q.grid(other).scale
-    assert not torch.equal(kept, best) and torch.equal(best, quantizer("ste", "int3", scale="mse").grid(other).scale)
+    assert not torch.equal(kept, best) and torch.equal(
+        best, quantizer("ste", "int3", scale="mse").grid(other).scale
+    )
 
 
 @pytest.mark.parametrize(("method", "field"), [("ste", "scale"), ("rr", "scale"), ("pege", "base")])
 @pytest.mark.parametrize("fmt", ["int2", "int4", "fp4"])
-def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(method: str, field: str, fmt: str) -> None:
+def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
+    method: str, field: str, fmt: str
+) -> None:
     """Against LSQ as its paper writes it, with rounding made invisible to autograd by a detached difference."""
-    q, x, g = quantizer(method, fmt, **{field: "learned"}).double(), draw(7, double=True), draw(8, double=True)
+    q, x, g = (
+        quantizer(method, fmt, **{field: "learned"}).double(),
+        draw(7, double=True),
+        draw(8, double=True),
+    )
     assert isinstance(q, ScaledQuantizer)
     q.reset(x)
     assert torch.equal(q.size, searched_scale(x, q.site, q.levels).to(q.size.dtype))
@@ -193,7 +229,12 @@ def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
 def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).config("int2", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "learned"})
-    run = prepare(Assignment(config, tmp_path), Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = prepare(
+        Assignment(config, tmp_path),
+        Execution(),
+        open_problem(config, torch.device("cpu"))[1],
+        torch.device("cpu"),
+    )
     start = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
     for step in range(20):
         loop.one_step(run, step)
@@ -205,15 +246,24 @@ def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Pat
     assert {g["name"]: g["weight_decay"] for g in run.optimizer.param_groups}["quantizer"] == 0
 
 
-def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(tmp_path: Path) -> None:
+def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(
+    tmp_path: Path,
+) -> None:
     config = Kit("ste", tmp_path).config("int2", activations="int4", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "hessian"})
-    run = prepare(Assignment(config, tmp_path), Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = prepare(
+        Assignment(config, tmp_path),
+        Execution(),
+        open_problem(config, torch.device("cpu"))[1],
+        torch.device("cpu"),
+    )
     quantizer = run.bundles[0].quantizer
     assert isinstance(quantizer, ScaledQuantizer)
     seen = []
     for step in range(20):
-        before = [t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)]
+        before = [
+            t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
+        ]
         loop.one_step(run, step)
         now = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
         if any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)):
@@ -233,18 +283,27 @@ def test_wrong_parameters_are_one_line(params: dict[str, object], message: str) 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-PRESETS = [(name, preset) for name in sorted(plugins("methods")) for preset in load_method(name).presets]
+PRESETS = [
+    (name, preset) for name in sorted(plugins("methods")) for preset in load_method(name).presets
+]
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
     text = 'board = "p"\ntrack = "as-published"\nmethods = ["fp"]\ntasks = ["digits"]\nformats = ["int4"]\n'
-    plan = make_plan(read_text(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml"))
+    plan = make_plan(
+        read_text(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml")
+    )
     published = load_method(name).presets[preset]
     (cell,) = (c for c in plan.cells if c.label == f"{name} as published ({preset})")
-    assert published.source and published.recipe.items() <= dataclasses.asdict(cell.example.recipe).items()
+    assert (
+        published.source
+        and published.recipe.items() <= dataclasses.asdict(cell.example.recipe).items()
+    )
     assert published.params.items() <= cell.example.method_params.items()
-    assert cell.example.start == (published.start or "scratch") and plan.sweep.track == "as-published"
+    assert (
+        cell.example.start == (published.start or "scratch") and plan.sweep.track == "as-published"
+    )
 
 
 def test_methods_with_a_paper_that_tells_its_recipe_have_a_preset() -> None:
@@ -277,13 +336,23 @@ def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
         y = q(leaf)
         y.sum().backward()
         shipped = q.eval()(x)
-        assert y.shape == x.shape and all(bool(torch.isfinite(t).all()) for t in (y, shipped, leaf.grad))  # type: ignore[arg-type]
+        assert y.shape == x.shape and all(
+            bool(torch.isfinite(t).all()) for t in (y, shipped, leaf.grad)
+        )  # type: ignore[arg-type]
 
 
 def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).config("int2", activations="int4")
-    run = prepare(Assignment(config, tmp_path), Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
-    full, empty = run.problem.batch(-1), Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0)
+    run = prepare(
+        Assignment(config, tmp_path),
+        Execution(),
+        open_problem(config, torch.device("cpu"))[1],
+        torch.device("cpu"),
+    )
+    full, empty = (
+        run.problem.batch(-1),
+        Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0),
+    )
     run.calibrate([full])
     alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
     run.calibrate([empty, full, empty])

@@ -27,7 +27,11 @@ def test_draws_are_uniform() -> None:
 def test_neighbouring_keys_steps_and_positions_are_uncorrelated() -> None:
     n = 100_000
     base = uniform(keys(7), step(0), (1, 1, n)).flatten().double() - 0.5
-    for other in (uniform(keys(8), step(0), (1, 1, n)), uniform(keys(7), step(1), (1, 1, n)), uniform(keys(7), step(0), (1, 1, n)).roll(1)):
+    for other in (
+        uniform(keys(8), step(0), (1, 1, n)),
+        uniform(keys(7), step(1), (1, 1, n)),
+        uniform(keys(7), step(0), (1, 1, n)).roll(1),
+    ):
         correlation = (base * (other.flatten().double() - 0.5)).mean() * 12
         assert abs(correlation) < 5 / n**0.5
 
@@ -53,4 +57,7 @@ def test_keys_are_the_same_everywhere() -> None:
 def test_rows_further_down_draw_what_they_draw_in_the_whole() -> None:
     whole = uniform(keys(5), step(2), (1, 12, 7))
     for first, count in ((0, 5), (5, 4), (9, 3)):
-        assert torch.equal(uniform(keys(5), step(2), (1, count, 7), torch.tensor(first)), whole[:, first : first + count])
+        assert torch.equal(
+            uniform(keys(5), step(2), (1, count, 7), torch.tensor(first)),
+            whole[:, first : first + count],
+        )

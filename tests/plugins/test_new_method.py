@@ -42,52 +42,99 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package installed into a folder of its own."""
     site = tmp_path_factory.mktemp("site")
-    words = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", str(site))
+    words = (
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--target",
+        str(site),
+    )
     done = call(written, "pip", "install", *words, str(written))
     assert done.returncode == 0, done.stderr
     return site
 
 
 def test_it_writes_four_short_files_and_nothing_else(written: Path) -> None:
-    assert sorted(str(p.relative_to(written)) for p in written.rglob("*") if p.is_file()) == sorted(FILES)
+    assert sorted(str(p.relative_to(written)) for p in written.rglob("*") if p.is_file()) == sorted(
+        FILES
+    )
     lines = {name: len((written / name).read_text().splitlines()) for name in FILES}
     assert lines["qbench_half_way.py"] < 40 and lines["README.md"] == 10
-    assert not any("{{" in (written / name).read_text() or "{%" in (written / name).read_text() for name in FILES)
+    assert not any(
+        "{{" in (written / name).read_text() or "{%" in (written / name).read_text()
+        for name in FILES
+    )
     project = tomllib.loads((written / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "qbench-half-way" and project["entry-points"]["qbench.methods"] == {NAME: "qbench_half_way:HalfWay"}
+    assert project["name"] == "qbench-half-way" and project["entry-points"]["qbench.methods"] == {
+        NAME: "qbench_half_way:HalfWay"
+    }
     assert os.listdir(written.parent) == ["mine"], "no draft is left"
-    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE((written / "tests").stat().st_mode), "as readable as any folder"
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(
+        (written / "tests").stat().st_mode
+    ), "as readable as any folder"
 
 
 def test_it_installs_and_is_listed(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, "qbench", "methods", "--json", site=site)
     found = {m["name"]: m for m in json.loads(done.stdout)}[NAME]
-    assert (found["distribution"], found["target"], found["error"]) == ("qbench-half-way 0.1", "qbench_half_way:HalfWay", None)
-    assert found["options"] == {"share": 1.0} and found["title"] == "Half way" and found["summary"]
-    assert sorted(p.name for p in site.glob("qbench*")) == ["qbench_half_way-0.1.dist-info", "qbench_half_way.py"]
-    assert {p.name for p in site.iterdir()} <= {"qbench_half_way-0.1.dist-info", "qbench_half_way.py", "__pycache__"}, (
-        "its tests stay at home"
+    assert (found["distribution"], found["target"], found["error"]) == (
+        "qbench-half-way 0.1",
+        "qbench_half_way:HalfWay",
+        None,
     )
+    assert found["options"] == {"share": 1.0} and found["title"] == "Half way" and found["summary"]
+    assert sorted(p.name for p in site.glob("qbench*")) == [
+        "qbench_half_way-0.1.dist-info",
+        "qbench_half_way.py",
+    ]
+    assert {p.name for p in site.iterdir()} <= {
+        "qbench_half_way-0.1.dist-info",
+        "qbench_half_way.py",
+        "__pycache__",
+    }, "its tests stay at home"
 
 
 def test_it_keeps_the_contract(site: Path, tmp_path: Path) -> None:
     done = call(tmp_path, "qbench", "check", NAME, "--quick", site=site)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{NAME}: " in done.stdout and done.stdout.rstrip().endswith(" 0 failed") and "int4 a:int4" in done.stdout
+    assert (
+        f"{NAME}: " in done.stdout
+        and done.stdout.rstrip().endswith(" 0 failed")
+        and "int4 a:int4" in done.stdout
+    )
 
 
 def test_its_own_test_passes_and_can_fail(written: Path, site: Path, tmp_path: Path) -> None:
-    words = ("pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "-W", "ignore:.*torch.jit.script.*:DeprecationWarning")
+    words = (
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "error",
+        "-W",
+        "ignore:.*torch.jit.script.*:DeprecationWarning",
+    )
     good = call(written, *words, site=site)
     assert good.returncode == 0 and "6 passed" in good.stdout, good.stdout + good.stderr
 
     shutil.copytree(site, tmp_path / "site")
     module = tmp_path / "site" / "qbench_half_way.py"
     whole = module.read_text()
-    module.write_text(whole.replace("straight_through(x, x.lerp(self.grid(x).snap(x), self.share))", "self.grid(x).snap(x) + 0 * x"))
+    module.write_text(
+        whole.replace(
+            "straight_through(x, x.lerp(self.grid(x).snap(x), self.share))",
+            "self.grid(x).snap(x) + 0 * x",
+        )
+    )
     assert module.read_text() != whole
     bad = call(written, *words, "-k", "training", site=tmp_path / "site")
-    assert bad.returncode == 1 and "FAILED tests/test_half_way.py::test_training_goes_a_share_of_the_way" in bad.stdout
+    assert (
+        bad.returncode == 1
+        and "FAILED tests/test_half_way.py::test_training_goes_a_share_of_the_way" in bad.stdout
+    )
 
 
 def test_its_readme_tells_how_to_sweep_it(written: Path, site: Path, tmp_path: Path) -> None:
@@ -96,8 +143,20 @@ def test_its_readme_tells_how_to_sweep_it(written: Path, site: Path, tmp_path: P
     quoted = re.findall(r"`([^`]+)`", text)
     entries = [q for q in quoted if q.startswith(("methods =", "[[method]]", "name =", "share ="))]
     assert len(entries) == 4
-    (tmp_path / "mine.toml").write_text("\n".join(['board = "mine"', 'tasks = ["toy"]', 'formats = ["int4"]', *entries]) + "\n")
-    done = call(tmp_path, "qbench", "sweep", "mine.toml", "--results", "results", "--dry-run", "--json", site=site)
+    (tmp_path / "mine.toml").write_text(
+        "\n".join(['board = "mine"', 'tasks = ["toy"]', 'formats = ["int4"]', *entries]) + "\n"
+    )
+    done = call(
+        tmp_path,
+        "qbench",
+        "sweep",
+        "mine.toml",
+        "--results",
+        "results",
+        "--dry-run",
+        "--json",
+        site=site,
+    )
     assert done.returncode == 0, done.stderr
     assert {"half_way", "share=0.5"} <= set(re.findall(r"half_way|share=0\.5", done.stdout))
 
@@ -105,7 +164,25 @@ def test_its_readme_tells_how_to_sweep_it(written: Path, site: Path, tmp_path: P
 # ---- refusals ----
 
 
-@pytest.mark.parametrize("name", ["", "Mine", "2fast", "a-b", "a b", "a.b", "a__b", "a_", "_a", "é", "a/b", "../a", "a\n", "x" * 41])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Mine",
+        "2fast",
+        "a-b",
+        "a b",
+        "a.b",
+        "a__b",
+        "a_",
+        "_a",
+        "é",
+        "a/b",
+        "../a",
+        "a\n",
+        "x" * 41,
+    ],
+)
 def test_a_bad_name_is_refused(name: str, tmp_path: Path) -> None:
     refused(name, tmp_path, "cannot name a method: that takes small letters")
 
@@ -114,7 +191,9 @@ def test_a_bad_name_is_refused(name: str, tmp_path: Path) -> None:
                                                ("scaled_quantizer", "its class would be ScaledQuantizer"),
                                                ("ste", "a method 'ste' is registered already, by qbench"),
                                                ("methods", "a module qbench_methods is installed already")])  # fmt: skip
-def test_a_name_that_means_something_else_is_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_a_name_that_means_something_else_is_refused(
+    name: str, message: str, tmp_path: Path
+) -> None:
     refused(name, tmp_path, message)
 
 
@@ -128,7 +207,11 @@ def refused(name: str, folder: Path, message: str) -> None:
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
 def test_what_is_there_already_is_left_alone(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "mine"
-    {"folder": place.mkdir, "file": lambda: place.write_text("old"), "dangling link": lambda: place.symlink_to("nowhere")}[kind]()
+    {
+        "folder": place.mkdir,
+        "file": lambda: place.write_text("old"),
+        "dangling link": lambda: place.symlink_to("nowhere"),
+    }[kind]()
     with pytest.raises(UsageError, match="mine exists already: name another folder with --folder"):
         new_method("mine", place)
     assert os.listdir(tmp_path) == ["mine"] and (kind != "folder" or list(place.iterdir()) == [])
@@ -147,9 +230,16 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None
     """No file may grow over a thousand bytes here: the first can be written, the second cannot."""
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.argv = ['qbench', 'new', 'method', 'mine']\n"
     done = subprocess.run(
-        [sys.executable, "-Bc", f"{code}from qbench.cli import main; main()"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-Bc", f"{code}from qbench.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "qbench: cannot write qbench-mine: File too large\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        "qbench: cannot write qbench-mine: File too large\n",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,11 +258,17 @@ def test_the_command_writes_beside_where_it_runs(tmp_path: Path) -> None:
     done = call(tmp_path, "qbench", "new", "method", "my_own")
     assert done.returncode == 0
     assert done.stdout.split() == [
-        f"qbench-my-own/{n}" for n in ("pyproject.toml", "qbench_my_own.py", "tests/test_my_own.py", "README.md")
+        f"qbench-my-own/{n}"
+        for n in ("pyproject.toml", "qbench_my_own.py", "tests/test_my_own.py", "README.md")
     ]
     assert done.stderr == "next: pip install -e qbench-my-own && qbench check my_own\n"
     again = call(tmp_path, "qbench", "new", "method", "my_own")
     assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == "qbench: qbench-my-own exists already: name another folder with --folder\n"
+    assert (
+        again.stderr == "qbench: qbench-my-own exists already: name another folder with --folder\n"
+    )
     elsewhere = call(tmp_path, "qbench", "new", "method", "my_own", "--folder", "other", "--json")
-    assert json.loads(elsewhere.stdout)[0] == "other/pyproject.toml" and (tmp_path / "other" / "README.md").exists()
+    assert (
+        json.loads(elsewhere.stdout)[0] == "other/pyproject.toml"
+        and (tmp_path / "other" / "README.md").exists()
+    )

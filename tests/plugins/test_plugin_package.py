@@ -71,7 +71,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([sys.executable, "-m", *build], check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", *install, str(next(out.glob("*.whl")))], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", *install, str(next(out.glob("*.whl")))],
+        check=True,
+        capture_output=True,
+    )
     return site
 
 
@@ -79,33 +83,57 @@ def qbench(folder: Path, site: Path | None, *words: str) -> subprocess.Completed
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "QBENCH_RESULTS")}
     if site:
         environment["PYTHONPATH"] = str(site)
-    return subprocess.run([sys.executable, "-m", "qbench", *words], capture_output=True, text=True, cwd=folder, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "qbench", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
 
 
-def test_a_method_from_another_package_joins_a_board_and_stays_in_it(site: Path, tmp_path: Path) -> None:
+def test_a_method_from_another_package_joins_a_board_and_stays_in_it(
+    site: Path, tmp_path: Path
+) -> None:
     (tmp_path / "ours.toml").write_text(OURS)
     (tmp_path / "both.toml").write_text(BOTH)
     sweep = ("--results", "results", "--device", "cpu", "--workers", "2", "--json")
 
     without = qbench(tmp_path, None, "sweep", "both.toml", *sweep)
-    assert without.returncode == 2 and "unknown method 'halfway'" in without.stderr and without.stderr.count("\n") == 1
+    assert (
+        without.returncode == 2
+        and "unknown method 'halfway'" in without.stderr
+        and without.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "results").exists()
 
     first = qbench(tmp_path, None, "sweep", "ours.toml", *sweep)
     assert first.returncode == 0 and json.loads(first.stdout)["ok"] == 4
     second = qbench(tmp_path, site, "sweep", "both.toml", *sweep)
     assert second.returncode == 0, second.stderr
-    assert {k: json.loads(second.stdout)[k] for k in ("ok", "cached", "failed")} == {"ok": 8, "cached": 4, "failed": 0}
+    assert {k: json.loads(second.stdout)[k] for k in ("ok", "cached", "failed")} == {
+        "ok": 8,
+        "cached": 4,
+        "failed": 0,
+    }
 
     shown = qbench(tmp_path, None, "show", "mixed", "--results", "results", "--markdown")
     assert shown.returncode == 0, "a board is shown where its plugins are not installed"
-    assert "halfway (share=0.25)" in shown.stdout and "halfway (share=0.75)" in shown.stdout and "rtn" in shown.stdout
+    assert (
+        "halfway (share=0.25)" in shown.stdout
+        and "halfway (share=0.75)" in shown.stdout
+        and "rtn" in shown.stdout
+    )
 
 
 def test_it_is_listed_with_where_it_comes_from(site: Path, tmp_path: Path) -> None:
     listed = {m["name"]: m for m in json.loads(qbench(tmp_path, site, "methods", "--json").stdout)}
     found = listed["halfway"]
-    assert (found["distribution"], found["target"], found["error"]) == ("halfway-quantizer 0.3", "halfway:Halfway", None)
+    assert (found["distribution"], found["target"], found["error"]) == (
+        "halfway-quantizer 0.3",
+        "halfway:Halfway",
+        None,
+    )
     assert found["options"] == {"share": 0.5} and found["provenance"] == "reconstructed"
     assert {"fp", "rtn", "ste"} <= set(listed)
 
@@ -114,4 +142,7 @@ def test_its_own_objections_are_one_line(site: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(BOTH.replace("0.75", "1.5"))
     done = qbench(tmp_path, site, "sweep", "wrong.toml", "--results", "results")
     assert done.returncode == 2
-    assert done.stderr == "qbench: wrong.toml: [[method]] 1: halfway: share must lie between 0 and 1, not 1.5\n"
+    assert (
+        done.stderr
+        == "qbench: wrong.toml: [[method]] 1: halfway: share must lie between 0 and 1, not 1.5\n"
+    )

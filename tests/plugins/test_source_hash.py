@@ -37,7 +37,13 @@ class Rounded(ScaledQuantizer):
     def relax(self, x):
         return straight_through(x, self.grid(x).snap(x))
 """
-FILES = {"__init__.py": "", "first.py": METHOD, "deep/__init__.py": "", "deep/helper.py": HELPER, "neighbour.py": "X = 1\n"}
+FILES = {
+    "__init__.py": "",
+    "first.py": METHOD,
+    "deep/__init__.py": "",
+    "deep/helper.py": HELPER,
+    "neighbour.py": "X = 1\n",
+}
 SWEEP = 'board = "b"\nmethods = ["pair"]\ntasks = ["toy"]\nformats = ["int4"]\nrecipe.steps = 4\n'
 
 
@@ -57,8 +63,18 @@ def site(tmp_path: Path) -> Iterator[Path]:
 
 
 def qbench(site: Path, *words: str) -> str:
-    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]), "QBENCH_RESULTS": "results"}
-    done = subprocess.run([sys.executable, "-m", "qbench", *words], cwd=site, capture_output=True, text=True, env=where)
+    where = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
+        "QBENCH_RESULTS": "results",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench", *words],
+        cwd=site,
+        capture_output=True,
+        text=True,
+        env=where,
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -72,7 +88,9 @@ def edited(site: Path) -> list[Any]:
 def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site: Path) -> None:
     (env,) = site.glob("results/runs/*/*/1/env.json")
     recorded = json.loads(env.read_text())
-    assert len(recorded["method_source"]) == 36 and recorded["task_source"] is None, "the toy task is part of qbench"
+    assert len(recorded["method_source"]) == 36 and recorded["task_source"] is None, (
+        "the toy task is part of qbench"
+    )
     (site / "pairs" / "neighbour.py").write_text("X = 2\n")
     assert edited(site) == []
     key = env.parts[-3]
@@ -85,7 +103,9 @@ def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site:
     assert edited(site) == ["method pair"]
     told = " ".join(qbench(site, "status", "s.toml").split())
     assert "stale" in told and "method pair edited under the same version: raise version" in told
-    assert f"differs   method source: {recorded['method_source'][:12]} then, " in qbench(site, "reproduce", key)
+    assert f"differs   method source: {recorded['method_source'][:12]} then, " in qbench(
+        site, "reproduce", key
+    )
 
     helper.write_text(HELPER)
     assert edited(site) == []
@@ -93,7 +113,9 @@ def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site:
     assert edited(site) == ["method pair"]
     env.write_text(json.dumps(recorded | {"method_source": "0" * 32}))
     assert edited(site) == [], "a hash of the files' text is of another kind"
-    env.write_text(json.dumps({name: value for name, value in recorded.items() if name != "method_source"}))
+    env.write_text(
+        json.dumps({name: value for name, value in recorded.items() if name != "method_source"})
+    )
     assert edited(site) == [], "what was not recorded is unknown"
     assert "method source" not in qbench(site, "reproduce", key)
 
@@ -108,5 +130,8 @@ def test_our_own_methods_and_tasks_have_their_sources() -> None:
     from qbench.plugins.source_hash import source, sources
 
     found = sources("ste", "grammar")
-    assert None not in found.values() and found["method_source"] != sources("rtn", "grammar")["method_source"]
+    assert (
+        None not in found.values()
+        and found["method_source"] != sources("rtn", "grammar")["method_source"]
+    )
     assert source("task", "text") != source("task", "hf-causal")

@@ -55,7 +55,13 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sites on a disk, by name."""
     home, made = (
         tmp_path_factory.mktemp("sites"),
-        {"ranked": ranked(), "partial": partial(), "all": one_of_everything(), "nasty": nasty(), "retired": retired()},
+        {
+            "ranked": ranked(),
+            "partial": partial(),
+            "all": one_of_everything(),
+            "nasty": nasty(),
+            "retired": retired(),
+        },
     )
     for name, rows in made.items():
         site_folder.place(files(rows), home / name)
@@ -66,8 +72,12 @@ def retired() -> pd.DataFrame:
     """The best entrant's runs twice: now, and as an older version that was withdrawn."""
     rows = ranked()
     own = rows["method"] == "gdnsq"
-    old = rows[own].assign(method_version=1, retired="it was wrong", key=[f"{n:032x}" for n in range(int(own.sum()))])
-    return pd.concat([rows.assign(method_version=rows["method_version"].mask(own, 2)), old], ignore_index=True)
+    old = rows[own].assign(
+        method_version=1, retired="it was wrong", key=[f"{n:032x}" for n in range(int(own.sum()))]
+    )
+    return pd.concat(
+        [rows.assign(method_version=rows["method_version"].mask(own, 2)), old], ignore_index=True
+    )
 
 
 @pytest.fixture
@@ -76,7 +86,9 @@ def opened(chromium: Browser, sites: dict[str, Path]) -> Iterator[Any]:
     pages: list[Watched] = []
 
     def open_(name: str, link: str = "", **context: Any) -> Page:
-        pages.append(watch(chromium, f"file://{sites[name]}{link}", **{"viewport": DESK, **context}))
+        pages.append(
+            watch(chromium, f"file://{sites[name]}{link}", **{"viewport": DESK, **context})
+        )
         if context.get("java_script_enabled", True):
             pages[-1].page.wait_for_selector("noscript", state="detached")
         return pages[-1].page
@@ -143,11 +155,20 @@ def test_what_has_no_score_stays_at_the_floor_either_way(opened: Any) -> None:
 # ---- filtering, and ranks of what is shown ----
 
 
-def expected(rows: pd.DataFrame, section: int, methods: set[str], formats: set[str]) -> dict[str, str]:
+def expected(
+    rows: pd.DataFrame, section: int, methods: set[str], formats: set[str]
+) -> dict[str, str]:
     """The ranks that Python gives to the same part of the rows."""
-    part = rows[rows["method"].isin({*methods, "fp"}) & (rows["weights_format"].isna() | rows["weights_format"].isin(formats))]
+    part = rows[
+        rows["method"].isin({*methods, "fp"})
+        & (rows["weights_format"].isna() | rows["weights_format"].isin(formats))
+    ]
     built = build_board(part, defaults=DEFAULTS)
-    return {row.entrant: plaintext.rank(row) or "–" for row in built.sections[section].rows if row.version}
+    return {
+        row.entrant: plaintext.rank(row) or "–"
+        for row in built.sections[section].rows
+        if row.version
+    }
 
 
 FILTERS = [
@@ -164,7 +185,9 @@ def test_ranks_on_arrival_are_pythons(opened: Any) -> None:
 
 
 @pytest.mark.parametrize(("methods", "formats"), FILTERS)
-def test_ranks_of_what_is_shown_are_pythons(opened: Any, methods: set[str], formats: set[str]) -> None:
+def test_ranks_of_what_is_shown_are_pythons(
+    opened: Any, methods: set[str], formats: set[str]
+) -> None:
     page, rows = opened("ranked"), ranked()
     for name in set(MEANS) - methods:
         page.locator("#filters").get_by_role("button", name=name, exact=True).click()
@@ -186,7 +209,10 @@ def test_who_failed_somewhere_is_ranked_where_it_did_not(opened: Any) -> None:
         assert ranks(page, 0) == expected(rows, 0, set(MEANS), left)
         assert (ranks(page, 0)["lsq"] != "–") == (left == {"int2"})
         page.get_by_role("button", name="show all").click()
-        assert ranks(page, 0) == expected(rows, 0, set(MEANS), {"int2", "int4"}) and ranks(page, 0)["lsq"] == "–"
+        assert (
+            ranks(page, 0) == expected(rows, 0, set(MEANS), {"int2", "int4"})
+            and ranks(page, 0)["lsq"] == "–"
+        )
 
 
 def test_what_was_retired_is_shown_and_ranked_with_nobody(opened: Any) -> None:
@@ -196,7 +222,9 @@ def test_what_was_retired_is_shown_and_ranked_with_nobody(opened: Any) -> None:
     assert found == expected(rows, 0, set(MEANS), {"int2", "int4"})
     page.locator("#filters").get_by_role("button", name="lotion", exact=True).click()
     again = ranks(page, 0)
-    assert again.pop("gdnsq, version 1, retired") == "–" and again == expected(rows, 0, set(MEANS) - {"lotion"}, {"int2", "int4"})
+    assert again.pop("gdnsq, version 1, retired") == "–" and again == expected(
+        rows, 0, set(MEANS) - {"lotion"}, {"int2", "int4"}
+    )
 
 
 def test_the_best_of_what_is_shown_is_pythons(opened: Any) -> None:
@@ -205,7 +233,11 @@ def test_the_best_of_what_is_shown_is_pythons(opened: Any) -> None:
         page.locator("#filters").get_by_role("button", name=name, exact=True).click()
     built = build_board(rows[~rows["method"].isin(["gdnsq", "ewgs"])], defaults=DEFAULTS)
     best = {
-        (s, row.entrant, i) for s, section in enumerate(built.sections) for row in section.rows for i, c in enumerate(row.cells) if c.best
+        (s, row.entrant, i)
+        for s, section in enumerate(built.sections)
+        for row in section.rows
+        for i, c in enumerate(row.cells)
+        if c.best
     }
     script = "s => [...document.querySelectorAll(`#s${s} tr`)].filter(r => !r.hidden).flatMap(r => [...r.cells].map((c, i) => [r, c, i]).filter(([, c]) => c.matches('.best')).map(([r, , i]) => [r.querySelector('bdi').textContent, i - 2]))"
     assert {(s, who, i) for s in (0, 1) for who, i in page.evaluate(script, s)} == best
@@ -229,9 +261,16 @@ def test_the_legend_filters_tables_and_figures(opened: Any) -> None:
     before = drawn.count()
     page.locator("#s0 .figures .key").get_by_role("button", name="lsq").click()
     assert "lsq" not in column(page, 0, 0) and drawn.count() < before
-    assert page.locator(".key [aria-pressed=false]").count() == page.locator(".key li", has_text="lsq").count() > 2
+    assert (
+        page.locator(".key [aria-pressed=false]").count()
+        == page.locator(".key li", has_text="lsq").count()
+        > 2
+    )
     page.locator("#filters").get_by_role("button", name="int2", exact=True).click()
-    assert page.locator("#s0 figure.scores svg").first.is_hidden() and page.locator("#s0 figure.scores svg").nth(1).is_visible()
+    assert (
+        page.locator("#s0 figure.scores svg").first.is_hidden()
+        and page.locator("#s0 figure.scores svg").nth(1).is_visible()
+    )
 
 
 # ---- the statistics themselves ----
@@ -245,7 +284,12 @@ def calculator(chromium: Browser) -> Page:
 
 
 def test_the_tail_of_t_is_scipys(calculator: Page) -> None:
-    cases = [(t, df) for t, df in itertools.product((0, 1e-6, 0.3, 1, 2.2, 4.7, 12, 60, 1e3), (1, 2, 3, 9, 11, 30, 99))]
+    cases = [
+        (t, df)
+        for t, df in itertools.product(
+            (0, 1e-6, 0.3, 1, 2.2, 4.7, 12, 60, 1e3), (1, 2, 3, 9, 11, 30, 99)
+        )
+    ]
     found = calculator.evaluate("cases => cases.map(([t, df]) => stats.twoSided(t, df))", cases)
     np.testing.assert_allclose(found, [2 * stdtr(df, -t) for t, df in cases], rtol=1e-10)
 
@@ -253,11 +297,22 @@ def test_the_tail_of_t_is_scipys(calculator: Page) -> None:
 def test_ranks_and_bests_of_random_boards_are_pythons(calculator: Page) -> None:
     chance, cases = random.Random(1), []
     for _ in range(60):
-        n, seeds, step = chance.randint(2, 9), chance.randint(10, 14), chance.choice([0.0, 0.02, 0.1])
+        n, seeds, step = (
+            chance.randint(2, 9),
+            chance.randint(10, 14),
+            chance.choice([0.0, 0.02, 0.1]),
+        )
         shared = [chance.gauss(0, 1) for _ in range(seeds)]
         # Some are the same but for a constant, which no test can tell anything of; some lack a seed.
         noise = [chance.choice([0.0, 0.004, 0.05]) for _ in range(n)]
-        entrants = [{s: shared[s] + k * step + chance.gauss(0, noise[k]) for s in range(seeds) if chance.random() > 0.02} for k in range(n)]
+        entrants = [
+            {
+                s: shared[s] + k * step + chance.gauss(0, noise[k])
+                for s in range(seeds)
+                if chance.random() > 0.02
+            }
+            for k in range(n)
+        ]
         cases.append((entrants, chance.choice(["lower", "higher"]), chance.choice([0.0, 0.03])))
     script = """cases => cases.map(([scores, better, effect]) => {
         const maps = scores.map(s => new Map(Object.entries(s).map(([k, v]) => [+k, v])));
@@ -266,7 +321,9 @@ def test_ranks_and_bests_of_random_boards_are_pythons(calculator: Page) -> None:
     found = calculator.evaluate(script, json.loads(json.dumps(cases)))
     for (entrants, better, effect), (js_ranks, js_bests) in zip(cases, found, strict=True):
         assert [tuple(r) for r in js_ranks] == rank_ranges(entrants, better, effect)
-        assert [None if b < 0 else b for b in js_bests] == clear_bests([entrants, entrants[:2]], better, effect)
+        assert [None if b < 0 else b for b in js_bests] == clear_bests(
+            [entrants, entrants[:2]], better, effect
+        )
     assert len({json.dumps(r) for r, _ in found}) > 10
 
 
@@ -279,7 +336,10 @@ def test_holm_is_pythons(calculator: Page) -> None:
 def test_the_gamma_function_is_pythons(calculator: Page) -> None:
     cases = [0.5, 1, 1.5, 2, 4.5, 10, 49.5, 100]
     np.testing.assert_allclose(
-        calculator.evaluate("x => x.map(stats.lgamma)", cases), list(map(math.lgamma, cases)), rtol=1e-13, atol=1e-13
+        calculator.evaluate("x => x.map(stats.lgamma)", cases),
+        list(map(math.lgamma, cases)),
+        rtol=1e-13,
+        atol=1e-13,
     )
 
 
@@ -294,10 +354,14 @@ def test_a_cell_opens_its_details_and_gives_the_focus_back(opened: Any) -> None:
     dialog = page.get_by_role("dialog")
     dialog.wait_for()
     assert page.url.partition("#")[2].startswith("cell=digits-xs-lsq-int2")
-    own = rows[(rows["method"] == "lsq") & (rows["task"] == "digits") & (rows["weights_format"] == "int2")].sort_values("seed")
+    own = rows[
+        (rows["method"] == "lsq") & (rows["task"] == "digits") & (rows["weights_format"] == "int2")
+    ].sort_values("seed")
     seeds = dialog.locator("tbody tr")
     assert [row.split()[0] for row in seeds.all_inner_texts()] == [str(s) for s in own["seed"]]
-    np.testing.assert_allclose([float(row.split()[1]) for row in seeds.all_inner_texts()], own["packed"], rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(row.split()[1]) for row in seeds.all_inner_texts()], own["packed"], rtol=1e-5
+    )
     words = dialog.inner_text()
     for said in (
         f"qbench reproduce {own['key'].iloc[0]}",
@@ -316,12 +380,20 @@ def test_a_cell_opens_its_details_and_gives_the_focus_back(opened: Any) -> None:
     page.keyboard.press("Escape")
     page.wait_for_url(lambda url: "cell=" not in url)
     dialog.wait_for(state="hidden")
-    assert page.evaluate("document.activeElement.getAttribute('href')") == link.get_attribute("href")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == link.get_attribute(
+        "href"
+    )
 
 
 def test_a_link_to_a_cell_opens_it(opened: Any, sites: dict[str, Path]) -> None:
     doc = json.loads((sites["ranked"].parent / "board.json").read_text())
-    cell = next(c for row in doc["sections"][1]["rows"] if row["entrant"] == "gdnsq" for c in row["cells"] if c["format"] == "int4")
+    cell = next(
+        c
+        for row in doc["sections"][1]["rows"]
+        if row["entrant"] == "gdnsq"
+        for c in row["cells"]
+        if c["format"] == "int4"
+    )
     page = opened("ranked", f"#cell={cell['id']}")
     assert "gdnsq · int4" in page.get_by_role("dialog").inner_text()
     page.get_by_role("button", name="Close").click()
@@ -349,7 +421,12 @@ def test_everything_can_be_done_from_the_keyboard(opened: Any) -> None:
         )
         reached.append(name)
         outlined += visible
-    assert reached[0] == "Skip to the tables" and "Theme: auto" in reached and "lsq" in reached and "method" in reached
+    assert (
+        reached[0] == "Skip to the tables"
+        and "Theme: auto" in reached
+        and "lsq" in reached
+        and "method" in reached
+    )
     assert outlined == 40
     head(page, 0, "method").focus()
     page.keyboard.press("Space")
@@ -376,7 +453,11 @@ def test_words_stand_out_from_the_paper_in_both_themes(opened: Any, scheme: str)
     page = opened("ranked", color_scheme=scheme)
     for _ in range(3):
         contrasts = page.evaluate(CONTRAST)
-        assert {name: ratio for name, ratio in contrasts.items() if ratio < (3 if name.startswith("--c") else 4.5)} == {}
+        assert {
+            name: ratio
+            for name, ratio in contrasts.items()
+            if ratio < (3 if name.startswith("--c") else 4.5)
+        } == {}
         page.get_by_role("button", name="Theme").click()
 
 
@@ -398,7 +479,10 @@ def test_the_theme_follows_the_system_and_the_button(opened: Any) -> None:
     page.get_by_role("button", name="Theme: auto").click()
     light = page.evaluate(paper)
     page.get_by_role("button", name="Theme: light").click()
-    assert (page.evaluate(paper), light) == (dark, opened("ranked", color_scheme="light").evaluate(paper))
+    assert (page.evaluate(paper), light) == (
+        dark,
+        opened("ranked", color_scheme="light").evaluate(paper),
+    )
     assert dark != light
 
 
@@ -415,19 +499,30 @@ def test_without_scripts_it_is_a_plain_table_with_figures(opened: Any) -> None:
     page = opened("ranked", java_script_enabled=False)
     words = page.locator("body").inner_text()
     assert "gdnsq" in words and "±" in words and "show all" not in words
-    assert page.locator("#s0 tbody tr").count() == 8 and page.locator("#s0 svg[role=img]").count() > 6
-    assert page.locator("button").count() == 0 and page.locator("#filters").is_hidden() and page.get_by_role("dialog").is_hidden()
+    assert (
+        page.locator("#s0 tbody tr").count() == 8 and page.locator("#s0 svg[role=img]").count() > 6
+    )
+    assert (
+        page.locator("button").count() == 0
+        and page.locator("#filters").is_hidden()
+        and page.get_by_role("dialog").is_hidden()
+    )
     page.locator("td a").first.click()
     assert page.locator("td:target").count() == 1
 
 
-def test_figures_are_drawn_when_there_is_time_and_not_before(chromium: Browser, sites: dict[str, Path]) -> None:
+def test_figures_are_drawn_when_there_is_time_and_not_before(
+    chromium: Browser, sites: dict[str, Path]
+) -> None:
     """On arrival they are text; drawn, they are what stood in the text, and none of it was ever shown as words."""
     page = chromium.new_page()
     page.add_init_script("window.requestIdleCallback = later => { window.later = later; }")
     page.goto(f"file://{sites['ranked']}")
     assert page.locator("noscript").count() == 3 and page.locator(".figures svg").count() == 0
-    assert "<svg" not in page.locator("body").inner_text() and page.locator("#s0 thead button").count() > 0
+    assert (
+        "<svg" not in page.locator("body").inner_text()
+        and page.locator("#s0 thead button").count() > 0
+    )
     texts = page.locator("noscript").all_text_contents()
     for left in (2, 1, 0):
         page.evaluate("later()")
@@ -436,7 +531,9 @@ def test_figures_are_drawn_when_there_is_time_and_not_before(chromium: Browser, 
     page.close()
 
 
-def test_who_was_hidden_before_the_figures_came_stays_hidden(chromium: Browser, sites: dict[str, Path]) -> None:
+def test_who_was_hidden_before_the_figures_came_stays_hidden(
+    chromium: Browser, sites: dict[str, Path]
+) -> None:
     page = chromium.new_page()
     page.add_init_script("window.requestIdleCallback = later => { window.later = later; }")
     page.goto(f"file://{sites['ranked']}")
@@ -450,7 +547,9 @@ def test_who_was_hidden_before_the_figures_came_stays_hidden(chromium: Browser, 
     page.close()
 
 
-def test_all_figures_are_there_when_it_is_printed_early(chromium: Browser, sites: dict[str, Path]) -> None:
+def test_all_figures_are_there_when_it_is_printed_early(
+    chromium: Browser, sites: dict[str, Path]
+) -> None:
     page = chromium.new_page()
     page.add_init_script("window.requestIdleCallback = () => 0")
     page.goto(f"file://{sites['ranked']}")
@@ -474,15 +573,22 @@ def test_a_band_of_the_profile_shows_for_who_is_pointed_at_or_among_few(opened: 
     assert page.evaluate(bands) == 3
     page.get_by_role("button", name="show all").click()
     assert page.evaluate(bands) == 0
-    assert opened("ranked", java_script_enabled=False).locator(".profile .ribbon:visible").count() == 0
+    assert (
+        opened("ranked", java_script_enabled=False).locator(".profile .ribbon:visible").count() == 0
+    )
 
 
 def test_a_long_name_breaks_at_blanks_only(chromium: Browser, tmp_path: Path) -> None:
     """Each word of a name lies on one line; one too long for any line breaks rather than push the numbers away."""
     names = ("ewgs (delta=adaptive)", "lotion (fisher=empirical, scale=hessian)", "x" * 60)
     rows = ranked(seeds=3)
-    labelled = [rows.assign(label=name)[rows["method"] == method] for method, name in zip(("ewgs", "lotion", "ste"), names, strict=True)]
-    site_folder.place(files(pd.concat([rows[rows["method"].isin(["fp", "rtn"])], *labelled])), tmp_path / "site")
+    labelled = [
+        rows.assign(label=name)[rows["method"] == method]
+        for method, name in zip(("ewgs", "lotion", "ste"), names, strict=True)
+    ]
+    site_folder.place(
+        files(pd.concat([rows[rows["method"].isin(["fp", "rtn"])], *labelled])), tmp_path / "site"
+    )
     script = """() => [...document.querySelectorAll('#s0 tbody th')].map(th => {
         const node = document.createTreeWalker(th.querySelector('bdi'), NodeFilter.SHOW_TEXT), words = [];
         while (node.nextNode()) for (const word of node.currentNode.data.matchAll(/[^ ]+/g)) {
@@ -498,7 +604,11 @@ def test_a_long_name_breaks_at_blanks_only(chromium: Browser, tmp_path: Path) ->
         found = page.evaluate(script)
         broken = {word for words, _ in found for word, lines in words if lines > 1}
         assert broken <= {"x" * 60} and max(width for _, width in found) < 0.52 * size["width"]
-        assert {w for words, _ in found for w, _ in words} >= {"(delta=adaptive)", "(fisher=empirical,", "scale=hessian)"}
+        assert {w for words, _ in found for w, _ in words} >= {
+            "(delta=adaptive)",
+            "(fisher=empirical,",
+            "scale=hessian)",
+        }
         page.context.close()
 
 
@@ -509,13 +619,24 @@ def test_a_table_of_nine_formats_fits_its_paper(chromium: Browser, tmp_path: Pat
         part = rows[rows["weights_format"] == "int4"]
         weights, _, acts = fmt.partition(" a:")
         keys = [f"{int(key[:8], 16) ^ (n + 1):08x}{key[8:]}" for key in part["key"]]
-        parts.append(part.assign(weights_format=weights, act_format=acts, act_granularity="tensor", key=keys))
+        parts.append(
+            part.assign(weights_format=weights, act_format=acts, act_granularity="tensor", key=keys)
+        )
     site_folder.place(files(pd.concat(parts)), tmp_path / "site")
     # Letter, the narrower of the papers in use, lies across: 11 inches less two margins of 12 mm.
-    page = watch(chromium, tmp_path / "site" / "index.html", viewport={"width": round(11 * 96 - 24 / 25.4 * 96), "height": 800}).page
+    page = watch(
+        chromium,
+        tmp_path / "site" / "index.html",
+        viewport={"width": round(11 * 96 - 24 / 25.4 * 96), "height": 800},
+    ).page
     page.emulate_media(media="print")
     assert page.locator("#s0 thead th.score").count() == 9
-    assert page.evaluate("document.querySelector('table.scores').getBoundingClientRect().right - document.documentElement.clientWidth") <= 0
+    assert (
+        page.evaluate(
+            "document.querySelector('table.scores').getBoundingClientRect().right - document.documentElement.clientWidth"
+        )
+        <= 0
+    )
     page.context.close()
 
 
@@ -528,7 +649,10 @@ def test_motion_is_reduced_for_who_asks(opened: Any) -> None:
 def test_it_prints_without_controls_and_on_white(opened: Any) -> None:
     page = opened("ranked", color_scheme="dark")
     page.emulate_media(media="print")
-    assert page.locator("#filters").is_hidden() and page.get_by_role("button", name="Theme").is_hidden()
+    assert (
+        page.locator("#filters").is_hidden()
+        and page.get_by_role("button", name="Theme").is_hidden()
+    )
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("#s0 table").is_visible()
     assert len(page.pdf()) > 10_000
@@ -555,7 +679,9 @@ def test_the_policy_stops_what_the_page_is_not(chromium: Browser, sites: dict[st
     seen.page.evaluate(
         "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hit = 1\"><p style=\"color:red\">x</p>')"
     )
-    seen.page.evaluate("() => { const s = document.createElement('script'); s.textContent = 'window.hit = 2'; document.body.append(s); }")
+    seen.page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.hit = 2'; document.body.append(s); }"
+    )
     seen.page.evaluate("fetch('https://example.org/').catch(() => 0)")
     seen.page.wait_for_timeout(200)
     assert seen.page.evaluate("window.hit") is None
@@ -570,7 +696,9 @@ def test_a_server_is_asked_for_one_file(chromium: Browser, sites: dict[str, Path
         def log_message(self, *words: Any) -> None:
             asked.append(self.path)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(sites["ranked"].parent))) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(sites["ranked"].parent))
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         seen = watch(chromium, f"http://127.0.0.1:{server.server_port}/index.html")
         seen.page.wait_for_timeout(300)

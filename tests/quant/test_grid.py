@@ -27,7 +27,11 @@ def tensor(seed: int, shape: tuple[int, ...], size: float = 1.0) -> Tensor:
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
     """A grid fitted to a random tensor, with offsets and other decode numbers now and then, and that tensor."""
-    fmt, kind, granularity = draw(st.sampled_from(FORMATS)), draw(st.sampled_from(KINDS)), draw(st.sampled_from(GRANULARITIES))
+    fmt, kind, granularity = (
+        draw(st.sampled_from(FORMATS)),
+        draw(st.sampled_from(KINDS)),
+        draw(st.sampled_from(GRANULARITIES)),
+    )
     lead = draw(st.sampled_from([(), (3,), (2, 2)]))
     x = tensor(draw(st.integers(0, 10_000)), (*lead, 5, 8), draw(st.sampled_from([1e-6, 1.0, 1e6])))
     levels = Format.named(fmt).levels(kind)
@@ -43,7 +47,9 @@ def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
 def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     codes = grid.codes(x)
-    assert codes.dtype == torch.uint8 and int(codes.max()) < grid.levels.count <= 2**grid.levels.bits
+    assert (
+        codes.dtype == torch.uint8 and int(codes.max()) < grid.levels.count <= 2**grid.levels.bits
+    )
     assert torch.equal(grid.values(codes), grid.snap(x))
     for group in grid.grouping.group(grid.snap(x)).flatten(0, -2):
         assert len(group.unique()) <= grid.levels.count
@@ -56,26 +62,37 @@ def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor])
     encode_only = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)
     snapped = encode_only.snap(x)
     units = torch.tensor(grid.levels.units())
-    values = units * grid.scale.unsqueeze(-1) + (0 if grid.offset is None else grid.offset.unsqueeze(-1))
+    values = units * grid.scale.unsqueeze(-1) + (
+        0 if grid.offset is None else grid.offset.unsqueeze(-1)
+    )
     distance = (grid.grouping.group(x).unsqueeze(-1) - values).abs()
     chosen = (grid.grouping.group(x) - grid.grouping.group(snapped)).abs()
-    assert (chosen <= distance.amin(-1) * (1 + 1e-5) + 1e-4 * grid.scale).all()  # float32 at 255 levels
+    assert (
+        chosen <= distance.amin(-1) * (1 + 1e-5) + 1e-4 * grid.scale
+    ).all()  # float32 at 255 levels
     assert torch.equal(encode_only.snap(snapped), snapped)
 
 
 @given(grids(), st.integers(0, 1000))
 @settings(max_examples=150)
-def test_neighbours_enclose_and_random_rounding_picks_one(case: tuple[Grid, Tensor], seed: int) -> None:
+def test_neighbours_enclose_and_random_rounding_picks_one(
+    case: tuple[Grid, Tensor], seed: int
+) -> None:
     grid, x = case
     grid = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)
     below, above = grid.neighbours(x)
     assert (below <= above).all()
-    rounded = grid.snap_randomly(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)))
+    rounded = grid.snap_randomly(
+        x, torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+    )
     assert ((rounded == below) | (rounded == above)).all()
     inside = below < above
     slack = 1e-5 * grid.scale.expand_as(grid.grouping.group(x)).reshape(x.shape)
     assert ((below <= x + slack) & (x <= above + slack))[inside].all()
-    assert torch.equal(grid.snap_randomly(grid.snap(x), torch.rand(x.shape)), grid.snap(x)) or grid.offset is not None
+    assert (
+        torch.equal(grid.snap_randomly(grid.snap(x), torch.rand(x.shape)), grid.snap(x))
+        or grid.offset is not None
+    )
 
 
 def test_random_rounding_is_unbiased() -> None:
@@ -83,7 +100,14 @@ def test_random_rounding_is_unbiased() -> None:
     for fmt in ("int4", "fp4"):
         site = Site("w", "weight", fmt, "channel", (4, 64))
         grid = Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels()))
-        draws = torch.stack([grid.snap_randomly(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(i))) for i in range(4000)])
+        draws = torch.stack(
+            [
+                grid.snap_randomly(
+                    x, torch.rand(x.shape, generator=torch.Generator().manual_seed(i))
+                )
+                for i in range(4000)
+            ]
+        )
         below, above = grid.neighbours(x)
         deviation = ((above - x) * (x - below)).clamp_min(0).sqrt() / 4000**0.5
         assert ((draws.mean(0) - x).abs() <= 5 * deviation + 1e-6).all()
@@ -94,7 +118,10 @@ def test_random_rounding_is_unbiased() -> None:
 def test_tensors_side_by_side_are_snapped_as_if_alone(fmt: str, granularity: str) -> None:
     x = tensor(1, (3, 6, 8))
     site = Site("w", "weight", fmt, granularity, (3, 6, 8))
-    for make in (lambda t, s: Grid(s.levels(), s.grouping, absmax_scale(t, s, s.levels())), affine_grid):
+    for make in (
+        lambda t, s: Grid(s.levels(), s.grouping, absmax_scale(t, s, s.levels())),
+        affine_grid,
+    ):
         together = make(x, site)
         for index in range(3):
             alone = make(x[index], Site("w", "weight", fmt, granularity, (6, 8)))
@@ -105,7 +132,9 @@ def test_tensors_side_by_side_are_snapped_as_if_alone(fmt: str, granularity: str
 def test_ties_go_to_the_even_code() -> None:
     site = Site("w", "weight", "int4", "tensor", (1, 5))
     grid = Grid(site.levels(), site.grouping, torch.ones(1, 1))
-    assert grid.snap(torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5]])).tolist() == [[0.0, 2.0, 2.0, 0.0, -2.0]]
+    assert grid.snap(torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5]])).tolist() == [
+        [0.0, 2.0, 2.0, 0.0, -2.0]
+    ]
     fp4 = Format.named("fp4").levels()
     halfway = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -0.75, -5.0]])
     nearest = Grid(fp4, Granularity.named("tensor"), torch.ones(1, 1)).snap(halfway)
@@ -123,7 +152,10 @@ def test_bits_count_scales_and_offsets() -> None:
     x = tensor(2, (8, 64))
     for granularity, scales in (("tensor", 1), ("channel", 8), ("block-32", 16)):
         site = Site("w", "weight", "int4", granularity, (8, 64))
-        assert Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())).bits(512) == 4 * 512 + 32 * scales
+        assert (
+            Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())).bits(512)
+            == 4 * 512 + 32 * scales
+        )
         assert affine_grid(x, site).bits(512) == 4 * 512 + 64 * scales
 
 
@@ -155,7 +187,13 @@ def test_searched_scale_is_the_best_of_its_candidates(fmt: str) -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize(
-    "x", [torch.zeros(2, 8), torch.full((2, 8), 0.3), torch.tensor([[1e6] + [1.0] * 7, [0.0] * 8]), torch.randn(2, 8).half()]
+    "x",
+    [
+        torch.zeros(2, 8),
+        torch.full((2, 8), 0.3),
+        torch.tensor([[1e6] + [1.0] * 7, [0.0] * 8]),
+        torch.randn(2, 8).half(),
+    ],
 )
 def test_odd_groups_give_no_nan(fmt: str, x: Tensor) -> None:
     site = Site("w", "weight", fmt, "channel", (2, 8))
@@ -167,7 +205,9 @@ def test_odd_groups_give_no_nan(fmt: str, x: Tensor) -> None:
 def test_zero_stays_zero() -> None:
     site = Site("w", "weight", "int3", "channel", (1, 4))
     x = torch.tensor([[0.0, -1.0, 0.6, 0.1]])
-    assert Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())).snap(x)[0, 0] == 0
+    assert (
+        Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())).snap(x)[0, 0] == 0
+    )
 
 
 def test_unknown_words_name_their_neighbours() -> None:
@@ -175,4 +215,7 @@ def test_unknown_words_name_their_neighbours() -> None:
         Site("w", "weight", "int9", "channel", (2, 2))
     with pytest.raises(UsageError, match="unknown granularity 'chanel'; did you mean channel"):
         Site("w", "weight", "int4", "chanel", (2, 2))
-    assert Granularity.named("block-32").misfit((4, 48)) == "block-32 needs rows of a multiple of 32 elements, not of 48"
+    assert (
+        Granularity.named("block-32").misfit((4, 48))
+        == "block-32 needs rows of a multiple of 32 elements, not of 48"
+    )

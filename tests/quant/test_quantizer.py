@@ -17,7 +17,9 @@ from qbench.quant.weight_stack import Bundle
 
 def test_alone_in_three_lines() -> None:
     w = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    q = load_method("ste")().quantizer(Site(name="w", role="weight", format="int4", granularity="channel", shape=(8, 16)))
+    q = load_method("ste")().quantizer(
+        Site(name="w", role="weight", format="int4", granularity="channel", shape=(8, 16))
+    )
     assert q is not None
     assert torch.equal(q.relax(w), q.grid(w).snap(w)) and not torch.equal(q.relax(w), w)
 
@@ -53,8 +55,13 @@ def stacked(layers: list[QuantLayer]) -> QuantLayer:
     return one
 
 
-@pytest.mark.parametrize(("make", "shape", "x_shape"), [(QuantLinear, (6, 4), (3, 5, 7, 6)), (QuantConv2d, (2, 4, 3), (3, 5, 2, 8, 8))])
-def test_runs_side_by_side_compute_what_each_would_alone(make: type[QuantLayer], shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("make", "shape", "x_shape"),
+    [(QuantLinear, (6, 4), (3, 5, 7, 6)), (QuantConv2d, (2, 4, 3), (3, 5, 2, 8, 8))],
+)
+def test_runs_side_by_side_compute_what_each_would_alone(
+    make: type[QuantLayer], shape: tuple[int, ...], x_shape: tuple[int, ...]
+) -> None:
     layers = random_layers(3, make, *shape)
     x = torch.randn(x_shape, generator=torch.Generator().manual_seed(2))
     alone = torch.stack([layer(x[i]) for i, layer in enumerate(layers)])
@@ -65,7 +72,9 @@ def test_runs_side_by_side_compute_what_each_would_alone(make: type[QuantLayer],
 
 def bundle_of(layers: list[QuantLayer], method: str = "ste") -> Bundle:
     names = [f"w{i}" for i in range(len(layers))]
-    site = Site(names[0], "weight", "int2", "channel", tuple(layers[0].matrix().shape)).stacked(",".join(names), len(names))
+    site = Site(names[0], "weight", "int2", "channel", tuple(layers[0].matrix().shape)).stacked(
+        ",".join(names), len(names)
+    )
     quantizer = load_method(method)().quantizer(site)
     assert quantizer is not None
     quantizer.seed(0, names)
@@ -95,7 +104,9 @@ def test_a_bundle_gives_the_gradient_of_quantizing_in_each_layer() -> None:
 def test_an_input_quantizer_is_not_part_of_the_model() -> None:
     layer = QuantLinear(4, 4)
     before = set(layer.state_dict())
-    quantizer = load_method("ste")().quantizer(Site("x.input", "activation", "int4", "tensor", (1, 4), unsigned=True))
+    quantizer = load_method("ste")().quantizer(
+        Site("x.input", "activation", "int4", "tensor", (1, 4), unsigned=True)
+    )
     assert quantizer is not None
     quantizer.reset(torch.tensor([[0.0, 1.5]]))
     layer.see_input_through(quantizer.eval())
@@ -124,7 +135,10 @@ def test_straight_through_is_exact_forward_and_masked_backward(masked: bool) -> 
 
 def test_straight_through_survives_a_compiler() -> None:
     """Facts of torch 2.13: a dropped backward would give round()'s gradient, which is zero everywhere."""
-    compiled = torch.compile(lambda x: straight_through(x, x.detach().round(), x.detach().abs() < 2).square().sum(), backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: straight_through(x, x.detach().round(), x.detach().abs() < 2).square().sum(),
+        backend="aot_eager",
+    )
     x = torch.tensor([0.6, -1.4, 5.0], requires_grad=True)
     compiled(x).backward()
     assert x.grad is not None and x.grad.tolist() == [2.0, -2.0, 0.0]

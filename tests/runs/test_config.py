@@ -67,12 +67,21 @@ def test_negative_zero_is_zero_and_nan_is_refused() -> None:
             canonical({"x": bad})
 
 
-@given(st.dictionaries(st.text(max_size=5), st.one_of(st.booleans(), st.integers(-99, 99), st.text(max_size=5)), max_size=5))
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.one_of(st.booleans(), st.integers(-99, 99), st.text(max_size=5)),
+        max_size=5,
+    )
+)
 def test_order_does_not_matter(data: dict[str, Any]) -> None:
     assert canonical(dict(reversed(data.items()))) == canonical(data)
 
 
-@pytest.mark.parametrize(("value", "like"), [("3", int), (True, int), (1.5, int), ("x", float), (1, bool), (float("nan"), float)])
+@pytest.mark.parametrize(
+    ("value", "like"),
+    [("3", int), (True, int), (1.5, int), ("x", float), (1, bool), (float("nan"), float)],
+)
 def test_wrong_types_are_refused(value: object, like: type) -> None:
     with pytest.raises(UsageError, match="here"):
         coerce(value, like, "here")
@@ -84,7 +93,16 @@ def test_whole_numbers_may_stand_for_floats() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch", 0), ("lr", -1.0), ("lr", 0.0), ("warmup", 1.0), ("optimizer", "adamm"), ("floor", 2.0), ("clip", -1.0)],
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("lr", -1.0),
+        ("lr", 0.0),
+        ("warmup", 1.0),
+        ("optimizer", "adamm"),
+        ("floor", 2.0),
+        ("clip", -1.0),
+    ],
 )
 def test_a_recipe_out_of_its_domain_says_so(field: str, value: object) -> None:
     assert Recipe().problem() is None

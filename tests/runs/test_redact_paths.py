@@ -52,8 +52,13 @@ def test_what_is_no_absolute_path_stays(message: str) -> None:
 NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 
 
-@given(st.lists(NAME, min_size=2, max_size=5), st.sampled_from(["{}", "'{}'", "x: {}: no", "({})", "path:{}", '"{}"', "{}, and", "at={}"]))
-def test_whatever_stands_around_it_no_folder_of_a_path_is_left(parts: list[str], around: str) -> None:
+@given(
+    st.lists(NAME, min_size=2, max_size=5),
+    st.sampled_from(["{}", "'{}'", "x: {}: no", "({})", "path:{}", '"{}"', "{}, and", "at={}"]),
+)
+def test_whatever_stands_around_it_no_folder_of_a_path_is_left(
+    parts: list[str], around: str
+) -> None:
     found = unplaced(around.format("/" + "/".join(parts)))
     assert found == around.format(parts[-1])
 
@@ -66,7 +71,11 @@ def test_a_failed_run_keeps_its_message_without_the_place(tmp_path: Path) -> Non
     attempt = new_attempt(tmp_path, spec.key)
     run_one(Assignment(spec, attempt.folder, base=gone))
     result = attempt.read("result") or {}
-    assert result["state"] == "failed" and "weights.safetensors" in result["message"] and str(tmp_path) not in json.dumps(result)
+    assert (
+        result["state"] == "failed"
+        and "weights.safetensors" in result["message"]
+        and str(tmp_path) not in json.dumps(result)
+    )
     assert str(tmp_path) not in str((row_of(Attempt(attempt.folder)) or {})["message"])
 
 

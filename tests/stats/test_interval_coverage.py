@@ -58,7 +58,9 @@ def test_the_mean_over_tasks_of_unlike_noise_is_covered(seeds: int, tasks: int) 
     weights = 1.0 + np.arange(tasks) % 3
 
     def draw(rng: np.random.Generator) -> Estimate:
-        return intervals.mean_of_means_interval(list(centre[:, None] + spread[:, None] * rng.normal(size=(tasks, seeds))), weights)
+        return intervals.mean_of_means_interval(
+            list(centre[:, None] + spread[:, None] * rng.normal(size=(tasks, seeds))), weights
+        )
 
     assert honest(covered(float(np.average(centre, weights=weights)), draw, 100 * seeds + tasks))
 
@@ -69,7 +71,10 @@ def test_a_difference_of_pairs_is_covered(seeds: int) -> None:
 
     def draw(rng: np.random.Generator) -> Estimate:
         common = rng.normal(0, 5, seeds)
-        a, b = (dict(enumerate((mean + common + rng.normal(0, 0.5, seeds)).tolist())) for mean in (1.3, 1.0))
+        a, b = (
+            dict(enumerate((mean + common + rng.normal(0, 0.5, seeds)).tolist()))
+            for mean in (1.3, 1.0)
+        )
         return paired_test(a, b).difference
 
     assert honest(covered(0.3, draw, seeds))
@@ -92,7 +97,9 @@ def test_the_gap_recovered_is_covered(seeds: int) -> None:
 # ---- over cells ----
 
 
-def gaps(rng: np.random.Generator, truth: np.ndarray, seeds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def gaps(
+    rng: np.random.Generator, truth: np.ndarray, seeds: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Gains and gaps of tasks × cells whose seeds share the start, full precision and four fifths of the method's own noise."""
     found = []
     for cells in truth:
@@ -113,7 +120,9 @@ def test_the_mean_gap_over_cells_is_covered(seeds: int, tasks: int) -> None:
     truth = truths(tasks)
 
     def draw(rng: np.random.Generator) -> Estimate:
-        return intervals.mean_of_means_interval([intervals.linearised(*task).mean(0) for task in gaps(rng, truth, seeds)])
+        return intervals.mean_of_means_interval(
+            [intervals.linearised(*task).mean(0) for task in gaps(rng, truth, seeds)]
+        )
 
     assert honest(covered(float(truth.mean()), draw, 10 * seeds + tasks))
 
@@ -124,15 +133,22 @@ def test_the_mean_gap_is_covered_where_gaps_are_only_just_clear(seeds: int) -> N
     rng, hits, shown = np.random.default_rng(seeds), 0, 0
     for _ in range(DRAWS):
         fp, rtn, own = np.array([0.3, 0.0, 0.2])[:, None, None] + rng.normal(0, 0.1, (3, 2, seeds))
-        if all(intervals.ratio_interval(top, bottom) for top, bottom in zip(own - rtn, fp - rtn, strict=True)):
+        if all(
+            intervals.ratio_interval(top, bottom)
+            for top, bottom in zip(own - rtn, fp - rtn, strict=True)
+        ):
             e = intervals.mean_of_means_interval(list(intervals.linearised(own - rtn, fp - rtn)))
             assert e.low is not None and e.high is not None
             shown, hits = shown + 1, hits + (e.low <= 2 / 3 <= e.high)
     assert shown > DRAWS / 2 and honest(hits / shown)
 
 
-@pytest.mark.parametrize(("tasks", "seeds", "plain"), [(1, 10, 0.907), (1, 20, 0.928), (3, 10, 0.924), (3, 20, 0.936)])
-def test_the_interquartile_mean_is_covered_by_expanded_percentiles(tasks: int, seeds: int, plain: float) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "plain"), [(1, 10, 0.907), (1, 20, 0.928), (3, 10, 0.924), (3, 20, 0.936)]
+)
+def test_the_interquartile_mean_is_covered_by_expanded_percentiles(
+    tasks: int, seeds: int, plain: float
+) -> None:
     """With the t quantile's tails they hold 93.5 to 94.5 % (12 000 draws); the usual 2.5 % at either end hold `plain`. Below ten seeds neither is shown."""
     truth, rng = truths(tasks), np.random.default_rng(100 * tasks + seeds)
     target, hits = float(iqm(truth.ravel())), np.zeros(2)
@@ -172,7 +188,9 @@ def test_a_method_entered_twice_seldom_gets_two_ranks(seeds: int) -> None:
     """The worst case: no minimum effect, and rivals so far away that Holm leaves the whole 5 % to the pair."""
     drawn = boards(seeds)
     ranks = [rank_ranges([by_seed(x) for x in board.mean(1)], "higher", 0.0) for board in drawn]
-    assert all(r[2:] == [(3, 3), (4, 4), (5, 5)] for r in ranks) if seeds == 10 else True, "those that differ are told apart"
+    assert all(r[2:] == [(3, 3), (4, 4), (5, 5)] for r in ranks) if seeds == 10 else True, (
+        "those that differ are told apart"
+    )
     assert seldom(float(np.mean([r[0] != r[1] for r in ranks])), len(drawn))
 
 
@@ -181,9 +199,14 @@ def test_a_method_entered_twice_is_seldom_marked_best(seeds: int) -> None:
     """In any of a table's four columns."""
     drawn = boards(seeds, 2000)
     tables = [[[by_seed(x) for x in column] for column in board.swapaxes(0, 1)] for board in drawn]
-    marked = [any(best is not None for best in clear_bests(table, "higher", 0.0)) for table in tables]
+    marked = [
+        any(best is not None for best in clear_bests(table, "higher", 0.0)) for table in tables
+    ]
     assert seldom(float(np.mean(marked)), len(drawn))
-    alone = [any(clear_bests([column], "higher", 0.0)[0] is not None for column in table) for table in tables[:500]]
+    alone = [
+        any(clear_bests([column], "higher", 0.0)[0] is not None for column in table)
+        for table in tables[:500]
+    ]
     assert np.mean(alone) > 0.08, "columns that are not corrected for one another"
 
 

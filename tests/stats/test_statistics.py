@@ -14,7 +14,17 @@ from scipy import stats as reference
 
 from qbench.stats import intervals
 from qbench.stats.aggregates import DRAWS, iqm, pareto, percentiles, profile, resampled_ratios
-from qbench.stats.comparisons import Discordant, Paired, clear_bests, holm, mcnemar, paired_test, paired_tests, rank_ranges, unpaired_test
+from qbench.stats.comparisons import (
+    Discordant,
+    Paired,
+    clear_bests,
+    holm,
+    mcnemar,
+    paired_test,
+    paired_tests,
+    rank_ranges,
+    unpaired_test,
+)
 
 finite = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
@@ -56,8 +66,12 @@ def test_paired_test_is_scipys() -> None:
 
 def test_paired_test_without_spread_or_pairs() -> None:
     same = {0: 1.0, 1: 2.0}
-    assert paired_test(same, same) == Paired(intervals.Estimate(0.0), None, 2), "without spread there is no interval"
-    assert paired_test({0: 1.1, 1: 2.1}, same).p is None, "accuracies move in steps: an equal difference twice is no proof"
+    assert paired_test(same, same) == Paired(intervals.Estimate(0.0), None, 2), (
+        "without spread there is no interval"
+    )
+    assert paired_test({0: 1.1, 1: 2.1}, same).p is None, (
+        "accuracies move in steps: an equal difference twice is no proof"
+    )
     assert paired_test({0: 1.0}, {0: 0.5}).p is None
     alone = paired_test({0: 1.0}, {1: 0.5})
     assert alone.p is None and alone.seeds == 0 and math.isnan(alone.difference.value)
@@ -78,7 +92,9 @@ def test_holm_by_hand() -> None:
 def test_fieller_is_unbounded_where_there_is_no_gap() -> None:
     m, fp = np.array([0.5, 0.7, 0.6]), np.array([1.0, 0.2, 0.5])
     assert intervals.gap_recovered(m, np.array([0.4, 0.5, 0.3]), fp, "higher", 0.01) is None
-    assert intervals.gap_recovered(m, fp - 0.005, fp, "higher", 0.01) is None, "below the minimum effect"
+    assert intervals.gap_recovered(m, fp - 0.005, fp, "higher", 0.01) is None, (
+        "below the minimum effect"
+    )
     assert intervals.gap_recovered(m, fp + 1, fp, "higher", 0.01) is None, "RTN above FP"
     assert intervals.gap_recovered([], [], [], "higher", 0.01) is None
 
@@ -94,7 +110,9 @@ def test_fieller_ends_solve_fiellers_equation(pairs: list[tuple[float, float]]) 
     for end in (e.low, e.high):
         rest = n - end * d
         error = math.sqrt(rest.var(ddof=1) / len(rest))
-        assert abs(rest.mean()) == pytest.approx(t * error, rel=1e-4, abs=1e-4 * (1 + abs(end)) * np.abs(pairs).max())
+        assert abs(rest.mean()) == pytest.approx(
+            t * error, rel=1e-4, abs=1e-4 * (1 + abs(end)) * np.abs(pairs).max()
+        )
 
 
 def test_gap_recovered_by_hand() -> None:
@@ -114,7 +132,10 @@ def best_of(*scores: dict[int, float], better: str = "higher", effect: float = 0
 def test_clear_bests() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 1, 5)
-    good, poor, same = ({i: x + shift for i, x in enumerate(base + rng.normal(0, 0.01, 5))} for shift in (1.0, 0.0, 1.0))
+    good, poor, same = (
+        {i: x + shift for i, x in enumerate(base + rng.normal(0, 0.01, 5))}
+        for shift in (1.0, 0.0, 1.0)
+    )
     assert best_of(poor, good, effect=0.1) == 1
     assert best_of(poor, good, better="lower", effect=0.1) == 0
     assert best_of(poor, good, effect=2.0) is None, "below the minimum effect"
@@ -127,20 +148,28 @@ def test_clear_bests() -> None:
 def test_bests_are_corrected_over_rivals_and_columns() -> None:
     """p = 0.03 is enough for one rival in one column, not for two rivals or two such columns."""
     zero = dict.fromkeys(range(5), 0.0)
-    fair, plain = ({i: m + d for i, d in enumerate((-0.1, 0.1, 0.0, -0.05, 0.05))} for m in (0.115, 1.0))
+    fair, plain = (
+        {i: m + d for i, d in enumerate((-0.1, 0.1, 0.0, -0.05, 0.05))} for m in (0.115, 1.0)
+    )
     p = paired_test(fair, zero).p
     assert p is not None and 0.025 < p < 0.05
     assert clear_bests([[zero, fair]], "higher", 0.0) == [1]
     assert clear_bests([[zero, fair, dict(zero)]], "higher", 0.0) == [None]
     assert clear_bests([[zero, fair], [zero, fair]], "higher", 0.0) == [None, None]
-    assert clear_bests([[zero, fair], [zero, plain]], "higher", 0.0) == [1, 1], "Holm: the clearest first"
-    assert clear_bests([[zero, fair], [fair], []], "higher", 0.0) == [1, None, None], "a column without rivals tests nothing"
+    assert clear_bests([[zero, fair], [zero, plain]], "higher", 0.0) == [1, 1], (
+        "Holm: the clearest first"
+    )
+    assert clear_bests([[zero, fair], [fair], []], "higher", 0.0) == [1, None, None], (
+        "a column without rivals tests nothing"
+    )
 
 
 def test_rank_ranges() -> None:
     rng = np.random.default_rng(2)
     common = rng.normal(0, 1, 10)
-    scores = [dict(enumerate(shift + common + rng.normal(0, 0.05, 10))) for shift in (0.0, 2.0, 2.0, 1.0)]
+    scores = [
+        dict(enumerate(shift + common + rng.normal(0, 0.05, 10))) for shift in (0.0, 2.0, 2.0, 1.0)
+    ]
     assert rank_ranges(scores, "higher", 0.2) == [(4, 4), (1, 2), (1, 2), (3, 3)]
     assert rank_ranges(scores, "lower", 0.2) == [(1, 1), (3, 4), (3, 4), (2, 2)]
     assert rank_ranges(scores, "higher", 9.0) == [(1, 4)] * 4
@@ -148,7 +177,10 @@ def test_rank_ranges() -> None:
 
 def test_what_cannot_be_paired_shares_its_rank() -> None:
     rng = np.random.default_rng(3)
-    a, b = ({first + i: x for i, x in enumerate(rng.normal(mean, 0.01, 10))} for first, mean in ((0, 0.0), (10, 5.0)))
+    a, b = (
+        {first + i: x for i, x in enumerate(rng.normal(mean, 0.01, 10))}
+        for first, mean in ((0, 0.0), (10, 5.0))
+    )
     assert rank_ranges([a, b], "higher", 0.0) == [(1, 2)] * 2, "disjoint seeds"
     assert rank_ranges([a, dict(a)], "higher", 0.0) == [(1, 2)] * 2, "identical scores"
     assert rank_ranges([{0: 1.0}, {0: 2.0}], "higher", 0.0) == [(1, 2)] * 2, "one seed"
@@ -158,9 +190,16 @@ def test_what_cannot_be_paired_shares_its_rank() -> None:
 # ---- items ----
 
 
-@pytest.mark.parametrize(("first", "second", "both"), [(12, 3, 50), (3, 12, 0), (1, 1, 4), (5, 0, 5), (40, 60, 900)])
-def test_mcnemar_is_the_binomial_test_of_the_items_they_disagree_on(first: int, second: int, both: int) -> None:
-    a, b = [True] * first + [False] * second + [True] * both, [False] * first + [True] * second + [True] * both
+@pytest.mark.parametrize(
+    ("first", "second", "both"), [(12, 3, 50), (3, 12, 0), (1, 1, 4), (5, 0, 5), (40, 60, 900)]
+)
+def test_mcnemar_is_the_binomial_test_of_the_items_they_disagree_on(
+    first: int, second: int, both: int
+) -> None:
+    a, b = (
+        [True] * first + [False] * second + [True] * both,
+        [False] * first + [True] * second + [True] * both,
+    )
     got = mcnemar(a, b)
     assert (got.first, got.second) == (first, second)
     assert got.p == pytest.approx(reference.binomtest(first, first + second, 0.5).pvalue)
@@ -201,7 +240,11 @@ def test_the_interquartile_mean_is_scipys_trimmed_one(values: list[float]) -> No
 
 
 def test_profiles_by_hand() -> None:
-    assert profile(np.array([0.2, 0.5, 0.9, -0.4]), np.array([0.0, 0.5, 0.95])).tolist() == [0.75, 0.5, 0.0]
+    assert profile(np.array([0.2, 0.5, 0.9, -0.4]), np.array([0.0, 0.5, 0.95])).tolist() == [
+        0.75,
+        0.5,
+        0.0,
+    ]
 
 
 def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> None:
@@ -212,16 +255,22 @@ def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> No
     assert got.mean(1) == pytest.approx(n.mean(1) / d.mean(1))
     for one, top, bottom in zip(got, n, d, strict=True):
         fieller, line = intervals.ratio_interval(top, bottom), intervals.mean_interval(one)
-        assert fieller is not None and (line.low, line.high) == pytest.approx((fieller.low, fieller.high), rel=1e-3)
+        assert fieller is not None and (line.low, line.high) == pytest.approx(
+            (fieller.low, fieller.high), rel=1e-3
+        )
 
 
 def test_redrawn_ratios_keep_what_shares_a_seed_together() -> None:
     gains = np.array([[0.1, 0.5, 0.9, 0.4], [1.1, 1.5, 1.9, 1.4]])
     draws = resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
-    assert draws.shape == (DRAWS, 3) and np.array_equal(draws, resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))]))
+    assert draws.shape == (DRAWS, 3) and np.array_equal(
+        draws, resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
+    )
     assert draws[:, 1] == pytest.approx(draws[:, 0] + 1), "cells of one task"
     assert abs(np.corrcoef(draws[:, 0], draws[:, 2])[0, 1]) < 0.1, "another task draws its own"
-    assert draws[:, 0].var() == pytest.approx(gains[0].var(ddof=1) / 4, rel=0.1), "the variance of the mean, not (n − 1)/n of it"
+    assert draws[:, 0].var() == pytest.approx(gains[0].var(ddof=1) / 4, rel=0.1), (
+        "the variance of the mean, not (n − 1)/n of it"
+    )
 
 
 def test_draws_without_a_gap_are_left_out() -> None:
@@ -234,12 +283,16 @@ def test_percentiles_are_expanded_as_far_as_t_is_wider_than_the_normal() -> None
     draws = np.random.default_rng(0).normal(size=200_000)
     assert percentiles(draws, math.inf) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
     low, high = percentiles(draws, 9)
-    assert (float(low), float(high)) == pytest.approx((-reference.t.ppf(0.975, 9), reference.t.ppf(0.975, 9)), abs=0.02)
+    assert (float(low), float(high)) == pytest.approx(
+        (-reference.t.ppf(0.975, 9), reference.t.ppf(0.975, 9)), abs=0.02
+    )
 
 
 def test_pareto_by_hand() -> None:
     points = np.array([[1, 5, 1], [2, 4, 1], [2, 5, 1], [1, 5, 1], [3, 3, 0.5], [4, 4, 4]])
-    assert pareto(points).tolist() == [True, True, False, True, True, False], "equal rows do not beat each other"
+    assert pareto(points).tolist() == [True, True, False, True, True, False], (
+        "equal rows do not beat each other"
+    )
     assert pareto(np.empty((0, 3))).tolist() == []
 
 
@@ -249,7 +302,9 @@ def test_what_is_not_on_the_front_is_beaten_by_what_is(rows: list[tuple[int, int
     assert front.any()
     on = [row for row, kept in zip(rows, front, strict=True) if kept]
     for row, kept in zip(rows, front, strict=True):
-        assert kept != any(other != row and all(a <= b for a, b in zip(other, row, strict=True)) for other in on)
+        assert kept != any(
+            other != row and all(a <= b for a, b in zip(other, row, strict=True)) for other in on
+        )
 
 
 # ---- bad input ----
@@ -286,7 +341,9 @@ def test_many_pairs_are_tested_as_each_alone(rows: list[list[float]], ragged: bo
 def test_unpaired_test_is_welchs() -> None:
     a, b = [1.0, 2.0, 4.0], [0.0, 0.1, 0.3, 0.2, 0.6]
     got = unpaired_test(dict(enumerate(a)), {10 + i: x for i, x in enumerate(b)})
-    assert got.p == pytest.approx(reference.ttest_ind(a, b, equal_var=False).pvalue) and got.seeds == 0
+    assert (
+        got.p == pytest.approx(reference.ttest_ind(a, b, equal_var=False).pvalue) and got.seeds == 0
+    )
     assert unpaired_test({0: 1.0}, {1: 2.0, 2: 3.0}) == Paired(intervals.Estimate(-1.5), None, 0)
     assert unpaired_test({0: 1.0, 1: 1.0}, {2: 2.0, 3: 2.0}).p is None
     with pytest.raises(AssertionError, match="paired"):
@@ -295,15 +352,23 @@ def test_unpaired_test_is_welchs() -> None:
 
 def test_weights_are_of_the_tasks() -> None:
     tasks = [[1.0, 1.2, 0.8], [5.0, 5.1, 5.3]]
-    assert intervals.mean_of_means_interval(tasks, [1, 3]).value == pytest.approx((np.mean(tasks[0]) + 3 * np.mean(tasks[1])) / 4)
+    assert intervals.mean_of_means_interval(tasks, [1, 3]).value == pytest.approx(
+        (np.mean(tasks[0]) + 3 * np.mean(tasks[1])) / 4
+    )
     parts = [w**2 * reference.sem(task) ** 2 for w, task in zip((0.25, 0.75), tasks, strict=True)]
     weighted = intervals.mean_of_means_interval(tasks, [1, 3])
     assert weighted.df == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 2))
-    assert weighted.half == pytest.approx(reference.t.ppf(0.975, weighted.df) * math.sqrt(sum(parts)))
-    assert intervals.mean_of_means_interval(tasks, [2, 2]) == intervals.mean_of_means_interval(tasks)
+    assert weighted.half == pytest.approx(
+        reference.t.ppf(0.975, weighted.df) * math.sqrt(sum(parts))
+    )
+    assert intervals.mean_of_means_interval(tasks, [2, 2]) == intervals.mean_of_means_interval(
+        tasks
+    )
     assert intervals.mean_of_means_interval(tasks[:1]) == intervals.mean_interval(tasks[0])
 
 
 def test_scipy_stats_is_not_imported() -> None:
-    code = "import sys, qbench.stats; sys.exit('scipy.stats' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, qbench.stats; sys.exit('scipy.stats' in sys.modules or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

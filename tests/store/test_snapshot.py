@@ -15,7 +15,9 @@ from tests.made_runs import config, make
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_they_bring_its_snapshot_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
+def test_they_bring_its_snapshot_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
     make(tmp_path, config())
     with Store(tmp_path) as writer:
         writer.ingest(all_attempts(tmp_path))
@@ -26,4 +28,6 @@ def test_they_bring_its_snapshot_up_to_date(tmp_path: Path, monkeypatch: pytest.
     with Store(tmp_path) if locked else contextlib.nullcontext():
         with view(tmp_path) as connection:
             assert connection.execute("SELECT DISTINCT mood FROM runs").fetchall() == [("good",)]
-        assert ((tmp_path / SNAPSHOT).read_bytes() == old) == locked, "what somebody else writes is read from a copy"
+        assert ((tmp_path / SNAPSHOT).read_bytes() == old) == locked, (
+            "what somebody else writes is read from a copy"
+        )

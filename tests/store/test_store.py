@@ -56,17 +56,45 @@ def filled(tmp_path: Path) -> Path:
 def test_what_goes_in_comes_out(filled: Path) -> None:
     found = qbench.results(filled)
     row = found.runs.set_index("seed").loc[3]
-    assert row["packed"] == 0.1 * 3 and row["key"] == config(3).key and row["params"] == '{"scale": "absmax"}'
-    assert (row["method"], row["weights_format"], row["act_format"], row["steps"], row["lr"]) == ("ste", "int4", None, 10, 0.003)
-    assert row["commit_id"] == "c" * 40 and not row["dirty"] and row["audit_passed"] and row["effect"] == 0.01
-    assert list(found.curve(config(3).key[:8])["loss"]) == [1.0, 1 / 2, 1 / 3] and len(found.curves) == 15
+    assert (
+        row["packed"] == 0.1 * 3
+        and row["key"] == config(3).key
+        and row["params"] == '{"scale": "absmax"}'
+    )
+    assert (row["method"], row["weights_format"], row["act_format"], row["steps"], row["lr"]) == (
+        "ste",
+        "int4",
+        None,
+        10,
+        0.003,
+    )
+    assert (
+        row["commit_id"] == "c" * 40
+        and not row["dirty"]
+        and row["audit_passed"]
+        and row["effect"] == 0.01
+    )
+    assert (
+        list(found.curve(config(3).key[:8])["loss"]) == [1.0, 1 / 2, 1 / 3]
+        and len(found.curves) == 15
+    )
     assert list(found.boards["board"]) == ["b"]
 
 
 def test_the_tables_have_exactly_the_columns_that_are_filled(filled: Path) -> None:
     with view(filled) as connection:
-        columns = {r[0] for r in connection.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = 'runs'").fetchall()}
-        curves = {r[0] for r in connection.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = 'curves'").fetchall()}
+        columns = {
+            r[0]
+            for r in connection.execute(
+                "SELECT column_name FROM duckdb_columns() WHERE table_name = 'runs'"
+            ).fetchall()
+        }
+        curves = {
+            r[0]
+            for r in connection.execute(
+                "SELECT column_name FROM duckdb_columns() WHERE table_name = 'curves'"
+            ).fetchall()
+        }
     assert columns == {"key", "attempt", "audit_failures", *(c.name for c in schema.RUN)}
     assert curves == {"key", "attempt", "more", *schema.CURVE}
 
@@ -91,11 +119,24 @@ def test_a_number_that_is_not_finite_is_null_and_its_kind_is_kept(tmp_path: Path
 
 def test_a_failed_run_has_a_row(tmp_path: Path) -> None:
     attempt = make(tmp_path, config())
-    attempt.write("result", {"key": attempt.key, "attempt": 1, "state": "failed", "reason": "oom", "message": "no room"})
+    attempt.write(
+        "result",
+        {
+            "key": attempt.key,
+            "attempt": 1,
+            "state": "failed",
+            "reason": "oom",
+            "message": "no room",
+        },
+    )
     with Store(tmp_path) as open_store:
         open_store.snapshot()
     row = qbench.results(tmp_path).runs.iloc[0]
-    assert (row["state"], row["reason"], row["message"]) == ("failed", "oom", "no room") and math.isnan(row["packed"])
+    assert (row["state"], row["reason"], row["message"]) == (
+        "failed",
+        "oom",
+        "no room",
+    ) and math.isnan(row["packed"])
 
 
 def test_an_attempt_without_a_result_is_not_a_row(tmp_path: Path) -> None:
@@ -115,7 +156,9 @@ def test_an_attempt_without_a_result_is_not_a_row(tmp_path: Path) -> None:
         ("result", {"state": "splendid"}),
     ],
 )
-def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path: Path, file: str, change: dict[str, Any]) -> None:
+def test_a_folder_that_is_not_what_it_says_is_refused(
+    tmp_path: Path, file: str, change: dict[str, Any]
+) -> None:
     attempt = make(tmp_path, config())
     attempt.write(file, {**(attempt.read(file) or {}), **change})
     with pytest.raises(NotARun, match=attempt.key):
@@ -140,10 +183,18 @@ def test_a_curve_that_was_cut_short_keeps_its_whole_lines(tmp_path: Path) -> Non
 
 def test_terms_and_metrics_of_a_curve_are_kept(tmp_path: Path) -> None:
     attempt = make(tmp_path, config(), points=0)
-    attempt.curve.write_text(json.dumps({"step": 1, "loss": 3.0, "terms": {"task": 1.0, "pull": 2.0}, "metrics": {"flips": 4}}) + "\n")
+    attempt.curve.write_text(
+        json.dumps(
+            {"step": 1, "loss": 3.0, "terms": {"task": 1.0, "pull": 2.0}, "metrics": {"flips": 4}}
+        )
+        + "\n"
+    )
     batch = Batch()
     batch.add(attempt)
-    assert json.loads(batch.curves["more"][0]) == {"terms": {"task": 1.0, "pull": 2.0}, "metrics": {"flips": 4}}
+    assert json.loads(batch.curves["more"][0]) == {
+        "terms": {"task": 1.0, "pull": 2.0},
+        "metrics": {"flips": 4},
+    }
 
 
 # ---- damage ----
@@ -171,19 +222,27 @@ def damaged(how: str, file: Path, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("how", ["truncated", "flipped", "garbage", "empty"])
-def test_a_damaged_database_is_made_again(filled: Path, how: str, seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_database_is_made_again(
+    filled: Path, how: str, seed: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In a process of its own: a database engine may well die of a flipped bit."""
     before = rows(filled)
     chance = random.Random(f"{how}{seed}")
     for name in (DATABASE, SNAPSHOT):
         (filled / name).write_bytes(b"") if how == "empty" else damaged(how, filled / name, chance)
-    done = subprocess.run([sys.executable, "-m", "qbench", "db", "rebuild", "--results", str(filled)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench", "db", "rebuild", "--results", str(filled)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert rows(filled) == before
 
 
 @pytest.mark.parametrize("how", ["truncated", "garbage"])
-def test_whoever_opens_a_damaged_database_mends_it(filled: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_whoever_opens_a_damaged_database_mends_it(
+    filled: Path, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = rows(filled)
     damaged(how, filled / DATABASE, random.Random(how))
     with Store(filled) as open_store:
@@ -226,7 +285,12 @@ def test_what_a_killed_writer_has_committed_reaches_readers(filled: Path) -> Non
         "    print('in', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as writer:
         assert writer.stdout and writer.stdout.readline() == "in\n"
         writer.send_signal(signal.SIGKILL)
     os.utime(filled / SNAPSHOT, (0, 0))
@@ -271,9 +335,16 @@ def test_a_newer_store_is_left_alone(filled: Path) -> None:
     assert not list(filled.glob("*damaged*"))
 
 
-def test_migrations_bring_an_older_store_up_to_date(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrations_bring_an_older_store_up_to_date(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        database, "MIGRATIONS", (*schema.MIGRATIONS, "ALTER TABLE runs ADD COLUMN mood VARCHAR; UPDATE runs SET mood = 'good';")
+        database,
+        "MIGRATIONS",
+        (
+            *schema.MIGRATIONS,
+            "ALTER TABLE runs ADD COLUMN mood VARCHAR; UPDATE runs SET mood = 'good';",
+        ),
     )
     with Store(filled) as open_store:
         open_store.changed = True
@@ -285,7 +356,9 @@ def test_migrations_bring_an_older_store_up_to_date(filled: Path, monkeypatch: p
 
 def test_an_older_release_of_the_database_engine_can_read_it(filled: Path) -> None:
     with duckdb.connect(str(filled / SNAPSHOT), read_only=True) as connection:
-        tags = connection.execute("SELECT tags FROM duckdb_databases() WHERE NOT internal").fetchall()[0][0]
+        tags = connection.execute(
+            "SELECT tags FROM duckdb_databases() WHERE NOT internal"
+        ).fetchall()[0][0]
     assert tags["storage_version"].startswith(database.OLDEST_READER)
 
 
@@ -320,16 +393,29 @@ def test_check_finds_every_difference(filled: Path) -> None:
 
 
 def test_a_board_shows_what_is_missing_and_what_was_skipped(filled: Path) -> None:
-    cells = [(config(), None), (config(method="fp", fmt=None), None), (config(method="x"), "x has no rule for int4")]
+    cells = [
+        (config(), None),
+        (config(method="fp", fmt=None), None),
+        (config(method="x"), "x has no rule for int4"),
+    ]
     with Store(filled) as open_store:
         open_store.set_board(roster("b", cells, 7, title="A board"))
         open_store.snapshot()
     board = qbench.results(filled).board("b")
-    states = {row.method: (row.cells[0].state, row.cells[0].seeds, row.cells[0].asked) for row in board.sections[0].rows}
+    states = {
+        row.method: (row.cells[0].state, row.cells[0].seeds, row.cells[0].asked)
+        for row in board.sections[0].rows
+    }
     assert board.title == "A board" and board.runs == 5 + 2 + 7 + 7
-    assert states["ste"] == ("partial", 5, 7) and states["fp"][0] == "planned" and states["x"][0] == "skipped"
+    assert (
+        states["ste"] == ("partial", 5, 7)
+        and states["fp"][0] == "planned"
+        and states["x"][0] == "skipped"
+    )
     cells_frame = qbench.results(filled).cells("b").set_index("method")
-    assert cells_frame.loc["ste", "seeds"] == 5 and "no rule for int4" in cells_frame.loc["x", "notes"]
+    assert (
+        cells_frame.loc["ste", "seeds"] == 5 and "no rule for int4" in cells_frame.loc["x", "notes"]
+    )
 
 
 def test_a_board_that_is_swept_again_is_replaced(filled: Path) -> None:
@@ -359,13 +445,17 @@ def test_a_real_plan_makes_a_roster() -> None:
     plan = make_plan(read_text(text, "r.toml"))
     made = roster_of(plan)
     assert sorted(key for cell in made["cells"] for key in cell["keys"]) == sorted(plan.runs)
-    assert {cell["label"] for cell in made["cells"]} == {"fp", "rtn", "ste"} and "scale" in made["defaults"]["rtn"]
+    assert {cell["label"] for cell in made["cells"]} == {"fp", "rtn", "ste"} and "scale" in made[
+        "defaults"
+    ]["rtn"]
 
 
 def test_a_base_that_nobody_asked_for_is_not_on_the_board() -> None:
     from qbench.sweeps.plan import make_plan
 
-    plan = make_plan(read_text('board = "r"\nmethods = ["rtn"]\ntasks = ["toy"]\nformats = ["int2"]\n', "r.toml"))
+    plan = make_plan(
+        read_text('board = "r"\nmethods = ["rtn"]\ntasks = ["toy"]\nformats = ["int2"]\n', "r.toml")
+    )
     assert len(plan.runs) == 2 and [cell["label"] for cell in roster_of(plan)["cells"]] == ["rtn"]
 
 
@@ -393,9 +483,18 @@ def test_an_artefact_that_is_gone_is_listed_and_the_store_agrees(filled: Path) -
     whole.export.mkdir()
     whole.artefact.write_bytes(b"")
     merged.write("trust", {"level": "claimed"})
-    failed.write("result", {name: value for name, value in (failed.read("result") or {}).items() if name != "artefact_sha256"})
+    failed.write(
+        "result",
+        {
+            name: value
+            for name, value in (failed.read("result") or {}).items()
+            if name != "artefact_sha256"
+        },
+    )
     rebuild(filled)
     found = check(filled)
     name = f"{gone.key}/{gone.number}"
     assert found.agrees and name in found.lost and len(found.lost) == 2
-    assert f"without its artefact: {name}" in str(found) and str(found).endswith("the store agrees with the files")
+    assert f"without its artefact: {name}" in str(found) and str(found).endswith(
+        "the store agrees with the files"
+    )

@@ -47,7 +47,9 @@ def test_the_same_runs_are_the_same_bytes(trained: Path, good: bytes, tmp_path: 
     keys = [run.key for run in read(good).runs]
     by_key = packed(trained, tmp_path / "keys.zip", *reversed(keys), keys[0][:8])
     assert again.read_bytes() == good
-    assert unpack(by_key.read_bytes()) == unpack(good) and not read(by_key.read_bytes()).boards, "a board is carried where it was named"
+    assert unpack(by_key.read_bytes()) == unpack(good) and not read(by_key.read_bytes()).boards, (
+        "a board is carried where it was named"
+    )
 
 
 def test_any_unzip_reads_it_and_finds_only_what_is_allowed(good: bytes, trained: Path) -> None:
@@ -55,10 +57,15 @@ def test_any_unzip_reads_it_and_finds_only_what_is_allowed(good: bytes, trained:
         assert archive.testzip() is None
         names = archive.namelist()
         assert names.pop(1) == "boards/b.toml"
-        assert names[0] == MANIFEST and {name.rpartition("/")[2] for name in names[1:]} == set(FILES)
+        assert names[0] == MANIFEST and {name.rpartition("/")[2] for name in names[1:]} == set(
+            FILES
+        )
         key = names[1].split("/")[1]
         own = trained / "runs" / key[:2] / key / "1"
-        assert archive.read(f"runs/{key}/weights.safetensors") == (own / "export" / "weights.safetensors").read_bytes()
+        assert (
+            archive.read(f"runs/{key}/weights.safetensors")
+            == (own / "export" / "weights.safetensors").read_bytes()
+        )
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
@@ -72,7 +79,10 @@ def test_no_other_file_of_the_folder_travels(trained: Path, tmp_path: Path, good
 
 
 def test_a_run_brings_the_one_that_it_goes_on_from(trained: Path, tmp_path: Path) -> None:
-    specs = {p.parent.parent.name: json.loads(p.read_text()) for p in trained.glob("runs/*/*/1/spec.json")}
+    specs = {
+        p.parent.parent.name: json.loads(p.read_text())
+        for p in trained.glob("runs/*/*/1/spec.json")
+    }
     rtn = next(key for key, spec in specs.items() if spec["method"] == "rtn")
     found = read(packed(trained, tmp_path / "b.zip", rtn).read_bytes())
     assert {run.key for run in found.runs} == {rtn, specs[rtn]["base"]}
@@ -81,7 +91,11 @@ def test_a_run_brings_the_one_that_it_goes_on_from(trained: Path, tmp_path: Path
 def test_what_is_not_finished_stays_and_is_counted(trained: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(trained, results)
-    gone = next(p for p in results.glob("runs/*/*/1/result.json") if json.loads(p.read_text())["cost"].get("step_s_median"))
+    gone = next(
+        p
+        for p in results.glob("runs/*/*/1/result.json")
+        if json.loads(p.read_text())["cost"].get("step_s_median")
+    )
     gone.unlink()
     found = submit(results, ["b"], tmp_path / "b.zip")
     assert (found.runs, found.unfinished) == (2, 1) and "; without 1 unfinished run\n" in str(found)
@@ -135,7 +149,10 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
 def test_an_ordinary_zip_of_the_same_files_is_refused(good: bytes) -> None:
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         out = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(out, "w", compression) as target:
+        with (
+            zipfile.ZipFile(io.BytesIO(good)) as source,
+            zipfile.ZipFile(out, "w", compression) as target,
+        ):
             for name in source.namelist():
                 target.writestr(name, source.read(name))
         with pytest.raises(Refused, match="not as qbench submit writes it"):
@@ -159,7 +176,10 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_member_that_is_not_listed_is_refused_whatever_its_name(good: bytes, name: str) -> None:
     out = io.BytesIO()
-    members = [(n, zipfile.ZipFile(io.BytesIO(good)).read(n)) for n in zipfile.ZipFile(io.BytesIO(good)).namelist()]
+    members = [
+        (n, zipfile.ZipFile(io.BytesIO(good)).read(n))
+        for n in zipfile.ZipFile(io.BytesIO(good)).namelist()
+    ]
     try:
         canonical_zip.write(out, [*members, (name, b"{}")])
     except UnicodeEncodeError:
@@ -207,7 +227,12 @@ def zip64(data: bytes) -> bytes:
     """An end record that sends the reader to a 64-bit one."""
     record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, 46, directory_of(data))
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
-    return data[:-22] + record + locator + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return (
+        data[:-22]
+        + record
+        + locator
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    )
 
 
 TRICKS: dict[str, Callable[[bytes], bytes]] = {
@@ -228,7 +253,12 @@ TRICKS: dict[str, Callable[[bytes], bytes]] = {
     "a newer time": central_field(12, b"\1\1"),
     "fewer entries": lambda d: d[:-14] + struct.pack("<2H", 1, 1) + d[-10:],
     "more entries": lambda d: d[:-14] + struct.pack("<2H", 60000, 60000) + d[-10:],
-    "a hole": lambda d: d[: directory_of(d)] + b"hole" + d[directory_of(d) : -6] + struct.pack("<LH", directory_of(d) + 4, 0),
+    "a hole": lambda d: (
+        d[: directory_of(d)]
+        + b"hole"
+        + d[directory_of(d) : -6]
+        + struct.pack("<LH", directory_of(d) + 4, 0)
+    ),
     "a flipped byte of a file": lambda d: d[:200] + bytes([d[200] ^ 1]) + d[201:],
 }
 
@@ -260,7 +290,9 @@ def test_a_file_beyond_its_cap_is_not_read(good: bytes, monkeypatch: pytest.Monk
         found.read(found.runs[0], "result.json")
 
 
-def test_too_many_members_and_too_many_bytes_are_refused_when_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_members_and_too_many_bytes_are_refused_when_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(canonical_zip, "MOST_MEMBERS", 3)
     with pytest.raises(Refused, match="submit fewer runs"):
         canonical_zip.write(io.BytesIO(), [(f"{n}", b"") for n in range(4)])
@@ -281,7 +313,12 @@ def test_a_manifest_that_lies_about_a_file_is_found_out(good: bytes, lie: dict[s
 def test_runs_that_are_listed_twice_or_in_another_order_are_refused(good: bytes) -> None:
     manifest, files = unpack(good)
     for runs in (manifest["runs"][::-1], [manifest["runs"][0], *manifest["runs"]]):
-        out, written_names = io.BytesIO(), dict.fromkeys((run["key"], name) for run in runs for name in FILES if name in run["files"])
+        out, written_names = (
+            io.BytesIO(),
+            dict.fromkeys(
+                (run["key"], name) for run in runs for name in FILES if name in run["files"]
+            ),
+        )
         members = [(f"runs/{key}/{name}", files[key][name]) for key, name in written_names]
         canonical_zip.write(out, [(MANIFEST, spell({**manifest, "runs": runs})), *members])
         with pytest.raises(Refused, match="order of their keys, each once"):
@@ -335,7 +372,10 @@ def test_our_schemas_say_the_same_to_another_validator(good: bytes) -> None:
     _, files = unpack(good)
     own = next(iter(files.values()))
     for name in ("spec", "env", "result"):
-        other, value = jsonschema.Draft7Validator(strict_json.read_schema(name)), json.loads(own[f"{name}.json"])
+        other, value = (
+            jsonschema.Draft7Validator(strict_json.read_schema(name)),
+            json.loads(own[f"{name}.json"]),
+        )
         jsonschema.Draft7Validator.check_schema(strict_json.read_schema(name))
         for changed in variants(value):
             try:
@@ -351,7 +391,9 @@ def variants(value: dict[str, object]) -> list[object]:
     odd: list[object] = [None, True, -1, 1.5, 2**70, "", "x" * 5000, [], {}, [None], {"x": 1}]
     changed: list[object] = [*odd, {**value, "more": 1}]
     for name in value:
-        changed += [{**value, name: other} for other in odd] + [{k: v for k, v in value.items() if k != name}]
+        changed += [{**value, name: other} for other in odd] + [
+            {k: v for k, v in value.items() if k != name}
+        ]
         if isinstance(inner := value[name], dict):
             changed += [{**value, name: other} for other in variants(inner)]
     return changed

@@ -42,7 +42,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """One run in full precision and one rounded: the least that has everything."""
     results = tmp_path_factory.mktemp("trained")
     train_runs(results)
-    ste = next(p.parent.parent.name for p in results.glob("runs/*/*/1/spec.json") if json.loads(p.read_text())["method"] == "ste")
+    ste = next(
+        p.parent.parent.name
+        for p in results.glob("runs/*/*/1/spec.json")
+        if json.loads(p.read_text())["method"] == "ste"
+    )
     return packed(results, results / "b.qbench.zip", ste).read_bytes()
 
 
@@ -62,7 +66,17 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(builtins, "open", only_read)
-    for name in ("mkdir", "makedirs", "rename", "replace", "remove", "unlink", "symlink", "link", "rmdir"):
+    for name in (
+        "mkdir",
+        "makedirs",
+        "rename",
+        "replace",
+        "remove",
+        "unlink",
+        "symlink",
+        "link",
+        "rmdir",
+    ):
         monkeypatch.setattr(os, name, forbidden)
 
 
@@ -97,7 +111,11 @@ def flip_headers(data: bytes, chance: Chance) -> bytes:
 
 
 def truncate(data: bytes, chance: Chance) -> bytes:
-    return data[: chance.randrange(len(data))] if chance.random() < 0.5 else data[chance.randrange(1, len(data)) :]
+    return (
+        data[: chance.randrange(len(data))]
+        if chance.random() < 0.5
+        else data[chance.randrange(1, len(data)) :]
+    )
 
 
 def insert(data: bytes, chance: Chance) -> bytes:
@@ -141,7 +159,14 @@ ODD_NAMES = (
 def rename(data: bytes, chance: Chance) -> bytes:
     members = members_of(data)
     i = chance.randrange(len(members))
-    name = chance.choice((chance.choice(ODD_NAMES), members[i][0].upper(), members[i][0].replace("/", "//"), chance.choice(members)[0]))
+    name = chance.choice(
+        (
+            chance.choice(ODD_NAMES),
+            members[i][0].upper(),
+            members[i][0].replace("/", "//"),
+            chance.choice(members)[0],
+        )
+    )
     members[i] = (name, members[i][1])
     return zipped_again(members)
 
@@ -191,7 +216,9 @@ IGNORANT: tuple[Callable[[bytes, Chance], bytes], ...] = (
 def allowed(data: bytes, report: Report, originals: Files) -> bool:
     """Every file of an accepted bundle is the one that was packed, for its run."""
     _, files = unpack(data)
-    return set(report.trust) == set(files) and all(originals.get(key) == own for key, own in files.items())
+    return set(report.trust) == set(files) and all(
+        originals.get(key) == own for key, own in files.items()
+    )
 
 
 # ---- whoever does ----
@@ -218,9 +245,18 @@ def mutate(value: Any, chance: Chance) -> None:
     if kind == 0:
         del node[key]
     elif kind == 1 and isinstance(node, dict):
-        node[chance.choice(("more", "", "__proto__", "x" * 200, key.upper()))] = copy.deepcopy(chance.choice(VALUES))
-    elif kind == 2 and isinstance(node[key], int | float) and not isinstance(node[key], bool) and abs(node[key]) < 1e300:
-        node[key] = chance.choice((-node[key], node[key] + 1, node[key] * 2, node[key] * 1e8, node[key] + 1e-9))
+        node[chance.choice(("more", "", "__proto__", "x" * 200, key.upper()))] = copy.deepcopy(
+            chance.choice(VALUES)
+        )
+    elif (
+        kind == 2
+        and isinstance(node[key], int | float)
+        and not isinstance(node[key], bool)
+        and abs(node[key]) < 1e300
+    ):
+        node[key] = chance.choice(
+            (-node[key], node[key] + 1, node[key] * 2, node[key] * 1e8, node[key] + 1e-9)
+        )
     elif kind == 3:
         deep: Any = node[key]
         for _ in range(chance.choice((1, 5, 200))):
@@ -228,7 +264,11 @@ def mutate(value: Any, chance: Chance) -> None:
         node[key] = deep
     elif kind == 4:
         other, name = chance.choice(spots)
-        node[key] = json.loads(json.dumps(other[name])) if name in other or (isinstance(other, list) and name < len(other)) else 0
+        node[key] = (
+            json.loads(json.dumps(other[name]))
+            if name in other or (isinstance(other, list) and name < len(other))
+            else 0
+        )
     else:
         node[key] = copy.deepcopy(chance.choice(VALUES))
 
@@ -276,14 +316,20 @@ def change_artefact(files: Files, key: str, chance: Chance) -> None:
     length = int.from_bytes(data[:8], "little")
     kind = chance.randrange(5)
     if kind == 0:
-        data[:8] = chance.choice((0, 1, length - 1, length + 1, 2**63, 2**64 - 1, len(data))).to_bytes(8, "little")
+        data[:8] = chance.choice(
+            (0, 1, length - 1, length + 1, 2**63, 2**64 - 1, len(data))
+        ).to_bytes(8, "little")
     elif kind == 1:
         place = chance.randrange(8, 8 + length)
         data[place] = chance.randrange(32, 127)
     elif kind == 2:
         data[chance.randrange(8 + length, len(data))] ^= 1 << chance.randrange(8)
     elif kind == 3:
-        data = data[: chance.randrange(len(data))] if chance.random() < 0.5 else data + bytes(chance.randrange(1, 20))
+        data = (
+            data[: chance.randrange(len(data))]
+            if chance.random() < 0.5
+            else data + bytes(chance.randrange(1, 20))
+        )
     else:
         header = json.loads(data[8 : 8 + length])
         inner = json.loads(header["__metadata__"]["qbench"])
@@ -317,13 +363,24 @@ def holds(data: bytes) -> bool:
     bundle = Bundle(io.BytesIO(data))
     for run in bundle.runs:
         files = {name: bundle.read(run, name) for name in run.files}
-        spec, result = json.loads(files["spec.json"] or b""), json.loads(files["result.json"] or b"")
+        spec, result = (
+            json.loads(files["spec.json"] or b""),
+            json.loads(files["result.json"] or b""),
+        )
         key = hashlib.sha256(canonical(spec).encode()).hexdigest()[:32]
-        if not run.key == key == result["key"] or not all(map(finite, (spec, result, json.loads(files.get("env.json") or b"{}")))):
+        if not run.key == key == result["key"] or not all(
+            map(finite, (spec, result, json.loads(files.get("env.json") or b"{}")))
+        ):
             return False
         if (weights := files.get("weights.safetensors")) is not None:
             facts, size = artefact_facts.read(weights, "a"), result["size"]
-            counted = (facts.quantized, facts.bits_per_weight, facts.levels, len(weights), facts.sha256)
+            counted = (
+                facts.quantized,
+                facts.bits_per_weight,
+                facts.levels,
+                len(weights),
+                facts.sha256,
+            )
             told = (
                 size["quantized_parameters"],
                 size["bits_per_weight"],
@@ -333,10 +390,17 @@ def holds(data: bytes) -> bool:
             )
             if counted != told:
                 return False
-        steps = [json.loads(line)["step"] for line in (files.get("curve.jsonl") or b"").splitlines()]
-        if steps != sorted(set(steps)) or any(not 1 <= step <= spec["recipe"]["steps"] for step in steps):
+        steps = [
+            json.loads(line)["step"] for line in (files.get("curve.jsonl") or b"").splitlines()
+        ]
+        if steps != sorted(set(steps)) or any(
+            not 1 <= step <= spec["recipe"]["steps"] for step in steps
+        ):
             return False
-        if result["state"] == "ok" and result["metrics"][result["metric"]["name"]] != result["scores"]["packed"]:
+        if (
+            result["state"] == "ok"
+            and result["metrics"][result["metric"]["name"]] != result["scores"]["packed"]
+        ):
             return False
     return True
 

@@ -60,24 +60,44 @@ def with_board(file: Path, out: Path, data: bytes, name: str = "b") -> Path:
 
     found = members(file)
     manifest = json.loads(found[MANIFEST])
-    manifest["boards"] = [{"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}]
+    manifest["boards"] = [
+        {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    ]
     runs = {path: own for path, own in found.items() if path.startswith("runs/")}
     with open(out, "wb") as archive:
-        canonical_zip.write(archive, [(MANIFEST, spell(manifest)), (f"boards/{name}.toml", data), *runs.items()])
+        canonical_zip.write(
+            archive, [(MANIFEST, spell(manifest)), (f"boards/{name}.toml", data), *runs.items()]
+        )
     return out
 
 
-def test_who_receives_runs_sweeps_their_board_and_trains_nothing(good: Path, tmp_path: Path) -> None:
+def test_who_receives_runs_sweeps_their_board_and_trains_nothing(
+    good: Path, tmp_path: Path
+) -> None:
     (taken,) = merge(tmp_path, good).boards
     file = tmp_path / "b" / "sweep.toml"
-    assert (taken.board, taken.state, taken.file, taken.next) == ("b", "written", str(file), f"qbench sweep {file}")
+    assert (taken.board, taken.state, taken.file, taken.next) == (
+        "b",
+        "written",
+        str(file),
+        f"qbench sweep {file}",
+    )
     assert file.read_text() == TEXT
-    assert [line.standing.state for line in status(read_text(file.read_text(), "s.toml"), tmp_path)] == ["cached"]
+    assert [
+        line.standing.state for line in status(read_text(file.read_text(), "s.toml"), tmp_path)
+    ] == ["cached"]
     again = merge(tmp_path, good)
-    assert [(board.state, board.next) for board in again.boards] == [("same", f"qbench sweep {file}")]
+    assert [(board.state, board.next) for board in again.boards] == [
+        ("same", f"qbench sweep {file}")
+    ]
     swept(read_text(TEXT, "s.toml"), tmp_path)
-    assert [(board.state, board.next) for board in merge(tmp_path, good).boards] == [("same", "qbench show b")]
-    assert str(again).splitlines()[1] == f"board b: its sweep file is {file}; next: qbench sweep {file}"
+    assert [(board.state, board.next) for board in merge(tmp_path, good).boards] == [
+        ("same", "qbench show b")
+    ]
+    assert (
+        str(again).splitlines()[1]
+        == f"board b: its sweep file is {file}; next: qbench sweep {file}"
+    )
 
 
 def test_a_sweep_file_that_is_there_stays(good: Path, tmp_path: Path) -> None:
@@ -86,10 +106,15 @@ def test_a_sweep_file_that_is_there_stays(good: Path, tmp_path: Path) -> None:
     file.write_text(TEXT.replace("5", "6"))
     found = merge(tmp_path, good)
     assert file.read_text() == TEXT.replace("5", "6") and found.added == 1
-    assert str(found.boards[0]) == f"board b: your {file} differs from theirs and stays; next: qbench sweep {file}"
+    assert (
+        str(found.boards[0])
+        == f"board b: your {file} differs from theirs and stays; next: qbench sweep {file}"
+    )
 
 
-def test_a_link_is_not_followed_and_a_folder_that_cannot_be_made_fails_nothing(good: Path, tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_a_folder_that_cannot_be_made_fails_nothing(
+    good: Path, tmp_path: Path
+) -> None:
     linked, blocked = tmp_path / "linked", tmp_path / "blocked"
     (linked / "b").mkdir(parents=True)
     (linked / "b" / "sweep.toml").symlink_to(tmp_path / "elsewhere")
@@ -101,9 +126,13 @@ def test_a_link_is_not_followed_and_a_folder_that_cannot_be_made_fails_nothing(g
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_board_that_was_cut_short_or_needs_what_is_not_here(theirs: Path, good: Path, tmp_path: Path) -> None:
+def test_a_board_that_was_cut_short_or_needs_what_is_not_here(
+    theirs: Path, good: Path, tmp_path: Path
+) -> None:
     swept(read_text(TEXT, "s.toml").shortened(2, None), tmp_path / "short")
-    assert submit(tmp_path / "short", ["b-2-steps"], tmp_path / "short.zip").boards == (), "its file is another board's"
+    assert submit(tmp_path / "short", ["b-2-steps"], tmp_path / "short.zip").boards == (), (
+        "its file is another board's"
+    )
     strange = TEXT.replace('["fp"]', '["fp", "unheard"]').encode()
     (taken,) = merge(tmp_path / "ours", with_board(good, tmp_path / "strange.zip", strange)).boards
     assert taken.state == "written" and "unknown method 'unheard'" in (taken.problem or "")
@@ -112,7 +141,9 @@ def test_a_board_that_was_cut_short_or_needs_what_is_not_here(theirs: Path, good
 def test_the_built_in_board_needs_no_file(theirs: Path, good: Path, tmp_path: Path) -> None:
     quick = builtin_board("quick").text.encode()
     (taken,) = merge(tmp_path, with_board(good, tmp_path / "q.zip", quick, "quick")).boards
-    assert (taken.state, taken.next) == ("built in", "qbench sweep quick") and not (tmp_path / "quick").exists()
+    assert (taken.state, taken.next) == ("built in", "qbench sweep quick") and not (
+        tmp_path / "quick"
+    ).exists()
 
 
 def test_places_of_the_machine_do_not_travel(theirs: Path, tmp_path: Path) -> None:
@@ -138,11 +169,17 @@ def test_places_of_the_machine_do_not_travel(theirs: Path, tmp_path: Path) -> No
         ('board = "b"\ntitle = "\u2028"'.encode(), "not to be printed"),
     ],
 )
-def test_what_is_no_sweep_file_of_the_board_is_refused(data: bytes, sentence: str, good: Path, tmp_path: Path) -> None:
+def test_what_is_no_sweep_file_of_the_board_is_refused(
+    data: bytes, sentence: str, good: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Refused, match=sentence):
         checked(data, "b")
     found = merge(tmp_path / "ours", with_board(good, tmp_path / "b.zip", data))
-    assert not found.report.passed and sentence in found.report.failures()[0] and not (tmp_path / "ours").exists()
+    assert (
+        not found.report.passed
+        and sentence in found.report.failures()[0]
+        and not (tmp_path / "ours").exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["runs", "boards", "Boards"])
@@ -158,12 +195,16 @@ def test_a_name_that_is_no_boards_is_refused(name: str, good: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("meddle", ["hash", "twice", "unlisted", "missing", "large"])
-def test_a_manifest_that_lies_about_boards_is_found_out(meddle: str, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_that_lies_about_boards_is_found_out(
+    meddle: str, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qbench.submissions import bundle
 
     found = members(good)
     manifest = json.loads(found[MANIFEST])
-    files: list[tuple[str, bytes]] = [(name, data) for name, data in found.items() if name != MANIFEST]
+    files: list[tuple[str, bytes]] = [
+        (name, data) for name, data in found.items() if name != MANIFEST
+    ]
     (listed,) = manifest["boards"]
     if meddle == "hash":
         listed["sha256"] = "0" * 64
@@ -191,13 +232,19 @@ def test_every_byte_of_a_sweep_file_counts(good: Path) -> None:
     for place in range(start, start + len(TEXT)):
         report = Report()
         try:
-            examine(Bundle(io.BytesIO(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])), report, score=False)
+            examine(
+                Bundle(io.BytesIO(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])),
+                report,
+                score=False,
+            )
         except Refused:
             continue
         assert not report.passed
 
 
-def test_a_bundle_without_boards_of_the_first_format_is_still_read(good: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_boards_of_the_first_format_is_still_read(
+    good: Path, tmp_path: Path
+) -> None:
     found = members(good)
     manifest: dict[str, Any] = {**json.loads(found[MANIFEST]), "bundle_version": 1}
     del manifest["boards"]
@@ -214,4 +261,8 @@ def test_the_command_says_what_to_do_next(good: Path, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ},
     )  # fmt: skip
     file = Path("ours") / "b" / "sweep.toml"
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"board b: its sweep file is now {file}; next: qbench sweep {file}"
+    assert (
+        done.returncode == 0
+        and done.stdout.splitlines()[-1]
+        == f"board b: its sweep file is now {file}; next: qbench sweep {file}"
+    )

@@ -50,7 +50,9 @@ def failed(data: bytes, **how: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for finding in report_of(data, **how).findings:
         if finding.verdict == "FAILED":
-            found[finding.check] = "; ".join(filter(None, (found.get(finding.check), finding.detail)))
+            found[finding.check] = "; ".join(
+                filter(None, (found.get(finding.check), finding.detail))
+            )
     return found
 
 
@@ -76,7 +78,20 @@ def test_what_was_trained_here_is_verified(good: bytes) -> None:
     report = report_of(good, score=True)
     assert report.passed and report.runs == 3 and set(report.trust.values()) == {"verified"}
     assert [f.check for f in report.findings] == [
-        *("archive", "manifest", "boards", "schema", "keys", "results", "scores", "audits", "curves", "artefacts", "plugins", "evaluation"),
+        *(
+            "archive",
+            "manifest",
+            "boards",
+            "schema",
+            "keys",
+            "results",
+            "scores",
+            "audits",
+            "curves",
+            "artefacts",
+            "plugins",
+            "evaluation",
+        ),
     ]
 
 
@@ -107,17 +122,25 @@ def test_so_many_runs_are_drawn_as_asked(good: bytes) -> None:
 def test_a_failed_run_is_claimed(good: bytes) -> None:
     def fail(result: dict[str, Any]) -> dict[str, Any]:
         words = ("result_version", "key", "attempt", "started", "finished")
-        return {name: result[name] for name in words} | {"state": "failed", "reason": "oom", "message": "no room"}
+        return {name: result[name] for name in words} | {
+            "state": "failed",
+            "reason": "oom",
+            "message": "no room",
+        }
 
     manifest, files = unpack(forged(good, "result.json", fail))
-    assert failed(assemble(manifest, files)) == {"results": f"run {ste(files)[:12]}: failed, and has an artefact"}
+    assert failed(assemble(manifest, files)) == {
+        "results": f"run {ste(files)[:12]}: failed, and has an artefact"
+    }
     del files[ste(files)]["weights.safetensors"]
     report = report_of(assemble(manifest, files))
     assert report.passed and report.trust[ste(files)] == "claimed"
 
 
 def ste(files: dict[str, dict[str, bytes]]) -> str:
-    return next(key for key, own in files.items() if json.loads(own["spec.json"])["method"] == "ste")
+    return next(
+        key for key, own in files.items() if json.loads(own["spec.json"])["method"] == "ste"
+    )
 
 
 # ---- lies that the files betray ----
@@ -186,8 +209,12 @@ LIES: list[tuple[str, str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("check", "file", "path", "value"), LIES, ids=[f"{n}-{lie[2]}" for n, lie in enumerate(LIES)])
-def test_a_lie_is_found_by_the_check_that_it_concerns(good: bytes, check: str, file: str, path: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("check", "file", "path", "value"), LIES, ids=[f"{n}-{lie[2]}" for n, lie in enumerate(LIES)]
+)
+def test_a_lie_is_found_by_the_check_that_it_concerns(
+    good: bytes, check: str, file: str, path: str, value: Any
+) -> None:
     data = raw(good, file, put(path, value))
     found = failed(data)
     assert check in found and found[check].isprintable()
@@ -217,14 +244,21 @@ def raw(data: bytes, file: str, change: Change) -> bytes:
         ("weights.granularity", "tensor", "which its configuration does not ask for"),
     ],
 )
-def test_a_configuration_that_qbench_would_not_have_made_is_refused(good: bytes, path: str, value: Any, sentence: str) -> None:
+def test_a_configuration_that_qbench_would_not_have_made_is_refused(
+    good: bytes, path: str, value: Any, sentence: str
+) -> None:
     manifest, files = unpack(good)
     own = files.pop(ste(files))
     spec = json.loads(own["spec.json"])
     put(path, value)(spec)
     key = hashlib.sha256(canonical(spec).encode()).hexdigest()[:32]
     result = json.dumps({**json.loads(own["result.json"]), "key": key}).encode()
-    found = failed(assemble(manifest, {**files, key: {**own, "spec.json": json.dumps(spec).encode(), "result.json": result}}))
+    found = failed(
+        assemble(
+            manifest,
+            {**files, key: {**own, "spec.json": json.dumps(spec).encode(), "result.json": result}},
+        )
+    )
     assert re.search(sentence, " ".join(found.values())), found
 
 
@@ -331,8 +365,16 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
 
 def test_the_facts_are_those_that_training_wrote_down(good: bytes) -> None:
     for own in unpack(good)[1].values():
-        facts, size = artefact_facts.read(own["weights.safetensors"], "a"), json.loads(own["result.json"])["size"]
-        told = (size["quantized_parameters"], size["bits_per_weight"], size["levels"], size["artefact_bytes"])
+        facts, size = (
+            artefact_facts.read(own["weights.safetensors"], "a"),
+            json.loads(own["result.json"])["size"],
+        )
+        told = (
+            size["quantized_parameters"],
+            size["bits_per_weight"],
+            size["levels"],
+            size["artefact_bytes"],
+        )
         assert told == (facts.quantized, facts.bits_per_weight, facts.levels, facts.size)
 
 
@@ -362,8 +404,14 @@ def test_another_runs_artefact_is_found_by_evaluating(good: bytes) -> None:
 
     own = files[key]
     own["weights.safetensors"] = rewritten(own["weights.safetensors"], flip)
-    facts, result = artefact_facts.read(own["weights.safetensors"], "a"), json.loads(own["result.json"])
-    result |= {"artefact_sha256": facts.sha256, "size": {**result["size"], "artefact_bytes": facts.size}}
+    facts, result = (
+        artefact_facts.read(own["weights.safetensors"], "a"),
+        json.loads(own["result.json"]),
+    )
+    result |= {
+        "artefact_sha256": facts.sha256,
+        "size": {**result["size"], "artefact_bytes": facts.size},
+    }
     own["result.json"] = json.dumps(result).encode()
     data = assemble(manifest, files)
     assert not failed(data) and "its artefact comes to" in failed(data, score=True)["evaluation"]
@@ -406,14 +454,18 @@ def test_what_is_not_known_here_stays_claimed_and_is_said(good: bytes) -> None:
         ({"data": "other"}, "task toy has other data here"),
     ):
         report = report_of(
-            forged(good, "spec.json", lambda spec, change=change: {**spec, **change}), score=True, rerun=None if "data" not in change else 0
+            forged(good, "spec.json", lambda spec, change=change: {**spec, **change}),
+            score=True,
+            rerun=None if "data" not in change else 0,
         )
         notes = [finding.detail for finding in report.findings if finding.verdict == "note"]
         assert report.passed and len(notes) == 1 and reason in notes[0], (notes, change)
         assert sorted(report.trust.values())[0] == "claimed"
 
 
-def test_an_evaluation_that_fails_or_kills_its_process_costs_that_run_and_no_other(good: bytes, tmp_path: Path) -> None:
+def test_an_evaluation_that_fails_or_kills_its_process_costs_that_run_and_no_other(
+    good: bytes, tmp_path: Path
+) -> None:
     files = unpack(good)[1]
     own = files[ste(files)]
     (tmp_path / "weights.safetensors").write_bytes(own["weights.safetensors"])
@@ -421,7 +473,11 @@ def test_an_evaluation_that_fails_or_kills_its_process_costs_that_run_and_no_oth
     question = {"spec": spec, "artefact": str(tmp_path / "weights.safetensors")}
     with Worker() as worker:
         impossible = dataclasses.replace(
-            RunConfig.from_json(spec), task="linreg", size="l", task_params={"alpha": 1.1, "rotated": True, "exact": True}, data="x" * 8
+            RunConfig.from_json(spec),
+            task="linreg",
+            size="l",
+            task_params={"alpha": 1.1, "rotated": True, "exact": True},
+            data="x" * 8,
         )
         assert "error" in worker.ask({**question, "spec": impossible.to_json()})
         assert worker.ask(question)["packed"] == json.loads(own["result.json"])["scores"]["packed"]
@@ -431,10 +487,15 @@ def test_an_evaluation_that_fails_or_kills_its_process_costs_that_run_and_no_oth
         assert "packed" in worker.ask(question)
 
 
-def test_an_evaluation_that_does_not_end_is_ended(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_does_not_end_is_ended(
+    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reevaluate, "PATIENCE_S", 0.0)
     with Worker() as worker:
-        assert "took more than" in worker.ask({"spec": {}, "artefact": ""})["error"] and worker.process is None
+        assert (
+            "took more than" in worker.ask({"spec": {}, "artefact": ""})["error"]
+            and worker.process is None
+        )
 
 
 def test_the_process_that_evaluates_has_a_bound_on_its_memory(tmp_path: Path) -> None:
@@ -449,7 +510,10 @@ def test_the_process_that_evaluates_has_a_bound_on_its_memory(tmp_path: Path) ->
 def test_a_path_that_is_no_bundle_is_a_failed_check(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"hello")
     report = verify(tmp_path / "b.zip")
-    assert not report.passed and str(report.findings[0]) == f"FAILED archive    {tmp_path}/b.zip: not a zip archive"
+    assert (
+        not report.passed
+        and str(report.findings[0]) == f"FAILED archive    {tmp_path}/b.zip: not a zip archive"
+    )
 
 
 def test_a_run_is_refused_in_words_that_are_safe_to_print(good: bytes) -> None:
@@ -460,12 +524,16 @@ def test_a_run_is_refused_in_words_that_are_safe_to_print(good: bytes) -> None:
         assert problems and all(sentence.isprintable() for _, sentence in problems)
 
 
-def test_training_a_strangers_run_again_fetches_nothing(good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_a_strangers_run_again_fetches_nothing(
+    good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run on a corpus of the hub's, and a hub that would answer."""
     from qbench.plugins import registry
 
     asked, hub = [], http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "handle", lambda self: asked.append(self.client_address))
+    monkeypatch.setattr(
+        http.server.BaseHTTPRequestHandler, "handle", lambda self: asked.append(self.client_address)
+    )
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -474,10 +542,25 @@ def test_training_a_strangers_run_again_fetches_nothing(good: bytes, monkeypatch
     manifest, files = unpack(good)
     own = files[ste(files)]
     spec, result = json.loads(own["spec.json"]), json.loads(own["result.json"])
-    spec |= {"task": "text", "task_version": task.version, "task_params": dict(task.params), "size": next(iter(task.sizes))}
+    spec |= {
+        "task": "text",
+        "task_version": task.version,
+        "task_params": dict(task.params),
+        "size": next(iter(task.sizes)),
+    }
     key = RunConfig.from_json(spec).key
-    result |= {"key": key, "metric": vars(task.metric), "metrics": {task.metric.name: result["scores"]["packed"]}}
-    files = {key: {"spec.json": json.dumps(spec).encode(), "result.json": json.dumps(result).encode(), "curve.jsonl": own["curve.jsonl"]}}
+    result |= {
+        "key": key,
+        "metric": vars(task.metric),
+        "metrics": {task.metric.name: result["scores"]["packed"]},
+    }
+    files = {
+        key: {
+            "spec.json": json.dumps(spec).encode(),
+            "result.json": json.dumps(result).encode(),
+            "curve.jsonl": own["curve.jsonl"],
+        }
+    }
     try:
         report = report_of(assemble(manifest, files), rerun=None)
     finally:
@@ -485,4 +568,7 @@ def test_training_a_strangers_run_again_fetches_nothing(good: bytes, monkeypatch
         hub.server_close()
     assert report.passed and report.trust == {key: "claimed"} and not asked, report.failures()
     (note,) = (f for f in report.findings if f.check == "rerun" and f.verdict == "note")
-    assert note.detail.startswith(f"run {key[:12]} cannot be trained here: hf:nobody/nothing") and "nothing is fetched" in note.detail
+    assert (
+        note.detail.startswith(f"run {key[:12]} cannot be trained here: hf:nobody/nothing")
+        and "nothing is fetched" in note.detail
+    )

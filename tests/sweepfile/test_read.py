@@ -79,12 +79,17 @@ def test_a_file_in_six_lines() -> None:
         f"{name} stage/xs seed {seed}" for seed in (0, 1) for name in ("plain", "after int2", "after int4")
     ]  # fmt: skip
     full = {run.seed: run.key for run in plan.runs.values() if run.cell.label == "plain"}
-    assert all(run.base == full[run.seed] for run in plan.runs.values() if run.cell.label == "after")
+    assert all(
+        run.base == full[run.seed] for run in plan.runs.values() if run.cell.label == "after"
+    )
 
 
 def test_the_short_and_the_long_form_mean_the_same() -> None:
-    long = 'board = "other"\nseeds = [0, 1]\n[formats]\nweights = ["int2", "int4"]\ngranularity = "channel"\nactivations = []\n' + (
-        '[[method]]\nname = "plain"\n[[method]]\nname = "after"\n[[task]]\nname = "stage"\nsizes = ["xs"]\ntilt = 1\nladder = [1, 2]\n'
+    long = (
+        'board = "other"\nseeds = [0, 1]\n[formats]\nweights = ["int2", "int4"]\ngranularity = "channel"\nactivations = []\n'
+        + (
+            '[[method]]\nname = "plain"\n[[method]]\nname = "after"\n[[task]]\nname = "stage"\nsizes = ["xs"]\ntilt = 1\nladder = [1, 2]\n'
+        )
     )
     assert list(plan_of(SMALL).runs) == list(plan_of(long).runs)
 
@@ -93,7 +98,9 @@ def test_every_axis_multiplies_and_full_precision_is_not_multiplied_by_formats()
     plan = plan_of(RICH)
     cells = Counter((c.label, c.example.task_params["tilt"], c.extra) for c in plan.cells)
     beds = 2  # two sizes; the task's own lr takes the place of the sweep's two
-    assert cells["actor (role=good)", 1.0, False] == beds * 2, "int4 in two granularities; int1 is refused"
+    assert cells["actor (role=good)", 1.0, False] == beds * 2, (
+        "int4 in two granularities; int1 is refused"
+    )
     assert cells["Fast actor", 2.0, False] == beds * 2 * 2, "its own two rates"
     assert cells["Fast actor", 3.0, False] == 2, "int8, and granularity falls back to a channel"
     assert cells["after", 3.0, False] == 2, "the sweep's two rates"
@@ -112,7 +119,12 @@ def test_keys_are_those_of_the_configurations_and_bases_come_first() -> None:
     for plan in (plan_of(SMALL), plan_of(RICH)):
         seen: set[str] = set()
         for key, run in plan.runs.items():
-            assert key == run.key == run.config.key == RunConfig.from_json(json.loads(json.dumps(run.config.to_json()))).key
+            assert (
+                key
+                == run.key
+                == run.config.key
+                == RunConfig.from_json(json.loads(json.dumps(run.config.to_json()))).key
+            )
             assert run.base is None or run.base in seen
             seen.add(key)
 
@@ -130,35 +142,59 @@ def test_the_order_of_words_and_tables_is_not_in_the_keys() -> None:
     assert sorted(plan_of("\n".join([head, *tables])).runs) == sorted(plan_of(RICH).runs)
 
 
-@pytest.mark.parametrize("change", ["version = 2", 'start = "plain:.5"', "recipe.steps = 13", "recipe.lr = 0.02"])
+@pytest.mark.parametrize(
+    "change", ["version = 2", 'start = "plain:.5"', "recipe.steps = 13", "recipe.lr = 0.02"]
+)
 def test_what_can_move_a_score_is_in_the_keys(change: str) -> None:
     assert not set(plan_of(SMALL).runs) & set(plan_of(SMALL + change).runs)
 
 
-@pytest.mark.parametrize("change", ['title = "Other"', "recipe.steps = 12", 'formats = ["int4", "int2"]'])
+@pytest.mark.parametrize(
+    "change", ['title = "Other"', "recipe.steps = 12", 'formats = ["int4", "int2"]']
+)
 def test_what_cannot_is_not(change: str) -> None:
     text = SMALL.replace('formats = ["int2", "int4"]\n', "") if "formats" in change else SMALL
     assert set(plan_of(SMALL).runs) == set(plan_of(text + change).runs)
 
 
-PUBLISHED = SMALL + 'track = "as-published"\n[[method]]\nname = "actor"\npreset = "debut"\nrole = "quiet"\n'
+PUBLISHED = (
+    SMALL + 'track = "as-published"\n[[method]]\nname = "actor"\npreset = "debut"\nrole = "quiet"\n'
+)
 
 
 def test_a_preset_brings_its_own_recipe_start_and_parameters() -> None:
-    (cell,) = (c for c in plan_of(PUBLISHED).cells if c.example.method == "actor" and c.example.weights.format == "int2")
-    usual = next(c for c in plan_of(PUBLISHED).cells if c.label == "plain" and not c.extra).example.recipe
+    (cell,) = (
+        c
+        for c in plan_of(PUBLISHED).cells
+        if c.example.method == "actor" and c.example.weights.format == "int2"
+    )
+    usual = next(
+        c for c in plan_of(PUBLISHED).cells if c.label == "plain" and not c.extra
+    ).example.recipe
     assert cell.label == "actor as published (debut)" and cell.example.start == "plain:0.5"
     assert cell.example.recipe == dataclasses.replace(usual, optimizer="sgd", lr=0.5)
     assert (cell.example.method_params["at"], cell.example.method_params["role"]) == (7, "quiet")
-    assert cell.base and cell.base.example.recipe == dataclasses.replace(cell.example.recipe, steps=6)
+    assert cell.base and cell.base.example.recipe == dataclasses.replace(
+        cell.example.recipe, steps=6
+    )
     other = plan_of(PUBLISHED + "lr = 0.25\nat = 3\n").cells
-    assert {(c.example.recipe.lr, c.example.method_params["at"]) for c in other if c.example.method == "actor"} == {(0.25, 3)}
+    assert {
+        (c.example.recipe.lr, c.example.method_params["at"])
+        for c in other
+        if c.example.method == "actor"
+    } == {(0.25, 3)}
 
 
 def test_activations_are_an_axis_and_a_task_without_them_skips_the_cell() -> None:
-    text = SMALL.replace('formats = ["int2", "int4"]', "") + '[formats]\nweights = ["int4", "none"]\nactivations = ["none", "int8"]\n'
+    text = (
+        SMALL.replace('formats = ["int2", "int4"]', "")
+        + '[formats]\nweights = ["int4", "none"]\nactivations = ["none", "int8"]\n'
+    )
     plan = plan_of(text)
-    assert {c.title for c in plan.skipped} == {"after int4 a:int8 stage/xs", "after a:int8 stage/xs"}
+    assert {c.title for c in plan.skipped} == {
+        "after int4 a:int8 stage/xs",
+        "after a:int8 stage/xs",
+    }
     assert all("activations" in str(c.refusal) for c in plan.skipped)
     assert {c.title for c in plan.cells} == {"plain stage/xs", "after int4 stage/xs"}
 
@@ -179,10 +215,19 @@ BAD = {
     "no methods": ('board = "b"\ntasks = ["stage"]', "no methods"),
     "no tasks": ('board = "b"\nmethods = ["plain"]', "no tasks"),
     "empty methods": ('board = "b"\nmethods = []\ntasks = ["stage"]', "no methods"),
-    "unknown method": (SMALL.replace("plain", "plane"), "s.toml: methods: unknown method 'plane'; did you mean plain"),
-    "unknown task": (SMALL.replace('"stage"', '"stag"'), "tasks: unknown task 'stag'; did you mean stage"),
+    "unknown method": (
+        SMALL.replace("plain", "plane"),
+        "s.toml: methods: unknown method 'plane'; did you mean plain",
+    ),
+    "unknown task": (
+        SMALL.replace('"stage"', '"stag"'),
+        "tasks: unknown task 'stag'; did you mean stage",
+    ),
     "unknown format": (SMALL.replace("int2", "int9"), "formats: unknown format 'int9'"),
-    "unknown granularity": (SMALL.replace("formats =", 'formats.granularity = "chanel"\nformats.weights ='), "did you mean channel"),
+    "unknown granularity": (
+        SMALL.replace("formats =", 'formats.granularity = "chanel"\nformats.weights ='),
+        "did you mean channel",
+    ),
     "the sweep's word in [formats]": (
         SMALL.replace("formats =", "[formats]\nweights ="),
         "[formats]: seeds belongs to the sweep: move it above",
@@ -195,55 +240,106 @@ BAD = {
         PUBLISHED.replace('track = "as-published"', ""),
         """[[method]] 1: preset 'debut' is a recipe of its own: it needs track = "as-published" at the top""",
     ),
-    "unknown track": (SMALL + 'track = "published"', "s.toml: track: unknown track 'published'; did you mean as-published"),
-    "unknown preset": (PUBLISHED.replace("debut", "debu"), "[[method]] 1 (actor): unknown preset 'debu'; did you mean debut"),
+    "unknown track": (
+        SMALL + 'track = "published"',
+        "s.toml: track: unknown track 'published'; did you mean as-published",
+    ),
+    "unknown preset": (
+        PUBLISHED.replace("debut", "debu"),
+        "[[method]] 1 (actor): unknown preset 'debu'; did you mean debut",
+    ),
     "preset with an unknown word": (
         PUBLISHED.replace("debut", "flop"),
         "preset flop): unknown word of a recipe 'optimiser'; did you mean optimizer",
     ),
-    "preset out of its domain": (PUBLISHED.replace("debut", "farce"), "preset farce): lr must be positive"),
+    "preset out of its domain": (
+        PUBLISHED.replace("debut", "farce"),
+        "preset farce): lr must be positive",
+    ),
     "unknown key of a task": (
         SMALL + '[[task]]\nname = "stage"\nsize = "xs"',
         "s.toml: [[task]] 1: unknown key 'size'; did you mean sizes",
     ),
-    "unknown parameter": (SMALL + '[[method]]\nname = "actor"\nrolle = "good"', "[[method]] 1: unknown key 'rolle'; did you mean role"),
+    "unknown parameter": (
+        SMALL + '[[method]]\nname = "actor"\nrolle = "good"',
+        "[[method]] 1: unknown key 'rolle'; did you mean role",
+    ),
     "the sweep's word in a table": (
         SMALL.replace("seeds = 2", "") + '[[task]]\nname = "stage"\nseeds = 2',
         "seeds belongs to the sweep: move it above",
     ),
-    "unknown word of a recipe": (SMALL + "[recipe]\nstep = 3", "s.toml: [recipe]: unknown key 'step'; did you mean steps"),
+    "unknown word of a recipe": (
+        SMALL + "[recipe]\nstep = 3",
+        "s.toml: [recipe]: unknown key 'step'; did you mean steps",
+    ),
     "unknown axis of formats": (
         SMALL.replace('formats = ["int2", "int4"]', "[formats]\nweight = 'int4'"),
         "[formats]: unknown key 'weight'; did you mean weights",
     ),
-    "negative budget": (SMALL + "[recipe]\nsteps = -5", "[recipe]: steps must be at least 1, not -5"),
+    "negative budget": (
+        SMALL + "[recipe]\nsteps = -5",
+        "[recipe]: steps must be at least 1, not -5",
+    ),
     "a rate of nothing": (SMALL + "[recipe]\nlr = [0.1, 0]", "lr must be positive"),
     "not a number": (SMALL + "[recipe]\nlr = nan", "not a finite number"),
-    "wrong type in a recipe": (SMALL + '[recipe]\nsteps = "many"', "steps: expected int, not str 'many'"),
-    "wrong type of seeds": (SMALL.replace("seeds = 2", 'seeds = "two"'), "seeds: expected int, not str"),
+    "wrong type in a recipe": (
+        SMALL + '[recipe]\nsteps = "many"',
+        "steps: expected int, not str 'many'",
+    ),
+    "wrong type of seeds": (
+        SMALL.replace("seeds = 2", 'seeds = "two"'),
+        "seeds: expected int, not str",
+    ),
     "a half seed": (SMALL.replace("seeds = 2", "seeds = [0.5]"), "expected int, not float"),
     "no seeds": (SMALL.replace("seeds = 2", "seeds = []"), "seeds: from 1 to"),
     "zero seeds": (SMALL.replace("seeds = 2", "seeds = 0"), "seeds: a whole number from 1"),
-    "a billion seeds": (SMALL.replace("seeds = 2", "seeds = 1000000000"), "seeds: a whole number from 1"),
+    "a billion seeds": (
+        SMALL.replace("seeds = 2", "seeds = 1000000000"),
+        "seeds: a whole number from 1",
+    ),
     "negative seed": (SMALL.replace("seeds = 2", "seeds = [-1]"), "seeds: a whole number from 0"),
     "seed twice": (SMALL.replace("seeds = 2", "seeds = [1, 2, 1]"), "seeds: 1 is there twice"),
     "format twice": (SMALL.replace("int2", "int4"), "s.toml: formats: 'int4' is there twice"),
-    "method twice": (SMALL + '[[method]]\nname = "plain"', "[[method]] 1: method 'plain' is already there"),
+    "method twice": (
+        SMALL + '[[method]]\nname = "plain"',
+        "[[method]] 1: method 'plain' is already there",
+    ),
     "value twice": (SMALL + '[[method]]\nname = "actor"\nat = [1, 1]', "at: 1 is there twice"),
-    "empty axis": (SMALL + '[[method]]\nname = "actor"\nrole = []', "[[method]] 1: role is an empty list"),
+    "empty axis": (
+        SMALL + '[[method]]\nname = "actor"\nrole = []',
+        "[[method]] 1: role is an empty list",
+    ),
     "empty formats": (SMALL.replace('["int2", "int4"]', "[]"), "s.toml: formats: an empty list"),
     "empty rates": (SMALL + "[recipe]\nlr = []", "lr: an empty list"),
-    "no formats": (SMALL.replace('formats = ["int2", "int4"]', ""), 'no format is named: write formats = ["int4"]'),
-    "a method without a name": (SMALL + '[[method]]\nrole = "good"', "[[method]] 1: name is missing"),
+    "no formats": (
+        SMALL.replace('formats = ["int2", "int4"]', ""),
+        'no format is named: write formats = ["int4"]',
+    ),
+    "a method without a name": (
+        SMALL + '[[method]]\nrole = "good"',
+        "[[method]] 1: name is missing",
+    ),
     "a table for a list": (SMALL + '[method]\nname = "actor"', "write [[method]]"),
     "a list for a table": (SMALL + "recipe = [1]", "a recipe is a table"),
-    "a table for a value": (SMALL + '[[method]]\nname = "actor"\nrole = { x = 1 }', "expected str, not dict"),
-    "a date": (SMALL + '[[method]]\nname = "actor"\nseconds = 2020-01-01', "expected float, not date"),
-    "a value out of its domain": (SMALL + '[[method]]\nname = "actor"\nat = -1', "[[method]] 1: actor: at must not be negative"),
+    "a table for a value": (
+        SMALL + '[[method]]\nname = "actor"\nrole = { x = 1 }',
+        "expected str, not dict",
+    ),
+    "a date": (
+        SMALL + '[[method]]\nname = "actor"\nseconds = 2020-01-01',
+        "expected float, not date",
+    ),
+    "a value out of its domain": (
+        SMALL + '[[method]]\nname = "actor"\nat = -1',
+        "[[method]] 1: actor: at must not be negative",
+    ),
     "another board's folder": (SMALL.replace('"small"', '"../small"'), "board: it names a folder"),
     "a title of two lines": (SMALL + 'title = "a\\nb"', "title: one line"),
     "a start of more than the budget": (SMALL + 'start = "plain:1.5"', 'start: "scratch", or'),
-    "an unknown start": (SMALL + 'start = "plan:0.5"', "start: unknown method 'plan'; did you mean plain"),
+    "an unknown start": (
+        SMALL + 'start = "plan:0.5"',
+        "start: unknown method 'plan'; did you mean plain",
+    ),
 }
 
 
@@ -278,7 +374,11 @@ def test_the_quick_board_ships_and_is_the_tracked_one() -> None:
     assert "quick" in builtin_boards()
     config = builtin_board("quick")
     assert config.text == (ROOT / "results" / "quick" / "sweep.toml").read_text()
-    assert config.board == "quick" and len(config.seeds) == 3 and config.formats.weights == ("int2", "int4")
+    assert (
+        config.board == "quick"
+        and len(config.seeds) == 3
+        and config.formats.weights == ("int2", "int4")
+    )
     assert plugin_modules(config)[0] == "qbench_methods.fp"
     plan = make_plan(config)
     assert len(plan.runs) == 3 * len(plan.cells) and not any(c.extra for c in plan.cells)
@@ -288,7 +388,12 @@ def test_the_quick_board_ships_and_is_the_tracked_one() -> None:
 
 def test_a_bad_file_is_refused_without_torch() -> None:
     code = "import sys; from qbench.sweepfile.read import read_text\ntry: read_text('board = ', 'x')\nexcept Exception as e: print(e, 'torch' in sys.modules)"
-    assert "False" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert (
+        "False"
+        in subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout
+    )
 
 
 def test_planning_is_linear() -> None:
@@ -302,7 +407,12 @@ def test_planning_is_linear() -> None:
 
 def test_a_config_holds_what_was_written() -> None:
     config = read_text(RICH, "s.toml")
-    assert isinstance(config, SweepConfig) and config.text == RICH and config.start == "plain:0.5" and config.seeds == (4, 1)
+    assert (
+        isinstance(config, SweepConfig)
+        and config.text == RICH
+        and config.start == "plain:0.5"
+        and config.seeds == (4, 1)
+    )
 
 
 if __name__ == "__main__":
@@ -312,5 +422,7 @@ if __name__ == "__main__":
 
 def test_two_entrants_cannot_share_a_label() -> None:
     text = 'board = "b"\nmethods = ["fp", "rtn"]\ntasks = ["toy"]\nformats = ["int4"]\n[[method]]\nname = "ste"\nlabel = "rtn"\n'
-    with pytest.raises(UsageError, match="'rtn' is what another entrant is called: give it a label of its own"):
+    with pytest.raises(
+        UsageError, match="'rtn' is what another entrant is called: give it a label of its own"
+    ):
         make_plan(read_text(text, "s.toml"))

@@ -56,7 +56,9 @@ def cast(*roles: str, seeds: int = 1) -> str:
         f'[[method]]\nname = "actor"\nlabel = "actor {i}"\nrole = "{r.partition(" ")[0]}"\n{r.partition(" ")[2]}\n'
         for i, r in enumerate(roles)
     ]
-    return f'board = "b"\ntasks = ["stage"]\nformats = ["int4"]\nseeds = {seeds}\n' + "".join(tables)
+    return f'board = "b"\ntasks = ["stage"]\nformats = ["int4"]\nseeds = {seeds}\n' + "".join(
+        tables
+    )
 
 
 @dataclass
@@ -94,14 +96,20 @@ class Notes:
         return found
 
 
-def play(text: str, results: Path, execution: Execution = EAGER, notes: Notes | None = None, **more: Any) -> tuple[Summary, Notes]:
+def play(
+    text: str, results: Path, execution: Execution = EAGER, notes: Notes | None = None, **more: Any
+) -> tuple[Summary, Notes]:
     config, notes = read_text(text, "s.toml"), notes or Notes()
     with local_engine(config, execution, 2) as engine:
         return sweep(config, results, engine, execution, notes, **more), notes
 
 
 def files(results: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(results)): f.read_bytes() for f in sorted((results / "runs").rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(results)): f.read_bytes()
+        for f in sorted((results / "runs").rglob("*"))
+        if f.is_file()
+    }
 
 
 def outcomes(results: Path) -> list[tuple[Any, ...]]:
@@ -119,7 +127,9 @@ def scores(results: Path) -> dict[str, float]:
 def stored(results: Path) -> dict[str, float]:
     """The same from the store."""
     with view(results) as connection:
-        return dict(connection.execute("SELECT key, packed FROM runs WHERE state = 'ok'").fetchall())
+        return dict(
+            connection.execute("SELECT key, packed FROM runs WHERE state = 'ok'").fetchall()
+        )
 
 
 # ---- what is trained ----
@@ -127,7 +137,13 @@ def stored(results: Path) -> dict[str, float]:
 
 def test_a_sweep_trains_what_it_lacks_and_nothing_twice(tmp_path: Path) -> None:
     summary, notes = play(SMALL, tmp_path)
-    assert (summary.ok, summary.failed, summary.cached, summary.left, summary.code) == (6, 0, 0, 0, 0)
+    assert (summary.ok, summary.failed, summary.cached, summary.left, summary.code) == (
+        6,
+        0,
+        0,
+        0,
+        0,
+    )
     assert notes.counts == (6, 0) and len(notes.of("finished")) == 6
     plan = make_plan(read_text(SMALL, "s.toml"))
     assert set(scores(tmp_path)) == set(plan.runs) and stored(tmp_path) == scores(tmp_path)
@@ -139,20 +155,35 @@ def test_a_sweep_trains_what_it_lacks_and_nothing_twice(tmp_path: Path) -> None:
     assert not notes.of("started") and files(tmp_path) == before
 
     summary, notes = play(SMALL.replace("seeds = 2", "seeds = [1, 2]"), tmp_path)
-    assert sorted(notes.of("started")) == ["actor int4 stage/xs seed 2", "after int4 stage/xs seed 2", "plain stage/xs seed 2"]
+    assert sorted(notes.of("started")) == [
+        "actor int4 stage/xs seed 2",
+        "after int4 stage/xs seed 2",
+        "plain stage/xs seed 2",
+    ]
     assert (summary.ok, summary.cached) == (6, 3)
 
-    summary, notes = play(SMALL + '[[method]]\nname = "actor"\nlabel = "another"\nat = 6\n', tmp_path)
-    assert sorted(notes.of("started")) == ["another int4 stage/xs seed 0", "another int4 stage/xs seed 1"]
+    summary, notes = play(
+        SMALL + '[[method]]\nname = "actor"\nlabel = "another"\nat = 6\n', tmp_path
+    )
+    assert sorted(notes.of("started")) == [
+        "another int4 stage/xs seed 0",
+        "another int4 stage/xs seed 1",
+    ]
     assert {name: content for name, content in files(tmp_path).items() if name in before} == before
     assert check(tmp_path).agrees and check(tmp_path).runs == 11
 
 
 def test_what_goes_on_from_a_run_waits_for_it(tmp_path: Path) -> None:
-    _, notes = play(SMALL.replace('["plain", "after", "actor"]', '["after"]').replace("seeds = 2", "seeds = 3"), tmp_path)
+    _, notes = play(
+        SMALL.replace('["plain", "after", "actor"]', '["after"]').replace("seeds = 2", "seeds = 3"),
+        tmp_path,
+    )
     order = [(kind, label) for kind, label, _ in notes.heard if kind in ("started", "finished")]
     for seed in range(3):
-        ended, began = (("finished", f"plain stage/xs seed {seed}"), ("started", f"after int4 stage/xs seed {seed}"))
+        ended, began = (
+            ("finished", f"plain stage/xs seed {seed}"),
+            ("started", f"after int4 stage/xs seed {seed}"),
+        )
         assert order.index(ended) < order.index(began)
 
 
@@ -166,7 +197,9 @@ def test_what_goes_on_from_a_failed_run_fails_and_says_why(tmp_path: Path) -> No
         ("villain stage/xs seed 1", "plugin", bear),
     ]
     assert (summary.ok, summary.failed, summary.left, summary.code) == (2, 4, 0, 3)
-    assert sorted(notes.of("started")) == [f"{name} seed {s}" for name in ("actor int4 stage/xs", "villain stage/xs") for s in (0, 1)]
+    assert sorted(notes.of("started")) == [
+        f"{name} seed {s}" for name in ("actor int4 stage/xs", "villain stage/xs") for s in (0, 1)
+    ]
     assert check(tmp_path).agrees
 
 
@@ -187,10 +220,14 @@ def test_divergence_is_an_outcome(tmp_path: Path) -> None:
     assert outcomes(tmp_path) == [(1, "failed", "diverged"), (1, "ok", None)]
 
 
-def test_an_error_of_a_plugin_is_its_first_line_and_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+def test_an_error_of_a_plugin_is_its_first_line_and_tried_again_by_the_next_sweep(
+    tmp_path: Path,
+) -> None:
     text = cast(f'raise once = "{tmp_path / "marker"}"')
     summary, notes = play(text, tmp_path)
-    assert summary.failures == [("actor 0 int4 stage/xs seed 0", "plugin", "ValueError: the actor forgot its lines")]
+    assert summary.failures == [
+        ("actor 0 int4 stage/xs seed 0", "plugin", "ValueError: the actor forgot its lines")
+    ]
     assert summary.code == 3 and not notes.of("retry")
     (attempt,) = all_attempts(tmp_path)
     assert "forget_the_lines" in (attempt.folder / "log.txt").read_text()
@@ -200,7 +237,9 @@ def test_an_error_of_a_plugin_is_its_first_line_and_tried_again_by_the_next_swee
 
     summary, notes = play(text, tmp_path)
     assert len(notes.of("started")) == 1 and summary.code == 0
-    assert outcomes(tmp_path) == [(1, "failed", "plugin"), (2, "ok", None)] and check(tmp_path).agrees
+    assert (
+        outcomes(tmp_path) == [(1, "failed", "plugin"), (2, "ok", None)] and check(tmp_path).agrees
+    )
 
 
 def test_a_plugin_that_cannot_be_imported_is_listed_and_one_line(tmp_path: Path) -> None:
@@ -218,15 +257,24 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     assert sorted(notes.first_steps) == [1, 1, 6]
     assert len(set(scores(tmp_path).values())) == 1
     (again,) = [a for a in all_attempts(tmp_path) if a.number == 2]
-    assert [json.loads(line)["step"] for line in again.curve.read_text().splitlines()] == list(range(1, 13))
+    assert [json.loads(line)["step"] for line in again.curve.read_text().splitlines()] == list(
+        range(1, 13)
+    )
 
 
-def test_a_worker_that_is_killed_twice_has_failed_and_the_next_sweep_goes_on(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_twice_has_failed_and_the_next_sweep_goes_on(
+    tmp_path: Path,
+) -> None:
     marker = tmp_path / "marker"
     text = cast(f'crash once = "{marker}"')
     summary, notes = play(text, tmp_path, notes=Notes(on_retry=marker.unlink))
-    assert notes.first_steps == [1] and summary.code == 3, "the second is killed before it comes to a step"
-    assert summary.failures[0][1:] == ("signal", "the worker was killed by SIGKILL (out of memory, perhaps)")
+    assert notes.first_steps == [1] and summary.code == 3, (
+        "the second is killed before it comes to a step"
+    )
+    assert summary.failures[0][1:] == (
+        "signal",
+        "the worker was killed by SIGKILL (out of memory, perhaps)",
+    )
     assert outcomes(tmp_path) == [(1, None, None), (2, "failed", "signal")]
     summary, notes = play(text, tmp_path)
     assert notes.first_steps == [6] and summary.code == 0
@@ -238,13 +286,23 @@ def test_a_worker_that_hangs_is_killed_and_tried_once_more(tmp_path: Path) -> No
     assert (summary.ok, summary.failed, summary.code) == (1, 1, 3)
     assert summary.failures[0][1:] == ("timeout", "no sign of life for 1.5 s")
     assert len(notes.of("retry")) == 2
-    assert outcomes(tmp_path) == [(1, None, None), (1, None, None), (2, "failed", "timeout"), (2, "ok", None)]
+    assert outcomes(tmp_path) == [
+        (1, None, None),
+        (1, None, None),
+        (2, "failed", "timeout"),
+        (2, "ok", None),
+    ]
 
 
 def test_a_run_that_takes_too_long_fails_and_each_sweep_brings_it_further(tmp_path: Path) -> None:
-    text, execution = cast("good seconds = 0.4"), Execution(device="cpu", checkpoint_s=0, timeout_s=1.6)
+    text, execution = (
+        cast("good seconds = 0.4"),
+        Execution(device="cpu", checkpoint_s=0, timeout_s=1.6),
+    )
     summary, notes = play(text, tmp_path, execution)
-    assert summary.failures[0][1:] == ("timeout", "not finished after 1.6 s") and not notes.of("retry")
+    assert summary.failures[0][1:] == ("timeout", "not finished after 1.6 s") and not notes.of(
+        "retry"
+    )
     first = play(text, tmp_path, execution)[1].first_steps[0]
     assert first > 1
     summary, notes = play(text, tmp_path)
@@ -293,7 +351,10 @@ def test_what_is_damaged_is_lost_and_made_again(tmp_path: Path) -> None:
     lines = status(read_text(text, "s.toml"), tmp_path)
     assert sorted(line.standing.state for line in lines) == ["cached"] + ["lost"] * len(DAMAGE)
     summary, notes = play(text, tmp_path)
-    assert len(notes.of("started")) == len(DAMAGE) and (summary.ok, summary.code) == (len(before), 0)
+    assert len(notes.of("started")) == len(DAMAGE) and (summary.ok, summary.code) == (
+        len(before),
+        0,
+    )
     (tmp_path / "qbench.duckdb").unlink()
     play(text, tmp_path)
     assert stored(tmp_path) == before
@@ -317,7 +378,10 @@ def test_an_artefact_that_is_gone_is_made_again_for_those_who_need_it(tmp_path: 
         shutil.rmtree(attempt.export)
     text = SMALL.replace(', "actor"', "")
     summary, notes = play(text.replace("seeds = 2", "seeds = 1"), tmp_path)
-    assert summary.code == 0 and notes.of("started") == ["plain stage/xs seed 0", "after int4 stage/xs seed 0"]
+    assert summary.code == 0 and notes.of("started") == [
+        "plain stage/xs seed 0",
+        "after int4 stage/xs seed 0",
+    ]
     assert not play(text.replace("seeds = 2", "seeds = 1"), tmp_path)[1].of("started")
 
 
@@ -327,10 +391,14 @@ def test_an_artefact_that_is_gone_is_made_again_for_those_who_need_it(tmp_path: 
 def test_a_full_disk_stops_the_sweep_and_the_next_one_completes(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     text = cast(f'full once = "{marker}"', "good seconds = 0.5", "good seconds = 0.6")
-    with pytest.raises(QbenchError, match=r"no space left on the disk.*same command again") as caught:
+    with pytest.raises(
+        QbenchError, match=r"no space left on the disk.*same command again"
+    ) as caught:
         play(text, tmp_path)
     assert "\n" not in str(caught.value) and marker.exists()
-    assert all((a.read("result") or {}).get("state") != "failed" for a in all_attempts(tmp_path)), "it is nobody's failure"
+    assert all((a.read("result") or {}).get("state") != "failed" for a in all_attempts(tmp_path)), (
+        "it is nobody's failure"
+    )
     summary, _ = play(text, tmp_path)
     assert (summary.ok, summary.code) == (3, 0)
 
@@ -353,15 +421,28 @@ def test_a_disk_that_is_really_full(stage: Path, tmp_path: Path) -> None:
     """A small disk that somebody fills in the middle of a sweep, and then makes room on."""
     (tmp_path / "s.toml").write_text(cast("good seconds = 0.05", seeds=6))
     (tmp_path / "disk").mkdir()
-    words = ["sh", "-c", FULL_DISK, "sh", tmp_path / "disk", sys.executable, tmp_path / "s.toml", tmp_path]
-    done = subprocess.run(["unshare", "-rm", *words], env=environment(stage), capture_output=True, text=True)
+    words = [
+        "sh",
+        "-c",
+        FULL_DISK,
+        "sh",
+        tmp_path / "disk",
+        sys.executable,
+        tmp_path / "s.toml",
+        tmp_path,
+    ]
+    done = subprocess.run(
+        ["unshare", "-rm", *words], env=environment(stage), capture_output=True, text=True
+    )
     if not (tmp_path / "codes").exists():
         pytest.skip(f"needs to mount a small disk: {done.stderr.strip()}")
     error = (tmp_path / "error").read_text()
     assert error.count("\n") == 1 and "here: no space left on the disk" in error
     assert (tmp_path / "codes").read_text().split() == ["1", "0"]
     results = tmp_path / "results"
-    assert len(scores(results)) == 6 and stored(results) == scores(results) and check(results).agrees
+    assert (
+        len(scores(results)) == 6 and stored(results) == scores(results) and check(results).agrees
+    )
 
 
 # ---- from the command line: signals and locks ----
@@ -397,7 +478,9 @@ def command(stage: Path) -> Iterator[Command]:
 def qbench(command: Command, text: str, results: Path) -> subprocess.Popen[str]:
     file = results.parent / "s.toml"
     file.write_text(text)
-    return command("-m", "qbench", "sweep", file, "--results", results, "--device", "cpu", "--workers", 2)
+    return command(
+        "-m", "qbench", "sweep", file, "--results", results, "--device", "cpu", "--workers", 2
+    )
 
 
 def until(true: Callable[[], Any], limit_s: float = 60) -> None:
@@ -415,7 +498,9 @@ def finished(results: Path) -> int:
     return len([*results.glob("runs/*/*/*/result.json")])
 
 
-SLOW = cast("good seconds = 0.1", "good seconds = 0.11", "good seconds = 0.12", "good seconds = 0.13")
+SLOW = cast(
+    "good seconds = 0.1", "good seconds = 0.11", "good seconds = 0.12", "good seconds = 0.13"
+)
 
 
 def test_an_interrupt_drains(command: Command, tmp_path: Path) -> None:
@@ -424,13 +509,21 @@ def test_an_interrupt_drains(command: Command, tmp_path: Path) -> None:
     until(lambda: begun(results) == 2)
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "finishing the 2 running runs" in err and "Traceback" not in err
+    assert (
+        process.returncode == 130
+        and "finishing the 2 running runs" in err
+        and "Traceback" not in err
+    )
     assert outcomes(results) == [(1, "ok", None)] * 2 and stored(results) == scores(results)
     assert play(SLOW, results)[1].counts == (4, 2) and outcomes(results) == [(1, "ok", None)] * 4
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)], ids=["twice", "terminated"])
-def test_a_second_interrupt_or_a_polite_kill_stops_at_once(command: Command, tmp_path: Path, signals: Sequence[signal.Signals]) -> None:
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)], ids=["twice", "terminated"]
+)
+def test_a_second_interrupt_or_a_polite_kill_stops_at_once(
+    command: Command, tmp_path: Path, signals: Sequence[signal.Signals]
+) -> None:
     results = tmp_path / "results"
     slow = SLOW.replace("0.1", "5.1")
     process = qbench(command, slow, results)
@@ -483,12 +576,17 @@ seconds = 0.02
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_sweep_ends_as_if_nothing_had_been(command: Command, tmp_path: Path) -> None:
+def test_killed_at_any_moment_a_sweep_ends_as_if_nothing_had_been(
+    command: Command, tmp_path: Path
+) -> None:
     chance, results = random.Random(), tmp_path / "killed"
     (tmp_path / "s.toml").write_text(MANY)
     (tmp_path / "driver.py").write_text(DRIVER)
     for kill in range(KILLS):
-        process, before = command(tmp_path / "driver.py", tmp_path / "s.toml", results), tried(results)
+        process, before = (
+            command(tmp_path / "driver.py", tmp_path / "s.toml", results),
+            tried(results),
+        )
         if kill % 3:  # some die before they have done anything
             until(lambda p=process, n=before: tried(results) > n or p.poll() is not None)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 0.5 if kill % 3 else 3.0))
@@ -499,7 +597,11 @@ def test_killed_at_any_moment_a_sweep_ends_as_if_nothing_had_been(command: Comma
     play(MANY, tmp_path / "undisturbed")
     truth = scores(tmp_path / "undisturbed")
     assert len(truth) == 40
-    assert scores(results) == truth and stored(results) == truth and stored(tmp_path / "undisturbed") == truth
+    assert (
+        scores(results) == truth
+        and stored(results) == truth
+        and stored(tmp_path / "undisturbed") == truth
+    )
     assert check(results).agrees
     assert max(a.number for a in all_attempts(results)) > 1, "nothing was interrupted"
     with Store(results) as store:

@@ -49,27 +49,45 @@ def results(tmp_path_factory: pytest.TempPathFactory, engine: LocalEngine) -> Pa
 
 
 def answers(results: Path) -> dict[str, list[str]]:
-    return {str(path.parent): list(json.loads(path.read_text())["tasks"]) for path in results.rglob("downstream.json")}
+    return {
+        str(path.parent): list(json.loads(path.read_text())["tasks"])
+        for path in results.rglob("downstream.json")
+    }
 
 
 @pytest.mark.slow
-def test_finished_runs_are_asked_once_and_not_trained_again(results: Path, engine: LocalEngine) -> None:
+def test_finished_runs_are_asked_once_and_not_trained_again(
+    results: Path, engine: LocalEngine
+) -> None:
     before = {path: path.read_bytes() for path in results.rglob("result.json")}
-    assert vars(downstream_questions.ask(config("grammar_recall"), results, engine, Execution(device="cpu"))) == {
+    assert vars(
+        downstream_questions.ask(config("grammar_recall"), results, engine, Execution(device="cpu"))
+    ) == {
         "asked": 2,
         "failures": [],
     }
-    assert list(answers(results).values()) == [["grammar_recall"]] * 2, "the language models, and nobody else"
-    assert downstream_questions.ask(config("grammar_recall"), results, engine, Execution(device="cpu")).asked == 0
+    assert list(answers(results).values()) == [["grammar_recall"]] * 2, (
+        "the language models, and nobody else"
+    )
+    assert (
+        downstream_questions.ask(
+            config("grammar_recall"), results, engine, Execution(device="cpu")
+        ).asked
+        == 0
+    )
     more = config("grammar_recall", "grammar_nesting")
-    assert {todo.names for todo in downstream_questions.lacking(more, results)} == {("grammar_nesting",)}
+    assert {todo.names for todo in downstream_questions.lacking(more, results)} == {
+        ("grammar_nesting",)
+    }
     assert downstream_questions.ask(more, results, engine, Execution(device="cpu")).asked == 2
     assert list(answers(results).values()) == [["grammar_nesting", "grammar_recall"]] * 2
     assert {path: path.read_bytes() for path in results.rglob("result.json")} == before
 
 
 @pytest.mark.slow
-def test_answers_to_another_definition_are_asked_again_and_others_stay(results: Path, engine: LocalEngine) -> None:
+def test_answers_to_another_definition_are_asked_again_and_others_stay(
+    results: Path, engine: LocalEngine
+) -> None:
     sweep_file = config("grammar_recall")
     downstream_questions.ask(sweep_file, results, engine, Execution(device="cpu"))
     assert not list(downstream_questions.lacking(sweep_file, results))
@@ -77,37 +95,67 @@ def test_answers_to_another_definition_are_asked_again_and_others_stay(results: 
     before = [file.read_bytes() for file in files]
     old = json.loads(before[0])
     recall = old["tasks"]["grammar_recall"]
-    files[0].write_text(json.dumps({**old, "tasks": {**old["tasks"], "grammar_recall": {**recall, "sha256": "0" * 64, "version": 0}}}))
+    files[0].write_text(
+        json.dumps(
+            {
+                **old,
+                "tasks": {
+                    **old["tasks"],
+                    "grammar_recall": {**recall, "sha256": "0" * 64, "version": 0},
+                },
+            }
+        )
+    )
     (todo,) = downstream_questions.lacking(sweep_file, results)
     assert (todo.attempt.folder, todo.names) == (files[0].parent, ("grammar_recall",))
     assert {line.unanswered for line in status(sweep_file, results)} == {(), ("grammar_recall",)}
-    assert vars(downstream_questions.ask(sweep_file, results, engine, Execution(device="cpu"))) == {"asked": 1, "failures": []}
-    assert [file.read_bytes() for file in files] == before and not list(downstream_questions.lacking(sweep_file, results))
+    assert vars(downstream_questions.ask(sweep_file, results, engine, Execution(device="cpu"))) == {
+        "asked": 1,
+        "failures": [],
+    }
+    assert [file.read_bytes() for file in files] == before and not list(
+        downstream_questions.lacking(sweep_file, results)
+    )
 
 
 def test_the_hash_of_a_quiz_is_the_one_that_lm_eval_would_be_asked_under() -> None:
     from qbench.downstream import lm_eval_tasks
 
     for run in make_plan(config()).runs.values():
-        present, quizzes = downstream_questions.hashes(run.config), downstream_questions.quizzes(run.config.task, run.config.task_params)
+        present, quizzes = (
+            downstream_questions.hashes(run.config),
+            downstream_questions.quizzes(run.config.task, run.config.task_params),
+        )
         asked = lm_eval_tasks.find(list(quizzes), quizzes)
         assert [present(one.name) for one in asked] == [one.sha256 for one in asked]
         for one in asked:
-            assert one.sha256 == lm_eval_tasks.digest([one.name, quizzes[one.name].version, [dict(doc) for doc in one.task.eval_docs]])
+            assert one.sha256 == lm_eval_tasks.digest(
+                [one.name, quizzes[one.name].version, [dict(doc) for doc in one.task.eval_docs]]
+            )
         assert present("lambada") is None
 
 
 @pytest.mark.slow
-def test_what_cannot_be_answered_is_told_and_fails_no_run(results: Path, engine: LocalEngine, tmp_path: Path) -> None:
+def test_what_cannot_be_answered_is_told_and_fails_no_run(
+    results: Path, engine: LocalEngine, tmp_path: Path
+) -> None:
     (tmp_path / "odd.yaml").write_text(
         "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\noutput_type: multiple_choice\n"
     )
-    found = downstream_questions.ask(config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu"))
+    found = downstream_questions.ask(
+        config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu")
+    )
     assert found.asked == 2 and len(found.failures) == 2
     title, message = found.failures[0]
-    assert title == "fp grammar/xs seed 0" and message.startswith(f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task")
-    assert str(downstream_questions.complain(found.failures)).endswith("(and 1 more run); the scores stand, and the next sweep asks again")
-    assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {"ok"}
+    assert title == "fp grammar/xs seed 0" and message.startswith(
+        f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task"
+    )
+    assert str(downstream_questions.complain(found.failures)).endswith(
+        "(and 1 more run); the scores stand, and the next sweep asks again"
+    )
+    assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {
+        "ok"
+    }
 
 
 def test_what_is_asked_moves_no_key() -> None:
@@ -116,7 +164,9 @@ def test_what_is_asked_moves_no_key() -> None:
 
 def test_a_task_of_its_own_answers_instead_of_the_sweeps() -> None:
     own = '[[task]]\nname = "grammar"\nrecipe = { steps = 4 }\ndownstream = ["grammar_nesting"]\n'
-    file = config("grammar_recall", more=own).text.replace('tasks = ["grammar", "digits"]', 'tasks = ["digits"]')
+    file = config("grammar_recall", more=own).text.replace(
+        'tasks = ["grammar", "digits"]', 'tasks = ["digits"]'
+    )
     chosen = read_text(file, "asked.toml")
     configs = {run.config.task: run.config for run in make_plan(chosen).runs.values()}
     assert downstream_questions.wanted(chosen, configs["grammar"]) == ("grammar_nesting",)
@@ -130,9 +180,14 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
         for size, asked in (("xs", '"grammar_recall"'), ("s", ""))
     )
     file = FILE.split("[downstream]")[0].format().replace('tasks = ["grammar", "digits"]\n', "")
-    with pytest.raises(UsageError, match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same"):
+    with pytest.raises(
+        UsageError,
+        match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same",
+    ):
         downstream_questions.check(read_text(file + tables, "asked.toml"))
-    downstream_questions.check(read_text(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml"))
+    downstream_questions.check(
+        read_text(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml")
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +198,11 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
             '[downstream]\ntasks = ["arc_easy"]',
             r"asked.toml: \[downstream\]: no task here has downstream questions: digits trains no",
         ),
-        ("grammar", '[[task]]\nname = "digits"\ndownstream = ["arc_esy"]', r"\[\[task\]\] 1: the task digits has no downstream questions"),
+        (
+            "grammar",
+            '[[task]]\nname = "digits"\ndownstream = ["arc_esy"]',
+            r"\[\[task\]\] 1: the task digits has no downstream questions",
+        ),
     ],
 )
 def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, line: str) -> None:
@@ -160,10 +219,17 @@ def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, 
             'tasks = ["grammar_nestin"]',
             r"asked.toml: \[downstream\]: unknown downstream task 'grammar_nestin'; did you mean grammar_nesting",
         ),
-        ('task = ["grammar_nesting"]', r'asked.toml: \[downstream\]: write tasks = \["name"\] in it, and nothing else'),
+        (
+            'task = ["grammar_nesting"]',
+            r'asked.toml: \[downstream\]: write tasks = \["name"\] in it, and nothing else',
+        ),
         ("tasks = 3", r"asked.toml: \[downstream\]: tasks: "),
     ],
 )
 def test_what_is_wrong_in_the_file_is_one_line(text: str, line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        downstream_questions.check(read_text(FILE.split("[downstream]")[0].format() + f"[downstream]\n{text}\n", "asked.toml"))
+        downstream_questions.check(
+            read_text(
+                FILE.split("[downstream]")[0].format() + f"[downstream]\n{text}\n", "asked.toml"
+            )
+        )

@@ -84,7 +84,11 @@ def said(results: Path) -> dict[str, Any]:
     kept = [
         c
         for c in frame.columns
-        if not (c.endswith("_s") or c.startswith("step_s") or c in ("started", "finished", *TIMES, "peak_memory_bytes"))
+        if not (
+            c.endswith("_s")
+            or c.startswith("step_s")
+            or c in ("started", "finished", *TIMES, "peak_memory_bytes")
+        )
     ]
     return json.loads(frame[kept].to_json(orient="records"))  # type: ignore[no-any-return]
 
@@ -93,7 +97,9 @@ def table(results: Path, board: str = "b") -> Any:
     """The scores of a board as tables show them."""
     shown = Results(results).board(board).to_json()
     return [
-        [row["entrant"], *[(cell or {}).get("mean") for cell in row["cells"]]] for section in shown["sections"] for row in section["rows"]
+        [row["entrant"], *[(cell or {}).get("mean") for cell in row["cells"]]]
+        for section in shown["sections"]
+        for row in section["rows"]
     ]
 
 
@@ -102,7 +108,9 @@ def table(results: Path, board: str = "b") -> Any:
 
 @settings(max_examples=30)
 @given(parts=st.integers(1, 9), start=st.sampled_from([BOARD, STARTED]))
-def test_parts_are_disjoint_and_whole_and_bases_are_in_the_part_of_what_goes_on_from_them(parts: int, start: str) -> None:
+def test_parts_are_disjoint_and_whole_and_bases_are_in_the_part_of_what_goes_on_from_them(
+    parts: int, start: str
+) -> None:
     plan = make_plan(read_text(start, "s.toml"))
     for key, run in plan.runs.items():
         mine = [index for index in range(parts) if Shard(index, parts).has(plan, key)]
@@ -111,8 +119,15 @@ def test_parts_are_disjoint_and_whole_and_bases_are_in_the_part_of_what_goes_on_
 
 
 def test_a_run_stays_in_its_part_whatever_is_added_to_the_file() -> None:
-    few, many = (make_plan(read_text(text, "s.toml")) for text in (BOARD, BOARD.replace("seeds = 6", "seeds = 60")))
-    assert all(Shard(n, 5).has(few, key) == Shard(n, 5).has(many, key) for key in few.runs for n in range(5))
+    few, many = (
+        make_plan(read_text(text, "s.toml"))
+        for text in (BOARD, BOARD.replace("seeds = 6", "seeds = 60"))
+    )
+    assert all(
+        Shard(n, 5).has(few, key) == Shard(n, 5).has(many, key)
+        for key in few.runs
+        for n in range(5)
+    )
     sizes = Counter(n for n in range(5) for key in many.runs if Shard(n, 5).has(many, key))
     assert min(sizes.values()) > 0.5 * len(many.runs) / 5, "and parts are of one size, or nearly"
 
@@ -148,33 +163,52 @@ def three(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Sequence[Pat
     return swept(BOARD, tmp_path_factory.mktemp("three"), 3)
 
 
-def test_three_parts_together_are_one_sweep(whole: Path, three: Sequence[Path], tmp_path: Path) -> None:
+def test_three_parts_together_are_one_sweep(
+    whole: Path, three: Sequence[Path], tmp_path: Path
+) -> None:
     assert sum(len(list(all_attempts(part))) for part in three) == 30, "nothing was trained twice"
     merged = [gather(tmp_path / "all", part) for part in three]
     assert [one.present for one in merged] == [0, 0, 0] and merged[-1].boards[0].missing == 0
     assert said(tmp_path / "all") == said(whole) and table(tmp_path / "all") == table(whole)
     assert check(tmp_path / "all").agrees
-    assert not any(attempt.merged for attempt in all_attempts(tmp_path / "all")), "own runs stay own"
+    assert not any(attempt.merged for attempt in all_attempts(tmp_path / "all")), (
+        "own runs stay own"
+    )
     assert play(BOARD, tmp_path / "all").cached == 30
     again = gather(tmp_path / "all", three[0])
     assert (again.runs, again.twice) == (0, 0) and said(tmp_path / "all") == said(whole)
     assert {p.name for p in (tmp_path / "all").iterdir()} == {p.name for p in whole.iterdir()}
 
 
-def test_a_part_tells_what_others_have_to_do_and_a_gap_is_one_line(three: Sequence[Path], tmp_path: Path) -> None:
+def test_a_part_tells_what_others_have_to_do_and_a_gap_is_one_line(
+    three: Sequence[Path], tmp_path: Path
+) -> None:
     own = len(list(all_attempts(three[1])))
     summary = play(BOARD, three[1], Shard(1, 3))
-    assert (summary.ok, summary.cached, summary.left, summary.elsewhere, summary.code) == (own, own, 0, 30 - own, 0)
+    assert (summary.ok, summary.cached, summary.left, summary.elsewhere, summary.code) == (
+        own,
+        own,
+        0,
+        30 - own,
+        0,
+    )
     assert len(status(read_text(BOARD, "s.toml"), three[1], Shard(1, 3))) == own
     merged = gather(tmp_path / "two", three[0])
     merged = gather(tmp_path / "two", three[1])
     missing = len(list(all_attempts(three[2])))
-    assert str(merged.boards[0]) == f"board b: {missing} of 30 runs missing: merge the other shards, or sweep its file here"
+    assert (
+        str(merged.boards[0])
+        == f"board b: {missing} of 30 runs missing: merge the other shards, or sweep its file here"
+    )
     summary = play(BOARD, tmp_path / "two")
-    assert (summary.ok, summary.cached) == (30, 30 - missing), "and the same command without a part fills it"
+    assert (summary.ok, summary.cached) == (30, 30 - missing), (
+        "and the same command without a part fills it"
+    )
 
 
-def test_parts_that_overlap_are_one_line_and_the_first_stays(whole: Path, three: Sequence[Path], tmp_path: Path) -> None:
+def test_parts_that_overlap_are_one_line_and_the_first_stays(
+    whole: Path, three: Sequence[Path], tmp_path: Path
+) -> None:
     gather(tmp_path, three[0])
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
     merged = gather(tmp_path, whole)
@@ -199,12 +233,17 @@ def test_a_tuned_board_goes_on_after_each_merge(tmp_path: Path) -> None:
             assert summary.code == 0 and (summary.elsewhere >= 2 or phase)
         shares = [gather(together, part).boards[0] for part in parts]
         if not phase:
-            assert str(shares[-1]) == "board tuned: all 4 runs here; 1 cell waiting for a choice: sweep its file again"
+            assert (
+                str(shares[-1])
+                == "board tuned: all 4 runs here; 1 cell waiting for a choice: sweep its file again"
+            )
     assert play(TUNED, together).cached == 6
     assert said(together) == said(once) and table(together, "tuned") == table(once, "tuned")
 
 
-def test_what_was_begun_in_a_part_goes_on_from_its_checkpoint_after_the_merge(three: Sequence[Path], tmp_path: Path) -> None:
+def test_what_was_begun_in_a_part_goes_on_from_its_checkpoint_after_the_merge(
+    three: Sequence[Path], tmp_path: Path
+) -> None:
     part = tmp_path / "part"
     shutil.copytree(three[0], part)
     attempt = next(all_attempts(part))
@@ -214,23 +253,48 @@ def test_what_was_begun_in_a_part_goes_on_from_its_checkpoint_after_the_merge(th
     assert attempts(tmp_path / "all", attempt.key)[0].checkpoint.read_bytes() == b"where it was"
 
 
-def test_a_run_that_failed_here_and_succeeded_there_is_taken(three: Sequence[Path], tmp_path: Path) -> None:
+def test_a_run_that_failed_here_and_succeeded_there_is_taken(
+    three: Sequence[Path], tmp_path: Path
+) -> None:
     gather(tmp_path, three[0])
     key = next(all_attempts(three[0])).key
     (attempt,) = attempts(tmp_path, key)
     shutil.rmtree(attempt.export, ignore_errors=True)
-    failed = {**(attempt.read("result") or {}), "state": "failed", "reason": "signal", "message": "the worker was killed"}
+    failed = {
+        **(attempt.read("result") or {}),
+        "state": "failed",
+        "reason": "signal",
+        "message": "the worker was killed",
+    }
     attempt.write(
-        "result", {k: failed[k] for k in ("result_version", "key", "attempt", "state", "reason", "message", "started", "finished")}
+        "result",
+        {
+            k: failed[k]
+            for k in (
+                "result_version",
+                "key",
+                "attempt",
+                "state",
+                "reason",
+                "message",
+                "started",
+                "finished",
+            )
+        },
     )
     assert gather(tmp_path, three[0]).runs == 1
-    assert [(a.number, (a.read("result") or {})["state"]) for a in attempts(tmp_path, key)] == [(1, "failed"), (2, "ok")]
+    assert [(a.number, (a.read("result") or {})["state"]) for a in attempts(tmp_path, key)] == [
+        (1, "failed"),
+        (2, "ok"),
+    ]
 
 
 # ---- bad input ----
 
 
-def test_damaged_runs_are_not_taken_and_the_others_are(three: Sequence[Path], tmp_path: Path) -> None:
+def test_damaged_runs_are_not_taken_and_the_others_are(
+    three: Sequence[Path], tmp_path: Path
+) -> None:
     part = tmp_path / "part"
     shutil.copytree(three[0], part)
     first, second, third, *rest = all_attempts(part)
@@ -258,11 +322,18 @@ def test_folders_that_cannot_be_merged_are_one_line(three: Sequence[Path], tmp_p
         gather(tmp_path / "all", part)
     assert not (tmp_path / "all").exists()
     done = CliRunner().invoke(cli, ["merge", str(part), "--results", str(tmp_path / "all")])
-    assert isinstance(done.exception, UsageError) and str(done.exception).endswith("is a folder; one of your own is merged with --own")
+    assert isinstance(done.exception, UsageError) and str(done.exception).endswith(
+        "is a folder; one of your own is merged with --own"
+    )
 
 
 def test_the_command_merges_several_folders(three: Sequence[Path], tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["merge", *map(str, three), "--own", "--results", str(tmp_path)], standalone_mode=False)
+    done = CliRunner().invoke(
+        cli, ["merge", *map(str, three), "--own", "--results", str(tmp_path)], standalone_mode=False
+    )
     assert done.return_value == 0, done
-    assert done.output.splitlines()[-1] == "board b: all 30 runs here" and len(done.output.splitlines()) == 4
+    assert (
+        done.output.splitlines()[-1] == "board b: all 30 runs here"
+        and len(done.output.splitlines()) == 4
+    )
     assert Attempt(next(iter((tmp_path / "runs").glob("*/*/1")))).read("trust") is None

@@ -27,7 +27,9 @@ def states(results: Path) -> list[str]:
     return [line.standing.state for line in status(config(), results)]
 
 
-def test_what_the_present_sweep_has_begun_is_running_and_what_an_earlier_one_left_is_lost(tmp_path: Path) -> None:
+def test_what_the_present_sweep_has_begun_is_running_and_what_an_earlier_one_left_is_lost(
+    tmp_path: Path,
+) -> None:
     early, late = list(make_plan(config()).runs.values())[:2]
     new_attempt(tmp_path, early.key).write("spec", early.config.to_json())
     time.sleep(0.02)

@@ -51,10 +51,22 @@ __all__ = ["command", "stage"]
 pytestmark = pytest.mark.usefixtures("stage")
 
 QUICK = Execution(device="cpu", checkpoint_s=0.2)
-HEAD = 'board = "tuned"\nseeds = 3\ntasks = ["toy"]\nformats = ["int2", "int4"]\nrecipe.steps = 20\n'
+HEAD = (
+    'board = "tuned"\nseeds = 3\ntasks = ["toy"]\nformats = ["int2", "int4"]\nrecipe.steps = 20\n'
+)
 FOUR = "[tuning]\ntrials = 4\nlr = { low = 1e-4, high = 1e-1, log = true }\nweight_decay = { values = [0.0, 0.1, 0.2] }\n"
-BOARD = HEAD + 'methods = ["fp", "rtn", "ste", "lsq"]\n' + FOUR + "[tuning.own.lsq]\nrate = { low = 0.1, high = 10, log = true }\n"
-HALVED = HEAD.replace('"int2", ', "") + 'methods = ["fp", "rtn", "ste"]\n' + FOUR + "halving = { rungs = [0.25], keep = 0.5 }\n"
+BOARD = (
+    HEAD
+    + 'methods = ["fp", "rtn", "ste", "lsq"]\n'
+    + FOUR
+    + "[tuning.own.lsq]\nrate = { low = 0.1, high = 10, log = true }\n"
+)
+HALVED = (
+    HEAD.replace('"int2", ', "")
+    + 'methods = ["fp", "rtn", "ste"]\n'
+    + FOUR
+    + "halving = { rungs = [0.25], keep = 0.5 }\n"
+)
 FRAGILE = """
 board = "fragile"
 seeds = 2
@@ -102,12 +114,20 @@ def files(results: Path) -> set[str]:
 def outcomes(results: Path) -> dict[str, float | None]:
     """The validation of every finished run, from its files."""
     found = {a.key: a.read("result") for a in all_attempts(results)}
-    return {key: (r.get("scores") or {}).get("validation") if r["state"] == "ok" else None for key, r in found.items() if r}
+    return {
+        key: (r.get("scores") or {}).get("validation") if r["state"] == "ok" else None
+        for key, r in found.items()
+        if r
+    }
 
 
 def cells(shown: Board) -> Iterator[tuple[str, str, Cell]]:
     for row in shown.sections[0].rows:
-        for column, cell in zip(["fp32"] if row.spans else [c.format for c in shown.sections[0].columns], row.cells, strict=True):
+        for column, cell in zip(
+            ["fp32"] if row.spans else [c.format for c in shown.sections[0].columns],
+            row.cells,
+            strict=True,
+        ):
             yield row.entrant, column, cell
 
 
@@ -120,7 +140,9 @@ def printed(shown: Board, width: int = 160) -> str:
 # ---- what is trained ----
 
 
-def test_trials_then_choices_then_final_runs_and_the_same_call_again_trains_nothing(board: Path) -> None:
+def test_trials_then_choices_then_final_runs_and_the_same_call_again_trains_nothing(
+    board: Path,
+) -> None:
     plan, before = make_plan(config(), outcomes(board)), files(board)
     assert not plan.waiting and {f"{key}/1" for key in plan.runs} == before
     stages = Counter((run.cell.stage, run.seed) for run in plan.runs.values() if not run.cell.extra)
@@ -134,7 +156,11 @@ def test_the_choice_is_the_best_validation_of_the_trials(board: Path) -> None:
     for _, cell in frame.groupby(["label", frame["weights_format"].fillna("")]):
         trials, finals = cell[cell["stage"] == "trial"], cell[cell["stage"] == "final"]
         best = trials.loc[trials["validation"].idxmin()]
-        assert set(finals["chosen"]) == {best["chosen"]} and set(finals["trial"]) == {best["trial"]} and len(finals) == 3
+        assert (
+            set(finals["chosen"]) == {best["chosen"]}
+            and set(finals["trial"]) == {best["trial"]}
+            and len(finals) == 3
+        )
         assert json.loads(best["chosen"])["lr"] == best["lr"] == finals["lr"].iloc[0]
         assert set(trials["seed"]) == {1000} and set(finals["seed"]) == {0, 1, 2}
 
@@ -162,7 +188,9 @@ class Saboteur:
     def stop(self, summary: Any) -> None: ...
 
 
-def test_killed_between_and_within_the_phases_it_comes_to_the_same(board: Path, tmp_path: Path) -> None:
+def test_killed_between_and_within_the_phases_it_comes_to_the_same(
+    board: Path, tmp_path: Path
+) -> None:
     for at in (3, None, 2, None, 4):
         with pytest.raises(Crash):
             swept(BOARD, tmp_path, Saboteur(at))
@@ -173,7 +201,9 @@ def test_killed_between_and_within_the_phases_it_comes_to_the_same(board: Path, 
 
 
 @pytest.mark.slow
-def test_killed_from_outside_at_any_moment_it_comes_to_the_same(command: Command, board: Path, tmp_path: Path) -> None:
+def test_killed_from_outside_at_any_moment_it_comes_to_the_same(
+    command: Command, board: Path, tmp_path: Path
+) -> None:
     (tmp_path / "s.toml").write_text(BOARD)
     (tmp_path / "driver.py").write_text(DRIVER)
     chance, results, done = random.Random(), tmp_path / "killed", 0
@@ -185,7 +215,9 @@ def test_killed_from_outside_at_any_moment_it_comes_to_the_same(command: Command
         process.wait()
         done = len(outcomes(results))
     swept(BOARD, results)
-    assert outcomes(results) == outcomes(board) and frozen(Results(results).board()) == frozen(Results(board).board())
+    assert outcomes(results) == outcomes(board) and frozen(Results(results).board()) == frozen(
+        Results(board).board()
+    )
 
 
 def frozen(shown: Board) -> dict[str, Any]:
@@ -208,14 +240,24 @@ def test_an_interrupted_sweep_says_what_it_waits_for(board: Path, tmp_path: Path
         swept(BOARD, tmp_path, Interrupter(None), group=1)
     lines = status(config(), tmp_path)
     states = Counter(line.standing.state for line in lines)
-    assert states["cached"] in (2, 3) and states["waiting"] == 7 and states["cached"] + states["new"] + states["lost"] == 28
+    assert (
+        states["cached"] in (2, 3)
+        and states["waiting"] == 7
+        and states["cached"] + states["new"] + states["lost"] == 28
+    )
     out = io.StringIO()
     show_plan(lines, Console(file=out, width=160))
     said = out.getvalue()
-    assert "ste int2 toy/xs  " in said and "3 runs, chosen when its trials are done: 4 to go" in said
+    assert (
+        "ste int2 toy/xs  " in said and "3 runs, chosen when its trials are done: 4 to go" in said
+    )
     assert "21    chosen when their trials are done" in said, "final runs, not cells"
-    assert {state for _, _, cell in cells(Results(tmp_path).board()) for state in [cell.state]} == {"planned"}
-    assert len([line for line in status(config(), board) if line.standing.state == "cached"]) == len(files(board))
+    assert {state for _, _, cell in cells(Results(tmp_path).board()) for state in [cell.state]} == {
+        "planned"
+    }
+    assert len(
+        [line for line in status(config(), board) if line.standing.state == "cached"]
+    ) == len(files(board))
 
 
 def test_a_listener_hears_how_many_runs_there_will_be(tmp_path: Path) -> None:
@@ -227,7 +269,9 @@ def test_a_listener_hears_how_many_runs_there_will_be(tmp_path: Path) -> None:
 
     heard = Counting(None)
     swept(HALVED, tmp_path, heard)
-    assert heard.counts == (3 * (4 + 2 + 3), 0), "what is still to be chosen is counted, what it goes on from is not known yet"
+    assert heard.counts == (3 * (4 + 2 + 3), 0), (
+        "what is still to be chosen is counted, what it goes on from is not known yet"
+    )
     assert heard.plans[-1] == heard.finished == len(files(tmp_path)) and len(heard.plans) >= 2
 
 
@@ -237,7 +281,9 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
     frame = found.board_runs("tuned")
     trials = frame[frame["stage"] == "trial"]
     assert Counter(zip(trials["label"], trials["rung"], trials["steps"], strict=True)) == {
-        (label, rung, steps): n for label in ("fp", "rtn", "ste") for rung, steps, n in ((0, 5, 4), (1, 20, 2))
+        (label, rung, steps): n
+        for label in ("fp", "rtn", "ste")
+        for rung, steps, n in ((0, 5, 4), (1, 20, 2))
     }
     shown = found.board()
     assert len(shown.sections) == 1 and "20 steps" in shown.sections[0].setting
@@ -247,9 +293,9 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
         assert set(whole["trial"]) == set(short.nsmallest(2, "validation")["trial"])
         assert cell.chosen == json.loads(whole.loc[whole["validation"].idxmin(), "chosen"])
         assert cell.trials == 4 and cell.best_of_share == 0.25 and len(cell.best_of) == 4
-        assert cell.best_of[-1] == pytest.approx(short.loc[short["validation"].idxmin(), "packed"]), (
-            "the curve is of the rung with every trial"
-        )
+        assert cell.best_of[-1] == pytest.approx(
+            short.loc[short["validation"].idxmin(), "packed"]
+        ), "the curve is of the rung with every trial"
     assert "4 trials with 25 % of the steps" in best_of(shown.sections[0])[0]
     assert to_csv(again(found, HALVED)) == to_csv(shown)
 
@@ -257,11 +303,17 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
 # ---- what fails ----
 
 
-def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(tmp_path: Path) -> None:
+def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(
+    tmp_path: Path,
+) -> None:
     knobs = "[tuning.own.actor]\nseconds = { values = [0.0, 0.001] }\n"
     summary = swept(FRAGILE + knobs, tmp_path)
     assert summary.failed == 4 * 2 and summary.code == 3
-    lines = [line for line in status(config(FRAGILE + knobs), tmp_path) if line.standing.state == "untuned"]
+    lines = [
+        line
+        for line in status(config(FRAGILE + knobs), tmp_path)
+        if line.standing.state == "untuned"
+    ]
     assert [line.title for line in lines] == ["Fragile int4 stage/xs", "Hopeless int4 stage/xs"]
     found = Results(tmp_path)
     for shown in (found.board(), again(found, FRAGILE + knobs)):
@@ -269,39 +321,71 @@ def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(t
         assert set(by_label) >= {"plain", "Fragile", "Hopeless"}
         for label in ("Fragile", "Hopeless"):
             cell = by_label[label]
-            assert (cell.state, cell.asked, dict(cell.failures), cell.score, cell.chosen) == ("failed", 2, {"untuned": 2}, None, {})
-            assert cell.message == "none of its 4 trials succeeded, so there is nothing to choose" and cell.best_of == (None,) * 4
+            assert (cell.state, cell.asked, dict(cell.failures), cell.score, cell.chosen) == (
+                "failed",
+                2,
+                {"untuned": 2},
+                None,
+                {},
+            )
+            assert (
+                cell.message == "none of its 4 trials succeeded, so there is nothing to choose"
+                and cell.best_of == (None,) * 4
+            )
         assert by_label["plain"].state == "ok"
         assert "untuned" in to_markdown(shown)
     assert to_csv(again(found, FRAGILE + knobs)) == to_csv(found.board())
 
 
 def test_some_failed_trials_are_counted_and_never_chosen(tmp_path: Path) -> None:
-    text = FRAGILE[: FRAGILE.index("[[method]]")] + '[[method]]\nname = "actor"\nrole = "nan"\nlabel = "Fragile"\n'
+    text = (
+        FRAGILE[: FRAGILE.index("[[method]]")]
+        + '[[method]]\nname = "actor"\nrole = "nan"\nlabel = "Fragile"\n'
+    )
     text += FRAGILE[FRAGILE.index("[tuning]") :] + "[tuning.own.actor]\nat = { values = [3, 50] }\n"
     swept(text, tmp_path)
     shown = Results(tmp_path).board()
     (fragile,) = (cell for label, _, cell in cells(shown) if label == "Fragile")
     assert fragile.state == "ok" and fragile.chosen["at"] == 50
     failed = sum(value is None for value in fragile.best_of)
-    assert failed == 2 and fragile.best_of[:2] == (None, None) and fragile.best_of[-1] is not None, "two of four trials have at = 3"
+    assert (
+        failed == 2 and fragile.best_of[:2] == (None, None) and fragile.best_of[-1] is not None
+    ), "two of four trials have at = 3"
 
 
-def test_a_trial_that_is_tried_again_is_waited_for_and_may_change_the_choice(tmp_path: Path) -> None:
+def test_a_trial_that_is_tried_again_is_waited_for_and_may_change_the_choice(
+    tmp_path: Path,
+) -> None:
     actor = f'[[method]]\nname = "actor"\nrole = "raise"\nonce = "{tmp_path / "once"}"\n'
-    text = FRAGILE[: FRAGILE.index("[[method]]")].replace("fragile", "again") + actor + FRAGILE[FRAGILE.index("[tuning]") :]
+    text = (
+        FRAGILE[: FRAGILE.index("[[method]]")].replace("fragile", "again")
+        + actor
+        + FRAGILE[FRAGILE.index("[tuning]") :]
+    )
     first = swept(text, tmp_path)
     assert first.failed in (1, 2) and first.left == 0, "two workers may come to the marker at once"
-    assert [cell.state for label, _, cell in cells(Results(tmp_path).board()) if label.startswith("actor")] == ["ok"]
-    waiting = [line.title for line in status(config(text), tmp_path) if line.standing.state == "waiting"]
-    assert len(waiting) == 1 and waiting[0].startswith("actor"), "its failed trial is made again, and chooses, too"
+    assert [
+        cell.state
+        for label, _, cell in cells(Results(tmp_path).board())
+        if label.startswith("actor")
+    ] == ["ok"]
+    waiting = [
+        line.title for line in status(config(text), tmp_path) if line.standing.state == "waiting"
+    ]
+    assert len(waiting) == 1 and waiting[0].startswith("actor"), (
+        "its failed trial is made again, and chooses, too"
+    )
     second = swept(text, tmp_path)
     assert (second.failed, second.left) == (0, 0)
     frame = Results(tmp_path).board_runs("again")
     own = frame[frame["label"].str.startswith("actor") & (frame["state"] == "ok")]
     trials = own[own["stage"] == "trial"]
-    (cell,) = (cell for label, _, cell in cells(Results(tmp_path).board()) if label.startswith("actor"))
-    assert len(trials) == 4 and cell.chosen == json.loads(trials.loc[trials["validation"].idxmin(), "chosen"])
+    (cell,) = (
+        cell for label, _, cell in cells(Results(tmp_path).board()) if label.startswith("actor")
+    )
+    assert len(trials) == 4 and cell.chosen == json.loads(
+        trials.loc[trials["validation"].idxmin(), "chosen"]
+    )
     assert swept(text, tmp_path).cached == second.ok
 
 
@@ -310,11 +394,25 @@ def test_a_trial_that_is_tried_again_is_waited_for_and_may_change_the_choice(tmp
 
 def test_entrants_are_labels_and_sections_do_not_differ_by_what_was_chosen(board: Path) -> None:
     shown = Results(board).board()
-    assert len(shown.sections) == 1 and Counter(label for label, _, _ in cells(shown)) == {"fp": 1, "rtn": 2, "ste": 2, "lsq": 2}
+    assert len(shown.sections) == 1 and Counter(label for label, _, _ in cells(shown)) == {
+        "fp": 1,
+        "rtn": 2,
+        "ste": 2,
+        "lsq": 2,
+    }
     for label, _, cell in cells(shown):
-        assert cell.state == "ok" and cell.asked == cell.seeds == 3 and cell.trials == 4 and cell.rates == 1
+        assert (
+            cell.state == "ok"
+            and cell.asked == cell.seeds == 3
+            and cell.trials == 4
+            and cell.rates == 1
+        )
         assert set(cell.chosen) == {"lr", "weight_decay"} | ({"rate"} if label == "lsq" else set())
-        assert cell.lr == cell.chosen["lr"] and all(value is not None for value in cell.best_of) and len(cell.best_of) == 4
+        assert (
+            cell.lr == cell.chosen["lr"]
+            and all(value is not None for value in cell.best_of)
+            and len(cell.best_of) == 4
+        )
     assert any(row.main and row.role == "control" for row in shown.sections[0].rows)
 
 
@@ -325,7 +423,10 @@ def test_the_curve_is_of_trials_alone(board: Path) -> None:
         own = frame[(frame["label"] == label) & (frame["weights_format"].fillna("fp32") == column)]
         validation, test = own["validation"].tolist(), own["packed"].tolist()
         for n, expected in enumerate(cell.best_of, 1):
-            best = [test[min(drawn, key=lambda i: validation[i])] for drawn in itertools.combinations(range(4), n)]
+            best = [
+                test[min(drawn, key=lambda i: validation[i])]
+                for drawn in itertools.combinations(range(4), n)
+            ]
             assert expected == pytest.approx(math.fsum(best) / len(best))
 
 
@@ -342,17 +443,31 @@ def test_the_notes_say_how_it_was_tuned(board: Path) -> None:
 def test_values_at_the_edge_are_flagged_by_entrant_and_column(board: Path) -> None:
     shown, flagged = Results(board).board(), 0
     for _, _, cell in cells(shown):
-        ends = [f"weight_decay={cell.chosen['weight_decay']:g}"] * (cell.chosen["weight_decay"] != 0.1)
-        ends += [f"lr={cell.chosen['lr']:g}"] * (not 1e-4 * 1e3**0.05 <= cell.chosen["lr"] <= 1e-4 * 1e3**0.95)
+        ends = [f"weight_decay={cell.chosen['weight_decay']:g}"] * (
+            cell.chosen["weight_decay"] != 0.1
+        )
+        ends += [f"lr={cell.chosen['lr']:g}"] * (
+            not 1e-4 * 1e3**0.05 <= cell.chosen["lr"] <= 1e-4 * 1e3**0.95
+        )
         if "rate" in cell.chosen:
-            ends += [f"rate={cell.chosen['rate']:g}"] * (not 0.1 * 100**0.05 <= cell.chosen["rate"] <= 0.1 * 100**0.95)
+            ends += [f"rate={cell.chosen['rate']:g}"] * (
+                not 0.1 * 100**0.05 <= cell.chosen["rate"] <= 0.1 * 100**0.95
+            )
         assert sorted(cell.at_edge) == sorted(ends)
         said = [shown.sections[0].notes[n - 1] for n in cell.notes]
-        assert ([f"at the edge of its range, so another value might be better: {', '.join(cell.at_edge)}"] if ends else []) == said
+        assert (
+            [
+                f"at the edge of its range, so another value might be better: {', '.join(cell.at_edge)}"
+            ]
+            if ends
+            else []
+        ) == said
         flagged += bool(ends)
     assert flagged
     wider = again(Results(board), BOARD.replace("0.1, 0.2]", "0.1, 0.2, 0.3]"))
-    assert not any("weight_decay=0.2" in cell.at_edge for _, _, cell in cells(wider)), "0.2 is an end of the one list and not of the other"
+    assert not any("weight_decay=0.2" in cell.at_edge for _, _, cell in cells(wider)), (
+        "0.2 is an end of the one list and not of the other"
+    )
 
 
 def again(found: Results, text: str) -> Board:
@@ -362,7 +477,12 @@ def again(found: Results, text: str) -> Board:
     runs = read_runs_csv(io.StringIO(csv))
     known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
     known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
-    return build_board(runs, defaults=json.loads(json.dumps(known)), title=found.board().title, tuning=config(text).tuning)
+    return build_board(
+        runs,
+        defaults=json.loads(json.dumps(known)),
+        title=found.board().title,
+        tuning=config(text).tuning,
+    )
 
 
 def test_it_comes_out_of_its_runs_csv(board: Path) -> None:
@@ -370,7 +490,10 @@ def test_it_comes_out_of_its_runs_csv(board: Path) -> None:
     assert again(found, BOARD).to_json() == found.board().to_json()
     csv = runs_csv(found.board_runs("tuned"))
     head = csv.splitlines()[0].split(",")
-    assert head[-5:] == ["stage", "chosen", "rung", "trial", "budget"] and len(csv.splitlines()) == 1 + 28 + 21
+    assert (
+        head[-5:] == ["stage", "chosen", "rung", "trial", "budget"]
+        and len(csv.splitlines()) == 1 + 28 + 21
+    )
 
 
 def test_it_comes_out_of_the_files(board: Path) -> None:
@@ -390,7 +513,10 @@ def test_it_is_printed_with_what_was_chosen_and_the_best_of_n(board: Path) -> No
     assert "Expected test score of the best of n trials on validation, at the tuning seeds:" in wide
     assert "fp32, 1, 2, 4 trials: fp " in wide and "- int2, 1, 2, 4 trials: " in page
     table = Results(board).cells()
-    assert json.loads(table["chosen"][0]).keys() == {"lr", "weight_decay"} and len(json.loads(table["best_of"][0])) == 4
+    assert (
+        json.loads(table["chosen"][0]).keys() == {"lr", "weight_decay"}
+        and len(json.loads(table["best_of"][0])) == 4
+    )
     data = shown.to_json()["sections"][0]["rows"][0]["cells"][0]
     assert data["chosen"].keys() == {"lr", "weight_decay"} and len(data["best_of"]) == 4
 
@@ -399,15 +525,22 @@ def test_its_page_shows_what_was_chosen_beside_each_score(board: Path, tmp_path:
     publish(Results(board), None, tmp_path / "site")
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<small class="chosen">([^<]*)</small>', page)
-    assert sorted(shown) == sorted(chosen(cell) for *_, cell in cells(Results(board).board())) and all("lr " in words for words in shown)
+    assert sorted(shown) == sorted(
+        chosen(cell) for *_, cell in cells(Results(board).board())
+    ) and all("lr " in words for words in shown)
 
 
 def test_a_board_that_is_not_tuned_says_nothing_of_tuning(tmp_path: Path) -> None:
-    text = HEAD.replace("tuned", "plain").replace("seeds = 3", "seeds = 1") + 'methods = ["fp", "rtn"]\n'
+    text = (
+        HEAD.replace("tuned", "plain").replace("seeds = 3", "seeds = 1")
+        + 'methods = ["fp", "rtn"]\n'
+    )
     swept(text, tmp_path)
     found = Results(tmp_path)
     assert "stage" not in found.board_runs("plain") and "chosen" not in found.cells()
-    assert "trials" not in printed(found.board()) and {cell.trials for _, _, cell in cells(found.board())} == {0}
+    assert "trials" not in printed(found.board()) and {
+        cell.trials for _, _, cell in cells(found.board())
+    } == {0}
 
 
 @contextmanager
@@ -420,10 +553,16 @@ def deleted(folder: Path) -> Iterator[None]:
         aside.rename(folder)
 
 
-def test_an_artefact_that_is_gone_is_made_again_without_another_choice(board: Path, tmp_path: Path) -> None:
+def test_an_artefact_that_is_gone_is_made_again_without_another_choice(
+    board: Path, tmp_path: Path
+) -> None:
     """`rtn` at another seed goes on from a network that was trained, stored and cleared away: it is trained again, and nothing else is."""
     plan = make_plan(config(), outcomes(board))
-    final = next(run for run in plan.runs.values() if run.base and run.cell.stage == "final" and run.seed == 2)
+    final = next(
+        run
+        for run in plan.runs.values()
+        if run.base and run.cell.stage == "final" and run.seed == 2
+    )
     base = next(a for a in all_attempts(board) if a.key == final.base)
     lost = next(a for a in all_attempts(board) if a.key == final.key)
     before = files(board)
@@ -440,9 +579,13 @@ def test_a_tuned_board_may_start_from_a_network_that_all_trials_share(tmp_path: 
     assert (summary.failed, summary.left) == (0, 0)
     specs = [attempt.read("spec") or {} for attempt in all_attempts(tmp_path)]
     networks = [spec for spec in specs if spec["start"] == "scratch"]
-    assert sorted(spec["seed"] for spec in networks) == [0, 1, 1000] and {spec["recipe"]["steps"] for spec in networks} == {10}
+    assert sorted(spec["seed"] for spec in networks) == [0, 1, 1000] and {
+        spec["recipe"]["steps"] for spec in networks
+    } == {10}
     shown = Results(tmp_path).board()
-    assert len(shown.sections) == 1 and {label for label, _, cell in cells(shown) if cell.state == "ok"} == {"fp", "rtn", "ste"}
+    assert len(shown.sections) == 1 and {
+        label for label, _, cell in cells(shown) if cell.state == "ok"
+    } == {"fp", "rtn", "ste"}
     assert all(cell.trials == 4 and cell.seeds == 2 for _, _, cell in cells(shown))
     assert swept(text, tmp_path).cached == summary.ok
     assert to_csv(again(Results(tmp_path), text)) == to_csv(shown)

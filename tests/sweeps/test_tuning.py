@@ -74,14 +74,27 @@ def test_every_method_gets_the_same_points_and_its_own_knobs_lie_beside_them() -
     found = tuning(FOUR + OWN)
     shared, own = found.draw("plain"), found.draw("actor")
     assert len(shared) == 4 and [{"lr": point["lr"]} for point in own] == shared
-    assert all(0 <= point["seconds"] <= 0.01 for point in own) and len({point["seconds"] for point in own}) == 4
+    assert (
+        all(0 <= point["seconds"] <= 0.01 for point in own)
+        and len({point["seconds"] for point in own}) == 4
+    )
     assert tuning(FOUR).draw("actor") == shared, "somebody's own range moves nobody's shared points"
 
 
 def test_the_draws_are_pinned() -> None:
     """They are in keys: other numbers are other runs, and every tuned board would be tuned again."""
-    assert [point["lr"] for point in tuning(FOUR).draw("plain")] == [0.006605, 0.03687, 0.02659, 0.00149]
-    assert [point["lr"] for point in tuning(FOUR + 'sampler = "halton"\n').draw("plain")] == [0.02597, 0.002597, 0.08212, 0.008212]
+    assert [point["lr"] for point in tuning(FOUR).draw("plain")] == [
+        0.006605,
+        0.03687,
+        0.02659,
+        0.00149,
+    ]
+    assert [point["lr"] for point in tuning(FOUR + 'sampler = "halton"\n').draw("plain")] == [
+        0.02597,
+        0.002597,
+        0.08212,
+        0.008212,
+    ]
 
 
 def test_the_order_of_words_in_the_file_moves_no_point() -> None:
@@ -94,7 +107,10 @@ def test_the_order_of_words_in_the_file_moves_no_point() -> None:
 @given(st.integers(1, 40), st.integers(0, 2**31 - 1))
 @settings(max_examples=20, deadline=None)
 def test_more_trials_only_add_points(sampler: str, trials: int, seed: int) -> None:
-    made = [Tuning({"lr": Axis(1e-4, 1e-1, True)}, n, sampler, seed).draw("x") for n in (trials, 2 * trials)]
+    made = [
+        Tuning({"lr": Axis(1e-4, 1e-1, True)}, n, sampler, seed).draw("x")
+        for n in (trials, 2 * trials)
+    ]
     assert made[1][:trials] == made[0] and len({point["lr"] for point in made[1]}) == 2 * trials
 
 
@@ -104,14 +120,18 @@ def test_sixteen_points_of_sobol_fall_one_into_each_sixteenth_of_the_range() -> 
     assert sorted(places) == sorted(int(16 * point["clip"]) for point in points) == list(range(16))
 
 
-@given(st.floats(1e-9, 1e6), st.floats(1.001, 1e6), st.booleans(), st.floats(0, 1, exclude_max=True))
+@given(
+    st.floats(1e-9, 1e6), st.floats(1.001, 1e6), st.booleans(), st.floats(0, 1, exclude_max=True)
+)
 def test_a_point_lies_in_its_range(low: float, factor: float, log: bool, share: float) -> None:
     axis = Axis(low, low * factor, log)
     assert axis.low <= axis.at(share) <= axis.high
 
 
 def test_a_grid_is_the_product_of_its_lists() -> None:
-    grid = tuning('[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.01] }\nbeta2 = { values = [0.9, 0.99, 0.999] }\n')
+    grid = tuning(
+        '[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.01] }\nbeta2 = { values = [0.9, 0.99, 0.999] }\n'
+    )
     assert grid.trials == 6 and [(p["lr"], p["beta2"]) for p in grid.draw("actor")] == [
         (lr, b) for b, lr in itertools.product([0.9, 0.99, 0.999], [0.1, 0.01])
     ]  # fmt: skip
@@ -119,8 +139,21 @@ def test_a_grid_is_the_product_of_its_lists() -> None:
 
 def test_a_value_near_an_end_is_at_the_edge_and_of_two_values_none_is() -> None:
     rate, flat = Axis(1e-4, 1.0, True), Axis(0.0, 10.0)
-    assert [rate.at_edge(x) for x in (1e-4, 1.5e-4, 1.7e-4, 1e-2, 0.6, 0.7)] == [True, True, False, False, False, True]
-    assert [flat.at_edge(x) for x in (0.0, 0.49, 0.51, 9.4, 9.6)] == [True, True, False, False, True]
+    assert [rate.at_edge(x) for x in (1e-4, 1.5e-4, 1.7e-4, 1e-2, 0.6, 0.7)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert [flat.at_edge(x) for x in (0.0, 0.49, 0.51, 9.4, 9.6)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
     assert [Axis(values=(3, 1, 2)).at_edge(x) for x in (1, 2, 3)] == [True, False, True]
     assert not any(Axis(values=(0.0, 0.1)).at_edge(x) for x in (0.0, 0.1))
     assert not Axis(values=("absmax", "mse", "hessian")).at_edge("absmax")
@@ -137,20 +170,31 @@ def test_it_survives_json() -> None:
 
 # ---- what trials come to ----
 
-VALIDATIONS = st.lists(st.none() | st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=7)
+VALIDATIONS = st.lists(
+    st.none() | st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=7
+)
 
 
 @given(VALIDATIONS, st.randoms(use_true_random=False), st.sampled_from(["lower", "higher"]))
-def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(validation: list[float | None], chance: random.Random, better: str) -> None:
-    test = [None if v is None or chance.random() < 0.1 else chance.uniform(0, 9) for v in validation]
+def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(
+    validation: list[float | None], chance: random.Random, better: str
+) -> None:
+    test = [
+        None if v is None or chance.random() < 0.1 else chance.uniform(0, 9) for v in validation
+    ]
     curve = best_of(validation, test, better)
     assert len(curve) == len(validation)
     for n, expected in enumerate(curve, 1):
-        scores = [test[best_among(drawn, validation, better)] for drawn in itertools.combinations(range(len(validation)), n)]
+        scores = [
+            test[best_among(drawn, validation, better)]
+            for drawn in itertools.combinations(range(len(validation)), n)
+        ]
         if None in scores:
             assert expected is None
         else:
-            assert expected == pytest.approx(sum(s for s in scores if s is not None) / len(scores), rel=1e-12)
+            assert expected == pytest.approx(
+                sum(s for s in scores if s is not None) / len(scores), rel=1e-12
+            )
 
 
 def best_among(drawn: tuple[int, ...], validation: list[float | None], better: str) -> int:
@@ -176,10 +220,15 @@ def test_the_choice_is_by_failures_then_validation_then_number() -> None:
 
 def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
     curves = {"a": [1.0, 0.9, 0.8, 0.8], "b": [2.0, 0.89, 0.7, 0.5], "c": [None, None, 0.79, 0.1]}
-    assert leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], "the best of one or two of c's trials may be one that failed"
+    assert leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], (
+        "the best of one or two of c's trials may be one that failed"
+    )
     assert leaders(curves, "lower", 5.0) == [("b", 3)]
     assert leaders({name: curves[name] for name in "ab"}, "lower", 0.05) == [("a", 1), ("b", 3)]
-    assert leaders({"a": [None, None], "b": [None, 1.0]}, "lower", 0.1) == [("b", 2)] and leaders({}, "lower", 0.1) == []
+    assert (
+        leaders({"a": [None, None], "b": [None, 1.0]}, "lower", 0.1) == [("b", 2)]
+        and leaders({}, "lower", 0.1) == []
+    )
 
 
 # ---- what is planned ----
@@ -188,10 +237,11 @@ def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
 @pytest.mark.parametrize("more", ["", "halving = { rungs = [0.25], keep = 0.5 }\n"])
 def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
     """A network a seed, trained at the values that the recipe has without tuning, for a share of the whole budget."""
-    text = (
-        'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    text = 'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    text += (
+        "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n"
+        + more
     )
-    text += "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n" + more
     known: dict[str, float | None] = {}
     sweep = read_text(text, "s.toml")
     while (found := make_plan(sweep, known)).waiting:
@@ -199,15 +249,25 @@ def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
     networks = [run for run in found.runs.values() if run.config.start == "scratch"]
     usual = registry.build("tasks", "toy", {}).recipe("xs")
     assert sorted(run.seed for run in networks) == [0, 1, 1000]
-    assert {(run.config.method, run.config.recipe.steps, run.config.recipe.lr, run.config.recipe.weight_decay) for run in networks} == {
-        ("fp", 20, usual.lr, usual.weight_decay)
-    }
+    assert {
+        (
+            run.config.method,
+            run.config.recipe.steps,
+            run.config.recipe.lr,
+            run.config.recipe.weight_decay,
+        )
+        for run in networks
+    } == {("fp", 20, usual.lr, usual.weight_decay)}
     for run in found.runs.values():
         if run.config.start != "scratch" and run.config.method != "rtn":
             assert run.base == next(network.key for network in networks if network.seed == run.seed)
         elif run.config.method == "rtn":
             base = found.runs[str(run.base)]
-            assert (base.config.method, base.config.recipe, base.config.start) == ("fp", run.config.recipe, "fp:0.5")
+            assert (base.config.method, base.config.recipe, base.config.start) == (
+                "fp",
+                run.config.recipe,
+                "fp:0.5",
+            )
     assert {cell.stage for cell in found.cells if cell.example.start == "scratch"} == {""} and all(
         cell.extra for cell in found.cells if cell.example.start == "scratch"
     )
@@ -216,10 +276,19 @@ def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
 def test_everybody_has_the_same_trials_controls_included() -> None:
     first = plan(SMALL + FOUR + OWN)
     trials = Counter((c.label, c.example.format_label) for c in first.cells if not c.extra)
-    assert trials == dict.fromkeys([("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))], 4)
-    assert {run.seed for run in first.runs.values()} == {1000} and not any(cell.stage == "final" for cell in first.cells)
-    assert len(first.waiting) == 5 and all(waiting.runs == 2 and len(waiting.keys) == 4 for waiting in first.waiting)
-    rates = {label: {c.example.recipe.lr for c in first.cells if c.label == label} for label in ("plain", "after", "actor")}
+    assert trials == dict.fromkeys(
+        [("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))], 4
+    )
+    assert {run.seed for run in first.runs.values()} == {1000} and not any(
+        cell.stage == "final" for cell in first.cells
+    )
+    assert len(first.waiting) == 5 and all(
+        waiting.runs == 2 and len(waiting.keys) == 4 for waiting in first.waiting
+    )
+    rates = {
+        label: {c.example.recipe.lr for c in first.cells if c.label == label}
+        for label in ("plain", "after", "actor")
+    }
     assert rates["plain"] == rates["after"] == rates["actor"]
 
 
@@ -229,7 +298,9 @@ def test_trials_of_a_post_training_method_go_through_the_recipe_of_its_base() ->
         if run.cell.label == "after":
             assert run.base and first.runs[run.base].config.recipe == run.config.recipe
     alone = plan(SMALL.replace('"plain", ', "").replace('"actor"', "") + FOUR)
-    assert set(alone.runs) < set(first.runs) and {c.label for c in alone.cells if c.extra} == {"plain"}
+    assert set(alone.runs) < set(first.runs) and {c.label for c in alone.cells if c.extra} == {
+        "plain"
+    }
 
 
 def test_the_chosen_runs_are_the_runs_that_a_file_with_these_values_asks_for() -> None:
@@ -238,26 +309,42 @@ def test_the_chosen_runs_are_the_runs_that_a_file_with_these_values_asks_for() -
     finals = {key: run for key, run in whole.runs.items() if run.cell.stage == "final"}
     lowest = min(point["lr"] for point in tuning(FOUR).draw("plain"))
     assert set(finals) == set(plan(SMALL + f"recipe.lr = {lowest}").runs)
-    assert {run.seed for run in finals.values()} == {0, 1} and {run.cell.chosen["lr"] for run in finals.values()} == {lowest}
+    assert {run.seed for run in finals.values()} == {0, 1} and {
+        run.cell.chosen["lr"] for run in finals.values()
+    } == {lowest}
     assert not whole.waiting and not whole.failed and len(whole.runs) == 4 * 5 + 2 * 5
 
 
 def test_each_cell_chooses_for_itself() -> None:
     def judge(run: PlannedRun) -> float:
-        return -run.config.recipe.lr if run.config.weights and run.config.weights.format == "int2" else run.config.recipe.lr
+        return (
+            -run.config.recipe.lr
+            if run.config.weights and run.config.weights.format == "int2"
+            else run.config.recipe.lr
+        )
 
     whole, _ = played(SMALL + FOUR, judge)
     rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
-    chosen = {(c.label, c.example.format_label): c.chosen["lr"] for c in whole.cells if c.stage == "final" and not c.extra}
+    chosen = {
+        (c.label, c.example.format_label): c.chosen["lr"]
+        for c in whole.cells
+        if c.stage == "final" and not c.extra
+    }
     assert chosen == {("plain", "fp32"): rates[0], ("after", "int2"): rates[-1], ("after", "int4"): rates[0],
                       ("actor", "int2"): rates[-1], ("actor", "int4"): rates[0]}  # fmt: skip
     extra = [cell for cell in whole.cells if cell.extra]
-    assert [(c.label, c.example.recipe.lr) for c in extra] == [("plain", rates[-1])], "what after int2 goes on from"
+    assert [(c.label, c.example.recipe.lr) for c in extra] == [("plain", rates[-1])], (
+        "what after int2 goes on from"
+    )
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from([FOUR, HALVED + "seeds = 2\n", FOUR + OWN]))
+@given(
+    st.randoms(use_true_random=False), st.sampled_from([FOUR, HALVED + "seeds = 2\n", FOUR + OWN])
+)
 @settings(max_examples=15, deadline=None)
-def test_the_order_in_which_trials_end_is_irrelevant_and_no_run_is_taken_back(chance: random.Random, table: str) -> None:
+def test_the_order_in_which_trials_end_is_irrelevant_and_no_run_is_taken_back(
+    chance: random.Random, table: str
+) -> None:
     config = read_text(SMALL + table, "s.toml")
     planner, known = Planner(config), dict[str, float | None]()
 
@@ -283,45 +370,82 @@ def test_halving_is_the_same_for_all_and_its_rungs_are_complete_shorter_runs() -
     assert {waiting.runs for waiting in first.waiting} == {2 + 1 + 2}
     whole, _ = played(SMALL + HALVED, by_rate)
     asked = [cell for cell in whole.cells if not cell.extra and cell.stage == "trial"]
-    counts = Counter((c.label, c.example.format_label, c.rung, c.example.recipe.steps) for c in asked)
+    counts = Counter(
+        (c.label, c.example.format_label, c.rung, c.example.recipe.steps) for c in asked
+    )
     cells = [("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))]
-    assert counts == {(*cell, rung, steps): n for cell in cells for rung, steps, n in ((0, 3, 4), (1, 6, 2), (2, 12, 1))}
+    assert counts == {
+        (*cell, rung, steps): n
+        for cell in cells
+        for rung, steps, n in ((0, 3, 4), (1, 6, 2), (2, 12, 1))
+    }
     rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
     assert {c.example.recipe.lr for c in asked if c.rung == 1} == set(rates[:2])
-    assert {c.example.recipe.lr for c in asked if c.rung == 2} == {rates[0]} == {c.chosen["lr"] for c in whole.cells if c.stage == "final"}
+    assert (
+        {c.example.recipe.lr for c in asked if c.rung == 2}
+        == {rates[0]}
+        == {c.chosen["lr"] for c in whole.cells if c.stage == "final"}
+    )
     assert {c.whole.recipe.steps for c in asked if c.whole} == {12}
 
 
 def test_failed_trials_do_not_go_on() -> None:
     whole, _ = played(SMALL + HALVED, lambda run: None if run.cell.trial else 1.0)
-    assert {cell.trial for cell in whole.cells if cell.rung} == {0}, "one of four came through, and halving leaves two at most"
+    assert {cell.trial for cell in whole.cells if cell.rung} == {0}, (
+        "one of four came through, and halving leaves two at most"
+    )
 
 
 def test_after_failures_as_many_go_on_as_without() -> None:
     table = "[tuning]\ntrials = 16\n" + RATES + "halving = { rungs = [0.25, 0.5], keep = 0.5 }\n"
-    whole, _ = played(SMALL + table, lambda run: None if run.cell.label == "actor" and (run.cell.trial or 0) > 4 else by_rate(run))
-    counts = Counter((c.label, c.rung) for c in whole.cells if c.stage == "trial" and not c.extra and c.example.format_label == "int2")
+    whole, _ = played(
+        SMALL + table,
+        lambda run: (
+            None if run.cell.label == "actor" and (run.cell.trial or 0) > 4 else by_rate(run)
+        ),
+    )
+    counts = Counter(
+        (c.label, c.rung)
+        for c in whole.cells
+        if c.stage == "trial" and not c.extra and c.example.format_label == "int2"
+    )
     assert [counts["after", rung] for rung in range(3)] == [16, 8, 4]
-    assert [counts["actor", rung] for rung in range(3)] == [16, 5, 4], "five came through; four of them go on, as for everybody"
+    assert [counts["actor", rung] for rung in range(3)] == [16, 5, 4], (
+        "five came through; four of them go on, as for everybody"
+    )
 
 
 def test_rungs_of_one_length_are_rungs_each() -> None:
     whole, _ = played(SMALL + "[recipe]\nsteps = 1\n" + HALVED, by_rate)
-    counts = Counter((c.label, c.rung) for c in whole.cells if c.stage == "trial" and not c.extra and c.example.format_label == "int2")
+    counts = Counter(
+        (c.label, c.rung)
+        for c in whole.cells
+        if c.stage == "trial" and not c.extra and c.example.format_label == "int2"
+    )
     assert [counts["actor", rung] for rung in range(3)] == [4, 2, 1]
 
 
 def test_a_cell_of_which_every_trial_failed_has_failed_and_is_not_attempted() -> None:
     whole, _ = played(SMALL + FOUR, lambda run: None if run.cell.label == "actor" else 1.0)
-    assert {(c.label, c.failure) for c in whole.failed} == {("actor", "none of its 4 trials succeeded, so there is nothing to choose")}
-    assert not any(run.cell.label == "actor" and run.cell.stage == "final" for run in whole.runs.values())
-    cells = [cell for cell in roster_of(whole)["cells"] if cell["label"] == "actor" and cell["stage"] == "final"]
+    assert {(c.label, c.failure) for c in whole.failed} == {
+        ("actor", "none of its 4 trials succeeded, so there is nothing to choose")
+    }
+    assert not any(
+        run.cell.label == "actor" and run.cell.stage == "final" for run in whole.runs.values()
+    )
+    cells = [
+        cell
+        for cell in roster_of(whole)["cells"]
+        if cell["label"] == "actor" and cell["stage"] == "final"
+    ]
     assert [(c["keys"], c["seeds"], bool(c["failure"])) for c in cells] == [([], [0, 1], True)] * 2
 
 
 def test_a_cell_without_a_rule_is_skipped_once_and_spends_no_trials() -> None:
     found = plan(SMALL.replace("int2", "int1") + FOUR)
-    assert [(c.title, c.refusal) for c in found.skipped] == [("actor int1 stage/xs", "too coarse for an actor")]
+    assert [(c.title, c.refusal) for c in found.skipped] == [
+        ("actor int1 stage/xs", "too coarse for an actor")
+    ]
     assert not any(c.label == "actor" and c.example.format_label == "int1" for c in found.cells)
 
 
@@ -337,7 +461,10 @@ def test_titles_tell_trials_apart() -> None:
     whole, _ = played(SMALL + HALVED, by_rate)
     titles = [run.title for run in whole.runs.values()]
     assert len(set(titles)) == len(titles)
-    assert "plain stage/xs lr=0.006605, trial 0, 3 steps seed 1000" in titles and "plain stage/xs lr=0.00149 seed 1" in titles
+    assert (
+        "plain stage/xs lr=0.006605, trial 0, 3 steps seed 1000" in titles
+        and "plain stage/xs lr=0.00149 seed 1" in titles
+    )
 
 
 # ---- what may not be written ----
@@ -417,7 +544,11 @@ def test_seeds_that_tune_are_not_reported() -> None:
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-NESTED = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=5), PLAIN | st.lists(PLAIN, max_size=3), max_size=3)
+NESTED = (
+    PLAIN
+    | st.lists(PLAIN, max_size=3)
+    | st.dictionaries(st.text(max_size=5), PLAIN | st.lists(PLAIN, max_size=3), max_size=3)
+)
 
 
 @given(st.dictionaries(st.text(max_size=8), NESTED))

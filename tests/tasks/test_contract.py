@@ -44,7 +44,10 @@ def small(task: Task, seed: int = 0, batch: int = 4) -> Problem:
 
 def same(a: Batch, b: Batch) -> bool:
     pairs = ((a.inputs, b.inputs), (a.targets, b.targets))
-    return a.count == b.count and all(torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y for x, y in pairs)
+    return a.count == b.count and all(
+        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y
+        for x, y in pairs
+    )
 
 
 def state_hash(model: nn.Module) -> list[Tensor]:
@@ -53,7 +56,10 @@ def state_hash(model: nn.Module) -> list[Tensor]:
 
 def train(problem: Problem, recipe: Recipe, steps: int) -> list[float]:
     """A plain loop in full precision; the losses."""
-    optimizer, losses = torch.optim.AdamW(problem.model.parameters(), lr=recipe.lr, weight_decay=0.0), []
+    optimizer, losses = (
+        torch.optim.AdamW(problem.model.parameters(), lr=recipe.lr, weight_decay=0.0),
+        [],
+    )
     for index in range(steps):
         batch = problem.batch(index)
         loss = problem.loss(problem.model(batch.inputs), batch)
@@ -94,7 +100,9 @@ def test_a_batch_is_a_function_of_its_index(task: Task) -> None:
         assert same(ahead[index], b.batch(index))
     if ahead[0].inputs is not None:
         outside = [b.batch(-1 - i) for i in range(3)]
-        assert not any(same(o, other) for o in outside for other in (*ahead, *outside) if o is not other)
+        assert not any(
+            same(o, other) for o in outside for other in (*ahead, *outside) if o is not other
+        )
         assert len(ahead[0].inputs) == ahead[0].count == 4
 
 
@@ -105,7 +113,10 @@ def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -
         drawn = [found for problem in problems if (found := problem.drawn(index)) is not None]
         if drawn:
             together = problems[0].batch_of(torch.stack(drawn))
-            assert all(same(together.of(place), problem.batch(index)) for place, problem in enumerate(problems))
+            assert all(
+                same(together.of(place), problem.batch(index))
+                for place, problem in enumerate(problems)
+            )
     assert bool(drawn) == (task.name in ("digits", "grammar", "text"))
 
 
@@ -117,7 +128,9 @@ def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
         def loss(self, output: Any, batch: Batch) -> Tensor:
             return torch.zeros(())
 
-    with pytest.raises(NotImplementedError, match="Unfinished has neither batch nor drawn and batch_of"):
+    with pytest.raises(
+        NotImplementedError, match="Unfinished has neither batch nor drawn and batch_of"
+    ):
         Unfinished().batch(0)
     with pytest.raises(NotImplementedError, match="Unfinished has drawn and no batch_of"):
         Unfinished().batch_of(torch.zeros(1))
@@ -132,15 +145,21 @@ def test_splits_are_fixed_and_scored_alike(task: Task) -> None:
             assert all(map(same, batches, b.batches(split))), "the same for every seed"
         with torch.no_grad():
             scores = a.score(a.model, split)
-        assert next(iter(scores)) == task.metric.name and all(isinstance(value, float) for value in scores.values())
+        assert next(iter(scores)) == task.metric.name and all(
+            isinstance(value, float) for value in scores.values()
+        )
 
 
 def test_layers_are_modules_of_the_model_by_name(task: Task) -> None:
     problem = small(task)
     layers = problem.layers()
-    assert layers and all(problem.model.get_submodule(name) is layer for name, layer in layers.items())
+    assert layers and all(
+        problem.model.get_submodule(name) is layer for name, layer in layers.items()
+    )
     assert {f"{name}.weight" for name in layers} <= problem.model.state_dict().keys()
-    assert problem.model.state_dict().keys() == dict(problem.model.named_parameters()).keys(), "no data travels in the state"
+    assert problem.model.state_dict().keys() == dict(problem.model.named_parameters()).keys(), (
+        "no data travels in the state"
+    )
 
 
 def test_planning_asks_for_layers_without_memory(task: Task) -> None:
@@ -171,10 +190,21 @@ def test_runs_side_by_side_are_what_each_is_alone(task: Task) -> None:
     for model in models:  # the testbeds start at zero
         with torch.no_grad():
             for index, parameter in enumerate(model.parameters()):
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+                parameter.add_(
+                    0.1
+                    * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+                )
     batches = [problem.batch(index) for index in range(3)]
-    inputs = None if batches[0].inputs is None else torch.stack([b.inputs for b in batches if b.inputs is not None])
-    targets = None if batches[0].targets is None else torch.stack([b.targets for b in batches if b.targets is not None])
+    inputs = (
+        None
+        if batches[0].inputs is None
+        else torch.stack([b.inputs for b in batches if b.inputs is not None])
+    )
+    targets = (
+        None
+        if batches[0].targets is None
+        else torch.stack([b.targets for b in batches if b.targets is not None])
+    )
     together, batch = stacked(models), Batch(inputs, targets, batches[0].count)
 
     losses = problem.loss(together(inputs), batch)

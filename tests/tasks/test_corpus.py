@@ -18,7 +18,9 @@ from qbench_tasks.corpus import Files, Hub, Library, source_of
 from qbench.errors import UsageError
 
 TEXTS = ["first\n\nof three", "zweiter: größer, 文字, \u2028 and a line\n", "", "third"]
-LINES = b"".join(json.dumps({"id": i, "text": text}).encode() + b"\n" for i, text in enumerate(TEXTS))
+LINES = b"".join(
+    json.dumps({"id": i, "text": text}).encode() + b"\n" for i, text in enumerate(TEXTS)
+)
 
 
 def packed(path: Path, data: bytes) -> Path:
@@ -33,7 +35,9 @@ def packed(path: Path, data: bytes) -> Path:
 
 def parquet(path: Path, column: str = "text", values: list[object] | None = None) -> Path:
     arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    writer.write_table(arrow.table({"id": list(range(len(values or TEXTS))), column: values or TEXTS}), path)
+    writer.write_table(
+        arrow.table({"id": list(range(len(values or TEXTS))), column: values or TEXTS}), path
+    )
     return path
 
 
@@ -41,9 +45,13 @@ def read(path: Path, field: str = "text") -> list[str]:
     return [document.decode() for document in Files(path, field).documents()]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.JSONL", "a.jsonl.gz", "a.jsonl.zst", "a.b.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.ndjson", "A.JSONL", "a.jsonl.gz", "a.jsonl.zst", "a.b.jsonl.gz"]
+)
 def test_records_of_lines(name: str, tmp_path: Path) -> None:
-    assert read(packed(tmp_path / name, LINES.replace(b"\n", b"\n\n"))) == TEXTS, "blank lines are no records"
+    assert read(packed(tmp_path / name, LINES.replace(b"\n", b"\n\n"))) == TEXTS, (
+        "blank lines are no records"
+    )
 
 
 def test_records_of_columns(tmp_path: Path) -> None:
@@ -57,7 +65,14 @@ def test_the_code_that_reads_the_hub_reads_files(name: str, tmp_path: Path) -> N
     if name == "text":  # its records are lines
         file, expected = packed(tmp_path / "a.txt", b"one\ntwo\n"), ["one", "two"]
     else:
-        file, expected = (packed(tmp_path / "a.jsonl", LINES) if name == "json" else parquet(tmp_path / "a.parquet")), TEXTS
+        file, expected = (
+            (
+                packed(tmp_path / "a.jsonl", LINES)
+                if name == "json"
+                else parquet(tmp_path / "a.parquet")
+            ),
+            TEXTS,
+        )
     assert [text.decode() for text in Hub(name, files=(str(file),)).documents()] == expected
 
 
@@ -67,7 +82,11 @@ def test_a_plain_file_is_cut_where_lines_end(name: str, tmp_path: Path) -> None:
     assert len(text.encode()) > 2 * files.READ
     pieces = read(packed(tmp_path / name, text.encode()))
     assert "".join(pieces) == text and all(piece.endswith("\n") for piece in pieces)
-    assert max(len(piece.encode()) for piece in pieces) <= files.PIECE < 1.1 * min(len(piece.encode()) for piece in pieces[:-1])
+    assert (
+        max(len(piece.encode()) for piece in pieces)
+        <= files.PIECE
+        < 1.1 * min(len(piece.encode()) for piece in pieces[:-1])
+    )
 
 
 def test_a_line_without_end_is_cut_between_characters(tmp_path: Path) -> None:
@@ -90,7 +109,10 @@ def test_a_folder_is_all_of_its_files(tmp_path: Path) -> None:
     packed(tmp_path / ".x", b"never")
     packed(tmp_path / "a.jsonl", LINES)
     assert read(tmp_path) == [*TEXTS, "two"]
-    assert [document.decode() for document in source_of(f"path:{tmp_path}").documents()] == [*TEXTS, "two"]
+    assert [document.decode() for document in source_of(f"path:{tmp_path}").documents()] == [
+        *TEXTS,
+        "two",
+    ]
 
 
 def test_the_library_is_that_of_this_python() -> None:
@@ -100,7 +122,11 @@ def test_the_library_is_that_of_this_python() -> None:
     assert not any(b"import unittest\n\nclass" in text for text in documents)
     names = {path.relative_to(library.root).as_posix() for path in library.paths()}
     assert {"json/decoder.py", "argparse.py"} <= names
-    assert not [name for name in names if name.startswith(("test/", "site-packages/", "encodings/", "_sysconfigdata", "idlelib/"))]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("test/", "site-packages/", "encodings/", "_sysconfigdata", "idlelib/"))
+    ]
 
 
 def test_modules_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
@@ -137,20 +163,59 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda at: at / "no.txt", "no.txt: no such file or folder"),
     "no files": (lambda at: at, "no file in this folder"),
     "not UTF-8": (lambda at: packed(at / "a.txt", b"abc\xff"), "a.txt: not UTF-8 at byte 3"),
-    "far not UTF-8": (lambda at: packed(at / "a.txt", b"line\n" * 500_000 + b"\xc3"), "a.txt: not UTF-8 at byte 2500000"),
-    "text gz cut": (lambda at: cut(packed(at / "a.txt.gz", os.urandom(3000).hex().encode())), "a.txt.gz: cut short or damaged"),
-    "jsonl gz cut": (lambda at: cut(packed(at / "a.jsonl.gz", LINES)), "a.jsonl.gz: cut short or damaged"),
-    "jsonl zst cut": (lambda at: cut(packed(at / "a.jsonl.zst", LINES)), "a.jsonl.zst: cut short or damaged"),
-    "no gz": (lambda at: packed(at / "a.txt", b"text").rename(at / "a.txt.gz"), "a.txt.gz: cut short or damaged"),
-    "no zst": (lambda at: packed(at / "a.txt", b"text").rename(at / "a.txt.zst"), "a.txt.zst: cut short or damaged"),
-    "no field": (lambda at: packed(at / "a.jsonl", LINES + b'{"body": "x"}\n'), "a.jsonl:5: no text in the field 'text' (fields: body)"),
-    "no text": (lambda at: packed(at / "a.jsonl", b'{"text": 3}\n'), "a.jsonl:1: no text in the field 'text'"),
-    "no object": (lambda at: packed(at / "a.jsonl", b'\n"text"\n'), "a.jsonl:2: no text in the field 'text'"),
+    "far not UTF-8": (
+        lambda at: packed(at / "a.txt", b"line\n" * 500_000 + b"\xc3"),
+        "a.txt: not UTF-8 at byte 2500000",
+    ),
+    "text gz cut": (
+        lambda at: cut(packed(at / "a.txt.gz", os.urandom(3000).hex().encode())),
+        "a.txt.gz: cut short or damaged",
+    ),
+    "jsonl gz cut": (
+        lambda at: cut(packed(at / "a.jsonl.gz", LINES)),
+        "a.jsonl.gz: cut short or damaged",
+    ),
+    "jsonl zst cut": (
+        lambda at: cut(packed(at / "a.jsonl.zst", LINES)),
+        "a.jsonl.zst: cut short or damaged",
+    ),
+    "no gz": (
+        lambda at: packed(at / "a.txt", b"text").rename(at / "a.txt.gz"),
+        "a.txt.gz: cut short or damaged",
+    ),
+    "no zst": (
+        lambda at: packed(at / "a.txt", b"text").rename(at / "a.txt.zst"),
+        "a.txt.zst: cut short or damaged",
+    ),
+    "no field": (
+        lambda at: packed(at / "a.jsonl", LINES + b'{"body": "x"}\n'),
+        "a.jsonl:5: no text in the field 'text' (fields: body)",
+    ),
+    "no text": (
+        lambda at: packed(at / "a.jsonl", b'{"text": 3}\n'),
+        "a.jsonl:1: no text in the field 'text'",
+    ),
+    "no object": (
+        lambda at: packed(at / "a.jsonl", b'\n"text"\n'),
+        "a.jsonl:2: no text in the field 'text'",
+    ),
     "no JSON": (lambda at: packed(at / "a.jsonl", LINES + b"{\n"), "a.jsonl:5: not JSON"),
-    "surrogate": (lambda at: packed(at / "a.jsonl", b'{"text": "\\ud800"}\n'), "a.jsonl:1: half of a surrogate pair"),
-    "lines not UTF-8": (lambda at: packed(at / "a.jsonl", b'{"text": "\xff"}\n'), "a.jsonl:1: not JSON"),
-    "no column": (lambda at: parquet(at / "a.parquet", "body"), "a.parquet: no column 'text' (columns: id, body)"),
-    "column of numbers": (lambda at: parquet(at / "a.parquet", values=[1, 2]), "a.parquet: row 1: the column 'text' holds no text"),
+    "surrogate": (
+        lambda at: packed(at / "a.jsonl", b'{"text": "\\ud800"}\n'),
+        "a.jsonl:1: half of a surrogate pair",
+    ),
+    "lines not UTF-8": (
+        lambda at: packed(at / "a.jsonl", b'{"text": "\xff"}\n'),
+        "a.jsonl:1: not JSON",
+    ),
+    "no column": (
+        lambda at: parquet(at / "a.parquet", "body"),
+        "a.parquet: no column 'text' (columns: id, body)",
+    ),
+    "column of numbers": (
+        lambda at: parquet(at / "a.parquet", values=[1, 2]),
+        "a.parquet: row 1: the column 'text' holds no text",
+    ),
     "parquet cut": (lambda at: cut(parquet(at / "a.parquet")), "a.parquet: cut short or damaged"),
 }
 
@@ -160,10 +225,17 @@ def test_what_is_wrong_is_said_in_one_line(case: str, tmp_path: Path) -> None:
     make, message = WRONG[case]
     with pytest.raises(UsageError) as caught:
         read(make(tmp_path))
-    assert message in str(caught.value) and "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert (
+        message in str(caught.value)
+        and "\n" not in str(caught.value)
+        and str(tmp_path) in str(caught.value)
+    )
 
 
-@pytest.mark.parametrize("corpus", ["stdlb", "", "path:", "hf:", "hf:c4", "hf:a/b/c/d", "hf:a/b c", "https://x.org/a.txt", "data"])
+@pytest.mark.parametrize(
+    "corpus",
+    ["stdlb", "", "path:", "hf:", "hf:c4", "hf:a/b/c/d", "hf:a/b c", "https://x.org/a.txt", "data"],
+)
 def test_an_unknown_scheme_is_told_what_there_is(corpus: str) -> None:
     with pytest.raises(UsageError, match='write "stdlib", "path:FILE-OR-FOLDER"'):
         source_of(corpus)
@@ -177,8 +249,12 @@ def test_names_on_the_hub() -> None:
 
 def test_records_of_the_hub_without_the_field(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    with pytest.raises(UsageError, match=r"hf:json: record 1 has no text 'body' \(it has id, text\)"):
-        list(Hub("json", field="body", files=(str(packed(tmp_path / "a.jsonl", LINES)),)).documents())
+    with pytest.raises(
+        UsageError, match=r"hf:json: record 1 has no text 'body' \(it has id, text\)"
+    ):
+        list(
+            Hub("json", field="body", files=(str(packed(tmp_path / "a.jsonl", LINES)),)).documents()
+        )
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
@@ -187,18 +263,28 @@ def test_without_a_network_the_hub_is_one_line_at_once(offline: str) -> None:
     code = "import time\nfrom qbench_tasks.corpus import *\nimport datasets, huggingface_hub\nbegan = time.monotonic()\n"
     code += "try: list(source_of('hf:a/b').documents())\nexcept UsageError as error: print(error)\nprint(time.monotonic() - began)"
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     message, seconds = done.stdout.splitlines()
-    assert message.startswith("hf:a/b: the hub cannot be reached (") and 'corpus = "path:…"' in message
+    assert (
+        message.startswith("hf:a/b: the hub cannot be reached (") and 'corpus = "path:…"' in message
+    )
     assert float(seconds) < 5
 
 
 @pytest.mark.parametrize(("library", "name"), [("zstandard", "a.zst"), ("pyarrow", "a.parquet")])
-def test_a_library_that_is_missing_is_named(library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = parquet(tmp_path / name) if name.endswith("parquet") else packed(tmp_path / name, b"text")
+def test_a_library_that_is_missing_is_named(
+    library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (
+        parquet(tmp_path / name) if name.endswith("parquet") else packed(tmp_path / name, b"text")
+    )
     for module in [m for m in sys.modules if m.split(".")[0] == library] + [library]:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf"{library}, which .* is not installed: pip install 'qbench\[hf\]'"):
+    with pytest.raises(
+        UsageError, match=rf"{library}, which .* is not installed: pip install 'qbench\[hf\]'"
+    ):
         read(path)
 
 

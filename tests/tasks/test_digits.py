@@ -31,13 +31,23 @@ def test_the_images_are_scikit_learns() -> None:
 
 def test_scikit_learn_is_not_imported() -> None:
     code = "import sys; from qbench_tasks.digits import images; images(); assert not any(m.split('.')[0] == 'sklearn' for m in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
 
 
 def test_the_parts_are_disjoint_whole_and_stratified() -> None:
     pixels, labels = images()
-    assert {name: part.stop - part.start for name, part in PARTS.items()} == {"train": 1000, "val": 297, "test": 500}
-    assert sorted(i for part in PARTS.values() for i in range(part.start, part.stop)) == list(range(1797))
+    assert {name: part.stop - part.start for name, part in PARTS.items()} == {
+        "train": 1000,
+        "val": 297,
+        "test": 500,
+    }
+    assert sorted(i for part in PARTS.values() for i in range(part.start, part.stop)) == list(
+        range(1797)
+    )
     for part in PARTS.values():
         shares = torch.bincount(labels[part], minlength=10) / (part.stop - part.start)
         whole = torch.bincount(labels) / len(labels)
@@ -47,7 +57,9 @@ def test_the_parts_are_disjoint_whole_and_stratified() -> None:
 
 def test_an_epoch_is_every_training_image_once() -> None:
     p = problem(batch=64)
-    seen = torch.cat([b.inputs for b in map(p.batch, range(32)) if b.inputs is not None])  # two epochs and a bit, straddling their ends
+    seen = torch.cat(
+        [b.inputs for b in map(p.batch, range(32)) if b.inputs is not None]
+    )  # two epochs and a bit, straddling their ends
     train = images()[0][PARTS["train"]]
     for epoch in (seen[:1000], seen[1000:2000]):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, train.tolist()))
@@ -79,7 +91,9 @@ def test_the_score_counts_what_is_right() -> None:
             parameter.zero_()
         p.model[-1].bias[3] = 1.0  # type: ignore[index,union-attr]
     labels = images()[1][PARTS["test"]]
-    assert p.score(p.model, "test")["accuracy"] == pytest.approx(100 * (labels == 3).double().mean().item())
+    assert p.score(p.model, "test")["accuracy"] == pytest.approx(
+        100 * (labels == 3).double().mean().item()
+    )
 
 
 def test_without_scikit_learn_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,9 @@ def test_a_model_that_knows_nothing_scores_the_vocabulary() -> None:
     assert scores["loss"] == pytest.approx(np.log(VOCAB), rel=1e-6)
     assert scores["bits"] == pytest.approx(np.log2(VOCAB), rel=1e-6)
     _, logp = text.windows(0, 0, WINDOWS["test"], 64, "test")
-    assert scores["loss"] - scores["excess"] == pytest.approx(-logp[:, 1:].mean(dtype=np.float64), abs=1e-6)
+    assert scores["loss"] - scores["excess"] == pytest.approx(
+        -logp[:, 1:].mean(dtype=np.float64), abs=1e-6
+    )
 
 
 def test_batches_are_consecutive_windows() -> None:
@@ -49,7 +51,10 @@ def test_batches_are_consecutive_windows() -> None:
     tokens, _ = text.windows(5, 8, 4, 64, "train")
     batch = p.batch(2)
     assert batch.inputs is not None and batch.targets is not None
-    assert batch.inputs.tolist() == tokens[:, :-1].tolist() and batch.targets.tolist() == tokens[:, 1:].tolist()
+    assert (
+        batch.inputs.tolist() == tokens[:, :-1].tolist()
+        and batch.targets.tolist() == tokens[:, 1:].tolist()
+    )
     assert p.labels_per_step == p.tokens_per_step == 4 * 64
 
 
@@ -59,7 +64,11 @@ def test_the_scored_windows_are_nobodys_training() -> None:
     def windows(batch: object) -> set[tuple[int, ...]]:
         return set(map(tuple, batch.inputs.tolist()))  # type: ignore[attr-defined]
 
-    parts = [windows(p.batch(0)), windows(p.batch(-1)), *(set().union(*map(windows, p.batches(split))) for split in ("val", "test"))]
+    parts = [
+        windows(p.batch(0)),
+        windows(p.batch(-1)),
+        *(set().union(*map(windows, p.batches(split))) for split in ("val", "test")),
+    ]
     assert [len(part) for part in parts] == [256, 256, WINDOWS["val"], WINDOWS["test"]]
     assert len(set().union(*parts)) == sum(map(len, parts))
 
@@ -73,8 +82,13 @@ def test_sizes() -> None:
         and 4.5e6 < parameters["l"] < 5.5e6
     )
     for size, shape in SHAPES.items():
-        assert Grammar.sizes[size]["parameters"] == shape.parameters and Grammar.sizes[size]["width"] == shape.width
-        assert {layer.weight.shape for layer in problem("xs").layers().values()} and shape.width % 32 == shape.mlp % 32 == 0, "blocks fit"
+        assert (
+            Grammar.sizes[size]["parameters"] == shape.parameters
+            and Grammar.sizes[size]["width"] == shape.width
+        )
+        assert {
+            layer.weight.shape for layer in problem("xs").layers().values()
+        } and shape.width % 32 == shape.mlp % 32 == 0, "blocks fit"
 
 
 def test_flops_follow_the_batch() -> None:

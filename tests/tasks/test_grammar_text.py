@@ -19,7 +19,11 @@ FINGERPRINT = "b076f6dc8d83707c3e6a7b13984f7d205999d22c5c431903017b555e71eabf75"
 
 
 def digest() -> str:
-    tokens = [text.windows(seed, first, 3, 96, split)[0] for split in text.SPLITS for seed, first in ((0, 0), (1, 2047), (7, 2**40))]
+    tokens = [
+        text.windows(seed, first, 3, 96, split)[0]
+        for split in text.SPLITS
+        for seed, first in ((0, 0), (1, 2047), (7, 2**40))
+    ]
     return hashlib.sha256(np.stack(tokens).tobytes()).hexdigest()
 
 
@@ -29,8 +33,15 @@ def test_the_same_text_everywhere() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**40), st.integers(1, 40), st.sampled_from([3, 64, 127]), st.sampled_from(text.SPLITS))
-def test_a_window_depends_on_its_address_alone(first: int, count: int, context: int, split: str) -> None:
+@given(
+    st.integers(0, 2**40),
+    st.integers(1, 40),
+    st.sampled_from([3, 64, 127]),
+    st.sampled_from(text.SPLITS),
+)
+def test_a_window_depends_on_its_address_alone(
+    first: int, count: int, context: int, split: str
+) -> None:
     tokens, logp = text.windows(5, first, count, context, split)
     assert tokens.shape == logp.shape == (count, context + 1)
     assert tokens.dtype == np.uint8 and logp.dtype == np.float32
@@ -44,7 +55,8 @@ def test_windows_across_chunks_and_shorter_contexts() -> None:
     edge = text._CHUNK
     tokens, logp = text.windows(0, edge - 3, edge + 7, 32, "train")
     parts = [
-        text.windows(0, first, count, 32, "train") for first, count in ((edge - 3, 2), (edge - 1, 2), (edge + 1, edge), (2 * edge + 1, 3))
+        text.windows(0, first, count, 32, "train")
+        for first, count in ((edge - 3, 2), (edge - 1, 2), (edge + 1, edge), (2 * edge + 1, 3))
     ]
     np.testing.assert_array_equal(tokens, np.concatenate([part[0] for part in parts]))
     np.testing.assert_array_equal(logp, np.concatenate([part[1] for part in parts]))
@@ -60,7 +72,12 @@ def test_the_caller_cannot_spoil_the_cache() -> None:
 
 
 def test_seeds_and_splits_share_no_window() -> None:
-    seen = [row.tobytes() for split in text.SPLITS for seed in (0, 1) for row in text.windows(seed, 0, 300, 128, split)[0]]
+    seen = [
+        row.tobytes()
+        for split in text.SPLITS
+        for seed in (0, 1)
+        for row in text.windows(seed, 0, 300, 128, split)[0]
+    ]
     assert len(set(seen)) == len(seen)
     with pytest.raises(ValueError, match="unknown split 'pairs'"):
         text.windows(0, 0, 1, 8, "pairs")
@@ -101,7 +118,11 @@ def test_the_tables_draw_what_the_rules_say() -> None:
         assert not counts[~possible].any()
         freedom = possible.sum() - 1
         chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-        assert len(after) > 500 and chi_square < freedom + 5 * math.sqrt(2 * freedom) + 5, (prefix, chi_square, freedom)
+        assert len(after) > 500 and chi_square < freedom + 5 * math.sqrt(2 * freedom) + 5, (
+            prefix,
+            chi_square,
+            freedom,
+        )
 
 
 def test_nothing_follows_the_impossible() -> None:
@@ -214,7 +235,9 @@ def test_entropy_rate_is_the_mean(context: int) -> None:
 @pytest.mark.parametrize("context", [64, 128])
 def test_minimal_pairs(kind: str, context: int) -> None:
     pairs = text.minimal_pairs(0, 100, kind, context)
-    assert len(pairs) == 100 and pairs == text.minimal_pairs(0, 100, kind, context) != text.minimal_pairs(1, 100, kind, context)
+    assert len(pairs) == 100 and pairs == text.minimal_pairs(
+        0, 100, kind, context
+    ) != text.minimal_pairs(1, 100, kind, context)
     for pair in pairs:
         *prefix, good = pair.good_tokens
         *same, bad = pair.bad_tokens

@@ -28,15 +28,28 @@ from qbench.sweeps.plan import make_plan
 transformers = pytest.importorskip("transformers")
 CPU, META = torch.device("cpu"), torch.device("meta")
 VOCAB = 300
-SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": VOCAB - 1, "bos_token_id": VOCAB - 1}
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+SHAPE |= {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": VOCAB - 1,
+    "bos_token_id": VOCAB - 1,
+}
 
 
 def save(folder: Path, tied: bool = False, seed: int = 0) -> Path:
     """A small Llama with a tokenizer of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, tie_word_embeddings=tied)).save_pretrained(folder)
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**SHAPE, tie_word_embeddings=tied)
+        ).save_pretrained(folder)
     lines = (f"{i} the cat sat on a größer mat, {i * i} dogs ran away\n" for i in range(400))
     (folder / "tokenizer.json").write_text(json.dumps(learn(lines, VOCAB, "x").to_json()))
     return folder
@@ -57,17 +70,28 @@ def test_the_network_is_the_checkpoints(folder: Path) -> None:
     tokens = p.batch(0).inputs
     with torch.no_grad():
         torch.testing.assert_close(p.model(tokens), theirs(tokens).logits)
-    assert p.model.state_dict().keys() == dict(p.model.named_parameters()).keys(), "a tied weight is there once"
-    assert not [name for name, module in p.model.named_modules() if isinstance(module, nn.Linear) and not name.endswith("lm_head")]
+    assert p.model.state_dict().keys() == dict(p.model.named_parameters()).keys(), (
+        "a tied weight is there once"
+    )
+    assert not [
+        name
+        for name, module in p.model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+    ]
 
 
 def test_layers_are_the_bodys(folder: Path) -> None:
     layers = problem(folder).layers()
     parts = {name.rpartition(".")[2] for name in layers}
-    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} and len(layers) == 14
+    assert (
+        parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        and len(layers) == 14
+    )
     assert all(isinstance(layer, QuantLinear) for layer in layers.values())
     planned = HFCausal(model=str(folder)).problem("xs", 0, 1, META)
-    assert {n: x.matrix().shape for n, x in planned.layers().items()} == {n: x.matrix().shape for n, x in layers.items()}
+    assert {n: x.matrix().shape for n, x in planned.layers().items()} == {
+        n: x.matrix().shape for n, x in layers.items()
+    }
     assert all(tensor.is_meta for tensor in planned.model.parameters())
 
 
@@ -75,12 +99,18 @@ def test_text_is_scored_by_the_byte(folder: Path) -> None:
     p = problem(folder)
     with torch.no_grad():
         scores = p.score(p.model.eval(), "test")
-    targets = torch.cat([batch.targets.flatten() for batch in p.batches("test") if batch.targets is not None])
+    targets = torch.cat(
+        [batch.targets.flatten() for batch in p.batches("test") if batch.targets is not None]
+    )
     text = p.tokenizer.decode(targets.tolist()).replace("<|end|>", "")
-    assert scores["bits_per_byte"] == pytest.approx(scores["loss"] * len(targets) / math.log(2) / len(text.encode()), rel=1e-3)
+    assert scores["bits_per_byte"] == pytest.approx(
+        scores["loss"] * len(targets) / math.log(2) / len(text.encode()), rel=1e-3
+    )
     assert (targets != p.tokenizer.start).all() or p.tokenizer.start == VOCAB - 1
     assert p.tokenizer.decode(p.tokenizer.encode("a <|end|> größer\n")) == "a <|end|> größer\n"
-    assert p.tokenizer.start not in p.tokenizer.encode("a <|end|> b"), "in a text these letters are letters"
+    assert p.tokenizer.start not in p.tokenizer.encode("a <|end|> b"), (
+        "in a text these letters are letters"
+    )
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -88,29 +118,47 @@ def test_a_model_of_the_task_text_comes_back(kind: str, tmp_path: Path) -> None:
     ours = Text(tokenizer=kind, vocab=400 if kind == "bpe" else 0).problem("xs", 0, 2, CPU)  # type: ignore[arg-type]
     layout, state = ours.layout(), ours.model.state_dict()
     assert layout is not None
-    save_file({theirs: state[name] for theirs, name in layout.names.items()}, tmp_path / "model.safetensors", {"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps({**layout.config, "eos_token_id": ours.tokenizer.start}))
+    save_file(
+        {theirs: state[name] for theirs, name in layout.names.items()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps({**layout.config, "eos_token_id": ours.tokenizer.start})
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(ours.tokenizer.to_json()))
     theirs = problem(tmp_path)
     with torch.no_grad():
-        assert theirs.score(theirs.model.eval(), "val") == pytest.approx(ours.score(ours.model.eval(), "val"), rel=1e-5)
+        assert theirs.score(theirs.model.eval(), "val") == pytest.approx(
+            ours.score(ours.model.eval(), "val"), rel=1e-5
+        )
 
 
 def test_new_weights_come_from_the_seed(folder: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    start, same, other = (problem(folder, seed, fresh=True).model.state_dict() for seed in (0, 0, 1))
+    start, same, other = (
+        problem(folder, seed, fresh=True).model.state_dict() for seed in (0, 0, 1)
+    )
     given = problem(folder).model.state_dict()
     assert torch.equal(before, torch.get_rng_state()), "the global generator is nobody's"
     name = next(name for name in start if name.endswith("q_proj.weight"))
-    assert torch.equal(start[name], same[name]) and not torch.equal(start[name], other[name]) and not torch.equal(start[name], given[name])
+    assert (
+        torch.equal(start[name], same[name])
+        and not torch.equal(start[name], other[name])
+        and not torch.equal(start[name], given[name])
+    )
 
 
 def test_the_key_has_hashes_and_no_path(tmp_path: Path) -> None:
     one, other = save(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(one, other)
     a, b = HFCausal(model=str(one)), HFCausal(model=str(other))
-    assert a.params == b.params and a.fingerprint() == b.fingerprint() and a.params["model"].startswith("model:")
+    assert (
+        a.params == b.params
+        and a.fingerprint() == b.fingerprint()
+        and a.params["model"].startswith("model:")
+    )
     c = HFCausal(model=str(save(tmp_path / "c", seed=1)))
     assert c.params != a.params and c.fingerprint() != a.fingerprint()
     again = registry.build("tasks", "hf-causal", a.params)
@@ -130,14 +178,20 @@ fresh = {}
 """
 
 
-@pytest.mark.parametrize(("start", "fresh"), [("scratch", "false"), ("scratch", "true"), ("fp:0.5", "false")])
+@pytest.mark.parametrize(
+    ("start", "fresh"), [("scratch", "false"), ("scratch", "true"), ("fp:0.5", "false")]
+)
 def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) -> None:
-    plan = make_plan(read_text(SWEEP.format(start, save(tmp_path / "m", tied=True), fresh), "s.toml"))
+    plan = make_plan(
+        read_text(SWEEP.format(start, save(tmp_path / "m", tied=True), fresh), "s.toml")
+    )
     done: dict[str, Path] = {}
     for key, run in plan.runs.items():
         assert str(tmp_path) not in json.dumps(run.config.to_json())
         done[key] = tmp_path / key / "1"
-        result = run_one(Assignment(run.config, done[key], base=done[run.base] if run.base else None))
+        result = run_one(
+            Assignment(run.config, done[key], base=done[run.base] if run.base else None)
+        )
         assert result["state"] == "ok" and result["audit"]["passed"], result["message"]
         assert 0 < result["metrics"]["bits_per_byte"] < 10
     assert len(done) == (2 if start != "scratch" else 1)
@@ -147,7 +201,9 @@ def test_a_plan_calls_checkpoints_by_their_hashes(tmp_path: Path) -> None:
     one, other = (save(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     text = SWEEP.format("scratch", "X", "false").replace('"X"', f'["{one}", "{other}"]')
     cells = make_plan(read_text(text, "s.toml")).cells
-    assert [cell.variant for cell in cells] == [f"model=model:{HFCausal(model=str(folder)).checkpoint.hash()}" for folder in (one, other)]
+    assert [cell.variant for cell in cells] == [
+        f"model=model:{HFCausal(model=str(folder)).checkpoint.hash()}" for folder in (one, other)
+    ]
 
 
 def changed(folder: Path, file: str, **values: Any) -> Path:
@@ -157,7 +213,9 @@ def changed(folder: Path, file: str, **values: Any) -> Path:
 
 
 def gpt2(folder: Path) -> Path:
-    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2, eos_token_id=VOCAB - 1)
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2, eos_token_id=VOCAB - 1
+    )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
@@ -165,19 +223,39 @@ def gpt2(folder: Path) -> Path:
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda at: (at / "config.json").unlink(), "no config.json in"),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "no tokenizer.json in"),
-    "no safetensors": (lambda at: (at / "model.safetensors").rename(at / "pytorch_model.bin"), "no *.safetensors in"),
-    "larger tokenizer": (lambda at: changed(at, "config.json", vocab_size=290), "its tokenizer does not fit"),
+    "no safetensors": (
+        lambda at: (at / "model.safetensors").rename(at / "pytorch_model.bin"),
+        "no *.safetensors in",
+    ),
+    "larger tokenizer": (
+        lambda at: changed(at, "config.json", vocab_size=290),
+        "its tokenizer does not fit",
+    ),
     "no end": (lambda at: changed(at, "config.json", eos_token_id=None), "names no eos_token_id"),
     "another width": (lambda at: changed(at, "config.json", intermediate_size=96), "m: "),
-    "another architecture": (lambda at: changed(at, "config.json", model_type="qwen3"), "its weights are not those of a qwen3"),
-    "no language model": (lambda at: changed(at, "config.json", model_type="vit"), "is no causal language model"),
-    "unknown architecture": (lambda at: changed(at, "config.json", model_type="mine"), "m: ValueError"),
+    "another architecture": (
+        lambda at: changed(at, "config.json", model_type="qwen3"),
+        "its weights are not those of a qwen3",
+    ),
+    "no language model": (
+        lambda at: changed(at, "config.json", model_type="vit"),
+        "is no causal language model",
+    ),
+    "unknown architecture": (
+        lambda at: changed(at, "config.json", model_type="mine"),
+        "m: ValueError",
+    ),
     "convolutions": (gpt2, "a gpt2 keeps matrices outside linear layers"),
     "words": (
-        lambda at: changed(at, "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": ""}),
+        lambda at: changed(
+            at, "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": ""}
+        ),
         "its tokenizer is no byte-level BPE",
     ),
-    "short": (lambda at: changed(at, "config.json", max_position_embeddings=64), "sees 64 tokens, and the windows of xs have 128"),
+    "short": (
+        lambda at: changed(at, "config.json", max_position_embeddings=64),
+        "sees 64 tokens, and the windows of xs have 128",
+    ),
 }
 
 

@@ -29,17 +29,23 @@ def test_gradient_and_hessian_are_those_of_the_loss(rotated: bool) -> None:
     w = layer.weight.detach()
     hessian = torch.autograd.functional.hessian(loss, w)[0, :, 0, :]
     torch.testing.assert_close(p.input_moment(layer), hessian, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(p.hessian_diagonal(layer), hessian.diagonal().unsqueeze(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        p.hessian_diagonal(layer), hessian.diagonal().unsqueeze(0), rtol=1e-4, atol=1e-6
+    )
     p.loss(p.model(None), p.batch(0)).backward()
     assert layer.weight.grad is not None
-    torch.testing.assert_close(layer.weight.grad, (w - p.population.teacher) @ hessian, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        layer.weight.grad, (w - p.population.teacher) @ hessian, rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rotated", [False, True])
 def test_the_spectrum_is_a_power_law(rotated: bool) -> None:
     p = problem("s", rotated=rotated, alpha=1.5)
     values = torch.linalg.eigvalsh(p.input_moment(p.model.line).double()).flip(0)
-    torch.testing.assert_close(values, torch.arange(1, 513, dtype=torch.float64) ** -1.5, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        values, torch.arange(1, 513, dtype=torch.float64) ** -1.5, rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rotated", [False, True])
@@ -59,7 +65,9 @@ def test_the_metric_is_the_population_loss_of_the_weight_in_use() -> None:
     p.model.line.used = p.population.teacher.clone()
     assert p.score(p.model, "test") == {"loss": 0.0}
     p.model.line.used = None
-    assert p.score(p.model, "test")["loss"] == pytest.approx(float(p.population.excess(torch.zeros(1, 256))))
+    assert p.score(p.model, "test")["loss"] == pytest.approx(
+        float(p.population.excess(torch.zeros(1, 256)))
+    )
 
 
 @given(d=st.integers(2, 40), seed=st.integers(0, 2**30))
@@ -73,15 +81,25 @@ def test_the_teacher_is_the_same_rotated_or_not_and_another_for_another_seed() -
     def teacher(seed: int, rotated: bool) -> torch.Tensor:
         return Population("linreg", seed, 64, 1.1, rotated, 0.0, CPU).teacher
 
-    assert torch.equal(teacher(0, False), teacher(0, True)) and not torch.equal(teacher(0, False), teacher(1, False))
+    assert torch.equal(teacher(0, False), teacher(0, True)) and not torch.equal(
+        teacher(0, False), teacher(1, False)
+    )
 
 
 def test_options_out_of_their_domain_are_refused() -> None:
-    assert LinReg(noise=-1).check() and LinReg(alpha=9).check() and LinReg(noise=0.1).check() and LinReg(start=-1).check()
+    assert (
+        LinReg(noise=-1).check()
+        and LinReg(alpha=9).check()
+        and LinReg(noise=0.1).check()
+        and LinReg(start=-1).check()
+    )
     with pytest.raises(UsageError, match="rotated needs d"):
         problem("l", rotated=True)
 
 
 def test_the_paper_size_is_one_group_of_twelve_thousand() -> None:
     p = problem("l")
-    assert p.model.line.weight.shape == (1, 12_000) and p.hessian_diagonal(p.model.line).shape == (1, 12_000)
+    assert p.model.line.weight.shape == (1, 12_000) and p.hessian_diagonal(p.model.line).shape == (
+        1,
+        12_000,
+    )

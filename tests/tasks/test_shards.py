@@ -25,7 +25,20 @@ from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, library
 from qbench.api.batch import Split
 from qbench.errors import UsageError
 
-WORDS = ["the", "cat", "sat", "on", "a", "größer", "mat", "while", "文字", "ran", "<|end|>", "away\n"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "größer",
+    "mat",
+    "while",
+    "文字",
+    "ran",
+    "<|end|>",
+    "away\n",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +49,9 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def documents(count: int, seed: int = 0) -> list[bytes]:
     draw = random.Random(seed)
-    return [f"{i} {' '.join(draw.choices(WORDS, k=draw.randint(1, 60)))}".encode() for i in range(count)]
+    return [
+        f"{i} {' '.join(draw.choices(WORDS, k=draw.randint(1, 60)))}".encode() for i in range(count)
+    ]
 
 
 def corpus(path: Path, texts: list[bytes]) -> str:
@@ -62,7 +77,9 @@ def test_every_document_is_in_one_split() -> None:
     assert sum(stream.documents for stream in found.streams.values()) == 1000
     assert sum(stream.bytes for stream in found.streams.values()) == sum(map(len, texts))
     shares = {split: stream.documents / 1000 for split, stream in found.streams.items()}
-    assert shares["test"] == pytest.approx(0.05, abs=0.03) and shares["val"] == pytest.approx(0.05, abs=0.03)
+    assert shares["test"] == pytest.approx(0.05, abs=0.03) and shares["val"] == pytest.approx(
+        0.05, abs=0.03
+    )
 
 
 def test_the_order_in_which_documents_come_plays_no_part() -> None:
@@ -73,7 +90,10 @@ def test_the_order_in_which_documents_come_plays_no_part() -> None:
 
 
 def test_a_document_stays_in_its_split_whatever_comes_beside_it() -> None:
-    few, many = splits_of(ingest(documents(300), "x")), splits_of(ingest(documents(300) + documents(3000, 1), "x"))
+    few, many = (
+        splits_of(ingest(documents(300), "x")),
+        splits_of(ingest(documents(300) + documents(3000, 1), "x")),
+    )
     assert all(many[document] == split for document, split in few.items())
 
 
@@ -90,7 +110,12 @@ def test_small_corpora_have_all_three(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"), [([], "the corpus is empty"), ([b""], "the corpus is empty"), ([b"a", b"b", b"a"], "3 bytes make 2 diff")]
+    ("texts", "message"),
+    [
+        ([], "the corpus is empty"),
+        ([b""], "the corpus is empty"),
+        ([b"a", b"b", b"a"], "3 bytes make 2 diff"),
+    ],
 )
 def test_too_little_text_is_one_line(texts: list[bytes], message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -106,7 +131,9 @@ def test_a_stream_has_a_separator_around_every_document() -> None:
         assert len(stream) == found.streams[split].tokens
 
 
-def test_documents_longer_than_a_block_of_reading_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_longer_than_a_block_of_reading_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "BLOCK", 7)
     texts = documents(20)
     assert splits_of(ingest(texts, "x")).keys() == set(texts)
@@ -131,7 +158,9 @@ def test_a_change_is_seen_and_an_old_state_known_again(tmp_path: Path) -> None:
     assert read(name).hash == before
 
 
-def test_a_file_that_has_just_been_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_just_been_written_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokens_module, "SETTLED_S", 1e6)
     name = corpus(tmp_path / "a.jsonl", documents(50))
     read(name)
@@ -178,7 +207,9 @@ def test_a_damaged_shard_is_made_again(damage: str, tokenizer: str, tmp_path: Pa
             file.unlink()
     assert opened(folder) is None
     assert contents(now().shards) == expected and now().hash == before.hash
-    assert {p.name for p in folder.parent.iterdir()} == {folder.name}, "nothing is left of the damaged one"
+    assert {p.name for p in folder.parent.iterdir()} == {folder.name}, (
+        "nothing is left of the damaged one"
+    )
 
 
 def test_the_file_of_a_vocabulary_may_be_damaged_too(tmp_path: Path) -> None:
@@ -208,7 +239,10 @@ def test_large_files_are_checked_in_places(tmp_path: Path, monkeypatch: pytest.M
 def test_processes_at_once_make_the_same(tmp_path: Path) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(3000))
     code = f"from qbench_tasks.tokens import prepare\nfor kind in ('bytes', 'bpe'): print(prepare({name!r}, 'text', 0, kind, 300).hash)"
-    racers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    racers = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     outputs = {racer.communicate()[0] for racer in racers}
     assert len(outputs) == 1 and not any(racer.returncode for racer in racers)
     assert prepare(name, "text", 0, "bpe", 300).hash == outputs.pop().split()[1]
@@ -234,7 +268,9 @@ def test_a_limit_takes_the_first_documents(tmp_path: Path) -> None:
     assert read(name).hash != read(name, "text", 40).hash
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="set QBENCH_CACHE to a folder"):
@@ -254,33 +290,59 @@ def test_bpe_keeps_every_byte(bpe: Tokens, tmp_path: Path) -> None:
     plain = read(f"path:{tmp_path / 'b.jsonl'}")
     for split in SPLITS:
         tokens, words = bpe.shards.tokens(split), bpe.vocabulary
-        assert words.decode(tokens.tolist()) == "<|end|>".join(["", *(d.decode() for d in plain.documents(split)), ""])
-        assert bpe.vocabulary.sizes[tokens].sum() == plain.streams[split].bytes == bpe.shards.streams[split].bytes
+        assert words.decode(tokens.tolist()) == "<|end|>".join(
+            ["", *(d.decode() for d in plain.documents(split)), ""]
+        )
+        assert (
+            bpe.vocabulary.sizes[tokens].sum()
+            == plain.streams[split].bytes
+            == bpe.shards.streams[split].bytes
+        )
         assert len(tokens) < 0.7 * plain.streams[split].tokens
-        assert (tokens == words.separator).sum() == plain.streams[split].documents + 1, "written <|end|> is five words"
+        assert (tokens == words.separator).sum() == plain.streams[split].documents + 1, (
+            "written <|end|> is five words"
+        )
     assert bpe.vocabulary.size == 300 and bpe.vocabulary.separator == 299
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_vocabulary_is_learned_from_the_training_split_alone(split: str, bpe: Tokens, tmp_path: Path) -> None:
+def test_a_vocabulary_is_learned_from_the_training_split_alone(
+    split: str, bpe: Tokens, tmp_path: Path
+) -> None:
     # One more document, full of what training never says.
     held = (f"{'qqq zzz ' * 1000}{i}".encode() for i in range(1000))
-    extra = next(text for text in held if splits_of(ingest([*documents(500), text], "x"))[text] == split)
+    extra = next(
+        text for text in held if splits_of(ingest([*documents(500), text], "x"))[text] == split
+    )
     again = prepare(corpus(tmp_path / "c.jsonl", [*documents(500), extra]), "text", 0, "bpe", 300)
     assert isinstance(again.vocabulary, BPE) and isinstance(bpe.vocabulary, BPE)
     assert again.hash != bpe.hash and again.vocabulary.text == bpe.vocabulary.text
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
-def test_a_vocabulary_does_not_depend_on_the_cores(threads: str, bpe: Tokens, tmp_path: Path) -> None:
+def test_a_vocabulary_does_not_depend_on_the_cores(
+    threads: str, bpe: Tokens, tmp_path: Path
+) -> None:
     code = f"from qbench_tasks.tokens import prepare\nprint(prepare('path:{tmp_path / 'b.jsonl'}', 'text', 0, 'bpe', 300).hash)"
-    env = {**os.environ, "QBENCH_CACHE": str(tmp_path / threads), "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == bpe.hash
+    env = {
+        **os.environ,
+        "QBENCH_CACHE": str(tmp_path / threads),
+        "RAYON_NUM_THREADS": threads,
+        "PYTHONHASHSEED": threads,
+    }
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == bpe.hash
+    )
 
 
 def test_a_vocabulary_too_large_for_its_corpus_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
-    with pytest.raises(UsageError, match=r"vocab = 5000 is too large: the training split teaches \d+ tokens"):
+    with pytest.raises(
+        UsageError, match=r"vocab = 5000 is too large: the training split teaches \d+ tokens"
+    ):
         prepare(corpus(tmp_path / "a.jsonl", documents(20)), "text", 0, "bpe", 5000)
 
 
@@ -295,10 +357,16 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_text_comes_back_and_other_libraries_read_it_alike(kind: str, text: str) -> None:
     words = vocabulary(kind)
     tokens = words.encode(text)
-    assert words.decode(tokens) == text and words.sizes[tokens].sum() == len(text.encode()) and words.separator not in tokens
+    assert (
+        words.decode(tokens) == text
+        and words.sizes[tokens].sum() == len(text.encode())
+        and words.separator not in tokens
+    )
     assert words.decode([words.separator, *tokens]) == "<|end|>" + text
     theirs = library().Tokenizer.from_str(json.dumps(words.to_json()))
-    assert theirs.token_to_id("<|end|>") == words.separator and theirs.get_vocab_size() == words.size
+    assert (
+        theirs.token_to_id("<|end|>") == words.separator and theirs.get_vocab_size() == words.size
+    )
     if "<|end|>" not in text:  # which another library takes for the separator
         assert theirs.encode(text).ids == tokens
         assert theirs.decode(tokens) == text
@@ -335,13 +403,21 @@ def test_an_order_is_one_permutation_after_another(of: int, first: int, count: i
     found = places(first, count, of, "key").tolist()
     whole = places(0, (first + count) // of * of + of, of, "key").tolist()
     assert found == whole[first : first + count]
-    assert all(sorted(whole[start : start + of]) == list(range(of)) for start in range(0, len(whole), of))
+    assert all(
+        sorted(whole[start : start + of]) == list(range(of)) for start in range(0, len(whole), of)
+    )
 
 
 def test_orders_of_other_keys_and_epochs_are_others() -> None:
-    orders = [tuple(places(epoch * 1000, 1000, 1000, "key", seed)) for seed in range(20) for epoch in range(3)]
+    orders = [
+        tuple(places(epoch * 1000, 1000, 1000, "key", seed))
+        for seed in range(20)
+        for epoch in range(3)
+    ]
     assert len(set(orders)) == len(orders)
-    fixed = [sum(a == b for a, b in zip(x, y, strict=True)) for x in orders[:6] for y in orders[6:12]]
+    fixed = [
+        sum(a == b for a, b in zip(x, y, strict=True)) for x in orders[:6] for y in orders[6:12]
+    ]
     assert np.mean(fixed) == pytest.approx(1.0, abs=0.6), "two random orders agree in one place"
 
 

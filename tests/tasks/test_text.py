@@ -77,27 +77,43 @@ class Uniform(nn.Module):
 def test_a_model_that_knows_nothing_pays_the_vocabulary_for_every_token(task: Text) -> None:
     p = problem(task)
     scores = p.score(Uniform(task.vocabulary), "test")
-    targets = torch.cat([batch.targets.flatten() for batch in p.batches("test") if batch.targets is not None])
-    size = len(p.tokenizer.decode(targets.tolist()).replace("<|end|>", "").encode(errors="surrogateescape"))
+    targets = torch.cat(
+        [batch.targets.flatten() for batch in p.batches("test") if batch.targets is not None]
+    )
+    size = len(
+        p.tokenizer.decode(targets.tolist()).replace("<|end|>", "").encode(errors="surrogateescape")
+    )
     assert scores["loss"] == pytest.approx(math.log(task.vocabulary), rel=1e-6)
-    assert scores["bits_per_byte"] == pytest.approx(math.log2(task.vocabulary) * len(targets) / size, rel=1e-3)
-    assert scores["bytes_per_token"] == pytest.approx(size / len(targets), rel=1e-3), "a character cut by the end may count three bytes"
+    assert scores["bits_per_byte"] == pytest.approx(
+        math.log2(task.vocabulary) * len(targets) / size, rel=1e-3
+    )
+    assert scores["bytes_per_token"] == pytest.approx(size / len(targets), rel=1e-3), (
+        "a character cut by the end may count three bytes"
+    )
 
 
 def test_every_byte_that_is_scored_is_scored_once(task: Text) -> None:
     p = problem(task)
     for split in ("val", "test"):
         batches = list(p.batches(split))
-        targets = np.concatenate([batch.targets.numpy().ravel() for batch in batches if batch.targets is not None])
+        targets = np.concatenate(
+            [batch.targets.numpy().ravel() for batch in batches if batch.targets is not None]
+        )
         stream = p.data.shards.tokens(split)
         assert targets.tolist() == stream[1 : len(targets) + 1].tolist()
         assert len(targets) == p.context * min(WINDOWS[split], (len(stream) - 1) // p.context)
         first = batches[0]
-        assert first.inputs is not None and first.targets is not None and first.inputs[0, 0] == p.tokenizer.start
+        assert (
+            first.inputs is not None
+            and first.targets is not None
+            and first.inputs[0, 0] == p.tokenizer.start
+        )
         assert torch.equal(first.inputs[:, 1:], first.targets[:, :-1])
 
 
-def test_bits_do_not_depend_on_how_windows_are_batched(task: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_how_windows_are_batched(
+    task: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p = problem(task)
     p.model.eval()
     with torch.no_grad():
@@ -113,16 +129,26 @@ def test_an_epoch_has_every_window_once(task: Text) -> None:
     p = problem(task, batch=1)
     windows = p.windows("train")
     assert windows > 300 and p.ordered + p.outside == windows
-    epochs = [[row for i in range(p.ordered) for row in rows(p.batch(e * p.ordered + i))] for e in range(2)]
+    epochs = [
+        [row for i in range(p.ordered) for row in rows(p.batch(e * p.ordered + i))]
+        for e in range(2)
+    ]
     outside = [row for i in range(p.outside) for row in rows(p.batch(-1 - i))]
     everything = sorted(rows(p.batch_of(p.cut("train", np.arange(windows)))))
-    assert sorted(epochs[0] + outside) == sorted(epochs[1] + outside) == everything and len(set(everything)) == windows
-    assert epochs[0] != epochs[1] and epochs[0] != [row for i in range(p.ordered) for row in rows(problem(task, 1, 1).batch(i))]
+    assert (
+        sorted(epochs[0] + outside) == sorted(epochs[1] + outside) == everything
+        and len(set(everything)) == windows
+    )
+    assert epochs[0] != epochs[1] and epochs[0] != [
+        row for i in range(p.ordered) for row in rows(problem(task, 1, 1).batch(i))
+    ]
 
 
 def test_a_batch_may_be_cut_anywhere_out_of_the_order(task: Text) -> None:
     one, seven = problem(task, batch=1), problem(task, batch=7)
-    assert [row for i in range(700) for row in rows(one.batch(i))] == [row for i in range(100) for row in rows(seven.batch(i))]
+    assert [row for i in range(700) for row in rows(one.batch(i))] == [
+        row for i in range(100) for row in rows(seven.batch(i))
+    ]
 
 
 def test_the_scored_windows_are_nobodys_training(task: Text) -> None:
@@ -134,7 +160,17 @@ def test_the_scored_windows_are_nobodys_training(task: Text) -> None:
 
 # ---- sizes ----
 
-NAMES = {"xs": 0.15e6, "s": 0.5e6, "1m": 1e6, "10m": 10e6, "30m": 30e6, "50m": 50e6, "100m": 100e6, "150m": 150e6, "300m": 300e6}
+NAMES = {
+    "xs": 0.15e6,
+    "s": 0.5e6,
+    "1m": 1e6,
+    "10m": 10e6,
+    "30m": 30e6,
+    "50m": 50e6,
+    "100m": 100e6,
+    "150m": 150e6,
+    "300m": 300e6,
+}
 
 
 def test_sizes_hold_what_their_names_say() -> None:
@@ -142,19 +178,36 @@ def test_sizes_hold_what_their_names_say() -> None:
     for size, parameters in NAMES.items():
         shape, recipe = SHAPES[size], RECIPES[size]
         model = Text().problem(size, 0, 1, META).model
-        assert Text.sizes[size]["parameters"] == shape.parameters == sum(p.numel() for p in model.parameters())
+        assert (
+            Text.sizes[size]["parameters"]
+            == shape.parameters
+            == sum(p.numel() for p in model.parameters())
+        )
         assert shape.parameters == pytest.approx(parameters, rel=0.025)
         assert shape.width % 32 == shape.mlp % 32 == shape.width % shape.heads == 0, "blocks fit"
         if parameters >= 1e6:
-            assert 10 < recipe.steps * recipe.batch * shape.context / shape.parameters < 25, "tokens a parameter"
+            assert 10 < recipe.steps * recipe.batch * shape.context / shape.parameters < 25, (
+                "tokens a parameter"
+            )
 
 
 def test_the_largest_are_lotions() -> None:
     for size, depth in (("150m", 12), ("300m", 24)):
         assert SHAPES[size] == Shape(256, 1024, depth, 16, 4096, 1024, qk_norm=True, gated=False)
         recipe = RECIPES[size]
-        assert (recipe.steps, recipe.batch, recipe.floor, recipe.warmup, recipe.clip, recipe.weight_decay) == (12_500, 256, 0.1, 0.1, 1, 0)
-        assert (recipe.beta1, recipe.beta2, Text.tuning["lr"]) == (0.9, 0.95, (3e-4, 1e-3, 3e-3, 1e-2))
+        assert (
+            recipe.steps,
+            recipe.batch,
+            recipe.floor,
+            recipe.warmup,
+            recipe.clip,
+            recipe.weight_decay,
+        ) == (12_500, 256, 0.1, 0.1, 1, 0)
+        assert (recipe.beta1, recipe.beta2, Text.tuning["lr"]) == (
+            0.9,
+            0.95,
+            (3e-4, 1e-3, 3e-3, 1e-2),
+        )
 
 
 def test_planning_a_large_size_takes_no_memory() -> None:
@@ -166,10 +219,19 @@ def test_planning_a_large_size_takes_no_memory() -> None:
 def test_without_a_gate_an_mlp_is_two_matmuls_around_gelu() -> None:
     shape = Shape(256, width=32, depth=1, heads=2, mlp=64, context=16, qk_norm=True, gated=False)
     model = Transformer(shape, torch.Generator().manual_seed(0))
-    assert [name.rpartition(".")[2] for name, _ in model.body()] == ["q", "k", "v", "o", "up", "down"]
+    assert [name.rpartition(".")[2] for name, _ in model.body()] == [
+        "q",
+        "k",
+        "v",
+        "o",
+        "up",
+        "down",
+    ]
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     mlp, x = model.blocks[0].mlp, torch.randn(3, 32)
-    expected = nn.functional.linear(nn.functional.gelu(nn.functional.linear(x, mlp.up.weight)), mlp.down.weight)
+    expected = nn.functional.linear(
+        nn.functional.gelu(nn.functional.linear(x, mlp.up.weight)), mlp.down.weight
+    )
     torch.testing.assert_close(mlp(x), expected)
 
 
@@ -199,14 +261,22 @@ def test_options_out_of_their_domain_are_one_line(params: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_too_short_for_a_window_is_one_line(split: str, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_too_short_for_a_window_is_one_line(
+    split: str, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Text(corpus=corpus)
     needed = 257 if split == "train" else 129
     cut(monkeypatch, split, needed - 1)
-    with pytest.raises(UsageError, match=f"too short for xs: its split {split} holds {needed - 1} tokens and needs {needed}$"):
+    with pytest.raises(
+        UsageError,
+        match=f"too short for xs: its split {split} holds {needed - 1} tokens and needs {needed}$",
+    ):
         task.problem("xs", 0, 4, META)
     cut(monkeypatch, split, needed)
-    assert len(list(problem(task, batch=2).batches(split))) == 1 and problem(task, batch=2).batch(5).count == 2
+    assert (
+        len(list(problem(task, batch=2).batches(split))) == 1
+        and problem(task, batch=2).batch(5).count == 2
+    )
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, split: str, tokens: int) -> None:
@@ -223,7 +293,11 @@ def cut(monkeypatch: pytest.MonkeyPatch, split: str, tokens: int) -> None:
 
 def test_a_vocabulary_is_its_size_however_it_was_asked_for() -> None:
     assert Text().params == Text(vocab=256).params == vars(Text())
-    assert Text(tokenizer="bpe").params == Text(tokenizer="bpe", vocab=4096).params != Text(tokenizer="bpe", vocab=512).params
+    assert (
+        Text(tokenizer="bpe").params
+        == Text(tokenizer="bpe", vocab=4096).params
+        != Text(tokenizer="bpe", vocab=512).params
+    )
 
 
 # ---- the key ----
@@ -246,16 +320,31 @@ def plan(corpus: str, more: str = "") -> Plan:
 def test_a_key_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path) -> None:
     here = plan(written(tmp_path / "a.jsonl", texts(600)))
     assert len(here.runs) == 3
-    assert here.runs.keys() == plan(written(tmp_path / "b" / "other.jsonl", texts(600)[::-1])).runs.keys(), "another path, another order"
-    assert here.runs.keys() == plan(written(tmp_path / "c.jsonl", texts(600), "body"), 'field = "body"').runs.keys()
-    assert here.runs.keys() == plan(written(tmp_path / "d.jsonl", texts(700)), "limit = 600").runs.keys()
-    assert not here.runs.keys() & plan(written(tmp_path / "a.jsonl", texts(601))).runs.keys(), "the same path, another text"
+    assert (
+        here.runs.keys()
+        == plan(written(tmp_path / "b" / "other.jsonl", texts(600)[::-1])).runs.keys()
+    ), "another path, another order"
+    assert (
+        here.runs.keys()
+        == plan(written(tmp_path / "c.jsonl", texts(600), "body"), 'field = "body"').runs.keys()
+    )
+    assert (
+        here.runs.keys()
+        == plan(written(tmp_path / "d.jsonl", texts(700)), "limit = 600").runs.keys()
+    )
+    assert not here.runs.keys() & plan(written(tmp_path / "a.jsonl", texts(601))).runs.keys(), (
+        "the same path, another text"
+    )
     configs = [run.config for run in here.runs.values()]
     assert not [config for config in configs if str(tmp_path) in json.dumps(config.to_json())]
-    assert {config.task_params["corpus"] for config in configs} == {f"data:{Text(corpus=f'path:{tmp_path}/b/other.jsonl').tokens().hash}"}
+    assert {config.task_params["corpus"] for config in configs} == {
+        f"data:{Text(corpus=f'path:{tmp_path}/b/other.jsonl').tokens().hash}"
+    }
 
 
-def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, asked = written(tmp_path / "a.jsonl", texts(600)), []
     real = Text.params
 
@@ -268,11 +357,15 @@ def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(tmp_
     keyed = f"data:{Text(corpus=path).tokens().hash}"
     assert {cell.variant for cell in found.cells} == {f"corpus={keyed}", "corpus=stdlib"}
     assert str(tmp_path) not in json.dumps([cell.title for cell in found.cells])
-    assert sorted(asked) == sorted([path, "stdlib"]), "files are looked at once a plan, not once a cell"
+    assert sorted(asked) == sorted([path, "stdlib"]), (
+        "files are looked at once a plan, not once a cell"
+    )
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp", "", "0" * 31, "G" * 32])
-def test_a_hash_names_no_other_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_names_no_other_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match="a hash is 32 digits from 0 to f"):
         Text(corpus=f"data:{name}").fingerprint()
@@ -280,14 +373,22 @@ def test_a_hash_names_no_other_folder(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_an_unknown_home_is_one_line() -> None:
-    with pytest.raises(UsageError, match="~nobody-of-this-name/x: nobody here has such a home folder"):
+    with pytest.raises(
+        UsageError, match="~nobody-of-this-name/x: nobody here has such a home folder"
+    ):
         registry.build("tasks", "text", {"corpus": "path:~nobody-of-this-name/x"}).fingerprint()
 
 
 def test_options_that_decide_the_tokens_are_in_the_key(corpus: str) -> None:
-    keys = [frozenset(plan(corpus, more).runs) for more in ("", 'tokenizer = "bpe"\nvocab = 300', 'tokenizer = "bpe"\nvocab = 400')]
+    keys = [
+        frozenset(plan(corpus, more).runs)
+        for more in ("", 'tokenizer = "bpe"\nvocab = 300', 'tokenizer = "bpe"\nvocab = 400')
+    ]
     assert len(keys[0] | keys[1] | keys[2]) == 9
-    assert Text(corpus=corpus).fingerprint() != Text(corpus=corpus, tokenizer="bpe", vocab=300).fingerprint()
+    assert (
+        Text(corpus=corpus).fingerprint()
+        != Text(corpus=corpus, tokenizer="bpe", vocab=300).fingerprint()
+    )
 
 
 def test_the_library_keeps_its_name() -> None:
@@ -299,12 +400,20 @@ def test_the_library_keeps_its_name() -> None:
     [
         (lambda path: None, "no such file or folder"),
         (lambda path: path.write_text(""), "the corpus is empty"),
-        (lambda path: path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n'), "too short for xs: its split train holds 3 tokens"),
-        (lambda path: path.write_text('{"text": "a"}\n{"body": "b"}\n'), "a.jsonl:2: no text in the field 'text'"),
+        (
+            lambda path: path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n'),
+            "too short for xs: its split train holds 3 tokens",
+        ),
+        (
+            lambda path: path.write_text('{"text": "a"}\n{"body": "b"}\n'),
+            "a.jsonl:2: no text in the field 'text'",
+        ),
         (lambda path: path.write_bytes(b"\xff"), "not JSON"),
     ],
 )
-def test_what_is_wrong_with_a_corpus_is_known_before_anything_is_trained(write: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_corpus_is_known_before_anything_is_trained(
+    write: Any, message: str, tmp_path: Path
+) -> None:
     write(tmp_path / "a.jsonl")
     with pytest.raises(UsageError) as caught:
         plan(f"path:{tmp_path / 'a.jsonl'}")
@@ -316,18 +425,30 @@ def test_what_is_wrong_with_a_corpus_is_known_before_anything_is_trained(write: 
 
 def test_a_planned_run_trains_and_ships(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    planned = next(run.config for run in plan(written(path, texts(600))).runs.values() if run.config.method == "ste")
+    planned = next(
+        run.config
+        for run in plan(written(path, texts(600))).runs.values()
+        if run.config.method == "ste"
+    )
     config = RunConfig.from_json(json.loads(json.dumps(planned.to_json())))
     path.unlink()
     result = run_one(Assignment(config, tmp_path / "run" / "1"))
     assert result["state"] == "ok" and result["audit"]["passed"], result["message"]
-    assert 4 < result["metrics"]["bits_per_byte"] < 9 and result["metrics"]["loss"] == pytest.approx(
+    assert 4 < result["metrics"]["bits_per_byte"] < 9 and result["metrics"][
+        "loss"
+    ] == pytest.approx(
         math.log(2) * result["metrics"]["bits_per_byte"] * result["metrics"]["bytes_per_token"]
     )
 
 
-def test_a_run_whose_text_is_not_here_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_text_is_not_here_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = next(iter(plan(written(tmp_path / "a.jsonl", texts(600))).runs.values())).config
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "elsewhere"))
     result = run_one(Assignment(config, tmp_path / "run" / "1"))
-    assert result["state"] == "failed" and result["reason"] == "data" and result["message"].startswith("no corpus with the hash")
+    assert (
+        result["state"] == "failed"
+        and result["reason"] == "data"
+        and result["message"].startswith("no corpus with the hash")
+    )

@@ -35,7 +35,9 @@ def plainly(m: Transformer, ids: Tensor) -> Tensor:
 
     def turn(x: Tensor) -> Tensor:
         angles = torch.arange(time).unsqueeze(1) * 10_000.0 ** -(torch.arange(half) / half)
-        z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+        z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
+            torch.ones_like(angles), angles
+        )
         return torch.cat((z.real, z.imag), -1)
 
     x = m.embedding.weight[ids]
@@ -49,7 +51,11 @@ def plainly(m: Transformer, ids: Tensor) -> Tensor:
         scores = scores.masked_fill(torch.ones(time, time).triu(1).bool(), float("-inf"))
         x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ a.o.weight.T
         h = norm(x, block.before_mlp.weight)
-        x = x + (F.silu(h @ block.mlp.gate.weight.T) * (h @ block.mlp.up.weight.T)) @ block.mlp.down.weight.T
+        x = (
+            x
+            + (F.silu(h @ block.mlp.gate.weight.T) * (h @ block.mlp.up.weight.T))
+            @ block.mlp.down.weight.T
+        )
     return norm(x, m.norm.weight) @ m.head.weight.T
 
 
@@ -64,7 +70,11 @@ def test_it_is_the_network_written_plainly(qk_norm: bool) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
     parameters = list(m.parameters())
-    for a, b in zip(torch.autograd.grad(ours, parameters, probe), torch.autograd.grad(plain, parameters, probe), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, parameters, probe),
+        torch.autograd.grad(plain, parameters, probe),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
@@ -101,7 +111,9 @@ def test_flops_are_those_of_the_products() -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         m(ids).sum().backward()
     attention = 3 * 2 * 2 * SHAPE.depth * SHAPE.width * SHAPE.context  # a token, without a mask
-    assert counter.get_total_flops() == pytest.approx(SHAPE.flops(ids.numel()) + ids.numel() * attention / 2)
+    assert counter.get_total_flops() == pytest.approx(
+        SHAPE.flops(ids.numel()) + ids.numel() * attention / 2
+    )
 
 
 def test_the_start_is_reproducible_and_keeps_the_signal_in_scale() -> None:
@@ -130,9 +142,13 @@ def test_two_axes_of_runs() -> None:
     models = [model(seed=seed) for seed in range(4)]
     one = model()
     for name, parameter in one.named_parameters():
-        parameter.data = torch.stack([m.get_parameter(name).data for m in models]).unflatten(0, (2, 2))
+        parameter.data = torch.stack([m.get_parameter(name).data for m in models]).unflatten(
+            0, (2, 2)
+        )
     together = one(tokens().expand(2, 2, 3, 16)).flatten(0, 1)
-    torch.testing.assert_close(together, torch.stack([m(tokens()) for m in models]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together, torch.stack([m(tokens()) for m in models]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bf16_stays_close() -> None:
@@ -169,4 +185,8 @@ def test_each_run_has_the_bits_that_it_has_alone(backend: SDPBackend, gated: boo
             assert torch.equal(together[place], alone)
             for name, parameter in m.named_parameters():
                 grad = whole.get_parameter(name).grad
-                assert grad is not None and parameter.grad is not None and torch.equal(grad[place], parameter.grad), name
+                assert (
+                    grad is not None
+                    and parameter.grad is not None
+                    and torch.equal(grad[place], parameter.grad)
+                ), name

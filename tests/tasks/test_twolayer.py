@@ -31,7 +31,9 @@ def test_the_hessian_diagonal_is_exact_at_the_weights(rotated: bool) -> None:
         return p.population.excess(v @ first.weight.detach())
 
     full = torch.autograd.functional.hessian(along_second, second.weight.detach())[0, :, 0, :]
-    torch.testing.assert_close(p.hessian_diagonal(second), full.diagonal().unsqueeze(0), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        p.hessian_diagonal(second), full.diagonal().unsqueeze(0), rtol=1e-3, atol=1e-5
+    )
     torch.testing.assert_close(p.input_moment(second), full, rtol=1e-3, atol=1e-5)
 
     def along_row(w: torch.Tensor) -> torch.Tensor:
@@ -40,13 +42,18 @@ def test_the_hessian_diagonal_is_exact_at_the_weights(rotated: bool) -> None:
 
     row = torch.autograd.functional.hessian(along_row, first.weight.detach()[3:4])[0, :, 0, :]
     torch.testing.assert_close(p.hessian_diagonal(first)[3], row.diagonal(), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(second.weight.detach()[0, 3] ** 2 * p.input_moment(first), row, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        second.weight.detach()[0, 3] ** 2 * p.input_moment(first), row, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_both_layers_are_quantized_and_the_width_is_swept() -> None:
     for size, meaning in TwoLayer.sizes.items():
         layers = problem(size).layers()
-        assert [tuple(layer.weight.shape) for layer in layers.values()] == [(meaning["hidden"], 256), (1, meaning["hidden"])]
+        assert [tuple(layer.weight.shape) for layer in layers.values()] == [
+            (meaning["hidden"], 256),
+            (1, meaning["hidden"]),
+        ]
 
 
 def test_the_start_is_far_from_the_teacher_at_every_width() -> None:
@@ -57,4 +64,9 @@ def test_the_start_is_far_from_the_teacher_at_every_width() -> None:
 
 
 def test_options_out_of_their_domain_are_refused() -> None:
-    assert TwoLayer(noise=-1).check() and TwoLayer(alpha=-0.1).check() and TwoLayer(noise=0.1).check() and TwoLayer().check() is None
+    assert (
+        TwoLayer(noise=-1).check()
+        and TwoLayer(alpha=-0.1).check()
+        and TwoLayer(noise=0.1).check()
+        and TwoLayer().check() is None
+    )

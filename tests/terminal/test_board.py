@@ -37,7 +37,20 @@ from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, small, unbo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STRANGE = (
-    *("=HYPERLINK(1)", "'=1", "''+1", "\t=1", "＝1", "007", "nan", "null", "1e5", "True", "\x1b[31mred\x1b[0m", "\x1b]8;;http://x\x07y"),
+    *(
+        "=HYPERLINK(1)",
+        "'=1",
+        "''+1",
+        "\t=1",
+        "＝1",
+        "007",
+        "nan",
+        "null",
+        "1e5",
+        "True",
+        "\x1b[31mred\x1b[0m",
+        "\x1b]8;;http://x\x07y",
+    ),
     *(
         "a\u202eb",
         "<script>x</script>",
@@ -51,7 +64,9 @@ STRANGE = (
         "&lt;",
     ),
 )
-MARKS = st.text(st.sampled_from("=+-@\"'`*_[]()<>|&#~!$\\/:.\n\r\t\x1b\x9b\x00\u202e\u2028w1＝"), max_size=20)
+MARKS = st.text(
+    st.sampled_from("=+-@\"'`*_[]()<>|&#~!$\\/:.\n\r\t\x1b\x9b\x00\u202e\u2028w1＝"), max_size=20
+)
 HOSTILE = st.one_of(st.text(max_size=40), MARKS, st.sampled_from(STRANGE))
 
 
@@ -68,13 +83,19 @@ def printed(show: Callable[..., None], *what: Any, width: int = 100, **more: Any
 
 def goldens() -> dict[str, str]:
     board = build(small())
-    terminal = {f"board_small_{width}.txt": printed(show_board, board, width=width) for width in (40, 100)}
+    terminal = {
+        f"board_small_{width}.txt": printed(show_board, board, width=width) for width in (40, 100)
+    }
     return {"board_small.md": to_markdown(board), "board_small.csv": to_csv(board), **terminal}
 
 
-@pytest.mark.parametrize("name", ["board_small.md", "board_small.csv", "board_small_40.txt", "board_small_100.txt"])
+@pytest.mark.parametrize(
+    "name", ["board_small.md", "board_small.csv", "board_small_40.txt", "board_small_100.txt"]
+)
 def test_golden(name: str) -> None:
-    assert goldens()[name] == (GOLDEN / name).read_text(encoding="utf-8"), "if it is meant: python -m tests.test_render"
+    assert goldens()[name] == (GOLDEN / name).read_text(encoding="utf-8"), (
+        "if it is meant: python -m tests.test_render"
+    )
 
 
 # ---- the same board in every form ----
@@ -90,7 +111,10 @@ def test_runs_csv_gives_the_same_board_back() -> None:
 
 @given(HOSTILE.map(text.plain), HOSTILE.map(text.plain))
 def test_text_survives_runs_csv(label: str, message: str) -> None:
-    rows = frame([run("ste", "int4", 0, 0.1 + 1e-17, label=label)], [failed("ste", "int4", 1, "data", message, label=label)])
+    rows = frame(
+        [run("ste", "int4", 0, 0.1 + 1e-17, label=label)],
+        [failed("ste", "int4", 1, "data", message, label=label)],
+    )
     assert build(read_runs_csv(io.StringIO(runs_csv(rows)))) == build(rows)
 
 
@@ -106,28 +130,43 @@ def test_every_number_that_is_printed_is_in_the_json() -> None:
     board = build(small())
     (section,) = json.loads(json.dumps(board.to_json(), allow_nan=False))["sections"]
     lines = [line for line in to_markdown(board).splitlines() if line.startswith("|")]
-    heads = [f"{c['format']} ({c['levels'][0]} levels, {c['bits_per_weight'][0]:g} bits)" for c in section["columns"]]
+    heads = [
+        f"{c['format']} ({c['levels'][0]} levels, {c['bits_per_weight'][0]:g} bits)"
+        for c in section["columns"]
+    ]
     assert lines[0] == f"| method | {' | '.join(heads)} | step / fp | training | memory |"
     for line, row in zip(lines[2:], section["rows"], strict=True):
         name, *cells, step, training, memory = line.strip("| ").split(" | ")
         assert name.replace("\\", "") == row["entrant"] + " (reconstructed)" * row["reconstructed"]
         for shown, cell in zip(cells, row["cells"], strict=False):
-            assert re.sub("[†⁰¹²³⁴⁵⁶⁷⁸⁹*]| (?=[⁰¹²³⁴⁵⁶⁷⁸⁹])", "", shown) == as_markdown(cell, row["role"] == "reference")
+            assert re.sub("[†⁰¹²³⁴⁵⁶⁷⁸⁹*]| (?=[⁰¹²³⁴⁵⁶⁷⁸⁹])", "", shown) == as_markdown(
+                cell, row["role"] == "reference"
+            )
             assert ("**" in shown) == cell["best"] and ("†" in shown) == bool(cell["audits_failed"])
-            assert all(text.superscript(n) in shown and f"\n{text.superscript(n)} " in to_markdown(board) for n in cell["notes"])
+            assert all(
+                text.superscript(n) in shown and f"\n{text.superscript(n)} " in to_markdown(board)
+                for n in cell["notes"]
+            )
         cost = row["cost"]
         assert step == ("–" if cost["step_ratio"] is None else f"{cost['step_ratio']:.2f} ×")
-        assert (training, memory) == (f"{cost['train_s']:.1f} s", f"{cost['peak_memory_bytes'] / 1e6:.0f} MB")
+        assert (training, memory) == (
+            f"{cost['train_s']:.1f} s",
+            f"{cost['peak_memory_bytes'] / 1e6:.0f} MB",
+        )
 
 
 def as_markdown(cell: dict[str, Any], reference: bool) -> str:
     s, g = cell["score"], cell["gap"]
     if s is None:
         return cell["state"] if cell["state"] == "skipped" else ", ".join(cell["failures"])
-    value = f"{s['value']:.3f}" + ("" if s["low"] is None else f" ± {(s['high'] - s['low']) / 2:.3f}")
+    value = f"{s['value']:.3f}" + (
+        "" if s["low"] is None else f" ± {(s['high'] - s['low']) / 2:.3f}"
+    )
     if reference:
         return value
-    ends = "" if g["low"] in (None, g["high"]) else f" [{100 * g['low']:.0f}, {100 * g['high']:.0f}]"
+    ends = (
+        "" if g["low"] in (None, g["high"]) else f" [{100 * g['low']:.0f}, {100 * g['high']:.0f}]"
+    )
     return f"{value}<br>{100 * g['value']:.0f} %{ends}"
 
 
@@ -138,25 +177,48 @@ def test_csv_has_a_line_for_each_cell_with_the_same_numbers() -> None:
     assert len(lines) == len(cells) == 11
     for line, cell in zip(lines, cells, strict=True):
         assert line["state"] == cell.state and line["runs"].split() == list(cell.keys)
-        found = [float(line[name]) if line[name] else None for name in ("mean", "low", "high", "gap")]
+        found = [
+            float(line[name]) if line[name] else None for name in ("mean", "low", "high", "gap")
+        ]
         s, g = cell.score, cell.gap
         expected = [s and s.value, s and s.low, s and s.high, g and g.value]
-        assert found == [x if x is None else pytest.approx(x, rel=1e-11, abs=1e-12) for x in expected]
+        assert found == [
+            x if x is None else pytest.approx(x, rel=1e-11, abs=1e-12) for x in expected
+        ]
 
 
 # ---- text that came from somebody else ----
 
 
 def visible(found: str) -> bool:
-    return not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]", found)
+    return not re.search(
+        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]",
+        found,
+    )
 
 
 def hostile(words: str) -> pd.DataFrame:
     """A frame that carries the words wherever a stranger could put them."""
-    strange = {"label": words, "provenance": "paper", "unit": words, "metric": words, "start": words}
+    strange = {
+        "label": words,
+        "provenance": "paper",
+        "unit": words,
+        "metric": words,
+        "start": words,
+    }
     return frame(
         [run("ste", "int4", 0, 0.5, **strange, recipe=json.dumps({"lr": 1, words: words}))],
-        [failed("ste", "int4", 1, words or None, words, **strange, recipe=json.dumps({"lr": 1, words: words}))],
+        [
+            failed(
+                "ste",
+                "int4",
+                1,
+                words or None,
+                words,
+                **strange,
+                recipe=json.dumps({"lr": 1, words: words}),
+            )
+        ],
         [unborn("pege", "int2", 0, "skipped", words, task_params=json.dumps({"net": words}))],
         [failed("lotion", words or None, 0, words or None, weights_granularity=words)],
         [run("rtn", "int4", 0, 0.5, params={"scale": words}, size=words, task=words)],
@@ -170,7 +232,9 @@ def test_nothing_hostile_is_printed(words: str) -> None:
     for found in (printed(show_board, board), to_markdown(board), to_csv(board)):
         assert visible(found)
     for line in csv.reader(io.StringIO(to_csv(board))):
-        assert not any(field.lstrip().startswith(("=", "+", "@", "＝", "＋", "－", "＠")) for field in line)
+        assert not any(
+            field.lstrip().startswith(("=", "+", "@", "＝", "＋", "－", "＠")) for field in line
+        )
         assert not any(field.startswith("-") and not is_number(field) for field in line)
 
 
@@ -184,7 +248,9 @@ def is_number(field: str) -> bool:
 @given(HOSTILE)
 def test_no_spreadsheet_takes_a_cell_for_a_formula(words: str) -> None:
     found = text.cell(words)
-    assert not found.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) and text.uncell(found) == text.plain(words, 10_000)
+    assert not found.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) and text.uncell(
+        found
+    ) == text.plain(words, 10_000)
 
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -199,16 +265,26 @@ def test_markdown_shows_the_words_as_they_are(words: str) -> None:
     inline = [token for token in tokens if token.type == "inline"]
     assert [token.content for token in inline][::2] == ["x", "y"], "no cell more or less"
     children = inline[1].children or []
-    assert {child.type for child in children} <= {"text"} and "".join(child.content for child in children) == text.plain(words)
-    assert "://" not in text.markdown(words) and "www." not in text.markdown(words).lower(), "nothing to make a link of"
+    assert {child.type for child in children} <= {"text"} and "".join(
+        child.content for child in children
+    ) == text.plain(words)
+    assert "://" not in text.markdown(words) and "www." not in text.markdown(words).lower(), (
+        "nothing to make a link of"
+    )
 
 
 def test_a_page_of_markdown_has_one_table_and_no_markup_of_others() -> None:
-    tokens = MARKDOWN.parse(to_markdown(build(frame(runs("ste", "int4", [0.5], label="a|b <b>x</b> **y**")), title="# *t*")))
+    tokens = MARKDOWN.parse(
+        to_markdown(
+            build(frame(runs("ste", "int4", [0.5], label="a|b <b>x</b> **y**")), title="# *t*")
+        )
+    )
     assert [t.type for t in tokens].count("table_open") == 1
     kinds = {child.type for t in tokens for child in t.children or ()}
     assert not kinds & {"link_open", "strong_open", "em_open", "image"}
-    assert next(t.children[0].content for t in tokens if t.type == "inline" and t.children) == "# *t*"
+    assert (
+        next(t.children[0].content for t in tokens if t.type == "inline" and t.children) == "# *t*"
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,8 +318,21 @@ def test_half_width(half: float, value: float, shown: str) -> None:
 
 
 def test_seconds_and_sizes() -> None:
-    assert [text.seconds(x) for x in (0.84, 9.97, 42, 59.7, 200, 3900)] == ["0.8 s", "10 s", "42 s", "1:00", "3:20", "1:05:00"]
-    assert [text.size(x) for x in (512, 999.6, 3.4e6, 134217728, 2.5e13)] == ["512 B", "1 kB", "3.4 MB", "134 MB", "25000 GB"]
+    assert [text.seconds(x) for x in (0.84, 9.97, 42, 59.7, 200, 3900)] == [
+        "0.8 s",
+        "10 s",
+        "42 s",
+        "1:00",
+        "3:20",
+        "1:05:00",
+    ]
+    assert [text.size(x) for x in (512, 999.6, 3.4e6, 134217728, 2.5e13)] == [
+        "512 B",
+        "1 kB",
+        "3.4 MB",
+        "134 MB",
+        "25000 GB",
+    ]
 
 
 # ---- the terminal ----
@@ -251,15 +340,24 @@ def test_seconds_and_sizes() -> None:
 
 def test_the_best_is_bold_in_a_terminal_and_starred_in_a_pipe() -> None:
     out = io.StringIO()
-    show_board(build(small()), Console(file=out, width=100, force_terminal=True, color_system="standard", _environ={}))
-    assert "\x1b[1m0.302 ± 0.019" in out.getvalue() and "*" not in out.getvalue() and "Best (bold)" in out.getvalue()
+    show_board(
+        build(small()),
+        Console(file=out, width=100, force_terminal=True, color_system="standard", _environ={}),
+    )
+    assert (
+        "\x1b[1m0.302 ± 0.019" in out.getvalue()
+        and "*" not in out.getvalue()
+        and "Best (bold)" in out.getvalue()
+    )
     piped = printed(show_board, build(small()))
     assert piped.count(" *") == 2 and "0.302 ± 0.019 *" in piped and "Best (*)" in piped
 
 
 def test_randomised_rounding_is_shown_when_asked_for() -> None:
     board = build(frame(runs("ste", "int4", [0.5, 0.6], rr_mean=0.75)))
-    assert "rr 0.750" in printed(show_board, board, randomised=True) and "0.750" not in printed(show_board, board)
+    assert "rr 0.750" in printed(show_board, board, randomised=True) and "0.750" not in printed(
+        show_board, board
+    )
 
 
 def test_ranks_stand_beside_the_names() -> None:
@@ -268,19 +366,29 @@ def test_ranks_stand_beside_the_names() -> None:
         for i, (name, c) in enumerate((("ste", 0.1), ("lotion", 0.5)))
     ]
     board = build(frame(*parts))
-    assert re.search(r"^ste +1 +0\.1\d\d ±", printed(show_board, board), re.MULTILINE) and "| ste | 1 | " in to_markdown(board)
+    assert re.search(
+        r"^ste +1 +0\.1\d\d ±", printed(show_board, board), re.MULTILINE
+    ) and "| ste | 1 | " in to_markdown(board)
     assert "ranks are ranges" in to_markdown(board)
 
 
 def test_planned_only() -> None:
     board = build(frame([unborn("ste", "int4", s) for s in range(3)]))
     found = printed(show_board, board)
-    assert "\ndigits/xs\n" in found and re.search(r"^ste +planned", found, re.MULTILINE) and "3 of 3 planned" in found
+    assert (
+        "\ndigits/xs\n" in found
+        and re.search(r"^ste +planned", found, re.MULTILINE)
+        and "3 of 3 planned" in found
+    )
 
 
 def test_nothing_to_show() -> None:
     empty = build(pd.DataFrame())
-    assert "No runs yet." in printed(show_board, empty) and "No runs yet." in to_markdown(empty) and len(to_csv(empty).splitlines()) == 1
+    assert (
+        "No runs yet." in printed(show_board, empty)
+        and "No runs yet." in to_markdown(empty)
+        and len(to_csv(empty).splitlines()) == 1
+    )
 
 
 BOARDS = [
@@ -294,7 +402,11 @@ BOARDS = [
 @given(st.sampled_from(BOARDS), st.integers(20, 200), st.booleans())
 def test_any_width_will_do(board: Board, width: int, terminal: bool) -> None:
     out = io.StringIO()
-    show_board(board, Console(file=out, width=width, force_terminal=terminal, color_system=None), randomised=True)
+    show_board(
+        board,
+        Console(file=out, width=width, force_terminal=terminal, color_system=None),
+        randomised=True,
+    )
     assert all(cell_len(line) <= width for line in out.getvalue().splitlines())
 
 
@@ -338,15 +450,26 @@ def test_a_run_whole() -> None:
 
 
 def test_a_failed_run() -> None:
-    failure = {"state": "failed", "reason": "oom", "message": "out of memory", "scores": {"packed": None}, "kinds": {"packed": "nan"}}
-    found = printed(show_run, {"key": KEY, "attempt": 1, "result": failure, "curve": [{"step": 0, "loss": None}]})
+    failure = {
+        "state": "failed",
+        "reason": "oom",
+        "message": "out of memory",
+        "scores": {"packed": None},
+        "kinds": {"packed": "nan"},
+    }
+    found = printed(
+        show_run,
+        {"key": KEY, "attempt": 1, "result": failure, "curve": [{"step": 0, "loss": None}]},
+    )
     assert "attempt 1: failed" in found and "oom: out of memory" in found and "packed nan" in found
     assert "×" in found and "not finite at step 0" in found and "None" not in found
 
 
 def test_an_empty_run() -> None:
     assert printed(show_run, {}) == "run ?  attempt 1: not finished\n"
-    assert "not finished" in printed(show_run, {"key": KEY, "spec": FULL["spec"], "env": None, "result": None, "curve": []})
+    assert "not finished" in printed(
+        show_run, {"key": KEY, "spec": FULL["spec"], "env": None, "result": None, "curve": []}
+    )
 
 
 @given(HOSTILE, st.integers(20, 200))
@@ -360,15 +483,28 @@ def test_a_hostile_run_is_harmless_at_any_width(words: str, width: int) -> None:
         "audit": {"checks": [check]},
         "metrics": {words: 1.0},
     }
-    found = printed(show_run, FULL | {"key": words, "spec": spec, "result": result, "folder": words}, width=width)
+    found = printed(
+        show_run,
+        FULL | {"key": words, "spec": spec, "result": result, "folder": words},
+        width=width,
+    )
     assert visible(found) and all(cell_len(line) <= width for line in found.splitlines())
 
 
 def test_sparkline() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 2) == "▁█" and sparkline([1, 1], 5) == "▁▁" and sparkline([], 5) == ""
-    assert sparkline([0, math.nan, None, 7, math.inf], 9) == "▁××█×" and sparkline([None, None], 1) == "×"
-    assert sparkline([1, 10, 100], 3) == "▁▅█" and sparkline([1, 15.5, 30], 3) == "▁▅█", "logarithmic only beyond a factor of 30"
+    assert (
+        sparkline([0, 1, 2, 3, 4, 5, 6, 7], 2) == "▁█"
+        and sparkline([1, 1], 5) == "▁▁"
+        and sparkline([], 5) == ""
+    )
+    assert (
+        sparkline([0, math.nan, None, 7, math.inf], 9) == "▁××█×"
+        and sparkline([None, None], 1) == "×"
+    )
+    assert sparkline([1, 10, 100], 3) == "▁▅█" and sparkline([1, 15.5, 30], 3) == "▁▅█", (
+        "logarithmic only beyond a factor of 30"
+    )
 
 
 @given(st.lists(st.floats() | st.none(), max_size=50), st.integers(1, 60))
@@ -382,9 +518,13 @@ def test_sparkline_of_anything(values: list[float | None], width: int) -> None:
 PLAN = [
     Planned("ste int4 digits/xs seed 0", NEW, "k0"),
     Planned("ste int4 digits/xs seed 1", Standing("cached"), "k1"),
-    Planned("ste int4 digits/xs seed 2", Standing("cached", None, "diverged", "nan at step 3"), "k2"),
+    Planned(
+        "ste int4 digits/xs seed 2", Standing("cached", None, "diverged", "nan at step 3"), "k2"
+    ),
     Planned("ste int4 digits/xs seed 3", Standing("cached"), "k3", "deadbeef"),
-    Planned("ste int4 digits/xs seed 4", Standing("failed", None, "oom", "out of \x1b[2Jmemory"), "k4"),
+    Planned(
+        "ste int4 digits/xs seed 4", Standing("failed", None, "oom", "out of \x1b[2Jmemory"), "k4"
+    ),
     Planned("ste int4 digits/xs seed 5", Standing("lost"), "k5"),
     Planned("ste int4 digits/xs seed 6", Standing("running"), "k6"),
     Planned("pege int2 digits/xs seed 0", NEW, "k7", older="pege version 1"),
@@ -405,10 +545,21 @@ def test_a_plan_lists_what_is_not_simply_there_and_counts_the_rest() -> None:
         ["skipped", "pege int2 digits/xs", "no rule for two bits"],
     ]
     found = {line.split()[0]: int(line.split()[1]) for line in counts.splitlines()[1:]}
-    assert found == {"new": 2, "failed": 1, "running": 1, "lost": 1, "stale": 1, "cached": 2, "skipped": 1}
+    assert found == {
+        "new": 2,
+        "failed": 1,
+        "running": 1,
+        "lost": 1,
+        "stale": 1,
+        "cached": 2,
+        "skipped": 1,
+    }
     assert sum(found.values()) == len(PLAN)
     fixes = {line.split()[0]: re.split("  +", line)[3:] for line in counts.splitlines()[1:]}
-    assert all(fixes[state] == ["qbench sweep my.toml"] for state in ("new", "failed", "lost")) and "reproduce" in fixes["stale"][0]
+    assert (
+        all(fixes[state] == ["qbench sweep my.toml"] for state in ("new", "failed", "lost"))
+        and "reproduce" in fixes["stale"][0]
+    )
     assert fixes["cached"] == fixes["running"] == fixes["skipped"] == []
     assert "1 of them diverged" in counts
 
@@ -422,26 +573,43 @@ def test_methods_and_tasks() -> None:
     from qbench.plugins.describe import list_methods, list_tasks
 
     methods, tasks = (
-        re.sub(r"\s*\n {10,}(?=\S)", " ", out) for out in (printed(show_methods, list_methods()), printed(show_tasks, list_tasks()))
+        re.sub(r"\s*\n {10,}(?=\S)", " ", out)
+        for out in (printed(show_methods, list_methods()), printed(show_tasks, list_tasks()))
     )
     for entry in (m for m in list_methods() if m["error"] is None):
         assert f"{entry['name']}  {entry['title']}" in methods and entry["summary"] in methods
     assert "grid=symmetric, scale=absmax" in methods
     for entry in (t for t in list_tasks() if t["error"] is None):
-        assert f"{entry['name']}  {entry['title']}" in tasks and f"{entry['metric']['better']} is better" in tasks
+        assert (
+            f"{entry['name']}  {entry['title']}" in tasks
+            and f"{entry['metric']['better']} is better" in tasks
+        )
     assert "xs: 300 steps of 64" in tasks
 
 
 def test_a_broken_plugin_is_listed_with_its_error() -> None:
-    broken = {"name": "odd", "distribution": "odd 1.0", "target": "odd:Odd", "error": "odd cannot be imported:\x1b[2J no module"}
+    broken = {
+        "name": "odd",
+        "distribution": "odd 1.0",
+        "target": "odd:Odd",
+        "error": "odd cannot be imported:\x1b[2J no module",
+    }
     found = printed(show_methods, [broken])
-    assert found.startswith("odd\n") and "odd cannot be imported: no module" in found and "odd 1.0 (odd:Odd)" in found and visible(found)
+    assert (
+        found.startswith("odd\n")
+        and "odd cannot be imported: no module" in found
+        and "odd 1.0 (odd:Odd)" in found
+        and visible(found)
+    )
     assert printed(show_tasks, []) == "None is installed.\n"
 
 
 @given(st.integers(20, 200))
 def test_lists_at_any_width(width: int) -> None:
-    for found in (printed(show_plan, PLAN, width=width), printed(show_methods, [{"name": "m" * 50, "error": "e" * 90}], width=width)):
+    for found in (
+        printed(show_plan, PLAN, width=width),
+        printed(show_methods, [{"name": "m" * 50, "error": "e" * 90}], width=width),
+    ):
         assert all(cell_len(line) <= width for line in found.splitlines())
 
 

@@ -21,7 +21,17 @@ from rich.cells import cell_len
 
 from qbench.sweeps.listener import Listener, Summary
 from qbench.terminal.progress import Live, Progress, Stream
-from qbench.terminal.progress_lines import Line, bar, closing, fit, minutes, overall_line, roughly, run_line, significant
+from qbench.terminal.progress_lines import (
+    Line,
+    bar,
+    closing,
+    fit,
+    minutes,
+    overall_line,
+    roughly,
+    run_line,
+    significant,
+)
 from qbench.terminal.progress_tally import Tally
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -61,7 +71,9 @@ def run(to: Tally, title: str, began: float, ended: float, kind: str = "finished
 
 def test_no_guess_before_a_run_is_over_or_five_seconds_have_passed() -> None:
     t = tally()
-    assert t.left_s(0.0) is None and t.left_s(100.0) is None, "nothing is known of a sweep that has not done anything"
+    assert t.left_s(0.0) is None and t.left_s(100.0) is None, (
+        "nothing is known of a sweep that has not done anything"
+    )
     t.take("started", "a", {}, 0.0)
     step(t, "a", 0.01, 1.0)
     step(t, "a", 0.25, 4.0)
@@ -98,8 +110,12 @@ def test_a_slow_run_at_the_end_is_not_averaged_away() -> None:
     t.take("started", "slow", {}, 0.0)
     step(t, "slow", 0.05, 2.0)
     step(t, "slow", 0.10, 12.0)
-    assert t.left_s(12.0) == pytest.approx(0.9 * 10 / 0.05), "by its own speed since its first report"
-    assert t.left_s(20.0) == pytest.approx(0.9 * 10 / 0.05 - 8), "and the clock runs on between reports"
+    assert t.left_s(12.0) == pytest.approx(0.9 * 10 / 0.05), (
+        "by its own speed since its first report"
+    )
+    assert t.left_s(20.0) == pytest.approx(0.9 * 10 / 0.05 - 8), (
+        "and the clock runs on between reports"
+    )
     assert t.left_s(1000.0) == pytest.approx(0.9 * 1000 / 100.1)
 
 
@@ -152,7 +168,13 @@ def test_while_draining_only_what_runs_is_waited_for() -> None:
 
 def guesses(lengths: list[float], workers: int) -> list[tuple[float | None, float, float]]:
     """At the end of each run: the guess, the time that was really left, and what the slowest running run still took."""
-    t, now, busy, queue, found = tally(total=len(lengths)), 0.0, dict[str, tuple[float, float]](), list(enumerate(lengths)), []
+    t, now, busy, queue, found = (
+        tally(total=len(lengths)),
+        0.0,
+        dict[str, tuple[float, float]](),
+        list(enumerate(lengths)),
+        [],
+    )
     while queue or busy:
         while queue and len(busy) < workers:
             run, length = queue.pop(0)
@@ -165,7 +187,13 @@ def guesses(lengths: list[float], workers: int) -> list[tuple[float | None, floa
             if began + length <= now:
                 del busy[title]
                 t.take("finished", title, {}, now)
-        found.append((now, t.left_s(now), max((began + length - now for began, length in busy.values()), default=0.0)))
+        found.append(
+            (
+                now,
+                t.left_s(now),
+                max((began + length - now for began, length in busy.values()), default=0.0),
+            )
+        )
     return [(guess, now - at, longest) for at, guess, longest in found]
 
 
@@ -228,7 +256,11 @@ def test_plain_lines_come_every_ten_seconds_however_many_steps() -> None:
     for _ in range(3500):
         clock.now += 0.01
         progress.event("step", "a", step=1, steps=100, loss=1.0)
-    assert [line.split("  ")[2] for line in out.getvalue().splitlines()[1:]] == ["elapsed 0:10", "elapsed 0:20", "elapsed 0:30"]
+    assert [line.split("  ")[2] for line in out.getvalue().splitlines()[1:]] == [
+        "elapsed 0:10",
+        "elapsed 0:20",
+        "elapsed 0:30",
+    ]
     assert out.getvalue().startswith("2 runs, 0 done before\n")
 
 
@@ -256,7 +288,9 @@ def test_draining_says_what_is_waited_for() -> None:
     progress, out, _ = plainly()
     progress.start(9, 0)
     progress.event("draining", "", running=0)
-    assert len(out.getvalue().splitlines()) == 1, "with nothing running there is nothing to wait for"
+    assert len(out.getvalue().splitlines()) == 1, (
+        "with nothing running there is nothing to wait for"
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "live"])
@@ -267,7 +301,12 @@ def test_text_of_others_carries_no_codes_and_no_markup(mode: Any) -> None:
     progress.event("started", "evil\x1b[2J\x1b]0;title\x07 [red]x[/red] :boom:")
     if isinstance(progress.display, Live):
         progress.display.region.refresh()
-    progress.event("failed", "evil\x1b[2J\x1b]0;title\x07 [red]x[/red] :boom:", reason="data\r", message="one\ntwo\x07 [bold]\x9b2J")
+    progress.event(
+        "failed",
+        "evil\x1b[2J\x1b]0;title\x07 [red]x[/red] :boom:",
+        reason="data\r",
+        message="one\ntwo\x07 [bold]\x9b2J",
+    )
     progress.stop(Summary(failed=1, left=1, failures=[("evil", "da\x1b[2Jta", "")]))
     got = out.getvalue()
     assert "evil [red]x[/red] :boom:: data: one two [bold]" in re.sub(r"\x1b\[[0-9;]*m", "", got)
@@ -282,7 +321,9 @@ def test_text_of_others_carries_no_codes_and_no_markup(mode: Any) -> None:
 @pytest.mark.parametrize(
     ("stream", "term", "live"), [(Terminal, "xterm", True), (Terminal, "dumb", False), (io.StringIO, "xterm", False)]
 )  # fmt: skip
-def test_auto_is_live_on_a_terminal_only(stream: type[io.StringIO], term: str, live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_live_on_a_terminal_only(
+    stream: type[io.StringIO], term: str, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", term)
     out = stream()
     progress = Progress("auto", out)
@@ -307,7 +348,12 @@ def test_quiet_says_nothing() -> None:
 
 def test_only_a_live_display_loads_rich() -> None:
     code = "import sys; from qbench.terminal.progress import Progress; Progress(sys.argv[1]); print(sorted({'rich', 'torch', 'pandas'} & set(sys.modules)))"
-    loaded = [subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True) for mode in ("plain", "live")]
+    loaded = [
+        subprocess.run(
+            [sys.executable, "-c", code, mode], capture_output=True, text=True, check=True
+        )
+        for mode in ("plain", "live")
+    ]
     assert [run.stdout for run in loaded] == ["[]\n", "['rich']\n"]
 
 
@@ -392,7 +438,9 @@ def test_the_screen_of_a_narrow_terminal() -> None:
     ]
 
 
-@pytest.mark.parametrize(("height", "shown"), [(30, 27), (67, 64), (66, 64), (65, 62), (4, 1), (3, 0)])
+@pytest.mark.parametrize(
+    ("height", "shown"), [(30, 27), (67, 64), (66, 64), (65, 62), (4, 1), (3, 0)]
+)
 def test_as_many_runs_as_fit_and_how_many_more(height: int, shown: int) -> None:
     progress, display, clock = live(100, height)
     a_sweep(progress, clock, workers=64)
@@ -414,7 +462,14 @@ def test_as_many_runs_as_fit_and_how_many_more(height: int, shown: int) -> None:
 def test_no_line_is_wider_than_the_terminal(
     width: int, title: str, total: int, done: int, elapsed: float, loss: float | None, share: float
 ) -> None:
-    t = Tally(total, min(done, total) // 2, 0.0, finished=min(done, total) // 3, failed=min(done, total) // 7, work=0.5)
+    t = Tally(
+        total,
+        min(done, total) // 2,
+        0.0,
+        finished=min(done, total) // 3,
+        failed=min(done, total) // 7,
+        work=0.5,
+    )
     assert cell_len(words(overall_line(t, elapsed, width))) <= max(width, len(f"{t.done}/{total}"))
     row = (fit(title, 60).rstrip(), significant(loss), minutes(elapsed))
     line = run_line(row, share, (60, 11, 9), width)
@@ -441,9 +496,29 @@ def test_numbers_in_words() -> None:
     assert [significant(x) for x in (2.302585, 0.5, 12345.6, 1234.5, 1.23456e-5, float("nan"), None, "?")] == [
         "2.303", "0.5000", "1.235e+04", "1234", "1.235e-05", "nan", "", ""
     ]  # fmt: skip
-    assert [minutes(x) for x in (0, 41.9, 59.99, 60, 3900)] == ["0:00", "0:41", "0:59", "1:00", "1:05:00"]
-    assert [roughly(x) for x in (0.2, 40, 61, 599, 601, 7201)] == ["0:01", "0:40", "1:10", "10:00", "11:00", "2:01:00"]
-    assert [words(bar(x, 4, "")) for x in (0, 0.124, 0.125, 0.5, 0.99, 1)] == ["────", "────", "╸───", "━━──", "━━━╸", "━━━━"]
+    assert [minutes(x) for x in (0, 41.9, 59.99, 60, 3900)] == [
+        "0:00",
+        "0:41",
+        "0:59",
+        "1:00",
+        "1:05:00",
+    ]
+    assert [roughly(x) for x in (0.2, 40, 61, 599, 601, 7201)] == [
+        "0:01",
+        "0:40",
+        "1:10",
+        "10:00",
+        "11:00",
+        "2:01:00",
+    ]
+    assert [words(bar(x, 4, "")) for x in (0, 0.124, 0.125, 0.5, 0.99, 1)] == [
+        "────",
+        "────",
+        "╸───",
+        "━━──",
+        "━━━╸",
+        "━━━━",
+    ]
 
 
 def test_a_flood_of_steps_costs_next_to_nothing() -> None:
@@ -460,7 +535,9 @@ def test_a_flood_of_steps_costs_next_to_nothing() -> None:
         events += 64
     seconds, used = time.monotonic() - began, time.process_time() - used
     progress.stop(Summary(left=64))
-    assert out.getvalue().count("64 running") <= 8 * seconds + 4, "the first, the last and eight a second"
+    assert out.getvalue().count("64 running") <= 8 * seconds + 4, (
+        "the first, the last and eight a second"
+    )
     assert out.getvalue().count("64 running") >= 4
     assert used / events < 50e-6
 
@@ -472,7 +549,9 @@ def test_lines_stay_above_the_live_region() -> None:
     progress.event("started", RUN)
     progress.event("failed", RUN, reason="oom", message="no room " * 20)
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    assert f"failed  {RUN}: oom: {('no room ' * 20).strip()}\n" in printed, "one line, which the terminal may wrap"
+    assert f"failed  {RUN}: oom: {('no room ' * 20).strip()}\n" in printed, (
+        "one line, which the terminal may wrap"
+    )
     assert printed.index("failed ") < printed.rindex("0/2")
     progress.stop(Summary(failed=1, left=1))
 
@@ -509,9 +588,15 @@ progress.stop(Summary(ok=1, left=1, interrupted=True))
 def in_a_terminal(how: str, folder: Path) -> tuple[str, str, int]:
     """What a terminal got from a process whose stderr it is, what its stdout got, and its exit code."""
     master, slave = pty.openpty()
-    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm-256color"}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES", "NO_COLOR")
+    } | {"TERM": "xterm-256color"}
     with open(folder / "out", "wb") as out:
-        child = subprocess.Popen([sys.executable, "-c", SHOW_OFF, how], stdin=slave, stdout=out, stderr=slave, env=env)
+        child = subprocess.Popen(
+            [sys.executable, "-c", SHOW_OFF, how], stdin=slave, stdout=out, stderr=slave, env=env
+        )
     os.close(slave)
     got = b""
     while select.select([master], [], [], 10)[0]:
@@ -535,10 +620,14 @@ def test_the_terminal_is_left_as_it_was(how: str, code: int, tmp_path: Path) -> 
     assert "ste int2 digits/xs seed 1" in shown and "0.2500" in shown
     after = shown[shown.rindex(SHOW) :]
     assert "\x1b[2K" in after and "ste int2" not in after, "the live region is wiped away"
-    assert ("1 left; 0:00; interrupted; the same command goes on" in after) is (how in ("stop", "warn"))
+    assert ("1 left; 0:00; interrupted; the same command goes on" in after) is (
+        how in ("stop", "warn")
+    )
     assert ("boom" in shown) is (how == "raise")
     if how == "warn":
-        assert re.search(r"\x1b\[2Ka library warns\r\n.*0/2", shown, re.DOTALL), "in the place of the live region, which moves down"
+        assert re.search(r"\x1b\[2Ka library warns\r\n.*0/2", shown, re.DOTALL), (
+            "in the place of the live region, which moves down"
+        )
 
 
 # ---- the closing line ----

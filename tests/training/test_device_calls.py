@@ -49,7 +49,11 @@ class Impatient(TorchDispatchMode):
         self.waits: list[str] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in ASKS:
             self.waits.append(str(func))
@@ -58,7 +62,12 @@ class Impatient(TorchDispatchMode):
 
 def ready(method: str, folder: Path) -> Run:
     config = Kit(method, folder).config("int4", activations="int4", steps=STEPS)
-    run = prepare(Assignment(config, folder), Execution(), open_problem(config, torch.device("cpu"))[1], torch.device("cpu"))
+    run = prepare(
+        Assignment(config, folder),
+        Execution(),
+        open_problem(config, torch.device("cpu"))[1],
+        torch.device("cpu"),
+    )
     one_step(run, 0)  # the first one prepares the optimizer, and may measure
     return run
 
@@ -100,14 +109,24 @@ class Calls(TorchDispatchMode):
         self.waits: list[str] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        devices = {x.device.type for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)}
+        devices = {
+            x.device.type for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)
+        }
         if ELSEWHERE.type in devices:
             self.made[str(func)] += 1
         copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        if copies and len(devices) > 1 and not ((kwargs or {}).get("non_blocking") or True in args[2:]):
+        if (
+            copies
+            and len(devices) > 1
+            and not ((kwargs or {}).get("non_blocking") or True in args[2:])
+        ):
             self.waits.append(str(func))
         return found
 
@@ -117,10 +136,25 @@ def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What torch does not do on `meta` and does on a GPU: fused optimizers, with rates in tensors too, and autocast, which is off here."""
     monkeypatch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
     for module in ("adam", "optimizer"):
-        monkeypatch.setattr(import_module(f"torch.optim.{module}"), FUSED_ON, lambda: [ELSEWHERE.type], raising=False)
+        monkeypatch.setattr(
+            import_module(f"torch.optim.{module}"),
+            FUSED_ON,
+            lambda: [ELSEWHERE.type],
+            raising=False,
+        )
     cast, enabled = torch.autocast, torch.is_autocast_enabled
-    monkeypatch.setattr(torch, "autocast", lambda device, *a, **k: nullcontext() if device == ELSEWHERE.type else cast(device, *a, **k))
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": device != ELSEWHERE.type and enabled(device))
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda device, *a, **k: (
+            nullcontext() if device == ELSEWHERE.type else cast(device, *a, **k)
+        ),
+    )
+    monkeypatch.setattr(
+        torch,
+        "is_autocast_enabled",
+        lambda device="cpu": device != ELSEWHERE.type and enabled(device),
+    )
     library = torch.library.Library("aten", "IMPL", "Meta")
     for optimizer in ("adamw", "sgd"):
         library.impl(f"_fused_{optimizer}_.tensor_lr", lambda *args, **kwargs: None)
@@ -131,9 +165,20 @@ def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Run:
     """So many runs behind their first step: two rates, and half as many seeds."""
     inputs = INT4 if bed in QUANTIZED_INPUTS else None
-    configs = [config(method, bed, place // 2, 0.01 * (1 + place % 2), STEPS, inputs) for place in range(count)]
+    configs = [
+        config(method, bed, place // 2, 0.01 * (1 + place % 2), STEPS, inputs)
+        for place in range(count)
+    ]
     configs.sort(key=lambda c: c.recipe.lr)  # as a sweep has them
-    runs = [prepare(Assignment(c, folder), Execution(compile=False), open_problem(c, ELSEWHERE)[1], ELSEWHERE) for c in configs]
+    runs = [
+        prepare(
+            Assignment(c, folder),
+            Execution(compile=False),
+            open_problem(c, ELSEWHERE)[1],
+            ELSEWHERE,
+        )
+        for c in configs
+    ]
     run = side_by_side(runs) if count > 1 else runs[0]
     assert run is not None
     one_step(run, ORDINARY[0])
@@ -148,9 +193,16 @@ def calls(run: Run) -> Calls:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("bed", "method"), [(bed, method) for bed in BEDS for method in (TRAINED if SOAK or bed not in LIKE_OTHERS else FEW)]
+    ("bed", "method"),
+    [
+        (bed, method)
+        for bed in BEDS
+        for method in (TRAINED if SOAK or bed not in LIKE_OTHERS else FEW)
+    ],
 )
-def test_a_step_of_more_runs_is_no_more_calls(method: str, bed: str, elsewhere: None, tmp_path: Path) -> None:
+def test_a_step_of_more_runs_is_no_more_calls(
+    method: str, bed: str, elsewhere: None, tmp_path: Path
+) -> None:
     alone, beside, more = (ready_elsewhere(method, bed, count, tmp_path) for count in (1, 4, 8))
     one, few, many = map(calls, (alone, beside, more))
     assert not one.waits + few.waits + many.waits

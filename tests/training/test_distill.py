@@ -43,7 +43,9 @@ def plan(text: str = SWEEP, recipe: str = "") -> Plan:
     return make_plan(read_text(f"{text}\n[recipe]\nsteps = 20\n{recipe}", "s.toml"))
 
 
-def trained(config: RunConfig, folder: Path, base: Path | None = None) -> tuple[dict[str, Any], Path]:
+def trained(
+    config: RunConfig, folder: Path, base: Path | None = None
+) -> tuple[dict[str, Any], Path]:
     attempt = new_attempt(folder, config.key)
     return run_one(Assignment(config, attempt.folder, base=base)), attempt.folder
 
@@ -54,21 +56,37 @@ def test_the_distance_is_jeffreys_for_classes_and_squared_error_for_numbers() ->
     student, teacher = (torch.randn(5, 7, generator=draw, dtype=torch.float64) for _ in range(2))
     p, q = student.softmax(-1), teacher.softmax(-1)
     kl = (p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)
-    classes, numbers = Batch(student, torch.zeros(5, dtype=torch.int64)), Batch(student, torch.zeros(5, 7))
-    torch.testing.assert_close(problem.distances(student, teacher, classes), kl.float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(problem.distances(student, teacher, numbers), (student - teacher).square())
+    classes, numbers = (
+        Batch(student, torch.zeros(5, dtype=torch.int64)),
+        Batch(student, torch.zeros(5, 7)),
+    )
+    torch.testing.assert_close(
+        problem.distances(student, teacher, classes), kl.float(), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        problem.distances(student, teacher, numbers), (student - teacher).square()
+    )
     assert not problem.distances(student, student, classes).any()
 
 
 def test_it_is_an_axis_of_the_board_and_the_start_is_trained_on_the_task() -> None:
     both = plan(recipe='objective = ["task", "distill"]')
     off = plan()
-    assert set(off.runs) < set(both.runs), "the word changes no key where it says what was always so"
+    assert set(off.runs) < set(both.runs), (
+        "the word changes no key where it says what was always so"
+    )
     extra = [cell for cell in both.cells if cell.extra]
-    assert [(c.example.recipe.objective, c.example.recipe.steps, c.example.start) for c in extra] == [("task", 10, "scratch")]
+    assert [
+        (c.example.recipe.objective, c.example.recipe.steps, c.example.start) for c in extra
+    ] == [("task", 10, "scratch")]
     asked = [(c.example.method, c.example.recipe.objective) for c in both.cells if not c.extra]
-    assert sorted(asked) == sorted((m, o) for m in ("fp", "rtn", "ste") for o in ("task", "distill"))
-    again = [RunConfig.from_json(json.loads(json.dumps(run.config.to_json()))).key for run in both.runs.values()]
+    assert sorted(asked) == sorted(
+        (m, o) for m in ("fp", "rtn", "ste") for o in ("task", "distill")
+    )
+    again = [
+        RunConfig.from_json(json.loads(json.dumps(run.config.to_json()))).key
+        for run in both.runs.values()
+    ]
     assert again == list(both.runs)
 
 
@@ -78,22 +96,34 @@ def test_there_must_be_something_to_imitate() -> None:
     with pytest.raises(UsageError, match="objective"):
         plan(recipe='objective = "imitate"')
     closed = plan(SWEEP.replace('"toy"', '"linreg"'), 'objective = "distill"')
-    assert {cell.refusal for cell in closed.skipped if not cell.extra} >= {"linreg has its loss in closed form, and no outputs to imitate"}
+    assert {cell.refusal for cell in closed.skipped if not cell.extra} >= {
+        "linreg has its loss in closed form, and no outputs to imitate"
+    }
     assert not [cell for cell in closed.cells if not cell.extra]
 
 
 @pytest.mark.parametrize("method", ["fp", "ste", "gdnsq", "lotion"])
-def test_everybody_learns_from_the_start_and_not_from_labels(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everybody_learns_from_the_start_and_not_from_labels(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Recipe(steps=20, batch=32, lr=0.01)
     base = dataclasses.replace(Kit("fp", tmp_path).config(None), recipe=whole)
     _, start = trained(base, tmp_path)
     config = Kit(method, tmp_path).config("int2" if method != "fp" else None)
     config = dataclasses.replace(
-        config, recipe=dataclasses.replace(whole, objective="distill"), start="fp:0.5", base=base.key, task="toy", data="toy-1"
+        config,
+        recipe=dataclasses.replace(whole, objective="distill"),
+        start="fp:0.5",
+        base=base.key,
+        task="toy",
+        data="toy-1",
     )
     one, folder = trained(config, tmp_path, start)
     assert one["state"] == "ok", one["message"]
-    distances = [json.loads(line)["terms"]["distance"] for line in (folder / "curve.jsonl").read_text().splitlines()]
+    distances = [
+        json.loads(line)["terms"]["distance"]
+        for line in (folder / "curve.jsonl").read_text().splitlines()
+    ]
     # In full precision the start is already what it imitates: nothing moves it, nor LOTION's latent weights, whose Fisher is zero there.
     assert max(distances) < 1e-9 if method in ("fp", "lotion") else min(distances) > 0
     assert method != "ste" or distances[-1] < distances[0] / 2
@@ -102,7 +132,10 @@ def test_everybody_learns_from_the_start_and_not_from_labels(method: str, tmp_pa
 
     def mislabelled(self: ToyProblem, index: int) -> Batch:
         batch = draw(self, index)
-        return dataclasses.replace(batch, targets=torch.zeros_like(batch.targets) if isinstance(batch.targets, Tensor) else None)
+        return dataclasses.replace(
+            batch,
+            targets=torch.zeros_like(batch.targets) if isinstance(batch.targets, Tensor) else None,
+        )
 
     monkeypatch.setattr(ToyProblem, "batch", mislabelled)
     other, _ = trained(config, tmp_path / "other", start)
@@ -110,13 +143,28 @@ def test_everybody_learns_from_the_start_and_not_from_labels(method: str, tmp_pa
 
 
 def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
-    base = dataclasses.replace(Kit("fp", tmp_path).config(None), recipe=Recipe(steps=5, batch=8, lr=0.01))
-    base = dataclasses.replace(base, task="digits", task_version=Digits.version, data=Digits().fingerprint(), task_params=Digits().params)
+    base = dataclasses.replace(
+        Kit("fp", tmp_path).config(None), recipe=Recipe(steps=5, batch=8, lr=0.01)
+    )
+    base = dataclasses.replace(
+        base,
+        task="digits",
+        task_version=Digits.version,
+        data=Digits().fingerprint(),
+        task_params=Digits().params,
+    )
     _, start = trained(base, tmp_path)
     config = Kit("ste", tmp_path).config("int2", activations="int2")
-    same = {name: getattr(base, name) for name in ("task", "task_version", "data", "task_params", "size")}
+    same = {
+        name: getattr(base, name)
+        for name in ("task", "task_version", "data", "task_params", "size")
+    }
     config = dataclasses.replace(
-        config, **same, recipe=dataclasses.replace(base.recipe, objective="distill"), start="fp:0.5", base=base.key
+        config,
+        **same,
+        recipe=dataclasses.replace(base.recipe, objective="distill"),
+        start="fp:0.5",
+        base=base.key,
     )
     result, folder = trained(config, tmp_path, start)
     assert result["state"] == "ok" and result["audit"]["passed"]
@@ -126,16 +174,26 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
 # ---- side by side ----
 
 
-def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[list[RunConfig], list[Path]]:
+def imitators(
+    task: str, method: str, folder: Path, count: int = 3
+) -> tuple[list[RunConfig], list[Path]]:
     """Runs that each imitate a network of their own, and the networks: by the board's objective, or GDNSQ by a field of its own."""
     configs, bases = [], []
     for seed in range(count):
         base = config("fp", task, seed=seed, lr=0.02)
         _, start = trained(base, folder / "bases")
         found = config(method, task, seed=seed)
-        recipe = dataclasses.replace(found.recipe, lr=0.01 * (1 + seed // 2), objective="task" if method == "gdnsq" else "distill")
+        recipe = dataclasses.replace(
+            found.recipe,
+            lr=0.01 * (1 + seed // 2),
+            objective="task" if method == "gdnsq" else "distill",
+        )
         params = found.method_params | ({"distill": True} if method == "gdnsq" else {})
-        configs.append(dataclasses.replace(found, recipe=recipe, method_params=params, start="fp:0.5", base=base.key))
+        configs.append(
+            dataclasses.replace(
+                found, recipe=recipe, method_params=params, start="fp:0.5", base=base.key
+            )
+        )
         bases.append(start)
     return configs, bases
 
@@ -155,8 +213,15 @@ def imitators(task: str, method: str, folder: Path, count: int = 3) -> tuple[lis
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:
     configs, bases = imitators(task, method, tmp_path)
     assert all(alone(c) is None for c in configs) and len({kind_of(c) for c in configs}) == 1
-    many = [Assignment(c, new_attempt(tmp_path / "many", c.key).folder, base=base) for c, base in zip(configs, bases, strict=True)]
-    for result, c, base in zip(run_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True):
+    many = [
+        Assignment(c, new_attempt(tmp_path / "many", c.key).folder, base=base)
+        for c, base in zip(configs, bases, strict=True)
+    ]
+    for result, c, base in zip(
+        run_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True
+    ):
         one, _ = trained(c, tmp_path / "one", base)
         assert result["state"] == "ok" and result["cost"]["company"] == 3, result["message"]
-        assert outcome(result) == outcome(one) and curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+        assert outcome(result) == outcome(one) and curve(tmp_path / "many", c) == curve(
+            tmp_path / "one", c
+        )

@@ -32,7 +32,9 @@ from qbench.training.run import Run
 from qbench.util.json_files import finite
 
 
-def train(config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any) -> tuple[dict[str, Any], Attempt]:
+def train(
+    config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any
+) -> tuple[dict[str, Any], Attempt]:
     attempt = new_attempt(folder, config.key)
     return run_one(Assignment(config, attempt.folder, **more), execution), attempt
 
@@ -47,25 +49,56 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
     beats: list[dict[str, Any]] = []
     attempt = new_attempt(kit.folder, config.key)
     result = run_one(Assignment(config, attempt.folder), report=beats.append)
-    assert sorted(p.name for p in attempt.folder.iterdir()) == ["curve.jsonl", "env.json", "export", "result.json", "spec.json"]
-    assert attempt.read("result") == json.loads(json.dumps(result)) and RunConfig.from_json(attempt.read("spec") or {}).key == config.key
+    assert sorted(p.name for p in attempt.folder.iterdir()) == [
+        "curve.jsonl",
+        "env.json",
+        "export",
+        "result.json",
+        "spec.json",
+    ]
+    assert (
+        attempt.read("result") == json.loads(json.dumps(result))
+        and RunConfig.from_json(attempt.read("spec") or {}).key == config.key
+    )
     curve = [json.loads(line) for line in attempt.curve.read_text().splitlines()]
     assert [line["step"] for line in curve] == list(range(1, 61)) == [b["step"] for b in beats]
-    assert [line["step"] for line in curve if line["val"] is not None] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert [line["step"] for line in curve if line["val"] is not None] == [
+        7,
+        14,
+        21,
+        28,
+        35,
+        42,
+        49,
+        56,
+        60,
+    ]
     assert result["size"]["bits_per_weight"] == 2 + 32 * 128 / 5120 and result["audit"]["passed"]
     assert result["cost"]["step_s_median"] > 0 and attempts(kit.folder, config.key) == [attempt]
 
 
-def test_a_score_that_is_not_finite_is_recorded_as_such(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_is_not_finite_is_recorded_as_such(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also after randomised rounding, where a mean and a deviation are taken."""
     scored = ToyProblem.score
-    monkeypatch.setattr(ToyProblem, "score", lambda self, model, split: dict.fromkeys(scored(self, model, split), math.inf))
+    monkeypatch.setattr(
+        ToyProblem,
+        "score",
+        lambda self, model, split: dict.fromkeys(scored(self, model, split), math.inf),
+    )
     result, _ = train(kit.config("int4", steps=4), kit.folder)
-    assert result["state"] == "ok" and result["scores"]["packed"] is None and result["scores"]["rr_mean"] is None
+    assert (
+        result["state"] == "ok"
+        and result["scores"]["packed"] is None
+        and result["scores"]["rr_mean"] is None
+    )
     assert result["kinds"]["packed"] == "inf" and set(result["kinds"]) >= {"rr_mean", "rr_std"}
 
 
-def test_a_checkpoint_of_other_code_is_not_gone_on_from(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Cut(BaseException):
         pass
 
@@ -79,10 +112,15 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(kit: Kit, monkeypatch: p
     assert attempt.checkpoint.exists()
     resumed, folder = train(config, kit.folder, resume=attempt.folder)
     first = [json.loads(line)["seconds"] for line in folder.curve.read_text().splitlines()]
-    assert first == sorted(first) and resumed["cost"]["train_s"] >= first[29], "what went before is counted"
+    assert first == sorted(first) and resumed["cost"]["train_s"] >= first[29], (
+        "what went before is counted"
+    )
     steps: list[int] = []
     monkeypatch.setattr(checkpoint, "made_by", lambda device: ["other code"])
-    run_one(Assignment(config, new_attempt(kit.folder, config.key).folder, resume=attempt.folder), report=lambda p: steps.append(p["step"]))
+    run_one(
+        Assignment(config, new_attempt(kit.folder, config.key).folder, resume=attempt.folder),
+        report=lambda p: steps.append(p["step"]),
+    )
     assert steps[0] == 1
 
 
@@ -106,13 +144,19 @@ def test_micro_batches_give_the_same_gradient(kit: Kit) -> None:
 )
 def test_recipes_train(kit: Kit, recipe: dict[str, Any]) -> None:
     config = kit.config("int4")
-    result, _ = train(dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe)), kit.folder)
-    assert result["state"] == "ok" and result["scores"]["packed"] < 1.2 and result["audit"]["passed"]
+    result, _ = train(
+        dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe)), kit.folder
+    )
+    assert (
+        result["state"] == "ok" and result["scores"]["packed"] < 1.2 and result["audit"]["passed"]
+    )
 
 
 def test_masters_stay_float32_under_bf16(kit: Kit) -> None:
     config = kit.config("int8")
-    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, precision="bf16"))
+    config = dataclasses.replace(
+        config, recipe=dataclasses.replace(config.recipe, precision="bf16")
+    )
     seen = set()
 
     run = kit.attached(config)
@@ -145,10 +189,16 @@ def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
             run_one(Assignment(config, first.folder), Execution(checkpoint_s=0), cut)
         assert first.read("result") is None
         result, second = train(config, tmp_path / str(place), resume=first.folder)
-        assert result["artefact_sha256"] == whole["artefact_sha256"] and result["scores"] == whole["scores"]
+        assert (
+            result["artefact_sha256"] == whole["artefact_sha256"]
+            and result["scores"] == whole["scores"]
+        )
 
         def losses(a: Attempt) -> list[tuple[int, float]]:
-            return [(line["step"], line["loss"]) for line in map(json.loads, a.curve.read_text().splitlines())]
+            return [
+                (line["step"], line["loss"])
+                for line in map(json.loads, a.curve.read_text().splitlines())
+            ]
 
         assert losses(second) == losses(attempt)
 
@@ -157,7 +207,11 @@ def test_full_precision_counts_nothing_as_quantized(tmp_path: Path) -> None:
     result, _ = train(Kit("fp", tmp_path).config("int4"), tmp_path)
     scores = result["scores"]
     assert scores["packed"] == scores["simulated"] == scores["latent"] and scores["rr_count"] == 0
-    assert result["size"]["quantized_parameters"] == 0 and result["size"]["bits_per_weight"] == 32.0 and result["sites"] == []
+    assert (
+        result["size"]["quantized_parameters"] == 0
+        and result["size"]["bits_per_weight"] == 32.0
+        and result["sites"] == []
+    )
 
 
 def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
@@ -174,7 +228,9 @@ def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
 
 def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
     _, folder = Kit("fp", tmp_path).run(Kit("fp", tmp_path).config("int4"))
-    config = dataclasses.replace(Kit("ste", tmp_path).config("int4", steps=2), start="fp:0.5", base="0" * 32)
+    config = dataclasses.replace(
+        Kit("ste", tmp_path).config("int4", steps=2), start="fp:0.5", base="0" * 32
+    )
     seen: list[float] = []
 
     @dataclass
@@ -185,11 +241,15 @@ def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
             return load_method("ste")().quantizer(site)
 
         def before_step(self, run: Run, batch: Batch) -> None:
-            assert run.reference is not None and not any(p.requires_grad for p in run.reference.parameters())
+            assert run.reference is not None and not any(
+                p.requires_grad for p in run.reference.parameters()
+            )
             seen.append(float(run.problem.loss(run.reference(batch.inputs), batch)))
 
     with registered(Asks):
-        result, _ = train(dataclasses.replace(config, method="asks", method_params={}), tmp_path, base=folder)
+        result, _ = train(
+            dataclasses.replace(config, method="asks", method_params={}), tmp_path, base=folder
+        )
     assert result["state"] == "ok", result["message"]
     assert len(seen) == 2 and max(seen) < 0.8
 
@@ -240,9 +300,13 @@ def out_of_memory(run: Run) -> None:
 
 @pytest.mark.parametrize(("how", "reason", "message"), [(poison, "diverged", "the loss is nan at step 2[12] of 60"), (crash, "plugin", "ValueError: two$"),
                                                         (out_of_memory, "oom", "2.00 GiB")])  # fmt: skip
-def test_failures_are_rows_with_a_reason(how: Callable[[Run], None], reason: str, message: str, tmp_path: Path) -> None:
+def test_failures_are_rows_with_a_reason(
+    how: Callable[[Run], None], reason: str, message: str, tmp_path: Path
+) -> None:
     Breaks.how = how
-    config = dataclasses.replace(Kit("ste", tmp_path).config("int4"), method="breaks", method_params={})
+    config = dataclasses.replace(
+        Kit("ste", tmp_path).config("int4"), method="breaks", method_params={}
+    )
     with registered(Breaks):
         result, attempt = train(config, tmp_path)
     assert (result["state"], result["reason"]) == ("failed", reason)
@@ -252,16 +316,30 @@ def test_failures_are_rows_with_a_reason(how: Callable[[Run], None], reason: str
     assert len(lines) >= 20 and (reason != "diverged" or lines[-1]["loss"] is None)
 
 
-def test_data_that_fails_is_blamed_on_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_fails_is_blamed_on_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        ToyProblem, "batch", lambda self, index: (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index)
+        ToyProblem,
+        "batch",
+        lambda self, index: (
+            (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index)
+        ),
     )
     result, _ = train(Kit("ste", tmp_path).config("int4"), tmp_path)
-    assert (result["state"], result["reason"], result["message"]) == ("failed", "data", "KeyError: 7")
+    assert (result["state"], result["reason"], result["message"]) == (
+        "failed",
+        "data",
+        "KeyError: 7",
+    )
 
 
 def test_evaluation_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ToyProblem, "score", lambda self, model, split: {"loss": 1.0} if split == "val" else {}["loss"])
+    monkeypatch.setattr(
+        ToyProblem,
+        "score",
+        lambda self, model, split: {"loss": 1.0} if split == "val" else {}["loss"],
+    )
     result, _ = train(Kit("ste", tmp_path).config("int4"), tmp_path)
     assert (result["state"], result["reason"]) == ("failed", "eval")
 
@@ -272,16 +350,28 @@ def test_a_full_disk_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.Monkey
 
     Breaks.how = full
     with registered(Breaks), pytest.raises(OSError, match="No space"):
-        train(dataclasses.replace(Kit("ste", tmp_path).config("int4"), method="breaks", method_params={}), tmp_path)
+        train(
+            dataclasses.replace(
+                Kit("ste", tmp_path).config("int4"), method="breaks", method_params={}
+            ),
+            tmp_path,
+        )
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    result, _ = train(dataclasses.replace(Kit("ste", tmp_path).config("int4"), method_version=99), tmp_path)
-    assert result["reason"] == "plugin" and "version 1 here, the run asks for 99" in result["message"]
+    result, _ = train(
+        dataclasses.replace(Kit("ste", tmp_path).config("int4"), method_version=99), tmp_path
+    )
+    assert (
+        result["reason"] == "plugin" and "version 1 here, the run asks for 99" in result["message"]
+    )
 
 
 def test_numbers_that_are_not_finite_are_null_with_their_kind() -> None:
-    assert finite({"a": math.nan, "b": -math.inf, "c": 1.0}) == ({"a": None, "b": None, "c": 1.0}, {"a": "nan", "b": "-inf"})
+    assert finite({"a": math.nan, "b": -math.inf, "c": 1.0}) == (
+        {"a": None, "b": None, "c": 1.0},
+        {"a": "nan", "b": "-inf"},
+    )
 
 
 # ---- schedules ----

@@ -38,7 +38,9 @@ MAGNIFIES = {"gdnsq": 2}
 """Steps that are as close as that, of a method whose steps are moved by coins: a different last bit of a gradient is another step."""
 
 
-def trained(method: str, folder: Path, execution: Execution, **recipe: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def trained(
+    method: str, folder: Path, execution: Execution, **recipe: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config = Kit(method, folder).config("int4", activations="int4", steps=STEPS)
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe))
     attempt = Attempt(folder / config.key / "1")
@@ -51,7 +53,9 @@ def seen(curve: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(method: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(
+    method: str, tmp_path: Path
+) -> None:
     _, undivided = trained(method, tmp_path / "alone", Execution(device="cpu"))
     halved, curve = trained(method, tmp_path / "halved", Execution(accumulate=2, device="cpu"))
     two, other = trained(method, tmp_path / "two", Execution(gpus_per_run=2, device="cpu"))
@@ -74,8 +78,12 @@ def test_micro_batches_of_slices_are_as_many_everywhere_and_cover_the_batch_in_o
     per_process = [list(Team(rank, 3).parts(batch, 4)) for rank in range(3)]
     assert {len(parts) for parts in per_process} == {3}
     firsts = [(first, part.count) for parts in per_process for first, part in parts]
-    assert [first for first, _ in firsts] == [sum(count for _, count in firsts[:i]) for i in range(9)]
-    assert torch.equal(torch.cat([part.inputs for parts in per_process for _, part in parts]), batch.inputs)
+    assert [first for first, _ in firsts] == [
+        sum(count for _, count in firsts[:i]) for i in range(9)
+    ]
+    assert torch.equal(
+        torch.cat([part.inputs for parts in per_process for _, part in parts]), batch.inputs
+    )
     assert [part.count for part in cut(batch, 4)] == [3, 3, 3, 2]
 
 
@@ -103,18 +111,30 @@ def swept(config: Any, results: Path) -> Summary:
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "divided"])
-def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_result(fsdp: bool, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_result(
+    fsdp: bool, tmp_path: Path
+) -> None:
     (tmp_path / "deaths").mkdir()
-    config = asked(f'[[method]]\nname = "deserter"\ntimes = 2\ncounted_in = "{tmp_path / "deaths"}"', fsdp)
+    config = asked(
+        f'[[method]]\nname = "deserter"\ntimes = 2\ncounted_in = "{tmp_path / "deaths"}"', fsdp
+    )
     first = swept(config, tmp_path)
     ((_, reason, message),) = first.failures
-    assert (first.code, reason) == (3, "signal") and message.startswith("process 2 of 2 was killed by SIGKILL")
+    assert (first.code, reason) == (3, "signal") and message.startswith(
+        "process 2 of 2 was killed by SIGKILL"
+    )
     second = swept(config, tmp_path)
     assert second.code == 0
     (run,) = make_plan(config).runs.values()
     one, two, three = attempts(tmp_path, run.key)
-    assert [a.read("result") and a.read("result")["state"] for a in (one, two, three)] == [None, "failed", "ok"]  # type: ignore[index]
-    *kept, _ = one.curve.read_text().splitlines(keepends=True)  # the last may be of a step whose checkpoint was not written any more
+    assert [a.read("result") and a.read("result")["state"] for a in (one, two, three)] == [
+        None,
+        "failed",
+        "ok",
+    ]  # type: ignore[index]
+    *kept, _ = one.curve.read_text().splitlines(
+        keepends=True
+    )  # the last may be of a step whose checkpoint was not written any more
     assert len(kept) > 2 and three.curve.read_text().startswith("".join(kept)), "it began anew"
     assert three.read("env")["processes"] == 2  # type: ignore[index]
     undisturbed = tmp_path / "undisturbed"
@@ -126,17 +146,30 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
 def test_what_is_made_after_training_takes_one_process(tmp_path: Path) -> None:
     config = asked('methods = ["plain", "after"]')
     assert swept(config, tmp_path).code == 0
-    environments = {run.config.method: attempts(tmp_path, run.key)[-1].read("env") or {} for run in make_plan(config).runs.values()}
-    assert {name: env.get("processes", 1) for name, env in environments.items()} == {"plain": 2, "after": 1}
+    environments = {
+        run.config.method: attempts(tmp_path, run.key)[-1].read("env") or {}
+        for run in make_plan(config).runs.values()
+    }
+    assert {name: env.get("processes", 1) for name, env in environments.items()} == {
+        "plain": 2,
+        "after": 1,
+    }
 
 
 def test_a_method_that_keeps_what_its_own_part_told_it_is_found_out(tmp_path: Path) -> None:
     ((_, reason, message),) = swept(asked('methods = ["drifter"]'), tmp_path).failures
-    assert reason == "plugin" and "drifter" in message and "drifted apart" in message and "run.everywhere" in message
+    assert (
+        reason == "plugin"
+        and "drifter" in message
+        and "drifted apart" in message
+        and "run.everywhere" in message
+    )
 
 
 def test_an_error_in_every_process_is_the_error_of_the_run(tmp_path: Path) -> None:
-    ((_, reason, message),) = swept(asked('[[method]]\nname = "actor"\nrole = "raise"'), tmp_path).failures
+    ((_, reason, message),) = swept(
+        asked('[[method]]\nname = "actor"\nrole = "raise"'), tmp_path
+    ).failures
     assert (reason, message) == ("plugin", "ValueError: the actor forgot its lines")
 
 
@@ -152,7 +185,9 @@ def test_the_engine_is_part_of_no_key() -> None:
     methods = 'methods = ["actor"]'
     assert (
         make_plan(asked(methods)).runs.keys()
-        == make_plan(read_text(FILE.split("[engine]")[0].format(methods=methods), "f.toml")).runs.keys()
+        == make_plan(
+            read_text(FILE.split("[engine]")[0].format(methods=methods), "f.toml")
+        ).runs.keys()
     )
 
 
@@ -161,17 +196,31 @@ def test_the_engine_is_part_of_no_key() -> None:
     [
         ("[engine]\ngpus = 2", "f.toml: [engine]: unknown"),
         ("[engine]\ngpus_per_run = 0", "f.toml: [engine]: gpus_per_run: a whole number from 1"),
-        ("[engine]\nfsdp = true", "fsdp = true divides a run among several GPUs: write gpus_per_run, too"),
-        ("[engine]\ngpus_per_run = 9", "f.toml: [engine]: a batch of 8 cannot be divided among 9 processes"),
-        ("[engine]\ngpus_per_run = 2\nfsdp = true", "f.toml: [engine]: actor is not written for weights that are divided among processes"),
-        ('[[task]]\nname = "linreg"\n[engine]\ngpus_per_run = 1\nfsdp = false\n[recipe]\nbatch = 1', None),
+        (
+            "[engine]\nfsdp = true",
+            "fsdp = true divides a run among several GPUs: write gpus_per_run, too",
+        ),
+        (
+            "[engine]\ngpus_per_run = 9",
+            "f.toml: [engine]: a batch of 8 cannot be divided among 9 processes",
+        ),
+        (
+            "[engine]\ngpus_per_run = 2\nfsdp = true",
+            "f.toml: [engine]: actor is not written for weights that are divided among processes",
+        ),
+        (
+            '[[task]]\nname = "linreg"\n[engine]\ngpus_per_run = 1\nfsdp = false\n[recipe]\nbatch = 1',
+            None,
+        ),
         (
             '[[task]]\nname = "linreg"\n[engine]\ngpus_per_run = 2\n[recipe]\nbatch = 8',
             "linreg has its loss in closed form, and no batch to divide",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(text: str, complaint: str | None) -> None:
+def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(
+    text: str, complaint: str | None
+) -> None:
     tasks = "" if "[[task]]" in text else 'tasks = ["stage"]\n'
     file = f'board = "x"\nmethods = ["actor"]\nformats = ["int4"]\n{tasks}{text}\n'
     if complaint is None:

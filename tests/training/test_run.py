@@ -30,14 +30,20 @@ def test_a_probe_names_every_quantized_tensor_and_leaves_nothing_behind() -> Non
     assert set(made) == set(run.declared)
     for name, layer, grid in run.grids():
         assert torch.equal(made[name], grid.snap(layer.matrix())) and layer.used is None
-    assert all(layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items())
+    assert all(
+        layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items()
+    )
     assert loss.requires_grad and all(p.grad is None for p in run.model.parameters())
 
 
 @pytest.mark.parametrize("which", ["weights", "inputs"])
-def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_first(which: str) -> None:
+def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_first(
+    which: str,
+) -> None:
     run = attached("int4", "int8")
-    for layer in run.problem.layers().values():  # sums of codes are zero too often, where ReLU has its kink
+    for (
+        layer
+    ) in run.problem.layers().values():  # sums of codes are zero too often, where ReLU has its kink
         torch.nn.init.normal_(layer.bias, std=0.1, generator=torch.Generator().manual_seed(1))
     batch = run.problem.batch(-1)
     site = "narrow" if which == "weights" else "narrow.input"
@@ -54,7 +60,9 @@ def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_
         at = [weight, inputs]
         here = 0 if which == "weights" else 1
         at[here] = (at[here] + step * direction).requires_grad_()
-        return torch.autograd.grad(run.problem.loss(last(F.relu(F.linear(at[1], at[0], narrow.bias))), batch), at[here])[0]
+        return torch.autograd.grad(
+            run.problem.loss(last(F.relu(F.linear(at[1], at[0], narrow.bias))), batch), at[here]
+        )[0]
 
     h = 1e-6
     wanted = (first(h) - first(-h)) / (2 * h)
@@ -79,7 +87,10 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
     if task == "digits":
         config = dataclasses.replace(config, task_params={"model": "cnn"})
     for parts in (1, 3):
-        _, problem = open_problem(dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)), torch.device("cpu"))
+        _, problem = open_problem(
+            dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)),
+            torch.device("cpu"),
+        )
         run = attach(problem, registry.build("methods", "ste", {}), config)
         run.method.prepare(run, run.probe_batches(1))
         run.accumulate = parts

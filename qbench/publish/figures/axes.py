@@ -23,15 +23,28 @@ class Axis:
 
     def __call__(self, x: float) -> float:
         """Where a number lies; one beyond the axis lies at its end."""
-        low, high, x = (math.log10(max(v, 1e-300)) for v in (self.low, self.high, x)) if self.log else (self.low, self.high, x)
+        low, high, x = (
+            (math.log10(max(v, 1e-300)) for v in (self.low, self.high, x))
+            if self.log
+            else (self.low, self.high, x)
+        )
         share = (x - low) / (high - low)
         return self.start + min(max(share, 0.0), 1.0) * (self.stop - self.start)
 
     def ticks(self, count: int = 4) -> list[float]:
-        return _decades(self.low, self.high, count) if self.log else _steps(self.low, self.high, count)
+        return (
+            _decades(self.low, self.high, count) if self.log else _steps(self.low, self.high, count)
+        )
 
 
-def fit(values: Iterable[float], start: float, stop: float, *, log: bool | None = None, zero: bool = False) -> Axis:
+def fit(
+    values: Iterable[float],
+    start: float,
+    stop: float,
+    *,
+    log: bool | None = None,
+    zero: bool = False,
+) -> Axis:
     """An axis that holds all the values with a little room; logarithmic if they ask for it. `zero` makes a linear one begin at 0."""
     known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
@@ -62,7 +75,12 @@ def _steps(low: float, high: float, count: int) -> list[float]:
 def _decades(low: float, high: float, count: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for digits in ((1, 2, 5), (1, 3), (1,)):
-        found = [m * 10.0**e for e in range(first, last + 1) for m in digits if low <= m * 10.0**e <= high]
+        found = [
+            m * 10.0**e
+            for e in range(first, last + 1)
+            for m in digits
+            if low <= m * 10.0**e <= high
+        ]
         if 2 <= len(found) <= count + 2:
             return [float(f"{t:.3g}") for t in found]
     whole = [e for e in range(first, last + 1) if low <= 10.0**e <= high]

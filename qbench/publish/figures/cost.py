@@ -6,8 +6,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qbench.publish.figures.axes import Axis, fit
-from qbench.publish.figures.panels import CROWDED, LINE, LONGEST, NARROW, Figure, Json, Styles, at, base, gutter, metric, short, stroke
-from qbench.publish.figures.svg import Panel, Style, el, frame, join, label, mark, outline, path, thin
+from qbench.publish.figures.panels import (
+    CROWDED,
+    LINE,
+    LONGEST,
+    NARROW,
+    Figure,
+    Json,
+    Styles,
+    at,
+    base,
+    gutter,
+    metric,
+    short,
+    stroke,
+)
+from qbench.publish.figures.svg import (
+    Panel,
+    Style,
+    el,
+    frame,
+    join,
+    label,
+    mark,
+    outline,
+    path,
+    thin,
+)
 from qbench.util.text import count
 
 
@@ -19,14 +44,23 @@ def costs(section: Json, look: Styles) -> Figure:
     kinds: tuple[tuple[str, str, Callable[[Json], Any]], ...] = (
         ("step time over full precision", "step / fp", lambda row: row["cost"]["step_ratio"]),
         ("training time, s", "training", lambda row: row["cost"]["train_s"] or None),
-        ("peak memory, MB", "memory", lambda row: row["cost"]["peak_memory_bytes"] and row["cost"]["peak_memory_bytes"] / 1e6),
+        (
+            "peak memory, MB",
+            "memory",
+            lambda row: row["cost"]["peak_memory_bytes"] and row["cost"]["peak_memory_bytes"] / 1e6,
+        ),
     )
     panels = []
     for title, head, of in kinds:
         known = [(row, value) for row in section["rows"] if (value := of(row)) is not None]
         if len(known) > 1:
             panels.append(_cost_panel(title, head, known, look))
-    return Figure("cost", "What training costs", "Medians over an entrant's runs here; memory is the most of any.", panels)
+    return Figure(
+        "cost",
+        "What training costs",
+        "Medians over an entrant's runs here; memory is the most of any.",
+        panels,
+    )
 
 
 def _cost_panel(title: str, head: str, known: Sequence[tuple[Json, float]], look: Styles) -> Panel:
@@ -45,7 +79,11 @@ def _cost_panel(title: str, head: str, known: Sequence[tuple[Json, float]], look
         parts.append(el("g", join([bar, *words]), cls=f"{style.classes} m"))
     said = "; ".join(f"{short(row['entrant'], 40)} {_number(value)}" for row, value in ordered)
     return Panel(
-        title, said, NARROW, bottom + 34, join([*parts, label((names + NARROW - 46) / 2, bottom + 20, title, "name", "middle", 50)])
+        title,
+        said,
+        NARROW,
+        bottom + 34,
+        join([*parts, label((names + NARROW - 46) / 2, bottom + 20, title, "name", "middle", 50)]),
     )
 
 
@@ -56,7 +94,11 @@ def _number(value: float) -> str:
 def best_of(section: Json, look: Styles) -> Figure:
     panels = []
     for i, column in enumerate(section["columns"]):
-        cells = [(look[row["entrant"]], c) for row in section["rows"] if (c := at(row, i)) and len(c["best_of"]) > 1]
+        cells = [
+            (look[row["entrant"]], c)
+            for row in section["rows"]
+            if (c := at(row, i)) and len(c["best_of"]) > 1
+        ]
         lines = [(style, known) for style, c in cells if (known := _known(c["best_of"]))]
         if lines:
             share = min(c["best_of_share"] for _, c in cells)
@@ -73,7 +115,13 @@ def _known(values: Sequence[float | None]) -> list[tuple[int, float]]:
     return [(n, v) for n, v in enumerate(values, 1) if v is not None]
 
 
-def _tuning_panel(section: Json, fmt: str, i: int, lines: Sequence[tuple[Style, list[tuple[int, float]]]], share: float) -> Panel:
+def _tuning_panel(
+    section: Json,
+    fmt: str,
+    i: int,
+    lines: Sequence[tuple[Style, list[tuple[int, float]]]],
+    share: float,
+) -> Panel:
     left, right, top, bottom = 42, NARROW - 12, 26, 196
     most = max(n for _, known in lines for n, _ in known)
     doubled = {most, *(1 << k for k in range(most.bit_length()))}
@@ -86,25 +134,40 @@ def _tuning_panel(section: Json, fmt: str, i: int, lines: Sequence[tuple[Style, 
         below = known[-1][1] < y.low
         words = f"{'↓' if below else '↑'} {short(style.name, LONGEST)} {known[-1][1]:.4g}"
         height = bottom - 6 - 12 * place if below else top + 10 + 12 * place
-        parts.append(el("g", label(right - 2, height, words, "end", "end"), cls=f"{style.classes} m"))
+        parts.append(
+            el("g", label(right - 2, height, words, "end", "end"), cls=f"{style.classes} m")
+        )
     for style, known in lines:
-        inside = [stroke(path(thin([(x(n), y(v)) for n, v in known if y.low <= v <= y.high])), "line")]
+        inside = [
+            stroke(path(thin([(x(n), y(v)) for n, v in known if y.low <= v <= y.high])), "line")
+        ]
         for n, v in known:
             if n in doubled and y.low <= v <= y.high:
                 words = f"{short(style.name, 40)}, {count(n, 'trial')}: {v:.4g}"
-                inside.append(el("path", el("title", words), d=outline(x(n), y(v), style.shape, 2.6)))
+                inside.append(
+                    el("path", el("title", words), d=outline(x(n), y(v), style.shape, 2.6))
+                )
         parts.append(el("g", join(inside), cls=f"{style.classes} m"))
-    said = "; ".join(f"{short(style.name, 40)} {known[-1][1]:.4g} of {known[-1][0]}" for style, known in lines)
-    return Panel(fmt, said, NARROW, bottom + 36, join([label(right, 13, fmt, "head", "end", 24), *parts]), i)
+    said = "; ".join(
+        f"{short(style.name, 40)} {known[-1][1]:.4g} of {known[-1][0]}" for style, known in lines
+    )
+    return Panel(
+        fmt, said, NARROW, bottom + 36, join([label(right, 13, fmt, "head", "end", 24), *parts]), i
+    )
 
 
 def _counts(most: int) -> list[float]:
     """Round numbers of trials below an axis, none on its neighbour."""
-    step = next((s for s in (1, 2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500) if most <= 8 * s), -(-most // 8))
+    step = next(
+        (s for s in (1, 2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500) if most <= 8 * s),
+        -(-most // 8),
+    )
     return [1, *range(step, most + 1, step)] if step > 1 else [*range(1, most + 1)]
 
 
-def _tuning_axis(lines: Sequence[tuple[Style, list[tuple[int, float]]]], bottom: float, top: float) -> Axis:
+def _tuning_axis(
+    lines: Sequence[tuple[Style, list[tuple[int, float]]]], bottom: float, top: float
+) -> Axis:
     """As with scores, controls do not press what is compared into a corner."""
     everyone = [v for _, known in lines for _, v in known]
     rivals = [v for style, known in lines if style.colour != "ctl" for _, v in known]
@@ -120,7 +183,11 @@ def unknown_time(section: Json) -> str:
     if len(known) > 1 or not notes:
         return ""
     none = all("without a validation curve" in note for note in notes)
-    why = "the validation curves of its runs are not here" if none else "too few runs had been evaluated when full precision was done"
+    why = (
+        "the validation curves of its runs are not here"
+        if none
+        else "too few runs had been evaluated when full precision was done"
+    )
     return f"At equal training time nothing can be shown: {why}."
 
 
@@ -128,7 +195,11 @@ def equal_time(section: Json, look: Styles) -> Figure:
     """Where steps cost more than full precision's, what they had brought when that was done."""
     panels = []
     for i, column in enumerate(section["columns"]):
-        found = [(row, c["equal_time"]) for row in section["rows"] if (c := at(row, i)) and c["equal_time"]]
+        found = [
+            (row, c["equal_time"])
+            for row in section["rows"]
+            if (c := at(row, i)) and c["equal_time"]
+        ]
         found = [(row, e) for row, e in found if e["at_time"] and e["at_steps"]]
         if len(found) > 1:
             panels.append(_timed_panel(section, column["format"], i, found, look))
@@ -136,9 +207,13 @@ def equal_time(section: Json, look: Styles) -> Figure:
     return Figure("time", "At equal training time", said, panels)
 
 
-def _timed_panel(section: Json, fmt: str, i: int, found: Sequence[tuple[Json, Json]], look: Styles) -> Panel:
+def _timed_panel(
+    section: Json, fmt: str, i: int, found: Sequence[tuple[Json, Json]], look: Styles
+) -> Panel:
     names, bottom = gutter(row["entrant"] for row, _ in found), 30 + LINE * len(found)
-    x = fit([e[when]["value"] for _, e in found for when in ("at_time", "at_steps")], names, NARROW - 16)
+    x = fit(
+        [e[when]["value"] for _, e in found for when in ("at_time", "at_steps")], names, NARROW - 16
+    )
     parts = [label(names, 13, fmt, "head", None, 44), base(x, bottom, 24, section)]
     for n, (row, e) in enumerate(found):
         middle, style = 24 + LINE * (n + 0.5), look[row["entrant"]]
@@ -151,6 +226,7 @@ def _timed_panel(section: Json, fmt: str, i: int, found: Sequence[tuple[Json, Js
         ]
         parts.append(mark(after, middle, style, inside=join(inside)))
     said = "; ".join(
-        f"{short(row['entrant'], 40)} {e['at_time']['value']:.4g} then, {e['at_steps']['value']:.4g} after" for row, e in found
+        f"{short(row['entrant'], 40)} {e['at_time']['value']:.4g} then, {e['at_steps']['value']:.4g} after"
+        for row, e in found
     )
     return Panel(f"At equal training time, {fmt}", said, NARROW, bottom + 36, join(parts), i)

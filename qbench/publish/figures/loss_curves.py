@@ -33,17 +33,30 @@ def curves(losses: pd.DataFrame, cells: Mapping[str, str]) -> dict[str, Curve]:
         return {}
     names = sorted(set(cells.values()))
     place = {name: i for i, name in enumerate(names)}
-    cell = losses["key"].map({key: place[name] for key, name in cells.items()}).to_numpy(dtype=np.float64, na_value=np.nan)
-    good = np.isfinite(cell) & np.isfinite(losses["loss"].to_numpy(dtype=np.float64, na_value=np.nan))
+    cell = (
+        losses["key"]
+        .map({key: place[name] for key, name in cells.items()})
+        .to_numpy(dtype=np.float64, na_value=np.nan)
+    )
+    good = np.isfinite(cell) & np.isfinite(
+        losses["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    )
     part = losses[good].assign(cell=cell[good].astype(np.int64))
     buckets = max(FEWEST_POINTS, min(MOST_POINTS, BUDGET // len(names)))
     last = part.groupby("cell")["step"].transform("max").clip(lower=1)
-    part = part.assign(bucket=np.minimum(part["step"] * buckets // last, buckets - 1), progress=part["step"] / last)
+    part = part.assign(
+        bucket=np.minimum(part["step"] * buckets // last, buckets - 1), progress=part["step"] / last
+    )
     by_run = part.groupby(["cell", "key", "bucket"], sort=True)[["progress", "loss"]].mean()
     found = by_run.groupby(["cell", "bucket"], sort=True).agg(
-        progress=("progress", "mean"), mean=("loss", "mean"), low=("loss", "min"), high=("loss", "max")
+        progress=("progress", "mean"),
+        mean=("loss", "mean"),
+        low=("loss", "min"),
+        high=("loss", "max"),
     )
     return {
-        names[int(c)]: Curve(*(group[name].tolist() for name in ("progress", "mean", "low", "high")))
+        names[int(c)]: Curve(
+            *(group[name].tolist() for name in ("progress", "mean", "low", "high"))
+        )
         for c, group in found.groupby("cell", sort=True)
     }

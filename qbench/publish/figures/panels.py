@@ -58,7 +58,16 @@ def base(x: Axis, bottom: float, top: float, section: Json) -> Markup:
     parts = [el("path", d="".join(f"M{x(t):.1f} {bottom}V{top}" for t in x.ticks()), cls="grid")]
     parts.append(numbers(x, bottom, x.ticks()))
     parts.append(el("path", d=f"M{x.start} {bottom}H{x.stop}", cls="axis"))
-    parts.append(label((x.start + x.stop) / 2, bottom + 29, metric(section) + (", log" if x.log else ""), "name", "middle", 50))
+    parts.append(
+        label(
+            (x.start + x.stop) / 2,
+            bottom + 29,
+            metric(section) + (", log" if x.log else ""),
+            "name",
+            "middle",
+            50,
+        )
+    )
     return join(parts)
 
 
@@ -69,8 +78,14 @@ def whisker(cell: Json, axis: Axis, place: float, vertical: bool = False) -> str
         return ""
     a, b = axis(low), axis(high)
     line = path([(place, a), (place, b)] if vertical else [(a, place), (b, place)])
-    cut = [(end, other) for value, end, other in ((low, a, b), (high, b, a)) if not axis.low <= value <= axis.high]
-    return line + "".join(_arrowhead(end, 1 if other > end else -1, place, vertical) for end, other in cut)
+    cut = [
+        (end, other)
+        for value, end, other in ((low, a, b), (high, b, a))
+        if not axis.low <= value <= axis.high
+    ]
+    return line + "".join(
+        _arrowhead(end, 1 if other > end else -1, place, vertical) for end, other in cut
+    )
 
 
 def _arrowhead(end: float, back: int, place: float, vertical: bool) -> str:
@@ -92,7 +107,13 @@ def beyond(cell: Json, axis: Axis, section: Json, x: float, y: float, who: str =
     arrow = ("↓" if less else "↑") if upright else ("←" if less else "→")
     left = less or upright
     words = text.number(value, section["digits"])
-    return label(x + (8 if left else -8), y - 8 * upright, f"{arrow} {who}{words}", "value", None if left else "end")
+    return label(
+        x + (8 if left else -8),
+        y - 8 * upright,
+        f"{arrow} {who}{words}",
+        "value",
+        None if left else "end",
+    )
 
 
 def band(section: Json, axis: Axis, start: float, stop: float, across: bool = False) -> Markup:
@@ -101,13 +122,37 @@ def band(section: Json, axis: Axis, start: float, stop: float, across: bool = Fa
     if not cell or not cell["score"]:
         return Markup("")
     s = cell["score"]
-    low, value, high = (axis(v if v is not None else s["value"]) for v in (s["low"], s["value"], s["high"]))
+    low, value, high = (
+        axis(v if v is not None else s["value"]) for v in (s["low"], s["value"], s["high"])
+    )
     a, b = sorted((low, high))
     if not axis.low <= s["value"] <= axis.high:
-        return el("g", beyond(cell, axis, section, start + 4 if across else value, value if across else start + 10, "fp "), cls="ref fp")
-    x, y, width, height = (start, a, stop - start, b - a) if across else (a, start, b - a, stop - start)
+        return el(
+            "g",
+            beyond(
+                cell,
+                axis,
+                section,
+                start + 4 if across else value,
+                value if across else start + 10,
+                "fp ",
+            ),
+            cls="ref fp",
+        )
+    x, y, width, height = (
+        (start, a, stop - start, b - a) if across else (a, start, b - a, stop - start)
+    )
     line = [(start, value), (stop, value)] if across else [(value, start), (value, stop)]
-    return el("g", join([el("rect", cls="band", x=x, y=y, width=width, height=height), el("path", d=path(line), cls="line")]), cls="ref fp")
+    return el(
+        "g",
+        join(
+            [
+                el("rect", cls="band", x=x, y=y, width=width, height=height),
+                el("path", d=path(line), cls="line"),
+            ]
+        ),
+        cls="ref fp",
+    )
 
 
 # ---- axes and words ----
@@ -121,22 +166,39 @@ def gutter(names: Iterable[str], longest: int = 0) -> float:
 def short(name: str, longest: int) -> str:
     """Without its middle: entrants of one method differ at the end."""
     name = text.plain(name, 200)
-    return name if len(name) <= longest else name[: (longest - 1) // 2] + "…" + name[-(longest // 2) :]
+    return (
+        name if len(name) <= longest else name[: (longest - 1) // 2] + "…" + name[-(longest // 2) :]
+    )
 
 
 def at(row: Json, i: int) -> Any:
     """The cell of a row in a column; that of full precision spans them all."""
     cells = row["cells"]
-    return cells[0] if row["role"] == "reference" and len(cells) == 1 else cells[i] if i < len(cells) else None
+    return (
+        cells[0]
+        if row["role"] == "reference" and len(cells) == 1
+        else cells[i]
+        if i < len(cells)
+        else None
+    )
 
 
 def scored(section: Json) -> list[tuple[Json, Json]]:
     """Cells of a format with a score."""
-    return [(row, c) for row in section["rows"] if row["role"] != "reference" for c in row["cells"] if c["score"]]
+    return [
+        (row, c)
+        for row in section["rows"]
+        if row["role"] != "reference"
+        for c in row["cells"]
+        if c["score"]
+    ]
 
 
 def reference(section: Json) -> Any:
-    return next((row["cells"][0] for row in section["rows"] if row["role"] == "reference" and row["main"]), None)
+    return next(
+        (row["cells"][0] for row in section["rows"] if row["role"] == "reference" and row["main"]),
+        None,
+    )
 
 
 def score_axis(section: Json, cells: Sequence[Json], start: float, stop: float) -> Axis:
@@ -150,9 +212,20 @@ def score_axis(section: Json, cells: Sequence[Json], start: float, stop: float) 
     outer = _ends(everyone, log, level)
     crowded = len(rivals) > 1 and (_span(outer, log) > CROWDED * _span(inner, log))
     held = inner if crowded else outer
-    whole = [*held, *(v for v in (fp["score"]["low"], fp["score"]["high"]) if v is not None)] if fp and fp["score"] and held else held
+    whole = (
+        [*held, *(v for v in (fp["score"]["low"], fp["score"]["high"]) if v is not None)]
+        if fp and fp["score"] and held
+        else held
+    )
     # The band of full precision whole, where that costs the others little.
-    return fit(whole if (not log or min(whole) > 0) and _span(whole, log) <= ROOM * _span(held, log) else held, start, stop, log=log)
+    return fit(
+        whole
+        if (not log or min(whole) > 0) and _span(whole, log) <= ROOM * _span(held, log)
+        else held,
+        start,
+        stop,
+        log=log,
+    )
 
 
 def _wide(means: Sequence[float]) -> bool:
@@ -163,7 +236,9 @@ def _ends(scores: Sequence[Json], log: bool, level: float | None) -> list[float]
     """What an axis must hold: the means, their intervals, and full precision; on a logarithmic one, as far as it can."""
     least = min((s["value"] for s in scores if s["value"] > 0), default=1.0)
     found = [v for s in scores for v in (s["value"], s["low"], s["high"]) if v is not None]
-    return [v for v in [*found, *([level] if level is not None else [])] if not log or v > least / FAR]
+    return [
+        v for v in [*found, *([level] if level is not None else [])] if not log or v > least / FAR
+    ]
 
 
 def _span(values: Sequence[float], log: bool) -> float:
@@ -191,13 +266,21 @@ def what_became(cell: Json | None) -> str:
 
 def tip(row: Json, cell: Json, section: Json) -> str:
     s, digits = cell["score"], section["digits"]
-    half = "" if s["low"] is None or s["high"] is None else f" ± {text.half_width((s['high'] - s['low']) / 2, s['value'], digits)}"
+    half = (
+        ""
+        if s["low"] is None or s["high"] is None
+        else f" ± {text.half_width((s['high'] - s['low']) / 2, s['value'], digits)}"
+    )
     return f"{short(row['entrant'], 40)}, {cell['format']}: {text.number(s['value'], digits)}{half}"
 
 
 def told(section: Json, i: int) -> str:
     """The best three in words."""
-    found = [(c["score"]["value"], row["entrant"]) for row in section["rows"] if (c := at(row, i)) and c["score"]]
+    found = [
+        (c["score"]["value"], row["entrant"])
+        for row in section["rows"]
+        if (c := at(row, i)) and c["score"]
+    ]
     best = sorted(found, reverse=section["better"] == "higher")[:3]
     return f"{text.count(len(found), 'entrant')}; the best means: " + "; ".join(
         f"{short(who, 40)} {text.number(v, section['digits'])}" for v, who in best

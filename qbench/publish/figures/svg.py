@@ -54,13 +54,26 @@ class Panel:
     def markup(self) -> Markup:
         # A label, and no title element, which would follow the pointer all over the panel.
         words = f"{text.plain(self.title)}: {text.plain(self.said, 1000)}"
-        labels = {"role": "img", "aria-label": words, "data-f": None if self.column is None else str(self.column)}
-        return el("svg", self.body, viewBox=f"0 0 {self.width} {self.height}", width=self.width, height=self.height, **labels)
+        labels = {
+            "role": "img",
+            "aria-label": words,
+            "data-f": None if self.column is None else str(self.column),
+        }
+        return el(
+            "svg",
+            self.body,
+            viewBox=f"0 0 {self.width} {self.height}",
+            width=self.width,
+            height=self.height,
+            **labels,
+        )
 
 
 def el(tag: str, inside: Markup | str = "", **attributes: str | float | None) -> Markup:
     """An element; `cls` is its class, text is escaped."""
-    words = [f' {_attribute(k)}="{escape(_value(v))}"' for k, v in attributes.items() if v is not None]
+    words = [
+        f' {_attribute(k)}="{escape(_value(v))}"' for k, v in attributes.items() if v is not None
+    ]
     opening = f"<{tag}{''.join(words)}"
     return Markup(f"{opening}>{escape(inside)}</{tag}>") if inside else Markup(f"{opening}/>")
 
@@ -69,16 +82,30 @@ def join(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
 
 
-def label(x: float, y: float, words: str, cls: str = "", anchor: str | None = None, longest: int = 24) -> Markup:
+def label(
+    x: float, y: float, words: str, cls: str = "", anchor: str | None = None, longest: int = 24
+) -> Markup:
     # A title's letters may run from right to left; the style sheet isolates them.
     classes = " ".join(filter(None, (cls, anchor and ANCHORS[anchor])))
     return el("text", text.plain(words, longest), x=x, y=y, cls=classes or None)
 
 
-def mark(x: float, y: float, style: Style, size: float = 3.6, title: str = "", extra: str = "", inside: Markup | str = "") -> Markup:
+def mark(
+    x: float,
+    y: float,
+    style: Style,
+    size: float = 3.6,
+    title: str = "",
+    extra: str = "",
+    inside: Markup | str = "",
+) -> Markup:
     """A point of an entrant, by its shape and colour, with what hovering tells."""
     tip = el("title", title) if title else Markup("")
-    return el("g", join([Markup(inside), el("path", d=outline(x, y, style.shape, size)), tip]), cls=f"{style.classes} m {extra}".strip())
+    return el(
+        "g",
+        join([Markup(inside), el("path", d=outline(x, y, style.shape, size)), tip]),
+        cls=f"{style.classes} m {extra}".strip(),
+    )
 
 
 def path(points: Sequence[tuple[float, float]], close: bool = False, unit: int = 1) -> str:
@@ -88,7 +115,13 @@ def path(points: Sequence[tuple[float, float]], close: bool = False, unit: int =
         return ""
     words, before = f"M{_tenths(rounded[0][0])} {_tenths(rounded[0][1])}", "M"
     for (px, py), (x, y) in itertools.pairwise(rounded):
-        letter, steps = ("h", (x - px,)) if y == py else ("v", (y - py,)) if x == px else ("l", (x - px, y - py))
+        letter, steps = (
+            ("h", (x - px,))
+            if y == py
+            else ("v", (y - py,))
+            if x == px
+            else ("l", (x - px, y - py))
+        )
         words += _numbers(steps, letter == before) if letter == before else letter + _numbers(steps)
         before = letter
     return words + ("z" if close else "")
@@ -107,14 +140,38 @@ def thin(points: Sequence[tuple[float, float]], near: float = NEAR) -> list[tupl
     return thin(points[: far + 1], near)[:-1] + thin(points[far:], near)
 
 
-def frame(x: Axis, y: Axis, x_title: str, y_title: str = "", ticks: Sequence[float] | None = None, of: Axis | None = None) -> Markup:
+def frame(
+    x: Axis,
+    y: Axis,
+    x_title: str,
+    y_title: str = "",
+    ticks: Sequence[float] | None = None,
+    of: Axis | None = None,
+) -> Markup:
     """Grid lines, ticks and the names of the axes; `y` runs upward. Ticks stand where `of` puts them, which may leave room at the sides."""
     left, right, bottom, top = x.start, x.stop, y.start, y.stop
-    parts = [el("path", d="".join(f"M{_value(left)} {_value(y(t))}H{_value(right)}" for t in y.ticks()), cls="grid")]
-    parts.append(el("g", join(label(left - 5, y(t) + 3.5, spell(t)) for t in y.ticks()), cls="tick r"))
+    parts = [
+        el(
+            "path",
+            d="".join(f"M{_value(left)} {_value(y(t))}H{_value(right)}" for t in y.ticks()),
+            cls="grid",
+        )
+    ]
+    parts.append(
+        el("g", join(label(left - 5, y(t) + 3.5, spell(t)) for t in y.ticks()), cls="tick r")
+    )
     parts.append(numbers(of or x, bottom, x.ticks() if ticks is None else ticks))
     parts.append(el("path", d=f"M{_value(left)} {_value(bottom)}H{_value(right)}", cls="axis"))
-    parts.append(label((left + right) / 2, bottom + 29, x_title + (" (log)" if x.log else ""), "name", "middle", 60))
+    parts.append(
+        label(
+            (left + right) / 2,
+            bottom + 29,
+            x_title + (" (log)" if x.log else ""),
+            "name",
+            "middle",
+            60,
+        )
+    )
     if y_title:
         parts.append(label(4, top - 9, y_title + (" (log)" if y.log else ""), "name", None, 44))
     return join(parts)
