@@ -1,4 +1,4 @@
-"""Bundles for tests: of runs that were really trained, and with whatever a forger would change."""
+"""Bundles for tests: of runs that were really trained, with the changes that a forger makes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,71 +14,80 @@ from typing import Any
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment
-from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.attempts import Attempt, create_attempt
 from qbench.runs.config import RunConfig
-from qbench.submissions import canonical_zip
-from qbench.submissions.bundle import FILES, MANIFEST, Bundle, spell
-from qbench.submissions.submit import submit
-from tests.made_runs import roster
+from qbench.submissions.bundle import MANIFEST, RUN_FILES, Bundle, encode_manifest
+from qbench.submissions.canonical_zip import write_archive
+from qbench.submissions.submit import submit_runs
+from tests.run_folders import fake_board_members
 
-Files = dict[str, dict[str, bytes]]
-"""Of each run, by its key."""
+FilesByRun = dict[str, dict[str, bytes]]
+"""The files of each run, by the run's key and the file's name."""
 STEPS = 5
 
 
-def configs(folder: Path, method: str, seeds: int, steps: int = STEPS) -> list[RunConfig]:
-    first = Kit(method, folder).config("int2", steps=steps)
+def make_configs(folder: Path, method: str, seeds: int, steps: int = STEPS) -> list[RunConfig]:
+    first = Kit(method, folder).make_config("int2", steps=steps)
     return [dataclasses.replace(first, seed=seed) for seed in range(seeds)]
 
 
 def train_runs(results: Path, seeds: int = 1) -> list[Attempt]:
-    """Full precision, its rounding, and STE, on the toy task; and the board `b` that asks for them."""
-    made: dict[str, Attempt] = {}
-    cells = []
+    """Train full precision, its rounding and STE on the toy task; board `b` asks for these runs."""
+    attempts: dict[str, Attempt] = {}
+    cells: list[list[RunConfig]] = []
     for method in ("fp", "rtn", "ste"):
-        for config in configs(results, method, seeds):
+        cells.append([])
+        for config in make_configs(results, method, seeds):
+            base = None
             if config.base is not None:
+                # The kit's base run is not trained here: take the full-precision run of the seed.
                 config = dataclasses.replace(config, base=cells[0][config.seed].key)
-            attempt = new_attempt(results, config.key)
-            run_one(
-                Assignment(
-                    config, attempt.folder, base=made[config.base].folder if config.base else None
-                )
-            )
-            made[config.key] = attempt
-            cells += [[]] * (config.seed == 0)
-            cells[-1] = [*cells[-1], config]
-    write_roster(results, [(cell[0], [config.key for config in cell]) for cell in cells], seeds)
-    return list(made.values())
+                base = attempts[str(config.base)].folder
+            attempt = create_attempt(results, config.key)
+            run_one(Assignment(config, attempt.folder, base=base))
+            attempts[config.key] = attempt
+            cells[-1].append(config)
+    members = [(cell[0], [config.key for config in cell]) for cell in cells]
+    write_board_members(results, members, seeds)
+    return list(attempts.values())
 
 
-def write_roster(results: Path, cells: list[tuple[RunConfig, list[str]]], seeds: int) -> None:
-    members = roster("b", [(config, None) for config, _ in cells], seeds)
+def write_board_members(
+    results: Path, cells: list[tuple[RunConfig, list[str]]], seeds: int
+) -> None:
+    """Write the file that says which runs belong to board `b`."""
+    members = fake_board_members("b", [(config, None) for config, _ in cells], seeds)
     for cell, (_, keys) in zip(members["cells"], cells, strict=True):
         cell["keys"] = keys
     (results / "boards").mkdir(parents=True, exist_ok=True)
     (results / "boards" / "b.json").write_text(json.dumps(members))
 
 
-def packed(results: Path, out: Path, *words: str) -> Path:
-    submit(results, words or ("b",), out)
+def submit_to_file(results: Path, out: Path, *words: str) -> Path:
+    submit_runs(results, words or ("b",), out)
     return out
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], Files]:
-    """The manifest of a good bundle, without its boards, and the files of its runs."""
-    bundle = Bundle(io.BytesIO(data))
-    return {**bundle.manifest, "boards": []}, {
-        run.key: {name: bundle.read(run, name) or b"" for name in run.files} for run in bundle.runs
+def read_bundle_files(data: bytes) -> tuple[dict[str, Any], FilesByRun]:
+    """Return the manifest of a valid bundle, without its boards, and the files of its runs."""
+    bundle = open_bundle_data(data)
+    files = {
+        run.key: {name: bundle.read_file(run, name) or b"" for name in run.files}
+        for run in bundle.runs
     }
+    return {**bundle.manifest, "boards": []}, files
 
 
-def assemble(manifest: dict[str, Any], files: Files) -> bytes:
-    """A bundle of these files whose manifest tells the truth about them: what a forger who knows the format would write."""
+def assemble_bundle(manifest: dict[str, Any], files: FilesByRun) -> bytes:
+    """Return a bundle of these files with a manifest that describes them correctly.
+
+    This is what a forger who knows the format would write.
+    """
+    attempts = {run["key"]: run["attempt"] for run in manifest["runs"]}
     runs = [
         {
             "key": key,
-            "attempt": next((run["attempt"] for run in manifest["runs"] if run["key"] == key), 1),
+            "attempt": attempts.get(key, 1),
             "files": {
                 name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
                 for name, data in files[key].items()
@@ -85,35 +95,62 @@ def assemble(manifest: dict[str, Any], files: Files) -> bytes:
         }
         for key in sorted(files)
     ]
-    return written({**manifest, "runs": runs}, files)
+    return encode_archive({**manifest, "runs": runs}, files)
 
 
-def written(manifest: dict[str, Any], files: Files) -> bytes:
-    """The archive of a manifest as it is and of these files."""
-    out = io.BytesIO()
+def encode_archive(manifest: dict[str, Any], files: FilesByRun) -> bytes:
+    """Return the archive of these files with the manifest as it is, right or wrong."""
     members = [
         (f"runs/{key}/{name}", files[key][name])
         for key in sorted(files)
-        for name in FILES
+        for name in RUN_FILES
         if name in files[key]
     ]
-    canonical_zip.write(out, [(MANIFEST, spell(manifest)), *members])
+    return encode_members([(MANIFEST, encode_manifest(manifest)), *members])
+
+
+def open_bundle_data(data: bytes) -> Bundle:
+    return Bundle(io.BytesIO(data))
+
+
+def find_directory(data: bytes) -> int:
+    """Return the offset of an archive's central directory, as its end record states it."""
+    return int(struct.unpack_from("<L", data, len(data) - 6)[0])
+
+
+def encode_members(members: list[tuple[str, bytes]]) -> bytes:
+    """Return the archive of these (name, content) pairs."""
+    out = io.BytesIO()
+    write_archive(out, members)
     return out.getvalue()
 
 
-def forged(data: bytes, file: str, change: Callable[[Any], Any], method: str = "ste") -> bytes:
-    """A bundle in which one JSON file of the first run of a method is changed, and everything that depends on it follows: the hashes, and, if
-    it is the specification, the key, the folder and the result."""
-    manifest, files = unpack(data)
-    key = next(
-        key for key, own in files.items() if json.loads(own["spec.json"])["method"] == method
-    )
-    own = files.pop(key)
-    value = json.loads(own[file])
-    changed = change(value)
-    value = value if changed is None else changed
-    own = {**own, file: json.dumps(value, indent=1).encode()}
+def forge_json_file(
+    data: bytes, file: str, change: Callable[[Any], Any], method: str = "ste"
+) -> bytes:
+    """Return a bundle in which one JSON file of the first run of a method is changed.
+
+    `change` changes the value in place or returns another one. The hashes are made to fit; if the
+    file is the specification, so are the run's key, its folder and its result.
+    """
+    manifest, files = read_bundle_files(data)
+    key = find_run_of_method(files, method)
+    own_files = files.pop(key)
+    value = json.loads(own_files[file])
+    replacement = change(value)
+    value = value if replacement is None else replacement
+    own_files = {**own_files, file: json.dumps(value, indent=1).encode()}
     if file == "spec.json":
         key = RunConfig.from_json(value).key
-        own["result.json"] = json.dumps({**json.loads(own["result.json"]), "key": key}).encode()
-    return assemble(manifest, {**files, key: own})
+        result = {**json.loads(own_files["result.json"]), "key": key}
+        own_files["result.json"] = json.dumps(result).encode()
+    return assemble_bundle(manifest, {**files, key: own_files})
+
+
+def find_run_of_method(files: FilesByRun, method: str = "ste") -> str:
+    """Return the key of the first run of a method."""
+    return next(
+        key
+        for key, own_files in files.items()
+        if json.loads(own_files["spec.json"])["method"] == method
+    )

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from qbench.api.problem import Problem
-from qbench.artefact.pack import ARTEFACT, restore
+from qbench.artefact.pack import ARTEFACT, load_into_model
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import new_attempt
+from qbench.runs.attempts import create_attempt
 from qbench.runs.config import RunConfig
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.plan import make_plan
 from qbench.training.setup import open_problem
 
@@ -61,9 +61,9 @@ def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     torch.set_num_threads(1)
     results, keys = tmp_path_factory.mktemp("language"), {}
     folders: dict[str, Path] = {}
-    for key, run in make_plan(read_text(SWEEP, "language.toml")).runs.items():
+    for key, run in make_plan(parse_sweep(SWEEP, "language.toml")).runs.items():
         if name := named(run.config):
-            folders[key] = new_attempt(results, key).folder
+            folders[key] = create_attempt(results, key).folder
             base = folders[run.base] if run.base else None
             assert (
                 run_one(Assignment(run.config, folders[key], base=base), Execution(device="cpu"))[
@@ -82,7 +82,7 @@ def loaded(runs: Runs, key: str) -> Problem:
 
     spec: dict[str, Any] = json.loads((runs.folder(key) / "spec.json").read_text())
     problem = open_problem(RunConfig.from_json(spec), torch.device("cpu"))[1]
-    restore(runs.folder(key) / "export" / ARTEFACT, problem.model)
+    load_into_model(runs.folder(key) / "export" / ARTEFACT, problem.model)
     problem.model.eval()
     return problem
 

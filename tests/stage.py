@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from qbench.api.batch import Batch
 from qbench.api.method import Method, Preset
@@ -34,7 +33,7 @@ from qbench.quant.site import Site
 from qbench.quant.straight_through import straight_through
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import Metric, Recipe, RunConfig
-from qbench.training.run import Run
+from qbench.training.run import TrainingRun
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = """
@@ -46,7 +45,6 @@ villain = tests.stage:Villain
 heir = tests.stage:Heir
 deserter = tests.stage:Deserter
 drifter = tests.stage:Drifter
-weigher = tests.stage:Weigher
 broken = tests.no_such_module:Broken
 [qbench.tasks]
 stage = tests.stage:Stage
@@ -79,7 +77,8 @@ class Plain(Method):
     """Full precision."""
 
     name = "plain"
-    quantizes = False
+    full_precision = True
+    batched = False
 
     def quantizer(self, site: Site) -> None:
         return None
@@ -98,7 +97,7 @@ class After(Method):
     """Takes the finished run of `plain`."""
 
     name = "after"
-    after = "plain"
+    post_training = "plain"
 
     def quantizer(self, site: Site) -> Rounded:
         return Rounded(site)
@@ -109,7 +108,7 @@ class Actor(Method):
     """Rounds, and at one step does what its role says."""
 
     name = "actor"
-    knobs = ("at", "seconds")
+    batched = False  # a run that is killed must not take others along
     presets = {
         "debut": Preset(
             "A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"
@@ -135,12 +134,13 @@ class Actor(Method):
     def quantizer(self, site: Site) -> Rounded:
         return Rounded(site)
 
-    def before_step(self, run: Run, batch: Batch) -> None:
+    def schedules(self, run: TrainingRun) -> dict[str, float]:
         time.sleep(self.seconds)
         if run.step == self.at and not seen(self.once):
             ACTS[self.role](run)
+        return {}
 
-    def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, run: TrainingRun, output: Any, batch: Batch) -> dict[str, Tensor]:
         loss = run.problem.loss(output, batch)
         return {"task": loss * float("nan") if self.role == "nan" and run.step >= self.at else loss}
 
@@ -154,10 +154,7 @@ class Deserter(Actor):
     counted_in: str = ""
     """A folder with a file for each time."""
 
-    def undivided(self) -> None:
-        return None
-
-    def before_step(self, run: Run, batch: Batch) -> None:
+    def schedules(self, run: TrainingRun) -> dict[str, float]:
         if (
             run.team
             and run.team.rank == 1
@@ -166,6 +163,7 @@ class Deserter(Actor):
         ):
             Path(self.counted_in, str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return {}
 
 
 @dataclass
@@ -174,39 +172,14 @@ class Drifter(Actor):
 
     name = "drifter"
 
-    def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, run: TrainingRun, output: Any, batch: Batch) -> dict[str, Tensor]:
         self.told = run.problem.loss(output, batch)
         return {"task": self.told}
 
     @torch.no_grad()
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         for layer in run.problem.layers().values():
             layer.weight += 1e-3 * self.told
-
-
-@dataclass
-class Weigher(Actor):
-    """Says how much of the weights, and of what the optimizer keeps of them, this process holds."""
-
-    name = "weigher"
-
-    def undivided(self) -> None:
-        return None
-
-    def metrics(self, run: Run) -> dict[str, float]:
-        if run.optimizer is None:
-            return {}  # trained, and one process has it all
-        moments = [run.optimizer.state[p]["exp_avg_sq"] for p in run.parameters]
-        return {
-            name: held(tensors)
-            for name, tensors in (("weights", run.parameters), ("moments", moments))
-        }
-
-
-def held(tensors: Sequence[Tensor]) -> float:
-    return sum(
-        x.to_local().numel() if isinstance(x, DTensor) else x.numel() for x in tensors
-    ) / sum(x.numel() for x in tensors)
 
 
 @dataclass
@@ -215,7 +188,7 @@ class Villain(Plain):
 
     name = "villain"
 
-    def before_step(self, run: Run, batch: Batch) -> None:
+    def schedules(self, run: TrainingRun) -> dict[str, float]:
         raise RuntimeError("exit, pursued by a bear\nand more of it")
 
 
@@ -224,7 +197,7 @@ class Heir(After):
     """Waits for what the villain leaves."""
 
     name = "heir"
-    after = "villain"
+    post_training = "villain"
 
 
 def seen(marker: str) -> bool:
@@ -245,7 +218,7 @@ def fill_the_disk(_: object) -> None:
 
 
 def run_out_of_memory(run: Any) -> None:
-    if run.accumulate == 1:
+    if run.passes.micro_batches == 1:
         raise torch.OutOfMemoryError("no room for the scenery")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.execution import side_by_side, step_recording
+from qbench.execution import stacking, step_recording
 from tests.bench import gpu, gpu_groups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +135,7 @@ def test_a_run_that_company_moves_too_far_fails(
     assert ["failed" in row for row in gpu_groups.company(asked)] == [False], (
         "and what is made after training is not tried"
     )
-    monkeypatch.setattr(side_by_side, "APART", -1.0)
+    monkeypatch.setattr(stacking, "APART", -1.0)
     (row,) = gpu_groups.company(asked)
     assert row["apart"] == 0 and "apart by more" in row["failed"]
 
@@ -143,7 +143,7 @@ def test_a_run_that_company_moves_too_far_fails(
 def test_steps_that_could_not_be_recorded_are_no_row_of_recorded_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_recording, "ASKS", (torch.ops.aten.baddbmm.default,))
+    monkeypatch.setattr(step_recording, "DEVICE_QUESTIONS", (torch.ops.aten.baddbmm.default,))
     (row,) = gpu_groups.company(
         gpu.Bench(tmp_path, torch.device("cpu"), [], 1, "xs", 1, ["fp"], compile=False, limit_s=600)
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.checks.method_contract import differing, first_losses
+from qbench.checks.method_contract import vary_numbers, first_losses
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.execute import run_group
+from qbench.execution.execute import execute_group
 from qbench.numerics.keyed_random import key_of, uniform
 from qbench.plugins import registry
 from qbench.runs.attempts import Attempt
@@ -29,7 +29,7 @@ TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("me
 def test_a_run_on_the_gpu_passes_its_audit_and_scores_as_on_the_cpu(
     name: str, compiled: bool, tmp_path: Path
 ) -> None:
-    config = Kit(name, tmp_path).config("int4")
+    config = Kit(name, tmp_path).make_config("int4")
     here = run_one(Assignment(config, tmp_path / "cpu" / "1"))
     there = run_one(
         Assignment(config, tmp_path / "gpu" / "1"), Execution(device="cuda", compile=compiled)
@@ -46,14 +46,14 @@ def test_recorded_steps_are_the_steps_that_are_taken(
     name: str, compiled: bool, tmp_path: Path
 ) -> None:
     """Three in company. The first steps are taken before one is recorded; those that follow are repeated."""
-    configs = [differing(Kit(name, tmp_path).config("int4"), place) for place in range(3)]
+    configs = [vary_numbers(Kit(name, tmp_path).make_config("int4"), place) for place in range(3)]
     ends = []
     for graphs in (False, True):
         doing = [
             Assignment(c, tmp_path / str(graphs) / str(place) / "1")
             for place, c in enumerate(configs)
         ]
-        results = run_group(
+        results = execute_group(
             doing, Execution(device="cuda", compile=compiled, graphs=graphs), [lambda _: None] * 3
         )
         assert all(r["state"] == "ok" and r["audit"]["passed"] for r in results), [
@@ -67,7 +67,7 @@ def test_recorded_steps_are_the_steps_that_are_taken(
 
 
 def test_bf16_trains_with_float32_masters(tmp_path: Path) -> None:
-    config = Kit("ste", tmp_path).config("int4")
+    config = Kit("ste", tmp_path).make_config("int4")
     config = dataclasses.replace(
         config, recipe=dataclasses.replace(config.recipe, precision="bf16")
     )

@@ -78,7 +78,7 @@ def test_the_wheel_holds_three_packages_and_the_quick_board(wheel: Path) -> None
     } <= set(names)
     assert {
         f"qbench/publish/templates/{name}"
-        for name in ("index.html.jinja", "page.css", "page.js", "stats.js", "details.js")
+        for name in ("index.html.jinja", "page.css", "page.js", "model.js", "details.js")
     } <= set(names)
     assert not [n for n in names if "__pycache__" in n or n.startswith(("tests", "results"))]
 

@@ -1,17 +1,21 @@
-"""Element-wise gradient scaling. Lee, Kim & Ham, "Network Quantization with Element-wise Gradient Scaling", arXiv 2104.00903.
+"""Element-wise gradient scaling. Lee, Kim & Ham, "Network Quantization with Element-wise Gradient
+Scaling", arXiv 2104.00903.
 
     forward     x_n = clamp((x − l)/(u − l), 0, 1);   x_q = round(x_n·(L − 1))/(L − 1)
                 a weight is |α|·2(x_q − ½), an input |α|·x_q;   l, u and α are learned
-    backward    with d = x_n − x_q and g the gradient at x_q:   g_n = g·(1 + δ·sign(g)·d) = g + δ·|g|·d
-                and ordinary differentiation for everything else.  δ = 0 is the straight-through estimator
+    backward    with d = x_n − x_q and g the gradient at x_q:
+                g_n = g·(1 + δ·sign(g)·d) = g + δ·|g|·d,
+                and ordinary differentiation for everything else. δ = 0 is straight-through
 
-    δ = max(0, mean over batches of (Tr H/N)/(3·std g)) at each site, H the Hessian of the loss in x_q, its trace by Hutchinson's probes
+    δ = max(0, mean over batches of (Tr H/N)/(3·std g)) at each site, H the Hessian of the loss in
+        x_q, its trace by Hutchinson's probes
     or, delta = "adaptive" (no Hessian), with a = sign(g)·(x_q − x_n) in codes, by group:
-    δ = mean(a)/max(var(x_q − x_n), 1e-3) and the multiplier is 1 − min(δ·a, 0.99)
+    δ = mean(a)/max(var(x_q − x_n), 1e-3), and the multiplier is 1 − min(δ·a, 0.99)
 
-Departures. α is one a group, from least squares, and folded into the weight. An input that can be negative takes the rule of the weights.
-The paper starts from a trained network; from scratch the intervals are fitted anew during the first tenth of the run.
-Probes are at most eight an update instead of fifty, and all sites are probed at once: a tenth of the run's time is all they get.
+Departures. α is one a group, from least squares, and folded into the weight. An input that can be
+negative takes the rule of the weights. The paper starts from a trained network; from scratch the
+intervals are fitted anew during the first tenth of the run. Probes are at most eight an update instead
+of fifty, and all sites are probed at once: a tenth of the run's time is all that they get.
 """
 
 from __future__ import annotations
@@ -24,17 +28,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.api import Batch, Grid, Method, Preset, Quantizer, Site, widen
-from qbench.training.quantized_network import INPUT
-from qbench.training.run import Run
+from qbench.api import INPUT, Batch, Grid, Method, Preset, Quantizer, Run, Site, widen
 
 HALF_NORMAL = math.sqrt(1 - 2 / math.pi)
-"""The deviation of |x| for x ~ N(0, 1)."""
-UPDATES = (0.1, 0.3, 0.5, 0.7)
-"""When δ is measured."""
+"""The standard deviation of |x| for x ~ N(0, 1)."""
 PROBES, PROBE_STEPS = 8, 3
-"""Probes of an update at most, and how many steps of training one costs."""
-LOOKS = 50
+"""Largest number of probes of an update, and how many steps of training a probe costs."""
+FITS = 50
+"""How often in a whole run the intervals would be fitted anew."""
 
 
 @dataclass
@@ -44,10 +45,7 @@ class EWGS(Method):
     name = "ewgs"
     title = "Element-wise gradient scaling"
     paper = "arXiv 2104.00903"
-    knobs = ("delta", "rate")
-    varies = ("delta", "rate", "format")
-    compiled_alike = True
-
+    probe_at = (0.1, 0.3, 0.5, 0.7)
     presets = {
         "cifar": Preset(
             "arXiv 2104.00903, CIFAR",
@@ -67,19 +65,16 @@ class EWGS(Method):
     rate: float = 0.01
     """Learning rate of l, u and α, relative to the weights'."""
     follow: float = 0.1
-    """The fraction of a run from scratch during which l, u and α follow the tensors."""
+    """The fraction of a run from scratch during which l, u and α are fitted to the tensors."""
 
     def check(self) -> str | None:
         if not isinstance(self.delta, str) and not 0 <= self.delta < math.inf:
             return f"delta must not be negative, not {self.delta}"
         if not self.rate >= 0 or not 0 <= self.follow < 1:
-            return f"rate must not be negative and follow must be in [0, 1), not {self.rate} and {self.follow}"
-        return None
-
-    def alone(self) -> None:
-        return None
-
-    def unrecorded(self) -> None:
+            return (
+                "rate must not be negative and follow must be in [0, 1), "
+                f"not {self.rate} and {self.follow}"
+            )
         return None
 
     def unsupported(self, site: Site) -> str | None:
@@ -95,32 +90,32 @@ class EWGS(Method):
     def quantizer(self, site: Site) -> Quantizer:
         return EWGSQuantizer(site, self.delta)
 
-    def prepare(self, run: Run, batches: list[Batch]) -> None:
-        run.lr_scale["interval"] = self.rate
-        run.calibrate(batches)
-
     def param_groups(self, run: Run) -> Mapping[str, list[nn.Parameter]]:
         return {"interval": [p for quantizer in run.quantizers() for p in quantizer.parameters()]}
 
-    def before_step(self, run: Run, batch: Batch) -> None:
-        if (
-            run.reference is None
-            and 0 < run.progress <= self.follow
-            and run.step % max(1, run.steps // LOOKS) == 0
-        ):
-            look_again(run)
-        updates, probes = plan(run.steps)
+    def schedules(self, run: Run) -> dict[str, float]:
+        return {"interval": self.rate}
+
+    def recalibrates(self, run: Run) -> bool:
+        """Return whether l, u and α are fitted anew: now and then, early in a run from scratch."""
+        early = run.reference is None and 0 < run.progress <= self.follow
+        return early and run.step % max(1, run.steps // FITS) == 0
+
+    def probe(self, run: Run, batch: Batch) -> None:
+        """Measure δ. Short runs can afford fewer updates than `probe_at` asks for."""
+        updates, probes = affordable_probes(run.steps)
         if self.delta == "hessian" and run.step in updates:
-            for one, _ in run.each(batch):
-                measure_delta(one, one.probe_batches(min(2, probes)), probes)
+            measure_delta(run, run.probe_batches(min(2, probes)), probes)
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
-        for quantizer in map(own, run.quantizers()):
+        for quantizer in map(as_ewgs, run.quantizers()):
             quantizer.high.clamp_(min=quantizer.low + quantizer.least)
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
-        deltas = [run.mean(quantizer.delta).double() for quantizer in map(own, run.quantizers())]
+        deltas = [
+            run.mean(quantizer.delta).double() for quantizer in map(as_ewgs, run.quantizers())
+        ]
         return (
             {}
             if self.delta == "adaptive" or not deltas
@@ -131,7 +126,8 @@ class EWGS(Method):
 class EWGSQuantizer(Quantizer):
     delta: Tensor
     least: Tensor
-    looks: Tensor
+    calls: Tensor
+    """Number of tensors that the present calibration has seen."""
 
     def __init__(self, site: Site, delta: float | str) -> None:
         super().__init__(site)
@@ -148,30 +144,32 @@ class EWGSQuantizer(Quantizer):
             ),
         )
         self.register_buffer("least", torch.full(shape, 1e-2))
-        self.register_buffer("looks", torch.zeros(()))
-
-    def forget(self) -> None:
-        self.looks.zero_()
+        self.register_buffer("calls", torch.zeros(()))
 
     @torch.no_grad()
-    def reset(self, x: Tensor) -> None:
-        """l, u and α by the starting rule; the mean over batches for an input."""
+    def calibrate(self, x: Tensor, first: bool) -> None:
+        """Fit l, u and α by the starting rule; for an input, take the mean over batches."""
+        if first:
+            self.calls.zero_()
         x, fit = widen(x), self.alpha / self.reach()
-        self.looks += 1
-        for parameter, start in zip(
-            (self.low, self.high), self.interval(self.site.grouping.group(x)), strict=True
-        ):
-            average(parameter, start, self.looks)
+        self.calls += 1
+        low, high = self.interval(self.site.grouping.group(x))
+        update_mean(self.low, low, self.calls)
+        update_mean(self.high, high, self.calls)
         self.least.copy_((self.high - self.low) / 100)
-        average(fit, self.best_fit(x), self.looks)
+        update_mean(fit, self.best_fit(x), self.calls)
         self.alpha.copy_(fit * self.reach())
 
     def reach(self) -> Tensor:
-        """The α by which values decode to where they were encoded."""
+        """Return the α by which values decode to where they were encoded."""
         return (self.high - self.low) * (self.levels.high / (self.levels.count - 1))
 
     def interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """∓3σ, or from the minimum to three deviations of a half-normal law; never empty, and ∓3 where all is zero."""
+        """Return l and u of the starting rule.
+
+        They are ∓3σ, or the minimum and three deviations of a half-normal law. The interval is never
+        empty, and ∓3 where all elements are zero.
+        """
         deviation = x.std(-1, keepdim=True, correction=0)
         if self.signed:
             size = torch.maximum(3 * deviation, 1.5 * x.abs().mean(-1, keepdim=True))
@@ -181,7 +179,7 @@ class EWGSQuantizer(Quantizer):
         return low, torch.where(high > low, high, torch.where(low != 0, low + low.abs(), 1.0))
 
     def best_fit(self, x: Tensor) -> Tensor:
-        """The least-squares α in units of its reach; 1 where there is nothing to fit."""
+        """Return the least-squares α in units of its reach; 1 where there is nothing to fit."""
         grouped, unit = (
             self.site.grouping.group(x),
             self.units(self.grid(x), x) * self.reach() / self.levels.high,
@@ -197,7 +195,7 @@ class EWGSQuantizer(Quantizer):
         )
 
     def units(self, grid: Grid, x: Tensor) -> Tensor:
-        """The unit level of each element, grouped."""
+        """Return the unit level of each element, grouped."""
         return self.site.grouping.group(grid.codes(x)).to(grid.scale.dtype) + self.levels.low
 
     def relax(self, x: Tensor) -> Tensor:
@@ -215,7 +213,10 @@ class EWGSQuantizer(Quantizer):
 
 
 class _Scaled(torch.autograd.Function):
-    """Rounding, with the gradient g + δ·|g|·d. No expression has it: it is not linear in g."""
+    """Rounding, with the gradient g + δ·|g|·d.
+
+    It is not linear in g, so no differentiable expression has it.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, unit: Tensor, delta: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Adaptive(torch.autograd.Function):
-    """Rounding, with a gradient that is scaled by how errors and gradients of the group go together."""
+    """Rounding, with a gradient scaled by how errors and gradients of the group go together."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, unit: Tensor) -> Tensor:
@@ -246,56 +247,58 @@ class _Adaptive(torch.autograd.Function):
         return grad * (1 - (delta * against).clamp(max=0.99)), None
 
 
-def own(quantizer: Quantizer) -> EWGSQuantizer:
+def as_ewgs(quantizer: Quantizer) -> EWGSQuantizer:
+    """Return a quantizer as what it is."""
     assert isinstance(quantizer, EWGSQuantizer)
     return quantizer
 
 
-def average(mean: Tensor, value: Tensor, count: Tensor) -> None:
+def update_mean(mean: Tensor, value: Tensor, count: Tensor) -> None:
     """Take one more value into a mean; the first one is taken exactly, whatever stood there."""
     mean.mul_(1 - 1 / count).add_(value / count)
 
 
-def look_again(run: Run) -> None:
-    """l, u and α as if the run began here."""
-    for bundle in run.bundles:
-        bundle.quantizer.forget()
-        bundle.quantizer.reset(bundle.stack().detach())
-    run.calibrate(run.probe_batches(4))
+def affordable_probes(steps: int) -> tuple[list[int], int]:
+    """Return the steps at which δ is measured, and the probes of each time.
 
-
-def plan(steps: int) -> tuple[list[int], int]:
-    """The steps at which δ is measured and the probes of each time: a tenth of the run's cost in all."""
+    All probes of a run cost a tenth of it.
+    """
     affordable = max(1, steps // (10 * PROBE_STEPS))
-    updates = min(len(UPDATES), affordable)
-    return [math.ceil(u * steps) for u in UPDATES[:updates]], min(PROBES, affordable // updates)
+    updates = min(len(EWGS.probe_at), affordable)
+    steps_of_updates = [math.ceil(share * steps) for share in EWGS.probe_at[:updates]]
+    return steps_of_updates, min(PROBES, affordable // updates)
 
 
 def measure_delta(run: Run, batches: list[Batch], probes: int) -> None:
-    """δ at every site, from the curvature and the gradient in its x_q."""
-    found: dict[str, Tensor] = {}
+    """Set δ at every site, from the curvature and the gradient in its x_q."""
+    ratios: dict[str, Tensor] = {}
     for index, batch in enumerate(batches):
-        for name, ratio in curvature_ratios(run, batch, range(index, probes, len(batches))).items():
-            found[name] = found.get(name, 0) + ratio / len(batches)
-    for names, quantizer in [(b.names, b.quantizer) for b in run.bundles] + [
-        ([n + INPUT], q) for n, q in run.inputs.items()
-    ]:
-        most = 0.99 * 2 * (own(quantizer).levels.count - 1)
-        delta = torch.stack([found[name] for name in names]).clamp(0, most)
-        own(quantizer).delta.copy_(delta.view(own(quantizer).delta.shape))
+        own_probes = range(index, probes, len(batches))
+        for name, ratio in curvature_ratios(run, batch, own_probes).items():
+            ratios[name] = ratios.get(name, 0) + ratio / len(batches)
+    weights = [(stack.names, stack.quantizer) for stack in run.weights]
+    inputs = [([name + INPUT], quantizer) for name, quantizer in run.inputs.items()]
+    for names, quantizer in [*weights, *inputs]:
+        ewgs = as_ewgs(quantizer)
+        # A larger δ could turn a gradient round.
+        most = 0.99 * 2 * (ewgs.levels.count - 1)
+        delta = torch.stack([ratios[name] for name in names]).clamp(0, most)
+        ewgs.delta.copy_(delta.view(ewgs.delta.shape))
 
 
 def curvature_ratios(run: Run, batch: Batch, probes: range) -> dict[str, Tensor]:
-    """(Tr H/N)/(3·std g) in each site's x_q, on one batch."""
-    loss, made = run.probe_loss(batch)
-    names, tensors = list(made), list(made.values())
-    slopes = by_site(run, made, slope)
-    grads = dict(zip(names, torch.autograd.grad(loss, tensors, create_graph=True), strict=True))
+    """Return (Tr H/N)/(3·std g) in each site's x_q, on one batch.
+
+    Hutchinson: with random signs v, the mean of vᵀHv is the trace of H.
+    """
+    loss, tensors_by_site = run.probe_loss(batch)
+    names, tensors = list(tensors_by_site), list(tensors_by_site.values())
+    slopes = map_sites(run, tensors_by_site, output_slope)
+    first = torch.autograd.grad(loss, tensors, create_graph=True)
+    grads = dict(zip(names, first, strict=True))
     traces = dict.fromkeys(names, torch.zeros((), device=loss.device))
     for probe in probes:
-        signs = by_site(
-            run, made, lambda q, x: 1.0 - 2.0 * (q.draw(x, 1 + probe) < 0.5).to(x.dtype)
-        )  # noqa: B023
+        signs = map_sites(run, tensors_by_site, random_signs(1 + probe))
         along = sum((grads[n] * signs[n] * slopes[n]).sum() for n in names)
         seconds = torch.autograd.grad(along, tensors, retain_graph=True, materialize_grads=True)  # type: ignore[arg-type]
         for n, second in zip(names, seconds, strict=True):
@@ -305,21 +308,31 @@ def curvature_ratios(run: Run, batch: Batch, probes: range) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def by_site(
-    run: Run, made: Mapping[str, Tensor], make: Callable[[EWGSQuantizer, Tensor], Tensor]
+def map_sites(
+    run: Run, tensors: Mapping[str, Tensor], f: Callable[[EWGSQuantizer, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """What `make` says of each site's elements, in the shape in which the network uses them."""
-    found = {name + INPUT: make(own(q), made[name + INPUT]) for name, q in run.inputs.items()}
-    for bundle in run.bundles:
-        parts = make(own(bundle.quantizer), bundle.stack()).unbind(-3)
-        found |= {
-            n: layer.as_weight(part)
-            for n, layer, part in zip(bundle.names, bundle.layers, parts, strict=True)
-        }
-    return found
+    """Return `f` of each site's quantizer and tensor, in the shape that the network uses."""
+    results = {
+        name + INPUT: f(as_ewgs(quantizer), tensors[name + INPUT])
+        for name, quantizer in run.inputs.items()
+    }
+    for stack in run.weights:
+        parts = f(as_ewgs(stack.quantizer), stack.stack()).unbind(-3)
+        for name, layer, part in zip(stack.names, stack.layers, parts, strict=True):
+            results[name] = layer.as_weight(part)
+    return results
 
 
-def slope(quantizer: EWGSQuantizer, x: Tensor) -> Tensor:
-    """How fast the output moves with x_q: 2|α| or |α|."""
+def output_slope(quantizer: EWGSQuantizer, x: Tensor) -> Tensor:
+    """Return how fast the output moves with x_q: 2|α| or |α|."""
     scale = quantizer.grid(x).decoding()[0] * (quantizer.levels.count - 1)
     return scale.expand(quantizer.site.grouping.group(x).shape).reshape(x.shape)
+
+
+def random_signs(stream: int) -> Callable[[EWGSQuantizer, Tensor], Tensor]:
+    """Return a function that draws ±1 for each element."""
+
+    def draw(quantizer: EWGSQuantizer, x: Tensor) -> Tensor:
+        return 1.0 - 2.0 * (quantizer.random(x, stream) < 0.5).to(x.dtype)
+
+    return draw

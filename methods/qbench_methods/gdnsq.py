@@ -1,21 +1,23 @@
 """GDNSQ: gradual differentiable noise scale quantization, arXiv 2508.14004.
 
-The noise is the rounding error and its scale is the step s. A network begins with fine steps, which grow by gradient until
-the codes fit the format. Nothing is random in the forward pass.
+The noise is the rounding error and its scale is the step s. A network begins with fine steps, which
+grow by gradient until the codes fit the format. Nothing is random in the forward pass.
 
     forward     c = clip(x, lo, hi);  v = (c − z)/s;  y = round(v)·s + z
     weights     z = min of the group, nothing is clipped;   bits = log2(R/s + 1),  R = max − min
     inputs      z = lo = b,  hi = b + q − s;                bits = log2 q − log2 s
     backward    ∂y/∂x = 1 in range;  ∂y/∂q = 1 above it;  ∂y/∂b = 1 outside it
-                ∂y/∂s = e + s·r/√3, and 1 less above the range,  e = round(v) − v,  r = ±½ by a fair coin
+                ∂y/∂s = e + s·r/√3, and 1 less above the range,
+                e = round(v) − v,  r = ±½ by a fair coin
                 s and q are learned as log2 s and log2 q
     loss        D + t · D̄ · (m_w P_w + m_a P_a),  P = mean relu(bits − (target − 0.001))
-                D the task's loss, or the Jeffreys divergence from the frozen reference; D̄ its mean over the earlier steps;
+                D what the board minimises, D̄ its mean over the earlier steps,
                 m_w, m_a the shares of weights and inputs among the violated constraints
 
-As published: start_bits = 10, bits_rate = 0, pressure = 0, rho = 0.9985, distill = true, with RAdam. What differs by default is
-reconstructed, for budgets in which Adam's small steps could not go ten bits: the rate of log2 s and the growth of t follow the
-length of the run, and the start is three bits above the target.
+As published: start_bits = 10, bits_rate = 0, pressure = 0, rho = 0.9985, with RAdam, and D the Jeffreys
+divergence from the frozen reference (the recipe's objective = "distill"). What differs by default is
+reconstructed, for budgets in which Adam's small steps could not go ten bits: the rate of log2 s and
+the growth of t follow the length of the run, and the start is three bits above the target.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qbench.api import Batch, Grid, Method, Preset, Quantizer, Site, straight_through, widen
-from qbench.training.run import Run
+from qbench.api import Batch, Grid, Method, Preset, Quantizer, Run, Site, straight_through, widen
 
 Rule = Literal["released", "dither", "lsq"]
-MARGIN, EPSILON, MET_BY = 1e-3, 1e-3, 0.6
+MARGIN = 1e-3
+"""Bits that the penalty asks for below the target, so that rounding cannot miss it."""
+EPSILON = 1e-3
+MET_BY = 0.6
+"""The fraction of a run at which t has its nominal value."""
 
-PUBLISHED = {"distill": True, "start_bits": 10.0, "bits_rate": 0.0, "pressure": 0.0}
+PUBLISHED = {"start_bits": 10.0, "bits_rate": 0.0, "pressure": 0.0}
+PUBLISHED_RECIPE = {"optimizer": "radam", "schedule": "constant", "objective": "distill"}
 
 
 @dataclass
@@ -41,161 +47,151 @@ class GDNSQ(Method):
     """Start with fine steps and let a growing penalty coarsen them until the codes fit."""
 
     name = "gdnsq"
+    version = 2
     title = "Gradual differentiable noise scale quantization"
     paper = "arXiv 2508.14004"
-    knobs = ("pressure", "bits_rate")
-    varies = ("pressure", "bits_rate", "start_bits", "format")
-
     presets = {
         "cifar": Preset(
             "arXiv 2508.14004, CIFAR",
             PUBLISHED | {"rho": 0.9985},
-            {"optimizer": "radam", "lr": 2e-3, "schedule": "constant"},
+            PUBLISHED_RECIPE | {"lr": 2e-3},
             "fp:0.5",
         ),
         "imagenet": Preset(
             "arXiv 2508.14004, ImageNet",
             PUBLISHED | {"rho": 0.999},
-            {"optimizer": "radam", "lr": 5e-4, "schedule": "constant"},
+            PUBLISHED_RECIPE | {"lr": 5e-4},
             "fp:0.5",
         ),
     }
 
     scale_gradient: Rule = "released"
     """∂y/∂s in range: e + s·r/√3, r/√3 (the paper's argument read literally), or e."""
-    distill: bool = False
-    """Imitate the frozen network that the run started from; labels are not used. For all methods alike it is the recipe's `objective`."""
     start_bits: float = 0.0
     """Bits at the start; 0 for three more than the target."""
     bits_rate: float = 6.0
-    """How often log2 s could go from the start to the target in a run at the peak rate; 0 for the weights' own learning rate."""
+    """How often log2 s could go from the start to the target in a run at the peak rate; 0 for the
+    weights' own learning rate."""
     pressure: float = 10.0
-    """t at 60 % of the run, growing linearly after the warm-up; 0 for the published 2·lr every step."""
+    """t at 60 % of the run, growing linearly after the warm-up; 0 for the published 2·lr a step."""
     warmup: float = 0.1
     """The share of the run with t = 0."""
     rho: float = 1.0
     """What every learning rate is multiplied by in each step in which all codes fit."""
 
     def check(self) -> str | None:
-        for field in ("bits_rate", "pressure"):
-            if getattr(self, field) < 0:
-                return f"{field} must not be negative, not {getattr(self, field)}"
+        for name in ("bits_rate", "pressure"):
+            if getattr(self, name) < 0:
+                return f"{name} must not be negative, not {getattr(self, name)}"
         if self.start_bits and not 1 <= self.start_bits <= 24:
-            return f"start_bits must be 0 or from 1 to 24, the bits of a float32, not {self.start_bits}"
+            return (
+                "start_bits must be 0 or from 1 to 24, the bits of a float32, "
+                f"not {self.start_bits}"
+            )
         if not 0 <= self.warmup < MET_BY:
             return f"warmup must be in [0, {MET_BY}), not {self.warmup}"
         return None if 0 < self.rho <= 1 else f"rho must be in (0, 1], not {self.rho}"
 
-    def alone(self) -> str | None:
-        if self.rho < 1 or not self.pressure:
-            return "gdnsq side by side needs rho = 1 and pressure > 0: the others follow one run's codes or rate"
-        return None
-
-    def unrecorded(self) -> str | None:
-        if self.rho < 1 or not self.pressure:
-            return "gdnsq recorded needs rho = 1 and pressure > 0: the others follow a run's codes or rate from step to step"
-        return None
+    @property
+    def batched(self) -> bool:
+        """Cooling, and t as published, follow one run's codes and rate from step to step."""
+        return self.rho == 1 and self.pressure > 0
 
     def unsupported(self, site: Site) -> str | None:
         if site.number_format.codebook:
-            return f"gdnsq learns the step between equal levels, and those of {site.format} are not equally spaced"
+            return (
+                "gdnsq learns the step between equal levels, "
+                f"and those of {site.format} are not equally spaced"
+            )
         if site.role == "activation" and site.granularity != "tensor":
             return f"gdnsq learns one range for a layer's input, not one by {site.granularity}"
         return None
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.distill
 
     def quantizer(self, site: Site) -> Quantizer:
         return InputNoise(site, self) if site.role == "activation" else WeightNoise(site, self)
 
     def param_groups(self, run: Run) -> dict[str, list[nn.Parameter]]:
-        return {"bits": [p for q in noisy(run) for p in q.logarithms()]}
+        return {"bits": [p for q in noise_quantizers(run) for p in q.logarithms()]}
 
-    def prepare(self, run: Run, batches: list[Batch]) -> None:
-        self.t, self.cooling, self.count = [0.0], 1.0, 1
-        self.begin(torch.zeros((), device=run.clock.device))
-        run.lr_scale["bits"] = 0.0
-        run.calibrate(batches)
+    def schedules(self, run: Run) -> dict[str, float]:
+        cooling = self.cooling(run)
+        numbers = {"t": self.penalty_weight(run, cooling), "steps": run.step + 1.0}
+        if self.rho < 1:
+            numbers |= dict.fromkeys(("decay", "plain", "quantizer"), cooling)
+        numbers["bits"] = cooling * self.bits_scale(run)
+        if self.rho < 1 and not float(self.unmet_share(run)):
+            run.state["cooling"] *= self.rho
+        return numbers
 
-    def begin(self, seen: Tensor) -> None:
-        """D summed over the earlier steps and in this one, t, and how many steps there will have been: numbers of each run, written to where they are."""
-        self.seen, self.now, self.factor, self.steps = (
-            seen,
-            *(torch.full_like(seen, number) for number in (0.0, 0.0, 1.0)),
-        )
+    def cooling(self, run: Run) -> float:
+        """Return what all learning rates are multiplied by in this step."""
+        if self.rho == 1:
+            return 1.0
+        if "cooling" not in run.state:
+            run.state["cooling"] = torch.ones((), dtype=torch.float64)
+        return float(run.state["cooling"])
 
-    def before_step(self, run: Run, batch: Batch) -> None:
-        self.count = batch.count
-        if run.optimizer is None:
-            return
+    def penalty_weight(self, run: Run, cooling: float) -> float:
+        """Return t."""
         if self.pressure:
-            self.t = [
-                p * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup)
-                for p in run.own("pressure")
-            ]
-        elif run.progress >= self.warmup:
-            self.t = [t + 2 * run.optimizer.param_groups[0]["lr"] for t in self.t]
-        run.write(self.t, self.factor)
-        self.steps.fill_(run.step + 1)
-        if self.rho < 1 and not float(self.unmet(run)):
-            self.cooling *= self.rho
-        for group in run.optimizer.param_groups:
-            run.lr_scale[group["name"]] = self.cooling
-        if self.bits_rate:
-            way = zip(run.own("bits_rate"), map(travel, run.runs), run.recipes, strict=True)
-            run.lr_scale["bits"] = [
-                self.cooling * (rate * max(1.0, bits) / (run.steps * recipe.lr))
-                for rate, bits, recipe in way
-            ]
+            return self.pressure * max(0.0, run.progress - self.warmup) / (MET_BY - self.warmup)
+        if "t" not in run.state:
+            run.state["t"] = torch.zeros((), dtype=torch.float64)
+        if run.progress >= self.warmup:
+            run.state["t"] += 2 * (run.learning_rate * cooling)
+        return float(run.state["t"])
+
+    def bits_scale(self, run: Run) -> float:
+        """Return the learning rate of log2 s and log2 q, relative to the weights'."""
+        if run.step == 0:
+            return 0.0
+        if not self.bits_rate:
+            return 1.0
+        bits_to_lose = max(q.start - q.bits_allowed for q in noise_quantizers(run))
+        return self.bits_rate * max(1.0, bits_to_lose) / (run.steps * run.recipe.lr)
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
-        name, loss = (
-            ("distance", run.distance(output, batch))
-            if self.distill
-            else (run.objective, run.loss(output, batch))
-        )
-        self.now += loss.detach() * (batch.count / self.count)
-        return {name: loss, "penalty": self.factor * self.seen / self.steps * excess(run)}
+        loss = run.loss(output, batch)
+        if "seen" not in run.state:
+            # D summed over the earlier steps, and D of the parts of this step's batch so far.
+            for name in ("seen", "now"):
+                run.state[name] = torch.zeros_like(loss.detach())
+        run.state["now"] += loss.detach() * batch.share
+        seen = run.state["seen"]
+        mean = run.scalar("t", like=seen) * seen / run.scalar("steps", like=seen)
+        return {"task": loss, "penalty": mean * excess_bits(run)}
 
     def after_step(self, run: Run) -> None:
-        self.seen += run.everywhere(self.now)
-        self.now.zero_()
-        for q, x in tensors(run):
-            q.confine(x)
+        run.state["seen"] += run.sum_over_processes(run.state["now"])
+        run.state["now"].zero_()
+        for quantizer, x in quantizers_and_weights(run):
+            quantizer.confine(x)
 
-    def unmet(self, run: Run) -> Tensor:
-        """The share of groups whose codes do not fit the format: what would be forced if the run ended here."""
-        with torch.no_grad():
-            return (
-                torch.cat([(~q.fits(x)).flatten(run.lead) for q, x in tensors(run)], -1)
-                .double()
-                .mean(-1)
-            )
+    @torch.no_grad()
+    def unmet_share(self, run: Run) -> Tensor:
+        """Return the share of groups whose codes do not fit the format.
 
+        These would be forced onto the format if the run ended here.
+        """
+        fits = [q.fits(x).flatten(run.run_axes) for q, x in quantizers_and_weights(run)]
+        return (~torch.cat(fits, -1)).double().mean(-1)
+
+    @torch.no_grad()
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
-        with torch.no_grad():
-            bits = [(q.site.role, q.bits(x).flatten(run.lead).amax(-1)) for q, x in tensors(run)]
-        worst = {
-            f"bits_{role}": torch.stack([b for r, b in bits if r == role]).amax(0)
-            for role, _ in bits
-        }
-        return {"t": torch.tensor(self.t, dtype=torch.float64), "forced": self.unmet(run), **worst}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"t": self.t, "cooling": self.cooling, "seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.t, self.cooling = state["t"], state["cooling"]
-        self.begin(state["seen"])
+        worst: dict[str, Tensor] = {}
+        for quantizer, x in quantizers_and_weights(run):
+            name = f"bits_{quantizer.site.role}"
+            bits = quantizer.bits(x).flatten(run.run_axes).amax(-1)
+            worst[name] = torch.maximum(worst[name], bits) if name in worst else bits
+        t = torch.tensor(run.numbers("t"), dtype=torch.float64)
+        return {"t": t, "forced": self.unmet_share(run), **worst}
 
 
 # ---- the two quantizers ----
 
 
 class Noise(Quantizer):
-    """A step learned as its logarithm, and what the penalty asks of it."""
+    """A step that is learned as its logarithm, and what the penalty asks of it."""
 
     log_step: nn.Parameter
 
@@ -212,74 +208,75 @@ class Noise(Quantizer):
         self.log_step = nn.Parameter(torch.zeros(site.scale_shape))
 
     def step_size(self) -> Tensor:
-        return self.by_run(torch.exp2, self.log_step)
+        return self.per_run(torch.exp2, self.log_step)
 
     def logarithms(self) -> list[nn.Parameter]:
-        """The parameters that bits are made of."""
+        """Return the parameters that bits are made of."""
         return [self.log_step]
 
     def bits(self, x: Tensor) -> Tensor:
-        """Of each group; differentiable."""
+        """Return the bits of each group; differentiable."""
         raise NotImplementedError
 
     def fits(self, x: Tensor) -> Tensor:
-        """Whether each group's codes are within the format's."""
+        """Return whether each group's codes are within the format's."""
         raise NotImplementedError
 
     def confine(self, x: Tensor) -> None:
-        """Bounds that hold after every step."""
+        """Keep the parameters within the bounds that hold after every step."""
         raise NotImplementedError
 
     def noise(self, x: Tensor) -> Tensor | None:
-        """r/√3, another in each step."""
-        return None if self.rule == "lsq" else coins(self, x) * 3**-0.5
+        """Return r/√3, drawn anew in each step; None where the rule has no noise."""
+        return None if self.rule == "lsq" else random_halves(self, x) * 3**-0.5
 
     def slope(self, error: Tensor, step: Tensor, noise: Tensor | None) -> Tensor:
-        """∂y/∂s in range."""
+        """Return ∂y/∂s in range."""
         if noise is None:
             return error
         noise = noise.view(error.shape)
         return noise if self.rule == "dither" else error + step * noise
 
 
-def coins(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """±½ for each element."""
-    return torch.where(quantizer.draw(x) < 0.5, -0.5, 0.5).to(x.dtype)
+def random_halves(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """Return +½ or −½ for each element, by a fair coin."""
+    return torch.where(quantizer.random(x) < 0.5, -0.5, 0.5).to(x.dtype)
 
 
 class WeightNoise(Noise):
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def range_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the minimum and the maximum of each group."""
         grouped = self.site.grouping.group(x)
         return grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
 
     @torch.no_grad()
-    def reset(self, x: Tensor) -> None:
-        """A group of one value has no range to divide: it starts as if that were 1."""
-        low, high = self.ends(x)
+    def calibrate(self, x: Tensor, first: bool) -> None:
+        """Start with fine steps. A group of one value has no range: it starts as if that were 1."""
+        low, high = self.range_ends(x)
         self.log_step.copy_(
-            self.by_run(torch.log2, torch.where(high > low, high - low, 1.0)) - self.log_start
+            self.per_run(torch.log2, torch.where(high > low, high - low, 1.0)) - self.log_start
         )
 
     def bits(self, x: Tensor) -> Tensor:
-        low, high = self.ends(x)
-        return self.by_run(torch.log2, high - low + self.step_size()) - self.log_step
+        low, high = self.range_ends(x)
+        return self.per_run(torch.log2, high - low + self.step_size()) - self.log_step
 
     def fits(self, x: Tensor) -> Tensor:
-        low, high = self.ends(x)
+        low, high = self.range_ends(x)
         return ((high - low) / self.step_size()).round() <= self.levels.high
 
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
-        """No more bits than at the start: a group that began at zero found its range only now."""
-        low, high = self.ends(x)
+        """Allow no more bits than at the start: a group that began at zero has a range only now."""
+        low, high = self.range_ends(x)
         self.log_step.copy_(
-            torch.maximum(self.log_step, self.by_run(torch.log2, high - low) - self.log_start)
+            torch.maximum(self.log_step, self.per_run(torch.log2, high - low) - self.log_start)
         )
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        """A step that is still too fine is forced up to the least that fits."""
-        low, high = self.ends(x)
+        """Return the grid. A step that is still too fine is forced up to the least that fits."""
+        low, high = self.range_ends(x)
         step = torch.where(self.fits(x), self.step_size(), (high - low) / self.levels.high)
         return Grid(self.levels, self.site.grouping, step, low)
 
@@ -312,13 +309,12 @@ class InputNoise(Noise):
     def logarithms(self) -> list[nn.Parameter]:
         return [self.log_step, self.log_range]
 
-    def forget(self) -> None:
-        self.low.fill_(torch.inf)
-        self.high.fill_(-torch.inf)
-
     @torch.no_grad()
-    def reset(self, x: Tensor) -> None:
-        """The range of the batches shown; from 0 where they cannot be negative."""
+    def calibrate(self, x: Tensor, first: bool) -> None:
+        """Take the range of the batches shown; it starts at 0 where they cannot be negative."""
+        if first:
+            self.low.fill_(torch.inf)
+            self.high.fill_(-torch.inf)
         self.low.copy_(
             torch.zeros_like(self.low)
             if self.site.unsigned
@@ -327,27 +323,27 @@ class InputNoise(Noise):
         self.high.copy_(torch.maximum(self.high, x.amax((-2, -1), keepdim=True)))
         width = torch.where(self.high > self.low, self.high - self.low, 1.0)
         self.offset.copy_(self.low)
-        self.log_step.copy_(self.by_run(torch.log2, width) - self.log_start)
+        self.log_step.copy_(self.per_run(torch.log2, width) - self.log_start)
         self.log_range.copy_(self.log_step + self.start)
 
     def bits(self, x: Tensor) -> Tensor:
         return self.log_range - self.log_step
 
     def fits(self, x: Tensor) -> Tensor:
-        return (self.by_run(torch.exp2, self.bits(x)) - 1).round() <= self.levels.high
+        return (self.per_run(torch.exp2, self.bits(x)) - 1).round() <= self.levels.high
 
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
-        """All codes of the format are used: fewer would train on another range than the one that ships."""
+        """Use all codes of the format: with fewer, another range is trained than the one that ships."""
         self.log_range.copy_(torch.maximum(self.log_range, self.log_step + self.least))
 
     @torch.no_grad()
     def grid(self, x: Tensor) -> Grid:
-        """Forced by a coarser step, not by a narrower range."""
+        """Return the grid. It is forced to fit by a coarser step, not by a narrower range."""
         step = torch.where(
             self.fits(x),
             self.step_size(),
-            self.by_run(torch.exp2, self.log_range - self.bits_allowed),
+            self.per_run(torch.exp2, self.log_range - self.bits_allowed),
         )
         return Grid(
             self.levels,
@@ -358,7 +354,7 @@ class InputNoise(Noise):
 
     def relax(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
-        step, width, low = self.step_size(), self.by_run(torch.exp2, self.log_range), self.offset
+        step, width, low = self.step_size(), self.per_run(torch.exp2, self.log_range), self.offset
         with torch.no_grad():
             high = low + width - step
             above, below = x > high, x < low
@@ -372,37 +368,41 @@ class InputNoise(Noise):
 # ---- the objective ----
 
 
-def noisy(run: Run) -> list[Noise]:
+def noise_quantizers(run: Run) -> list[Noise]:
+    """Return all quantizers of a run."""
     return [q for q in run.quantizers() if isinstance(q, Noise)]
 
 
-def travel(run: Run) -> float:
-    """The most bits that any step has to lose."""
-    return max(q.start - q.bits_allowed for q in noisy(run))
+def quantizers_and_weights(run: Run) -> list[tuple[Noise, Tensor]]:
+    """Return every quantizer with the weights that its bits depend on.
 
-
-def tensors(run: Run) -> list[tuple[Noise, Tensor]]:
-    """Every quantizer with the weights that its bits depend on; those of inputs depend on none."""
-    weights = [(b.quantizer, widen(b.stack())) for b in run.bundles]
-    inputs = [(q, run.clock) for q in run.inputs.values()]
+    The bits of inputs depend on no tensor; they get the step.
+    """
+    weights = [(stack.quantizer, widen(stack.stack())) for stack in run.weights]
+    inputs = [(q, q.step) for q in run.inputs.values()]
     return [(q, x) for q, x in [*weights, *inputs] if isinstance(q, Noise)]
 
 
 def log_count(bits: float) -> float:
+    """Return log2 of the number of steps between the codes of so many bits."""
     return math.log2(2**bits - 1)
 
 
-def excess(run: Run) -> Tensor:
-    """m_w P_w + m_a P_a: by how many bits the groups of each role are over, on average, weighted by the role's share of those that are."""
+def excess_bits(run: Run) -> Tensor:
+    """Return m_w P_w + m_a P_a.
+
+    P is by how many bits the groups of a role are over, on average. m is the role's share of the
+    groups that are over.
+    """
     over: dict[str, list[Tensor]] = {}
-    for q, x in tensors(run):
-        over.setdefault(q.site.role, []).append((q.bits(x) - q.free).relu().flatten(run.lead))
+    for q, x in quantizers_and_weights(run):
+        excess = (q.bits(x) - q.free).relu().flatten(run.run_axes)
+        over.setdefault(q.site.role, []).append(excess)
     roles = [torch.cat(parts, -1) for parts in over.values()]
     violated = [(role > 0).sum(-1) for role in roles]
     total = torch.stack(violated).sum(0)
-    return torch.stack(
-        [
-            (n + EPSILON) / (total + EPSILON) * role.mean(-1)
-            for n, role in zip(violated, roles, strict=True)
-        ]
-    ).sum(0)
+    weighted = [
+        (count + EPSILON) / (total + EPSILON) * role.mean(-1)
+        for count, role in zip(violated, roles, strict=True)
+    ]
+    return torch.stack(weighted).sum(0)

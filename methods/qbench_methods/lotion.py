@@ -1,67 +1,70 @@
-"""LOTION: smoothing the loss of a quantized network by the noise of randomised rounding. arXiv 2510.08757.
+"""LOTION: smoothing the loss of a quantized network by the noise of randomised rounding.
+arXiv 2510.08757.
 
-    RR(w)       the level hi above w with probability (w − lo)/(hi − lo), else the level lo below: E[RR(w)] = w
+    RR(w)       the level hi above w with probability (w − lo)/(hi − lo), else the level lo below:
+                E[RR(w)] = w
     σ²          its variance (w − lo)(hi − w); s²Δ(1 − Δ) on a uniform grid
     smoothed    E[L(RR(w))], which is L(w) + ½ Σ h_ii σ_i² on a quadratic
-    trained     L(w) + R(w),  R = λ · ½ Σ g_ii σ_i²,  g the diagonal of the Gauss–Newton matrix, held fixed
+    trained     L(w) + R(w),  R = λ · ½ Σ g_ii σ_i²,  g the diagonal of the Gauss–Newton matrix,
+                held fixed
 
-The forward pass sees w itself: nothing is rounded in training, there is no straight-through gradient. What R adds is
+The forward pass sees w itself: nothing is rounded in training, and there is no straight-through
+gradient. What R adds is
 
-    ∂R/∂w_i at fixed s = ½ λ g_i (lo_i + hi_i − 2w_i),    ∂R/∂s = ½ λ Σ g_i (lo_i (w_i − hi_i) + hi_i (w_i − lo_i))/s
+    ∂R/∂w_i at fixed s = ½ λ g_i (lo_i + hi_i − 2w_i)
+    ∂R/∂s              = ½ λ Σ g_i (lo_i (w_i − hi_i) + hi_i (w_i − lo_i))/s
 
-and the second reaches the largest element of a group, which has no noise of its own. Adding noise that is detached from w,
-or rounding at random with an identity backward (the method `rr`), loses both.
+and the second reaches the largest element of a group, which has no noise of its own. Adding noise that
+is detached from w, or rounding at random with an identity backward (the method `rr`), loses both.
 
-g is an empirical Fisher: a running mean of the squared task gradient. A gradient that is the mean over N labels has
-E[g²] ≈ G/N near a minimum, hence λ = lam · N; with the exact diagonal λ = lam. The paper's own calibration could not be had: reconstructed.
+g is an empirical Fisher: a running mean of the squared task gradient. A gradient that is the mean over
+N labels has E[g²] ≈ G/N near a minimum, hence λ = lam · N; with the exact diagonal λ = lam. The paper's
+own calibration could not be had: that part is reconstructed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qbench.api import (
-    Batch,
-    Bundle,
-    InputRange,
+    InputQuantizer,
     Method,
     Preset,
     Quantizer,
     QuantLayer,
+    Run,
     ScaledQuantizer,
     ScaleRule,
     Site,
     UsageError,
+    WeightStack,
     absmax_scale,
-    beside,
+    is_tenth,
+    stack_sites,
     widen,
 )
-from qbench.training.calibration import settle, settle_now_and_then
-from qbench.training.run import Run
 
 FLOAT_NOISE = 67.1
-"""In units of the last place, 8e-6 in float32: a weight as close to a level as this, relative to the larger of s and |w|, lies on it.
-Otherwise rounding errors would push weights off the grid with full force."""
+"""In units of the last place, 8e-6 in float32: a weight as close to a level as this, relative to the
+larger of s and |w|, lies on it. Otherwise rounding errors would push weights off the grid with full
+force."""
 
 
 @dataclass
 class LOTION(Method):
-    """Train in full precision, on the loss plus the curvature-weighted variance of randomised rounding."""
+    """Train in full precision, on the loss plus the curvature-weighted variance of rounding."""
 
     name = "lotion"
     title = "LOTION"
     paper = "arXiv 2510.08757"
-    knobs = ("lam",)
-    varies = ("lam", "format")
-    compiled_alike = True
-
     presets = {
         "language": Preset(
-            "arXiv 2510.08757, language models; the recipe is that of the laboratory's public configuration",
+            "arXiv 2510.08757, language models; the recipe is that of the laboratory's public "
+            "configuration",
             {},
             {
                 "optimizer": "adamw",
@@ -79,18 +82,13 @@ class LOTION(Method):
     lam: float = 1.0
     """λ over the labels in a step (over 1 with fisher = exact)."""
     fisher: Literal["own", "optimizer", "exact"] = "own"
-    """A running mean of its own, the optimizer's second moment (clipped gradients, R's included), or the task's exact Hessian diagonal."""
+    """A running mean of its own, the optimizer's second moment (of clipped gradients, with R's
+    included), or the task's exact Hessian diagonal."""
     decay: float = 0.999
     """Of the own running mean, per step."""
     scale: ScaleRule = "absmax"
     scale_gradient: bool = True
     """Differentiate σ² through the scale as well: the definition, read literally."""
-
-    def __post_init__(self) -> None:
-        self.average: dict[str, Tensor] = {}
-        self.penalty = torch.zeros(())
-        self.bias = torch.ones(())
-        """What a running mean that began at zero comes to, of what it will."""
 
     def check(self) -> str | None:
         if self.lam < 0:
@@ -99,97 +97,86 @@ class LOTION(Method):
             return f"decay must be in [0, 1), not {self.decay}"
         return None
 
-    def alone(self) -> None:
-        return None
-
-    def unrecorded(self) -> None:
-        return None
-
     def quantizer(self, site: Site) -> Quantizer:
-        return InputRange(site) if site.role == "activation" else LOTIONWeight(site, self)
+        return InputQuantizer(site) if site.role == "activation" else LOTIONWeight(site, self)
 
-    def prepare(self, run: Run, batches: list[Batch]) -> None:
-        if self.fisher == "exact" and any(
-            run.problem.hessian_diagonal(layer) is None for b in run.bundles for layer in b.layers
-        ):
-            raise UsageError(
-                "lotion: fisher = exact needs a task that knows its Hessian; use own or optimizer here"
-            )
-        self.bias = torch.ones((), device=run.clock.device)
-        settle(run, batches)
+    def recalibrates(self, run: Run) -> bool:
+        return is_tenth(run)
 
-    def before_step(self, run: Run, batch: Batch) -> None:
-        settle_now_and_then(run)
-        if self.lam == 0:
-            return
-        if self.fisher == "own":
-            self.bias.fill_(1 - self.decay ** (run.step + 1))
-        elif self.fisher == "optimizer":
-            self.bias.fill_(1 - second_decay(run) ** max(run.step, 1))
+    def schedules(self, run: Run) -> dict[str, float]:
+        labels = 1 if self.fisher == "exact" else run.labels_per_step
+        numbers = {"lambda": self.lam * labels}
+        if self.lam and self.fisher == "own":
+            numbers["forget"] = 1 - self.decay
+            numbers["bias"] = 1 - self.decay ** (run.step + 1)
+        elif self.lam and self.fisher == "optimizer":
+            numbers["bias"] = 1 - second_decay(run) ** max(run.step, 1)
+        return numbers
 
     def after_backward(self, run: Run) -> None:
-        """Add R's gradient to the task's, before clipping. At lam = 0 nothing is touched: the training of full precision, bit for bit."""
+        """Add R's gradient to the task's, before clipping.
+
+        At lam = 0 nothing is touched: the training is that of full precision, bit for bit.
+        """
         if self.lam == 0:
             return
-        self.penalty = torch.zeros((), device=run.clock.device)
-        for bundle in run.bundles:
-            assert isinstance(bundle.quantizer, LOTIONWeight)
-            weights = widen(bundle.stack().detach()).requires_grad_()
-            strength = run.number(self.strengths(run), weights)
-            penalty = 0.5 * run.total(
-                strength * self.curvature(run, bundle) * bundle.quantizer.variance(weights)
-            )
+        total: Tensor | None = None
+        for stack in run.weights:
+            assert isinstance(stack.quantizer, LOTIONWeight)
+            weights = widen(stack.stack().detach()).requires_grad_()
+            variance = stack.quantizer.variance(weights)
+            strength = run.scalar("lambda", like=weights) * self.curvature(run, stack)
+            penalty = 0.5 * run.total(strength * variance)
             (force,) = torch.autograd.grad(penalty.sum(), weights)
-            for layer, part in zip(bundle.layers, force.unbind(-3), strict=True):
+            for layer, part in zip(stack.layers, force.unbind(-3), strict=True):
                 layer.weight.grad = layer.as_weight(gradient(layer) + part.to(layer.weight.dtype))
-            self.penalty = self.penalty + penalty.detach()
+            total = penalty.detach() if total is None else total + penalty.detach()
+        if total is None:
+            return
+        if "penalty" not in run.state:
+            run.state["penalty"] = torch.zeros_like(total)
+        run.state["penalty"].copy_(total)
 
-    def strengths(self, run: Run) -> list[float]:
-        """λ of each run."""
-        return [
-            lam if self.fisher == "exact" else lam * run.labels_per_step for lam in run.own("lam")
-        ]
-
-    def curvature(self, run: Run, bundle: Bundle) -> Tensor:
-        """g of the weights side by side."""
+    def curvature(self, run: Run, stack: WeightStack) -> Tensor:
+        """Return g of the weights of a stack."""
         if self.fisher == "exact":
-            return run.curvature(bundle, [])
-        return (
-            self.moment(run, bundle)
-            if self.fisher == "optimizer"
-            else self.updated_average(run, bundle)
-        )
+            try:
+                return run.curvature(stack, [])
+            except UsageError as error:
+                raise UsageError(
+                    "lotion: fisher = exact needs a task that knows its Hessian; "
+                    "use own or optimizer here"
+                ) from error
+        if self.fisher == "optimizer":
+            return self.optimizer_moment(run, stack)
+        return self.updated_average(run, stack)
 
-    def updated_average(self, run: Run, bundle: Bundle) -> Tensor:
-        """The own running mean with this step's gradient in it, its bias corrected."""
-        squares = beside([widen(gradient(layer)) for layer in bundle.layers]).square_()
-        name = bundle.quantizer.site.name
-        if name not in self.average:
-            self.average[name] = torch.zeros_like(squares)
-        return self.average[name].lerp_(squares, 1 - self.decay) / self.bias
+    def updated_average(self, run: Run, stack: WeightStack) -> Tensor:
+        """Return the own running mean with this step's gradient in it, its bias corrected."""
+        squares = stack_sites([widen(gradient(layer)) for layer in stack.layers]).square_()
+        name = f"average {stack.quantizer.site.name}"
+        if name not in run.state:
+            run.state[name] = torch.zeros_like(squares)
+        average = run.state[name].lerp_(squares, run.scalar("forget", like=squares))
+        return average / run.scalar("bias", like=squares)
 
-    def moment(self, run: Run, bundle: Bundle) -> Tensor:
-        """The optimizer's second moment, its bias corrected; at the first step there is none, and R is 0."""
-        found = [(run.second_moment(layer.weight), layer.matrix()) for layer in bundle.layers]
-        moments = [
-            torch.zeros_like(matrix) if m is None else m.view(matrix.shape) for m, matrix in found
-        ]
-        return beside(moments).detach() / self.bias
+    def optimizer_moment(self, run: Run, stack: WeightStack) -> Tensor:
+        """Return the optimizer's second moment, its bias corrected.
+
+        At the first step there is none, and R is 0.
+        """
+        moments = []
+        for layer in stack.layers:
+            moment, matrix = run.second_moment(layer.weight), layer.matrix()
+            moments.append(
+                torch.zeros_like(matrix) if moment is None else moment.view(matrix.shape)
+            )
+        moment = stack_sites(moments).detach()
+        return moment / run.scalar("bias", like=moment)
 
     def metrics(self, run: Run) -> dict[str, float | Tensor]:
-        return {
-            "lambda": torch.tensor(self.strengths(run), dtype=torch.float64),
-            "penalty": self.penalty,
-        }
-
-    def finalize(self, run: Run, batches: list[Batch]) -> None:
-        settle(run, batches)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "penalty": self.penalty}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average, self.penalty = dict(state["average"]), state["penalty"]
+        strengths = torch.tensor(run.numbers("lambda"), dtype=torch.float64)
+        return {"lambda": strengths, "penalty": run.state.get("penalty", 0.0)}
 
 
 class LOTIONWeight(ScaledQuantizer):
@@ -201,33 +188,34 @@ class LOTIONWeight(ScaledQuantizer):
         return x
 
     def variance(self, x: Tensor) -> Tensor:
-        """σ² of each element, differentiable in `x`; 0 on the grid, and outside it (a searched scale clips), where rounding is certain."""
+        """Return σ² of each element, differentiable in `x`.
+
+        It is 0 on the grid, and outside of it (a searched scale clips), where rounding is certain.
+        """
         grid, group = self.grid(x), self.site.grouping.group
         low, high = (group(level) for level in grid.neighbours(x.detach()))
         w = group(x)
         with torch.no_grad():
             noise = FLOAT_NOISE * torch.finfo(w.dtype).eps * torch.maximum(w.abs(), grid.scale)
             certain = torch.minimum(w - low, high - w) < noise
-        if (
-            self.scale_gradient
-        ):  # levels move with the scale; a searched one is, locally, a fixed fraction of absmax
+        if self.scale_gradient:
+            # Levels move with the scale. A searched one is, locally, a fixed fraction of absmax.
             scale = absmax_scale(x, self.site, self.levels)
             low, high = low * (scale / scale.detach()), high * (scale / scale.detach())
         return torch.where(certain, 0.0, (w - low) * (high - w)).reshape(x.shape)
 
 
 def second_decay(run: Run) -> float:
-    """By which the optimizer forgets squared gradients."""
-    assert run.optimizer is not None
-    betas = run.optimizer.param_groups[0].get("betas")
-    if betas is None:
+    """Return by how much the optimizer keeps of its squared gradients in a step."""
+    if run.recipe.optimizer not in ("adamw", "radam"):
         raise UsageError(
-            "lotion: fisher = optimizer needs one that keeps a second moment (adamw, radam); use own here"
+            "lotion: fisher = optimizer needs an optimizer that keeps a second moment "
+            "(adamw, radam); use own here"
         )
-    return float(betas[1])
+    return run.recipe.beta2
 
 
 def gradient(layer: QuantLayer) -> Tensor:
-    """The task's gradient in a layer's weight, (rows, columns); 0 for a layer that the loss did not reach."""
+    """Return the task's gradient in a layer's weight as a matrix, 0 if the loss did not reach it."""
     grad, matrix = layer.weight.grad, layer.matrix().detach()
     return torch.zeros_like(matrix) if grad is None else grad.view(matrix.shape)

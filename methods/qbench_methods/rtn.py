@@ -1,6 +1,7 @@
-"""Round to nearest after training: the control that costs nothing. It takes the finished full-precision run of the same seed.
+"""Round to nearest after training: the control that costs nothing. It takes the finished
+full-precision run of the same seed.
 
-Beating it under absmax proves little: the searched scales and the affine grid are controls of their own.
+Beating it under absmax proves little: the searched scales and the affine grid are controls too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor
 
 from qbench.api import (
-    Batch,
     Grid,
-    InputRange,
+    InputQuantizer,
     Method,
     Quantizer,
     ScaledQuantizer,
@@ -22,25 +22,25 @@ from qbench.api import (
     Site,
     affine_grid,
 )
-from qbench.training.calibration import settle
-from qbench.training.run import Run
 
 
 @dataclass
 class RTN(Method):
-    """Each weight of the full-precision network on the nearest level."""
+    """Put each weight of the full-precision network on the nearest level."""
 
     name = "rtn"
     title = "Round to nearest"
-    after = "fp"
-    knobs = ("scale",)
+    post_training = "fp"
 
     scale: ScaleRule = "absmax"
     grid: Literal["symmetric", "affine", "midrise"] = "symmetric"
 
     def check(self) -> str | None:
         if self.grid == "affine" and self.scale != "absmax":
-            return f"the affine grid spans the range of its group, so the scale rule {self.scale} does not apply"
+            return (
+                "the affine grid spans the range of its group, "
+                f"so the scale rule {self.scale} does not apply"
+            )
         return None
 
     def unsupported(self, site: Site) -> str | None:
@@ -50,13 +50,10 @@ class RTN(Method):
 
     def quantizer(self, site: Site) -> Quantizer:
         if site.role == "activation":
-            return InputRange(site)
-        return (
-            AffineRounding(site) if self.grid == "affine" else Rounding(site, self.scale, self.grid)
-        )
-
-    def finalize(self, run: Run, batches: list[Batch]) -> None:
-        settle(run, batches)
+            return InputQuantizer(site)
+        if self.grid == "affine":
+            return AffineRounding(site)
+        return Rounding(site, self.scale, self.grid)
 
 
 class Rounding(ScaledQuantizer):

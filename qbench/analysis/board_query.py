@@ -10,7 +10,7 @@ import numpy as np
 
 from qbench.boards import downstream_scores
 from qbench.boards.run_table import NUMBERS, TEXT, Table
-from qbench.store.schema import IDENTITY
+from qbench.store.schema import SHARED_COLUMNS
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -25,7 +25,7 @@ OF_CELLS = {
     "rung",
     "trial",
     "retired",
-    *(column.name for column in IDENTITY),
+    *(column.name for column in SHARED_COLUMNS),
 }
 """What a cell says of its runs."""
 BUDGET = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}

@@ -19,7 +19,7 @@ from qbench.analysis.compare import check_names
 from qbench.boards.board import Exam, place_names, plain
 from qbench.boards.downstream_scores import Answer
 from qbench.runs.attempts import Attempt
-from qbench.runs.downstream_answers import answered, items_right
+from qbench.runs.downstream_answers import read_answers, read_item_results
 from qbench.stats.comparisons import holm, mcnemar, paired_test
 from qbench.stats.intervals import Estimate
 from qbench.util import text
@@ -149,8 +149,8 @@ def by_seed(scores: Sequence[tuple[int, float]]) -> dict[int, float]:
 def right(results: Path, answer: Answer) -> list[bool] | None:
     """Item by item, from the folder of the run; None where they are gone, or are another definition's by now."""
     attempt = Attempt(results / "runs" / answer.key[:2] / answer.key / str(answer.attempt))
-    entry = answered(attempt).get(answer.exam.task) or {}
-    return items_right(attempt.folder, entry) if entry.get("sha256") == answer.exam.sha256 else None
+    entry = read_answers(attempt).get(answer.exam.task) or {}
+    return read_item_results(attempt.folder, entry) if entry.get("sha256") == answer.exam.sha256 else None
 
 
 def in_words(d: Difference, a: str, b: str) -> str:

@@ -24,8 +24,8 @@ import numpy as np
 from qbench.analysis.board_query import ANSWERS, ASKED, BUDGET, UNTUNED, answers, finished, missing
 from qbench.boards.run_table import Table
 from qbench.errors import QbenchError, UsageError, unknown
-from qbench.store.schema import IDENTITY
-from qbench.store.snapshot import view
+from qbench.store.schema import SHARED_COLUMNS
+from qbench.store.snapshot import open_snapshot
 from qbench.sweepfile.tuning_space import Tuning
 from qbench.util import text
 
@@ -62,7 +62,7 @@ class Results:
 
     def query(self, sql: str, values: list[Any] | dict[str, Any] | None = None) -> pd.DataFrame:
         """Any question to the store, in DuckDB's SQL; the tables are in `qbench/schema.py`."""
-        with view(self.folder) as connection:
+        with open_snapshot(self.folder) as connection:
             frame: pd.DataFrame = connection.execute(sql, values or []).df()
             return frame
 
@@ -127,7 +127,7 @@ class Results:
         """The validation of each attempt at a board's runs, by key and attempt, in the order of its steps."""
         from qbench.analysis.equal_time import Evaluations
 
-        with view(self.folder) as connection:
+        with open_snapshot(self.folder) as connection:
             found = connection.execute(EVALUATED, [board]).fetchnumpy()
         key, attempt = found["key"], found["attempt"]
         ends = [
@@ -166,7 +166,7 @@ class Results:
         self, name: str | None
     ) -> tuple[str, Table, Table, dict[str, Any], str, Tuning | None]:
         """What a board is made of: its title, its runs, what it lacks, the default parameters, its track and how it was tuned."""
-        with view(self.folder) as connection:
+        with open_snapshot(self.folder) as connection:
             name = self._known(connection, name)
             asked = "SELECT title, defaults, track, tuning FROM boards WHERE board = ?"
             title, defaults, track, tuning = connection.execute(asked, [name]).fetchall()[0]
@@ -182,7 +182,7 @@ class Results:
 
     def board_name(self, name: str | None) -> str:
         """The name of a board that is known, or of the latest."""
-        with view(self.folder) as connection:
+        with open_snapshot(self.folder) as connection:
             return self._known(connection, name)
 
     def _known(self, connection: DuckDBPyConnection, name: str | None) -> str:
@@ -202,7 +202,7 @@ class Results:
     def board_runs(self, name: str) -> pd.DataFrame:
         """The finished attempts at a board's runs, what the board calls them, and what they answered downstream if any did."""
         frame = self._board_runs(name)
-        with view(self.folder) as connection:
+        with open_snapshot(self.folder) as connection:
             told = answers(connection, name)
         if not told:
             return frame
@@ -228,7 +228,7 @@ class Results:
 
     def _tuned_runs(self, name: str) -> pd.DataFrame:
         """Trials with what they tried, runs with what was chosen, and a row without a key for each that was not attempted as every trial failed."""
-        own = ", ".join(f"c.{column.name}" for column in IDENTITY)
+        own = ", ".join(f"c.{column.name}" for column in SHARED_COLUMNS)
         return self.query(
             f"""
             SELECT r.*, c.label, c.provenance, {TUNED} FROM {ASKED} JOIN runs r USING (key) WHERE e.board = $board

@@ -1,44 +1,47 @@
-"""Everything that a method or a task may import, in one list."""
+"""Everything that a method, a task or a notebook may import, in one list.
+
+Importing this package imports torch. Packages that must start fast import it for typing only.
+"""
 
 from __future__ import annotations
 
 from qbench.api.batch import Batch, Split, send
 from qbench.api.language_model import Layout, Question, Quiz, Tokenizer
 from qbench.api.load import load_method, load_task
-from qbench.api.method import Method, Preset
-from qbench.api.problem import Problem, with_model
+from qbench.api.method import Method, Preset, is_tenth
+from qbench.api.problem import Problem, Work
+from qbench.api.run import Run
 from qbench.api.task import Task
 from qbench.errors import UsageError
 from qbench.numerics.batched_math import (
-    beside_as_laid_out,
-    by_run,
     cross_entropy,
-    lines,
-    one_by_one,
-    run_by_run,
-    times,
+    matmul_per_run,
+    per_run,
+    per_run_where_bits_depend,
+    single_row_linear,
+    stack_keeping_strides,
 )
 from qbench.numerics.keyed_random import generator, key_of
 from qbench.quant.formats import Format, Granularity
 from qbench.quant.grid import Grid, widen
-from qbench.quant.input_quantizer import InputRange
+from qbench.quant.input_quantizer import InputQuantizer
 from qbench.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from qbench.quant.levels import Levels
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.scale_rules import ScaleRule, TrainedScaleRule, absmax_scale, affine_grid
 from qbench.quant.scaled_quantizer import ScaledQuantizer
-from qbench.quant.site import Site
+from qbench.quant.site import INPUT, Site
 from qbench.quant.straight_through import straight_through
-from qbench.quant.weight_stack import Bundle, beside
+from qbench.quant.weight_stack import WeightStack, stack_sites
 from qbench.runs.config import Metric, Recipe
 
 __all__ = [
+    "INPUT",
     "Batch",
-    "Bundle",
     "Format",
     "Granularity",
     "Grid",
-    "InputRange",
+    "InputQuantizer",
     "Layout",
     "Levels",
     "Method",
@@ -52,6 +55,7 @@ __all__ = [
     "Question",
     "Quiz",
     "Recipe",
+    "Run",
     "ScaleRule",
     "ScaledQuantizer",
     "Site",
@@ -60,22 +64,23 @@ __all__ = [
     "Tokenizer",
     "TrainedScaleRule",
     "UsageError",
+    "WeightStack",
+    "Work",
     "absmax_scale",
     "affine_grid",
-    "beside",
-    "beside_as_laid_out",
-    "by_run",
     "cross_entropy",
     "generator",
+    "is_tenth",
     "key_of",
-    "lines",
     "load_method",
     "load_task",
-    "one_by_one",
-    "run_by_run",
+    "matmul_per_run",
+    "per_run",
+    "per_run_where_bits_depend",
     "send",
+    "single_row_linear",
+    "stack_keeping_strides",
+    "stack_sites",
     "straight_through",
-    "times",
     "widen",
-    "with_model",
 ]

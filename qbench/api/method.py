@@ -1,13 +1,18 @@
-"""The method contract: what an author writes.
+"""Method: what the author of a method writes.
 
-A method is a set of hyper-parameters (its fields, by name, with the paper's defaults) and the hooks that the one
-training loop calls. Only `quantizer` must be written. A hook that is not overridden does nothing and costs nothing.
+A method is a dataclass. Its fields are its hyper-parameters, with the paper's defaults, and the one
+thing that must be written is `quantizer`. Every other hook does nothing unless it is overridden.
+The training loop calls the hooks in this order:
+
+    once            quantizer, param_groups
+    every step      recalibrates, probe, schedules, step (or losses), after_backward, after_step
+    at the end      finalize
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,120 +23,149 @@ from qbench.quant.site import Site
 
 if TYPE_CHECKING:
     from qbench.api.batch import Batch
-    from qbench.training.run import Run
+    from qbench.api.run import Run
 
-
-Provenance = Literal["paper", "reconstructed"]
+Provenance = Literal["paper", "reconstructed", "own"]
+"""Where a method's formulas come from: a paper that was read, a paper that could not be had, or no
+paper at all."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method's own published recipe, by name: for boards of the as-published track, never in a fair one."""
+    """The recipe of a method's own paper.
+
+    Boards with `track = "as-published"` may use it; fair boards may not.
+    """
 
     source: str
-    """Where it is published."""
+    """Where the recipe is published."""
     params: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Over the board's: optimizer, rate, schedule, decay. Steps and batch stay the board's."""
+    """What replaces the board's recipe: optimizer, rate, schedule, decay. Steps and batch stay."""
     start: str | None = None
 
 
 @dataclass
 class Method:
-    """A way to train a quantized network. Subclasses are final dataclasses; share by functions, not by inheritance."""
+    """A way to train a quantized network.
 
+    The dataclass fields are the hyper-parameters. Subclasses are final: share code by functions.
+    """
+
+    # Identity. All of it is printed; name and version are part of every run's key.
     name: ClassVar[str]
     version: ClassVar[int] = 1
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     provenance: ClassVar[Provenance] = "paper"
-    quantizes: ClassVar[bool] = True
-    """False: full precision, so formats and granularities do not multiply its runs."""
-    after: ClassVar[str | None] = None
-    """A post-training method names the method whose finished run it takes; it is not trained again."""
     presets: ClassVar[Mapping[str, Preset]] = {}
-    knobs: ClassVar[tuple[str, ...]] = ()
-    """Hyper-parameters, at most two, that a board may tune for this method beside the recipe's that it tunes for all."""
-    varies: ClassVar[tuple[str, ...]] = ()
-    """Hyper-parameters, and `format` for that of the weights, in which runs side by side may differ. Hooks read such a number through
-    `run.own`; a quantizer keeps it, and what follows from it, as an attribute, and gets tensors there. Zero and other numbers never meet."""
-    compiled_alike: ClassVar[bool] = False
-    """Whether, with its usual hyper-parameters, runs compiled side by side have the bits that each has compiled alone: on a CPU a sweep may then
-    compile long ones by itself. Sums and products have; a compiler may compute an `exp2` by one formula alone and by another in company."""
-    bundles: ClassVar[bool] = True
-    """False: one quantizer a site, for a method that treats sites of one shape differently."""
+
+    # Kind.
+    full_precision: ClassVar[bool] = False
+    """True for a reference that quantizes nothing, so that formats do not multiply its runs."""
+    post_training: ClassVar[str | None] = None
+    """The method whose finished run this one quantizes. Nothing is trained then, and each site has
+    a quantizer of its own."""
+
+    probe_at: ClassVar[Sequence[float]] = ()
+    """When `probe` is called, as fractions of the run; 0 is before the first step."""
 
     def quantizer(self, site: Site) -> Quantizer | None:
-        """The one thing an author must write; None leaves the site in full precision."""
+        """Return the quantizer of a site, or None to leave the site in full precision."""
         raise NotImplementedError(f"{type(self).__name__} has no quantizer")
 
     def unsupported(self, site: Site) -> str | None:
-        """A sentence if the method has no rule for the site: the cell is skipped and the table says why."""
+        """Return a sentence if the method has no rule for this site.
+
+        The cell is then skipped, and the table shows the sentence.
+        """
         return None
-
-    def alone(self) -> str | None:
-        """A sentence if its runs cannot train side by side, with an axis of runs in front of every tensor, in one pass. None says that the
-        quantizers and hooks reduce over trailing axes only, and that what runs do not share is a tensor or stands in `state_dict`."""
-        return f"{self.name} has not been written for runs side by side"
-
-    def undivided(self) -> str | None:
-        """Why it cannot train a network whose weights are divided among processes, in a sentence; None if it can: its rule then looks at one
-        weight alone, its gradient is linear in the one that arrives, and it has no parameters of its own."""
-        return f"{self.name} is not written for weights that are divided among processes"
-
-    def unrecorded(self) -> str | None:
-        """Why its steps cannot be recorded once and repeated (`qbench.recorded`), in a sentence. None says that nothing from `step` to `after_step`
-        depends on a number of Python's that changes, and that what goes from step to step is written into tensors that stay where they are."""
-        return f"{self.name} is not written for steps that are recorded"
 
     def check(self) -> str | None:
-        """A sentence if a hyper-parameter is out of its domain: refused before anything trains."""
+        """Return a sentence if a hyper-parameter is out of range. Nothing is trained then."""
         return None
 
-    def prepare(self, run: Run, batches: list[Batch]) -> None:
-        """Ranges from training data, before the first step."""
-
     def param_groups(self, run: Run) -> Mapping[str, list[nn.Parameter]]:
-        """Groups of the quantizers' own parameters beside the default one (`quantizer`), by name. Never weight decay."""
+        """Return named groups of the quantizers' own parameters.
+
+        Parameters that are not listed are in the group `quantizer`. None of them decays.
+        """
         return {}
 
-    def before_step(self, run: Run, batch: Batch) -> None:
-        """Schedules read run.progress here."""
+    def schedules(self, run: Run) -> Mapping[str, float]:
+        """Return this step's numbers, computed from the hyper-parameters and `run.progress`.
+
+        A name of a parameter group (`quantizer`, or one of `param_groups`) scales that group's
+        learning rate. Every other number is read by `run.scalar(name, like=x)` in hooks and by
+        `self.scalar(name, like=x)` in quantizers.
+
+        For stacked runs it is called once a run, on that run's own hyper-parameters. Do not read a
+        numeric hyper-parameter anywhere else after the run has begun, because stacked runs may
+        differ in it. Comparing one with zero is fine: runs that differ in that are not stacked.
+        """
+        return {}
+
+    def recalibrates(self, run: Run) -> bool:
+        """Return whether `Quantizer.calibrate` is called again before this step.
+
+        It is asked once more after the last step, when `run.step == run.steps`. Searched scales want
+        `return is_tenth(run)`. The calibration before the first step is not asked for.
+        """
+        return False
+
+    def probe(self, run: Run, batch: Batch) -> None:
+        """Measure something expensive, such as curvature, at the times in `probe_at`.
+
+        `run` is always one run alone, also where several are stacked.
+        """
 
     def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """The whole objective in named terms; they are summed, and logged by name."""
-        return {run.objective: run.loss(output, batch)}
+        """Return the terms of the loss by name.
+
+        Their sum is differentiated; each is logged. The loss that the board minimises is `task`.
+        """
+        return {"task": run.loss(output, batch)}
 
     def step(self, run: Run, batch: Batch) -> dict[str, Tensor]:
-        """The escape hatch for methods of several passes: leaves gradients in `.grad` and returns the terms."""
+        """Take a whole step by hand: leave gradients in `.grad`, and return the terms of the loss.
+
+        Override it only if a step needs several passes or Python state.
+        """
         return run.backward(batch)
 
     def after_backward(self, run: Run) -> None:
-        """Once a step, on the accumulated gradient, before clipping."""
+        """Change the gradients, once a step and before clipping."""
 
     def after_step(self, run: Run) -> None:
-        """Projections, re-assignment, pulls."""
+        """Project or reassign weights after the optimizer's step."""
 
     def metrics(self, run: Run) -> Mapping[str, float | Tensor]:
-        """Numbers of the method's own to record in the curve; one each for runs side by side, or one for all."""
+        """Return numbers to log with the curve: one, or one for each stacked run."""
         return {}
 
-    def finalize(self, run: Run, batches: list[Batch]) -> None:
-        """Fold extras and calibrate what is left, so that grids and codes say it all."""
+    def finalize(self, run: Run, batches: Sequence[Batch]) -> None:
+        """Make the grids say everything that ships.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the model, the quantizers and the optimizer."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state, f"{self.name} saved {sorted(state)} and does not load it"
+        For a post-training method this is the method.
+        """
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether it learns from the network that the run started from, which a run from scratch does not have."""
-        return False
+    def batched(self) -> bool:
+        """Whether the method's steps are tensor operations alone.
+
+        Runs of such a method may be stacked, and their steps recorded as a CUDA graph: nothing
+        from `losses` to `after_step` asks for a tensor's value or depends on a Python number that
+        changes, and what is kept from step to step lies in `run.state`. The default is true
+        unless `step` is overridden; `qbench check` tries it.
+        """
+        return type(self).step is Method.step
 
     @property
     def params(self) -> dict[str, Any]:
         """The hyper-parameters by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+def is_tenth(run: Run) -> bool:
+    """Return whether a tenth of the run ends here: the times at which scales are searched again."""
+    return run.step == run.steps or run.step % max(1, run.steps // 10) == 0

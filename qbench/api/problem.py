@@ -1,11 +1,12 @@
-"""Problem: one model, one data order, one loss."""
+"""Problem: one model, one data order and one loss, on one device."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -15,74 +16,62 @@ if TYPE_CHECKING:
     from qbench.api.batch import Batch, Split
     from qbench.api.language_model import Layout, Tokenizer
 
-__all__ = ["Problem", "with_model"]
 
+@dataclass(frozen=True)
+class Work:
+    """What a step of training works on."""
 
-P = TypeVar("P", bound="Problem")
-
-
-def with_model(problem: P, model: nn.Module) -> P:
-    """The same problem for another model: all that `beside` needs where the loss reduces over trailing axes and all seeds share the rest."""
-    found = copy.copy(problem)
-    found.model = model
-    return found
+    labels: int = 1
+    """Independent labels in a batch: samples, or tokens of a language model. 1 means that the
+    gradient is exact."""
+    flops: float | None = None
+    """Arithmetic of a forward and backward pass in full precision, where it is worth counting."""
 
 
 class Problem(ABC):
-    """One model, one data order and one loss, on one device."""
+    """One model, one data order and one loss, on one device.
+
+    Everything random follows from (task, seed). Losses reduce over trailing axes only, so that
+    stacked runs, which have one more axis in front, get one number each.
+    """
 
     model: nn.Module
+    seeds_share_data: ClassVar[bool] = False
+    """True if problems of other seeds differ only in the model and the order of the data. Their
+    runs can then be stacked as they are."""
+    work: Work = Work()
 
     def batch(self, index: int) -> Batch:
-        """Batch `index` of the data order; negative indices are training data outside it. To be written, or else `drawn` and `batch_of`."""
-        drawn = self.drawn(index)
-        if drawn is None:
+        """Return batch `index` of the data order, a pure function of the index.
+
+        Negative indices are training data outside of the order. Write this, or else
+        `sample_indices` and `load`.
+        """
+        indices = self.sample_indices(index)
+        if indices is None:
             raise NotImplementedError(
-                f"{type(self).__name__} has neither batch nor drawn and batch_of"
+                f"{type(self).__name__} has neither batch nor sample_indices and load"
             )
-        return self.batch_of(drawn)
-
-    def drawn(self, index: int) -> Tensor | None:
-        """What the batch is made of, on the CPU, by a task whose seeds share the rest: rows of its data, say. Those of runs side by side then come to
-        `batch_of` together, in one go however many they are."""
-        return None
-
-    def batch_of(self, drawn: Tensor) -> Batch:
-        """The batch, of what was drawn for it; with an axis of runs in front of that, theirs."""
-        raise NotImplementedError(f"{type(self).__name__} has drawn and no batch_of")
+        return self.load(indices)
 
     @abstractmethod
     def batches(self, split: Split) -> Iterable[Batch]:
-        """All of a split, in a fixed order."""
+        """Return a whole split in a fixed order."""
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """The mean loss over a batch."""
-
-    def distances(self, output: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
-        """Whose mean is minimised where a board has everybody imitate the network that the run started from: Jeffreys' divergence between the
-        distributions of each sample's class (or each next token), squared error where targets are numbers. Any axes in front are samples',
-        and of the batch only the kind of its targets may count."""
-        if batch.targets is None or batch.targets.is_floating_point():
-            return (output - wanted).square()
-        log_p, log_q = output.float().log_softmax(-1), wanted.float().log_softmax(-1)
-        return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1)
+        """Return the mean loss over a batch."""
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """The metrics on a split by name, the task's metric first. The default is the mean loss."""
+        """Return the metrics of a split, the task's metric first. The default is the mean loss."""
         total, count = 0.0, 0
         for batch in self.batches(split):
             total += self.loss(model(batch.inputs), batch).item() * batch.count
             count += batch.count
         return {"loss": total / count}
 
-    def scores(self, model: nn.Module, split: Split) -> Tensor | None:
-        """The task's metric of runs side by side, one number each, by a task whose splits are so small that all are scored in one go; None: one by
-        one. The model is that of `beside`."""
-        return None
-
     def layers(self) -> dict[str, QuantLayer]:
-        """The layers whose weights are quantized: the body. First and last stay in full precision unless a task says otherwise."""
+        """Return the layers to quantize. The default is all but the first and the last."""
         found = [
             (name, module)
             for name, module in self.model.named_modules()
@@ -90,40 +79,69 @@ class Problem(ABC):
         ]
         return dict(found[1:-1])
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem | None:
-        """What is needed of the problem of several runs side by side, of which this one is the first: `model`, its own with an axis of runs in
-        front of each parameter, and a loss that gives one number a run for outputs and batches with that axis. None where the task is not
-        written for it; then its runs train alone."""
+    # ---- stacked runs: optional ----
+
+    def stack(self, problems: Sequence[Problem], model: nn.Module) -> Problem | None:
+        """Return one problem for several stacked runs, or None if they must train alone.
+
+        Args:
+            problems: The problems of the runs; this one is the first.
+            model: This problem's model, with an axis of runs in front of each parameter.
+        """
+        return self.with_model(model) if self.seeds_share_data else None
+
+    def with_model(self, model: nn.Module) -> Self:
+        """Return a copy of this problem for another model."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def sample_indices(self, index: int) -> Tensor | None:
+        """Return the numbers, on the CPU, of which `load` makes batch `index`.
+
+        A task whose seeds share their data may write these two instead of `batch`. The batches of
+        all stacked runs are then loaded in one call.
+        """
         return None
 
+    def load(self, indices: Tensor) -> Batch:
+        """Return the batch of these samples, or the batches of stacked runs."""
+        raise NotImplementedError(f"{type(self).__name__} has sample_indices and no load")
+
+    def score_stacked(self, model: nn.Module, split: Split) -> Tensor | None:
+        """Return the task's metric of each stacked run, or None to have them scored one by one.
+
+        It is worth writing where a split is so small that all runs are scored in one pass.
+        """
+        return None
+
+    # ---- knowledge of the network: optional ----
+
+    def distances(self, output: Tensor, reference: Tensor, batch: Batch) -> Tensor:
+        """Return whose mean is minimised where a board has every method imitate a reference.
+
+        The default is Jeffreys' divergence between the distributions of each sample's class (or
+        each next token), and the squared error where targets are numbers. Leading axes are
+        samples', and of the batch only the kind of its targets may count.
+        """
+        if batch.targets is None or batch.targets.is_floating_point():
+            return (output - reference).square()
+        log_p, log_q = output.float().log_softmax(-1), reference.float().log_softmax(-1)
+        return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1)
+
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor | None:
-        """The exact diagonal of the loss's Hessian in a layer's weight, (rows, columns), where it is known."""
+        """Return the exact diagonal of the loss's Hessian in a layer's weight, where it is known."""
         return None
 
     def input_moment(self, layer: QuantLayer) -> Tensor | None:
-        """The exact second moment E[x xᵀ] of a layer's inputs, (columns, columns), where it is known: what GPTQ rounds by."""
+        """Return the exact E[x xᵀ] of a layer's inputs, (columns, columns), where it is known."""
         return None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """How text becomes what the model reads; None where it is no language model, and then nothing downstream can be asked of it."""
+        """How a language model reads text. Nothing downstream can be asked where it is None."""
         return None
 
     def layout(self) -> Layout | None:
-        """The model as Hugging Face's transformers know it, where they do."""
-        return None
-
-    @property
-    def labels_per_step(self) -> int:
-        """Independent labels in a batch: samples, or tokens of a language model; 1 for an exact gradient."""
-        return 1
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of a language model, samples of anything else."""
-        return self.labels_per_step
-
-    @property
-    def flops_per_step(self) -> float | None:
-        """Arithmetic of a forward and backward pass in full precision, where it is worth counting."""
+        """Return how Hugging Face's transformers write the model, where they can."""
         return None

@@ -1,10 +1,8 @@
-"""The task contract: data, model by size, loss, metric, splits, which layers are quantized, and the tuning space.
+"""Task: data, networks by size, a metric and a recipe.
 
-A task (its fields are options) makes a `Problem` for a size and a seed: one model, one data order, one loss. Everything
-random in it comes from (task, seed), so that all methods meet the same start and the same batches, and every batch is a
-pure function of its index, so that a run resumes at any step with nothing saved.
-
-Losses reduce over trailing axes only: with runs side by side in front, `loss` returns one number a run.
+A task is a dataclass whose fields are its options. It makes a `Problem` for a size and a seed.
+Everything random in a problem follows from (task, seed), so that all methods meet the same start and
+the same batches, and a batch is a pure function of its index, so that a run resumes at any step.
 """
 
 from __future__ import annotations
@@ -23,12 +21,10 @@ if TYPE_CHECKING:
     from qbench.api.language_model import Quiz
     from qbench.api.problem import Problem
 
-__all__ = ["Task"]
-
 
 @dataclass
 class Task:
-    """A benchmark task. Subclasses are dataclasses whose fields are options."""
+    """Data, networks by size, a metric and a recipe. The dataclass fields are options."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
@@ -36,48 +32,49 @@ class Task:
     metric: ClassVar[Metric]
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
     """What each size means, smallest first."""
-    tuning: ClassVar[Mapping[str, tuple[float, ...]]] = {}
-    """The space that every method is tuned over, unless a board gives its own."""
-    exact_hessian: ClassVar[bool] = False
     activations: ClassVar[bool] = False
-    """Whether quantized activations make sense."""
-    unrecorded: ClassVar[str | None] = None
-    """Why a step of its network cannot be recorded once and repeated (`qbench.recorded`), in a sentence: it asks for the value of a tensor, say."""
+    """Whether quantized layer inputs make sense."""
 
     @abstractmethod
     def recipe(self, size: str) -> Recipe:
-        """Budget, optimizer and schedule, unless a board gives its own."""
+        """Return budget, optimizer and schedule, unless the board sets its own."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the data that the task reads or makes."""
+        """Return a hash of the data that the task reads or makes."""
 
     @abstractmethod
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> Problem:
-        """The model, the data order in batches of `batch`, and the loss. Planning, which asks for shapes alone, gives the device `meta`:
-        `.to(device)` is then all that a task needs, and one with large networks may leave their weights unmade."""
+        """Return model, data order and loss.
+
+        Planning asks for shapes alone, on the device `meta`: `.to(device)` is then all that a task
+        needs, and a task with large networks may leave their weights unmade.
+        """
+
+    def key_options(self) -> Mapping[str, Any]:
+        """Return the options that go into a run's key.
+
+        Override it if an option is a path or another name of something outside, and return what
+        lies there instead: a key must mean the same on every machine.
+        """
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @property
+    def portable(self) -> bool:
+        """Whether the options mean the same on every machine, as those of a key do.
+
+        It is false if an option names a file or a place on the network. Options from somebody
+        else's run are used only if it is true.
+        """
+        return True
 
     def quizzes(self) -> Mapping[str, Quiz]:
-        """Downstream tasks of its own by name, which begins with the task's: `grammar_recall`. They fit the smallest size's context."""
+        """Return downstream questions of the task's own, by a name that begins with the task's.
+
+        They fit into the context of the smallest size.
+        """
         return {}
 
     def check(self) -> str | None:
-        """A sentence if an option is out of its domain."""
+        """Return a sentence if an option is out of range."""
         return None
-
-    @property
-    def compiled_alike(self) -> bool:
-        """Whether runs compiled side by side have the bits that each has compiled alone, on a CPU: `make bench ARGS=alike`. A sweep may then
-        compile long ones by itself."""
-        return False
-
-    @property
-    def keyed(self) -> bool:
-        """Whether its options are those of a key. Of one that is not, `params` reads a place on this machine or the network to know what its
-        options mean, so a stranger's word must not get there."""
-        return True
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """What a run's key is made of; the options, or for one that names a place what lies there."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -17,8 +17,8 @@ from torch import Tensor
 from qbench.artefact.pack import Artefact
 from qbench.quant.formats import Granularity
 from qbench.quant.grid import Grid
-from qbench.training.quantized_network import INPUT
-from qbench.training.run import Run
+from qbench.quant.site import INPUT
+from qbench.training.run import TrainingRun
 
 AGREEMENT = 1e-5
 """Relative distance allowed between the simulated and the packed score: the same weights, the same arithmetic."""
@@ -53,7 +53,7 @@ class Evidence:
     """The loss of the compiled network as it would ship, where training was compiled."""
 
 
-def audit(run: Run, artefact: Artefact, seen: Evidence) -> list[Check]:
+def audit(run: TrainingRun, artefact: Artefact, seen: Evidence) -> list[Check]:
     """All checks of a run."""
     checks = [
         _levels(seen),
@@ -62,7 +62,7 @@ def audit(run: Run, artefact: Artefact, seen: Evidence) -> list[Check]:
         _coverage(run),
         _bits(artefact, len(seen.grids)),
     ]
-    if run.bundles or run.inputs:
+    if run.weights or run.inputs:
         checks.append(_active(seen))
     if seen.loss_compiled is not None:
         checks.append(_agree("compiled = eager", seen.loss_compiled, seen.loss_shipped, COMPILED))
@@ -126,19 +126,19 @@ def _agree(name: str, a: float, b: float, tolerance: float) -> Check:
     )
 
 
-def _coverage(run: Run) -> Check:
+def _coverage(run: TrainingRun) -> Check:
     """Every site that the board quantizes has a quantizer, but those that the method leaves out by design."""
-    attached = {name for bundle in run.bundles for name in bundle.names} | {
+    attached = {name for bundle in run.weights for name in bundle.names} | {
         name + INPUT for name in run.inputs
     }
-    missing = [name for name in run.declared if name not in attached and name not in run.declined]
-    note = f", {len(run.declined)} left out by the method" if run.declined else ""
+    missing = [name for name in run.network.declared if name not in attached and name not in run.network.declined]
+    note = f", {len(run.network.declined)} left out by the method" if run.network.declined else ""
     return Check(
         "coverage",
         not missing,
         f"no quantizer at {missing[0]}"
         if missing
-        else f"{len(attached)} of {len(run.declared)} sites{note}",
+        else f"{len(attached)} of {len(run.network.declared)} sites{note}",
     )
 
 

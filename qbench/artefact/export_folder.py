@@ -24,7 +24,7 @@ from qbench.artefact.finished import finished, the_artefact
 from qbench.artefact.pack import ARTEFACT
 from qbench.errors import QbenchError, UsageError
 from qbench.runs.config import RunConfig
-from qbench.runs.lookup import latest
+from qbench.runs.lookup import read_latest_attempt
 from qbench.training.setup import open_problem
 from qbench.util.json_files import like_other_files
 
@@ -44,7 +44,7 @@ and can be imported: `decode("{artefact}")` returns the tensors by name, and the
 
 def export_run(results: Path, beginning: str, to: str, out: Path) -> list[Path]:
     """Write a finished run into a folder of its own; returns the files."""
-    record = latest(results, beginning)
+    record = read_latest_attempt(results, beginning)
     attempt, config = finished(record)
     artefact = the_artefact(attempt, record["result"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

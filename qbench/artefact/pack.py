@@ -22,8 +22,8 @@ from qbench.quant.formats import Granularity
 from qbench.quant.grid import Grid
 from qbench.quant.layers import QuantLayer
 from qbench.quant.levels import Levels
-from qbench.training.quantized_network import INPUT
-from qbench.training.run import Run
+from qbench.quant.site import INPUT
+from qbench.training.run import TrainingRun
 from qbench.util.json_files import like_other_files
 
 ARTEFACT = "weights.safetensors"
@@ -53,12 +53,12 @@ class Artefact:
 
 
 @torch.no_grad()
-def export(run: Run, folder: Path) -> Artefact:
+def export(run: TrainingRun, folder: Path) -> Artefact:
     """Pack the model as it would ship."""
     tensors = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
     parameters, quantized, bits, payload = sum(p.numel() for p in run.model.parameters()), 0, 0, 0
     weights, inputs = {}, {}
-    for site, layer, grid in run.grids():
+    for site, layer, grid in run.network.grids():
         name, matrix = f"{site}.weight", layer.matrix()
         rows, columns = matrix.shape
         weights[name] = {
@@ -109,7 +109,7 @@ def _levels(levels: Levels) -> dict[str, object]:
     }
 
 
-def restore(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
+def load_into_model(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
     """Load an artefact into a model: decoded weights, and inputs rounded by the grids of the header. Returns the decoded tensors."""
     arrays, header = decode(path)
     device = next(model.parameters()).device
@@ -126,5 +126,5 @@ def restore(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
     for layer, snap in snaps.items():
         module = model.get_submodule(layer)
         assert isinstance(module, QuantLayer)
-        module.see_input_through(snap)
+        module.set_input_quantizer(snap)
     return arrays

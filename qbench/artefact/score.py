@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from qbench.artefact.audit import Evidence, audit, levels_used, to_json
-from qbench.artefact.pack import Artefact, export, restore
+from qbench.artefact.pack import Artefact, export, load_into_model
 from qbench.quant.grid import Grid
+from qbench.quant.site import INPUT
 from qbench.runs.config import Metric, RunConfig
-from qbench.training.quantized_network import INPUT
-from qbench.training.run import Run
-from qbench.training.setup import sites
+from qbench.training.run import TrainingRun
+from qbench.training.setup import list_sites
 from qbench.util.json_files import finite
 
 ROUNDINGS = 5
 
 
 @torch.no_grad()
-def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str, Any]:
+def score(run: TrainingRun, config: RunConfig, metric: Metric, folder: Path) -> dict[str, Any]:
     """Export the run and score it; the model is left as it ships."""
     problem, model = run.problem, run.model
     sample = next(iter(problem.batches("val")))
@@ -36,30 +36,30 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
     def loss(network: Callable[[Any], Any] = model) -> float:
         return problem.loss(network(sample.inputs), sample).item()
 
-    with run.latent():
+    with run.network.in_full_precision():
         latent, loss_latent = measure(), loss()
     roundings = []
-    for draw in range(ROUNDINGS if run.bundles else 0):
-        with run.rounded_randomly(draw):
+    for draw in range(ROUNDINGS if run.weights else 0):
+        with run.network.randomly_rounded(draw):
             roundings.append(measure())
-    with run.shipped():
+    with run.network.as_shipped():
         simulated, loss_shipped = measure(), loss()
         snapped = {
-            name: layer.effective.clone()
-            for b in run.bundles
+            name: layer.quantized_weight.clone()
+            for b in run.weights
             for name, layer in zip(b.names, b.layers, strict=True)
         }
         on_grid = not run.inputs and all(
-            torch.equal(layer.effective, layer.weight) for b in run.bundles for layer in b.layers
+            torch.equal(layer.quantized_weight, layer.weight) for b in run.weights for layer in b.layers
         )
     loss_compiled = None
-    if run.compiled is not None:
-        with run.evaluating(), torch.no_grad():
-            loss_compiled = loss(run.compiled)
+    if run.passes.compiled_output is not None:
+        with run.network.evaluating(), torch.no_grad():
+            loss_compiled = loss(run.passes.compiled_output)
 
-    grids = {name: grid for name, _, grid in run.grids()}
+    grids = {name: grid for name, _, grid in run.network.grids()}
     artefact = export(run, folder)
-    decoded = restore(artefact.path, model)
+    decoded = load_into_model(artefact.path, model)
     model.eval()
     metrics, validation = problem.score(model, "test"), problem.score(model, "val")[metric.name]
     packed = metrics[metric.name]
@@ -88,7 +88,7 @@ def score(run: Run, config: RunConfig, metric: Metric, folder: Path) -> dict[str
         "kinds": kinds,
         "size": size(artefact, grids),
         "audit": to_json(audit(run, artefact, seen)),
-        "sites": list_sites(run, config, seen),
+        "sites": describe_sites(run, config, seen),
         "artefact_sha256": artefact.sha256,
     }
 
@@ -103,10 +103,10 @@ def size(artefact: Artefact, grids: Mapping[str, Grid]) -> dict[str, Any]:
     }
 
 
-def list_sites(run: Run, config: RunConfig, seen: Evidence) -> list[dict[str, Any]]:
+def describe_sites(run: TrainingRun, config: RunConfig, seen: Evidence) -> list[dict[str, Any]]:
     """Every site that the board quantizes, with its levels as allowed and as found."""
     listed = []
-    for site in sites(run.problem, config):
+    for site in list_sites(run.problem, config):
         entry: dict[str, Any] = {
             key: getattr(site, key) for key in ("name", "role", "format", "granularity")
         } | {"shape": list(site.shape)}

@@ -76,7 +76,7 @@ def at_edge(values: Mapping[str, Any], method: str, tuning: Tuning | None) -> li
     """`lr=0.0001` for each chosen value at an end of what was tried."""
     axes = {**tuning.axes, **tuning.own.get(method, {})} if tuning else {}
     return [
-        f"{name}={value(v)}" for name, v in values.items() if name in axes and axes[name].at_edge(v)
+        f"{name}={value(v)}" for name, v in values.items() if name in axes and axes[name].is_at_edge(v)
     ]
 
 

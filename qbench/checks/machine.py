@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qbench.plugins import registry
 from qbench.plugins.describe import list_methods, list_tasks
-from qbench.runs.environment import commit, cpu_name, package_version
+from qbench.runs.environment import find_commit, find_cpu_name, find_package_version
 
 LEAST_FREE = 1 << 30
 
@@ -35,14 +35,14 @@ def _installation() -> Iterator[Finding]:
         sys.version.split()[0]
         + ("" if sys.version_info >= (3, 11) else ": qbench needs 3.11 or newer"),
     )
-    code = commit()
+    code = find_commit()
     state = (
         ""
         if code["commit"] is None
         else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
     )
     yield Finding(
-        "qbench", True, f"{package_version('qbench') or 'not installed as a distribution'}{state}"
+        "qbench", True, f"{find_package_version('qbench') or 'not installed as a distribution'}{state}"
     )
     for name in (
         "torch",
@@ -55,7 +55,7 @@ def _installation() -> Iterator[Finding]:
         "rich",
         "click",
     ):
-        found = package_version(name)
+        found = find_package_version(name)
         yield Finding(
             name,
             found is not None,
@@ -71,7 +71,7 @@ def _machine() -> Iterator[Finding]:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    yield Finding("cpu", True, f"{cpu_name()}, {cores} cores")
+    yield Finding("cpu", True, f"{find_cpu_name()}, {cores} cores")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("cuda", True, ", ".join(names))

@@ -22,8 +22,8 @@ from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.workload import metric_of
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import RunConfig
-from qbench.runs.lookup import latest, may_begin
-from qbench.store.board_members import keys_of_cell
+from qbench.runs.lookup import read_latest_attempt, looks_like_key
+from qbench.store.board_members import find_keys_of_cell
 
 Verdict = Literal["same", "within tolerance", "different"]
 MATTERS = (
@@ -42,7 +42,6 @@ MATTERS = (
     "compiled",
     "recorded",
     "processes",
-    "divided",
 )
 """What of an environment can move a score."""
 SOURCES = ("method_source", "task_source")
@@ -86,14 +85,14 @@ def reproduce_all(
     most: int | None = None,
 ) -> Iterator[Reproduction]:
     """A run by its key or the beginning of it, or the runs of a cell by its name, at most so many of them."""
-    keys = [what] if may_begin(results, what) else keys_of_cell(results, what, board)[:most]
+    keys = [what] if looks_like_key(results, what) else find_keys_of_cell(results, what, board)[:most]
     for key in keys:
         yield reproduce(results, key, device)
 
 
 def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproduction:
     """Train a run again, and whatever it goes on from if that is gone; nothing is written to the results folder."""
-    record = latest(results, beginning)
+    record = read_latest_attempt(results, beginning)
     if record["result"] is None or record["spec"] is None:
         raise QbenchError(
             f"run {record['key']} has no result to compare with; qbench sweep finishes it"
@@ -121,10 +120,10 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
     nobody here."""
     config, base = RunConfig.from_json(was["spec"]), None
     if config.base is not None:
-        record = latest(results, config.base)
+        record = read_latest_attempt(results, config.base)
         attempt = Attempt(Path(record["folder"]))
         base = attempt.folder
-        if not (attempt.believed and attempt.artefact.is_file()):
+        if not (attempt.trained_here and attempt.artefact.is_file()):
             make(results, record, scratch, device)
             base = scratch / config.base / "1"
     env = was["env"] or {}
@@ -134,7 +133,6 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
     execution = replace(
         execution,
         gpus_per_run=env.get("processes") or 1,
-        fsdp=env.get("divided") or False,
         graphs=bool(env.get("recorded")),
     )
     # A failure is told in the result; where in the code it happened is for whoever mends it, and their own sweep says it.

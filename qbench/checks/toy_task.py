@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbench.api.batch import Batch, Split, send
-from qbench.api.problem import Problem, with_model
+from qbench.api.problem import Problem, Work
 from qbench.api.task import Task
 from qbench.numerics.batched_math import cross_entropy
 from qbench.numerics.keyed_random import generator
@@ -41,9 +41,12 @@ class ToyNet(nn.Module):
 
 
 class ToyProblem(Problem):
+    seeds_share_data = True
+
     def __init__(self, seed: int, batch: int, device: torch.device) -> None:
         self.model = ToyNet(seed).to(device)
         self.seed, self.size, self.device = seed, batch, device
+        self.work = Work(labels=batch)
         self.truth = torch.randn(16, 4, generator=generator("toy", "truth"))
 
     def draw(self, count: int, *key: object) -> Batch:
@@ -56,16 +59,9 @@ class ToyProblem(Problem):
     def batches(self, split: Split) -> Iterable[Batch]:
         return [self.draw(256, split)]
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
-        return with_model(self, model)
-
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
         return cross_entropy(output, batch.targets).mean(-1)
-
-    @property
-    def labels_per_step(self) -> int:
-        return self.size
 
 
 @dataclass

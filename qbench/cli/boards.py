@@ -85,9 +85,9 @@ def print_summary(name: str | None, results: Path, form: str | None) -> None:
 
 
 def print_run(key: str, results: Path, form: str | None) -> None:
-    from qbench.runs.lookup import latest
+    from qbench.runs.lookup import read_latest_attempt
 
-    run = latest(results, key)
+    run = read_latest_attempt(results, key)
     if form == "json":
         emit(run)
     elif form:
@@ -100,11 +100,11 @@ def print_run(key: str, results: Path, form: str | None) -> None:
 
 def is_run(what: str, results: Path) -> bool:
     """Whether a word is a run's key, or the beginning of one, rather than a board's name."""
-    from qbench.runs.lookup import may_begin
+    from qbench.runs.lookup import looks_like_key
 
     return (
         (results / "runs").is_dir()
-        and may_begin(results, what)
+        and looks_like_key(results, what)
         and not (results / "boards" / f"{what}.json").exists()
     )
 
@@ -177,7 +177,7 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
     from qbench.analysis.results import Results
-    from qbench.publish.site import publish as write
+    from qbench.publish.site import publish_site as write
     from qbench.util.text import count
 
     site = write(Results(results), board, out)

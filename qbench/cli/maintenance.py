@@ -46,9 +46,9 @@ def db() -> None:
 @json_option
 def db_rebuild(results: Path, as_json: bool) -> int:
     """Make the store again from the run folders."""
-    from qbench.store.check import rebuild
+    from qbench.store.consistency import rebuild_store
 
-    report = rebuild(results)
+    report = rebuild_store(results)
     emit(vars(report)) if as_json else click.echo(str(report))
     return 0
 
@@ -58,8 +58,8 @@ def db_rebuild(results: Path, as_json: bool) -> int:
 @json_option
 def db_check(results: Path, as_json: bool) -> int:
     """Compare the store with the run folders; exit code 5 if they differ."""
-    from qbench.store.check import check
+    from qbench.store.consistency import check_store
 
-    report = check(results)
+    report = check_store(results)
     emit({**vars(report), "agrees": report.agrees}) if as_json else click.echo(str(report))
     return 0 if report.agrees else 5

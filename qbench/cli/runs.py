@@ -24,12 +24,12 @@ def reproduce(
     WHAT is a run's key, or the beginning of one, or a cell as sweeps call it: "ste int4 grammar/xs".
     """
     from qbench.checks.reproduce import reproduce_all
-    from qbench.submissions.merge import settle
+    from qbench.submissions.merge import mark_reproduced
 
     found = []
     for one in reproduce_all(results, what, device, board, seeds):
         found.append(one)
-        settle(results, one.key, one.verdict)
+        mark_reproduced(results, one.key, one.verdict)
         if not as_json:
             click.echo(str(one))
     verdicts = [one.verdict for one in found]
@@ -59,7 +59,7 @@ def evaluate(
     """Ask the artefact of RUN downstream tasks and keep every answer. RUN is a key, the beginning of one, or a folder of transformers'."""
     from qbench.downstream.evaluate import evaluate_folder, evaluate_run
     from qbench.downstream.hf_folder import is_folder
-    from qbench.runs.downstream_answers import table
+    from qbench.runs.downstream_answers import format_answers
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
 
@@ -71,7 +71,7 @@ def evaluate(
         found = evaluate_folder(Path(run), names, device, force, report)
     else:
         found = evaluate_run(results, run, names, device, force, report)
-    emit(found) if as_json else click.echo(table(found))
+    emit(found) if as_json else click.echo(format_answers(found))
     return 0
 
 

@@ -35,7 +35,7 @@ def submit(
     what: tuple[str, ...], out: Path, note: str | None, by: str | None, results: Path, as_json: bool
 ) -> int:
     """Pack finished runs into one file for somebody else's `qbench merge`. WHAT are boards, and keys of runs or the beginnings of keys."""
-    from qbench.submissions.submit import submit as pack
+    from qbench.submissions.submit import submit_runs as pack
 
     packed = pack(results, what, out, note, by)
     emit(vars(packed)) if as_json else click.echo(str(packed))
@@ -57,9 +57,9 @@ def submit(
 @json_option
 def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: bool) -> int:
     """Check what a BUNDLE says, one line a check; exit code 5 if something does not hold. Nothing is written."""
-    from qbench.submissions.verify import verify as check
+    from qbench.submissions.verify import verify_bundle as check
 
-    report = check(bundle, score=score, rerun=how_many(again), device=device, say=progress())
+    report = check(bundle, score=score, rerun=how_many(again), device=device, on_progress=progress())
     emit(report.to_json()) if as_json else click.echo("\n".join(map(str, report.findings)))
     return 0 if report.passed else 5
 
@@ -85,9 +85,9 @@ def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json
             if len(what) > 1
             else f"{bundle}: is a folder; one of your own is merged with --own"
         )
-    from qbench.submissions.merge import merge as take_in
+    from qbench.submissions.merge import merge_bundle as take_in
 
-    merged = take_in(results, bundle, score=score, say=progress())
+    merged = take_in(results, bundle, score=score, on_progress=progress())
     if as_json:
         emit(
             {
@@ -107,9 +107,9 @@ def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json
 
 
 def merge_own(folders: tuple[Path, ...], results: Path, as_json: bool) -> int:
-    from qbench.store.merge_folder import gather
+    from qbench.store.merge_folder import merge_results_folder
 
-    gathered = [gather(results, folder) for folder in folders]
+    gathered = [merge_results_folder(results, folder) for folder in folders]
     if as_json:
         emit([{**vars(one), "boards": [vars(share) for share in one.boards]} for one in gathered])
     else:

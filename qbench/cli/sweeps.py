@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def read_shard(_: click.Context, __: click.Parameter, words: str | None) -> Shard | None:
     from qbench.sweeps.shard import Shard
 
-    return None if words is None else Shard.read(words)
+    return None if words is None else Shard.parse(words)
 
 
 shard_option = click.option(
@@ -117,18 +117,18 @@ def sweep(
     steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
-    from qbench.sweeps.downstream_questions import ask, check, complain
+    from qbench.sweeps.downstream_questions import ask_finished_runs, check_downstream_names, make_failure_error
 
-    config = sweep_config(file).shortened(steps, seeds)
-    check(config)
+    config = sweep_config(file).shorten(steps, seeds)
+    check_downstream_names(config)
     if dry_run:
         return show_status(file, config, results, as_json, shard)
     from qbench.engines.base import Wishes
     from qbench.execution.assignment import Execution
     from qbench.plugins import registry
-    from qbench.sweepfile.read import plugin_modules
-    from qbench.sweeps.coordinator import sweep as run_sweep
-    from qbench.sweeps.shard import WHOLE
+    from qbench.sweepfile.read import list_plugin_modules
+    from qbench.sweeps.coordinator import run_sweep as run_sweep
+    from qbench.sweeps.shard import WHOLE_SWEEP
     from qbench.terminal.progress import Progress
 
     execution = Execution(
@@ -144,7 +144,7 @@ def sweep(
     wishes = Wishes(
         workers,
         device,
-        tuple(plugin_modules(config)),
+        tuple(list_plugin_modules(config)),
         address,
         cpus,
         gpus,
@@ -152,9 +152,9 @@ def sweep(
     )
     with closing(registry.load("engines", engine_name).open(wishes)) as engine:
         summary = run_sweep(
-            config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE
+            config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE_SWEEP
         )
-        answered = None if summary.interrupted else ask(config, results, engine, execution)
+        answered = None if summary.interrupted else ask_finished_runs(config, results, engine, execution)
     if as_json:
         from qbench.analysis.results import Results
 
@@ -162,29 +162,29 @@ def sweep(
     elif not summary.interrupted:
         print_board(config.board, results, "table")
     if answered and answered.failures:
-        click.echo(f"qbench: {complain(answered.failures)}", err=True)
+        click.echo(f"qbench: {make_failure_error(answered.failures)}", err=True)
     return summary.code or (3 if answered and answered.failures else 0)
 
 
 def sweep_config(file: Path | None) -> SweepConfig:
     """A sweep file by path, or a built-in board by name."""
-    from qbench.sweepfile.read import builtin_board, builtin_boards, read
+    from qbench.sweepfile.read import load_builtin_board, list_builtin_boards, read_sweep_file
 
-    if file is None or (not file.exists() and str(file) in builtin_boards()):
-        return builtin_board(str(file or "quick"))
-    return read(file / "sweep.toml" if file.is_dir() else file)
+    if file is None or (not file.exists() and str(file) in list_builtin_boards()):
+        return load_builtin_board(str(file or "quick"))
+    return read_sweep_file(file / "sweep.toml" if file.is_dir() else file)
 
 
 def show_status(
     file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None
 ) -> int:
-    from qbench.sweeps.shard import WHOLE
-    from qbench.sweeps.status import status as sweep_status
+    from qbench.sweeps.shard import WHOLE_SWEEP
+    from qbench.sweeps.status import read_sweep_status as sweep_status
 
-    lines = sweep_status(config, results, shard or WHOLE)
+    lines = sweep_status(config, results, shard or WHOLE_SWEEP)
     if as_json:
-        emit([{"run": line.title, "key": line.key, "state": line.standing.state, "reason": line.standing.reason, "message": line.standing.message,
-               "stale": line.stale, "edited": line.edited, "older": line.older, "unanswered": line.unanswered} for line in lines])  # fmt: skip
+        emit([{"run": line.title, "key": line.key, "state": line.run_state.state, "reason": line.run_state.reason, "message": line.run_state.message,
+               "stale": line.stale, "edited": line.edited, "older": line.older_version, "unanswered": line.unanswered} for line in lines])  # fmt: skip
         return 0
     from qbench.terminal.plan import show_plan
 

@@ -27,13 +27,13 @@ from qbench.api.language_model import Quiz, Tokenizer
 from qbench.api.problem import Problem
 from qbench.api.task import Task
 from qbench.artefact.finished import finished, the_artefact
-from qbench.artefact.pack import restore
+from qbench.artefact.pack import load_into_model
 from qbench.downstream import hf_folder
 from qbench.errors import UsageError
 from qbench.plugins import registry
-from qbench.runs.attempts import Attempt, announce
+from qbench.runs.attempts import Attempt, mark_new_answers
 from qbench.runs.config import RunConfig
-from qbench.runs.lookup import latest
+from qbench.runs.lookup import read_latest_attempt
 from qbench.training.devices import device_named
 from qbench.training.setup import open_problem
 from qbench.util.json_files import write_atomically
@@ -58,7 +58,7 @@ def evaluate_run(
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Ask a finished run's artefact and keep the answers. Returns all that is known of the run downstream."""
-    attempt, config = finished(latest(results, beginning))
+    attempt, config = finished(read_latest_attempt(results, beginning))
     return evaluate_attempt(attempt, config, names, device, force, report)
 
 
@@ -76,7 +76,7 @@ def evaluate_attempt(
     with threads(env.get("threads")):
         task, problem = language_model(config, device)
         found = asked(names, task)
-        restore(the_artefact(attempt, result), problem.model)
+        load_into_model(the_artefact(attempt, result), problem.model)
         assert problem.tokenizer is not None
         subject = Subject(
             attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"]
@@ -84,7 +84,7 @@ def evaluate_attempt(
         try:
             return answers(subject, found, force, report, beat)
         finally:
-            announce(attempt)
+            mark_new_answers(attempt)
 
 
 def evaluate_folder(

@@ -9,7 +9,7 @@ from typing import Any
 
 from qbench.downstream.evaluate import evaluate_attempt
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.execute import conclude, run_group
+from qbench.execution.execute import execute_group, write_result
 from qbench.plugins import registry
 from qbench.runs.attempts import Attempt
 from qbench.training.loop import SIGN_OF_LIFE_S, Report
@@ -47,9 +47,9 @@ def run_one(
 
         return ask_one(assignment, execution, report)
     if execution.gpus_per_run > 1:
-        if registry.load("methods", assignment.config.method).after is None:
+        if registry.load("methods", assignment.config.method).post_training is None:
             from qbench.engines.torchrun import run_together
 
-            return conclude(Attempt(assignment.folder), run_together(assignment, execution, report))
-        execution = replace(execution, gpus_per_run=1, fsdp=False)
-    return run_group([assignment], execution, [report])[0]
+            return write_result(Attempt(assignment.folder), run_together(assignment, execution, report))
+        execution = replace(execution, gpus_per_run=1)
+    return execute_group([assignment], execution, [report])[0]

@@ -34,7 +34,7 @@ from qbench.engines.worker_process import (
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import plugin_modules
+from qbench.sweepfile.read import list_plugin_modules
 
 ORPHANED = 255
 """What Python says where the fork server died, and the worker with it."""
@@ -46,7 +46,7 @@ def local_engine(
 ) -> Iterator[LocalEngine]:
     """The engine for a sweep, its fork server already on the way; whatever happens, none of its workers is left."""
     engine = LocalEngine(
-        workers, execution.device, plugin_modules(config), gpus_per_run=execution.gpus_per_run
+        workers, execution.device, list_plugin_modules(config), gpus_per_run=execution.gpus_per_run
     )
     engine.start()
     try:

@@ -18,7 +18,7 @@ for name in ("torch", "torch._dynamo", *os.environ.get(PRELOAD, "").split(",")):
 
 with suppress(Exception):
     from qbench.plugins.source_hash import remember
-    from qbench.runs.environment import environment
+    from qbench.runs.environment import collect_environment
 
-    environment()
+    collect_environment()
     remember(os.environ.get(PRELOAD, "").split(","))

@@ -30,7 +30,7 @@ from qbench.engines.ray_worker import Order, Worker, folder_of
 from qbench.engines.worker_process import cores
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import Attempt, announce
+from qbench.runs.attempts import Attempt, mark_new_answers
 
 LISTEN_S = 1.0
 """A worker answers at least so often."""
@@ -338,7 +338,7 @@ class Driver:
             assert slot.group
             for assignment in slot.group.assignments:
                 if assignment.downstream:
-                    announce(Attempt(assignment.folder))
+                    mark_new_answers(Attempt(assignment.folder))
             slot.group = None
             self.tell("event", self._told_where(message, slot))
         else:

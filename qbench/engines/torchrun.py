@@ -200,12 +200,12 @@ def part_of(
     rank: int, assignment: Assignment, execution: Execution, report: Report
 ) -> dict[str, Any]:
     """What one process does of a run: all train it, the first one scores it."""
-    from qbench.execution.execute import Making
+    from qbench.execution.execute import RunExecution, train_run
 
-    making = Making(assignment, execution, report)
-    with making.blamed():
+    making = RunExecution(assignment, execution, report)
+    with making.record_failure():
         making.open()
-        making.train(making.run, [making])
+        train_run(making.run, [making])
     return making.result if rank else making.finish()
 
 

@@ -1,4 +1,4 @@
-"""Assignment and Execution: what to train where; none of it is in a key."""
+"""Assignment and Execution: what to train, and how. Nothing of it is part of a run's key."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from qbench.runs.config import RunConfig
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out. Nothing in it may move a score, so nothing in it is part of the key."""
+    """How a run is carried out. Nothing in it may move a score."""
 
     device: str = "auto"
     compile: bool | None = None
-    """None: compiled on CUDA, and on a CPU where it pays (`grouping.compiling_pays`)."""
+    """Whether steps are compiled; None means on CUDA only."""
     graphs: bool = False
-    """Record a step once and repeat it, where method and optimizer allow it: on CUDA as a graph."""
+    """Whether steps are recorded once and repeated, where method and optimizer allow it."""
     accumulate: int = 1
     """Micro-batches a step."""
     timeout_s: float = 0.0
     """Longest life of an attempt; 0 is no limit."""
     silence_s: float = 600.0
-    """Longest time without a sign of life before a worker counts as hung."""
+    """Longest time without a sign of life, after which a worker counts as hung."""
     checkpoint_s: float = 60.0
     """Wall time between checkpoints."""
     gpus_per_run: int = 1
     """Processes that train a run together, each on a GPU of its own, or all on the CPU."""
-    fsdp: bool = False
-    """Whether they divide the parameters and the optimizer's state among them, too."""
     group: int | None = None
-    """Runs that train side by side at most. None: as many as pay."""
+    """Largest number of stacked runs. None: as many as pay."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One run of a group: what to train and the folder of the attempt."""
+    """What to train, and the folder of the attempt."""
 
     config: RunConfig
     folder: Path
     resume: Path | None = None
     """The folder of an earlier attempt whose checkpoint to go on from."""
     base: Path | None = None
-    """The folder of the finished run that a post-training method takes."""
+    """The folder of the finished run that this one starts from."""
     downstream: tuple[str, ...] = ()
-    """What to ask the finished run in `folder`; with it nothing is trained."""
+    """What to ask the finished run in `folder`. If there is anything, nothing is trained."""

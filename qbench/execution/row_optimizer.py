@@ -1,4 +1,9 @@
-"""One optimizer over stacked runs, stepped in slices that keep the bits."""
+"""RowOptimizer: one optimizer over stacked runs, stepped in slices of rows that keep the bits.
+
+A fused optimizer computes the last elements of a tensor, those that do not fill a vector, in another
+order than the rest. So the rows of several runs are stepped as one tensor only where each row
+fills whole vectors, and row by row elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,179 +15,202 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.numerics.batched_math import fills_vectors
+from qbench.numerics.batched_math import whole_vectors_only
 from qbench.runs.config import Recipe
 from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.run import Run
-
-# ---- the optimizer ----
+from qbench.training.run import TrainingRun
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows of one parameter that are stepped in one go, from the run `first` on."""
+class RowSlice:
+    """Rows of one stacked parameter that are stepped together: those of the runs `first` to `last`."""
 
     first: int
     last: int
     rows: nn.Parameter
 
 
-class Pieces:
-    """An optimizer over the rows of the large parameters: those of one recipe together, where the bits allow it."""
+class RowOptimizer:
+    """An optimizer over the rows of stacked parameters.
 
-    def __init__(self, run: Run, twins: Mapping[int, Sequence[nn.Parameter]]) -> None:
-        self.twins = twins
-        self.pieces: dict[nn.Parameter, list[Piece]] = {}
-        """Of each parameter, end to end."""
-        self.taken: Tensor | None = None
-        """Steps, as AdamW counts them, where one counter serves all pieces."""
-        groups, recipe = [], run.recipe
+    Args:
+        run: The stacked run.
+        rows: The runs' own parameters by the identity of the stacked parameter.
+    """
+
+    def __init__(self, run: TrainingRun, rows: Mapping[int, Sequence[nn.Parameter]]) -> None:
+        self.own_parameters = rows
+        self.slices: dict[nn.Parameter, list[RowSlice]] = {}
+        """The slices of each stacked parameter, end to end."""
+        self.step_counter: Tensor | None = None
+        """Number of steps as AdamW counts them, where one counter serves all slices."""
+        self.optimizer = make_optimizer(self._make_groups(run), run.recipe)
+        self.parameters = list(self.slices)
+        for p, slices in self.slices.items():
+            members = list(zip(run.stacked, rows[id(p)], strict=True))
+            for row_slice in slices:
+                self._take_over_state(row_slice, members)
+        self.all_slices_step = self._starts_even(run.recipe)
+        """Whether AdamW has stepped every slice every time, so that all have one step count."""
+
+    def _make_groups(self, run: TrainingRun) -> list[dict[str, Any]]:
+        """Return parameter groups: one for each group of the run and each learning rate in it."""
+        groups = []
+        scaled = {name for one in run.stacked for name in one.method.schedules(one)}
         for group in parameter_groups(run):
-            for first, count in _alike(run.recipes):
-                found = []
+            for first, count in _runs_of_one_rate(run, group["name"] in scaled):
+                recipe, slices = run.recipes[first], list[RowSlice]()
                 for p in group["params"]:  # type: ignore[attr-defined]
-                    cut = _cut(p, first, count)
-                    self.pieces.setdefault(p, []).extend(cut)
-                    found += cut
-                own = {
-                    "weight_decay": run.recipes[first].weight_decay
-                    if group["name"] == "decay"
-                    else 0.0,
-                    "momentum": run.recipes[first].momentum,
+                    cut = _cut_rows(p, first, count)
+                    self.slices.setdefault(p, []).extend(cut)
+                    slices += cut
+                numbers = {
+                    "weight_decay": recipe.weight_decay if group["name"] == "decay" else 0.0,
+                    "momentum": recipe.momentum,
+                    "params": [row_slice.rows for row_slice in slices],
+                    "place": first,
                 }
-                groups.append(
-                    group | own | {"params": [piece.rows for piece in found], "place": first}
-                )
-        self.optimizer = make_optimizer(groups, recipe)
-        self.parameters = list(self.pieces)
-        for p, pieces in self.pieces.items():
-            members = list(zip(run.members, twins[id(p)], strict=True))
-            for piece in pieces:
-                self._take_over(piece, members)
-        counts = (
-            {float(state["step"]) for state in self.optimizer.state.values()}
-            if recipe.optimizer == "adamw"
-            else set()
-        )
-        every = len(self.optimizer.state) in (0, sum(map(len, self.pieces.values())))
-        self.even = recipe.optimizer == "adamw" and every and len(counts) < 2
-        """Whether AdamW has stepped every piece every time: one that had no gradient counts for itself."""
+                groups.append(group | numbers)
+        return groups
 
-    def _take_over(self, piece: Piece, members: Sequence[tuple[Run, nn.Parameter]]) -> None:
-        """What the members' own optimizers have gathered, if they come from checkpoints."""
-        alone = members[piece.first : piece.last]
-        optimizers = [
-            (member.optimizer, p)
-            for member, p in alone
-            if isinstance(member.optimizer, torch.optim.Optimizer)
+    def _take_over_state(
+        self, row_slice: RowSlice, members: Sequence[tuple[TrainingRun, nn.Parameter]]
+    ) -> None:
+        """Take over what the runs' own optimizers have gathered, if they come from checkpoints."""
+        own = members[row_slice.first : row_slice.last]
+        states = [
+            run.optimizer.state[p]
+            for run, p in own
+            if isinstance(run.optimizer, torch.optim.Optimizer) and run.optimizer.state.get(p)
         ]
-        states = [optimizer.state[p] for optimizer, p in optimizers if optimizer.state.get(p)]
-        if states:
-            assert len(states) == len(alone), "runs side by side are at one step"
-            rows = {
-                name: torch.stack([s[name] for s in states]) if value.dim() else value.clone()
-                for name, value in states[0].items()
-            }
-            self.optimizer.state[piece.rows] = {
-                name: v.view(piece.rows.shape) if v.dim() else v for name, v in rows.items()
-            }
+        if not states:
+            return
+        assert len(states) == len(own), "stacked runs are at one step"
+        shape = row_slice.rows.shape
+        self.optimizer.state[row_slice.rows] = {
+            # A value without axes is the step count, which all of them share.
+            name: torch.stack([s[name] for s in states]).view(shape) if value.dim() else value.clone()
+            for name, value in states[0].items()
+        }
 
-    def hand_back(self, place: int, member: Run) -> None:
+    def _starts_even(self, recipe: Recipe) -> bool:
+        """Return whether one step count serves all slices from the start."""
+        if recipe.optimizer != "adamw":
+            return False
+        counts = {float(state["step"]) for state in self.optimizer.state.values()}
+        slices = sum(map(len, self.slices.values()))
+        return len(self.optimizer.state) in (0, slices) and len(counts) < 2
+
+    def return_state(self, place: int, member: TrainingRun) -> None:
+        """Give one of the stacked runs its optimizer's state."""
         assert isinstance(member.optimizer, torch.optim.Optimizer)
-        for p, pieces in self.pieces.items():
-            (piece,) = [piece for piece in pieces if piece.first <= place < piece.last]
-            if state := self.optimizer.state.get(piece.rows):
-                own = {
-                    name: (v[place - piece.first] if v.dim() else v).clone()
-                    for name, v in state.items()
+        for p, slices in self.slices.items():
+            (row_slice,) = [s for s in slices if s.first <= place < s.last]
+            if state := self.optimizer.state.get(row_slice.rows):
+                row = place - row_slice.first
+                member.optimizer.state[self.own_parameters[id(p)][place]] = {
+                    name: (value[row] if value.dim() else value).clone()
+                    for name, value in state.items()
                 }
-                member.optimizer.state[self.twins[id(p)][place]] = own
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """What the optimizer keeps of a large parameter, by its name there."""
+        """Return what the optimizer keeps of a stacked parameter under a name."""
         rows = [
-            self.optimizer.state.get(piece.rows, {}).get(name)
-            for piece in self.pieces.get(parameter, [])
+            self.optimizer.state.get(row_slice.rows, {}).get(name)
+            for row_slice in self.slices.get(parameter, [])
         ]
-        return (
-            torch.cat([row for row in rows if row is not None])
-            if any(row is not None for row in rows)
-            else None
-        )
+        known = [row for row in rows if row is not None]
+        return torch.cat(known) if known else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        for p, pieces in self.pieces.items():
-            # A fused optimizer reads memory in order, whatever the strides say.
-            rows = (
-                [None] * len(pieces)
-                if p.grad is None
-                else p.grad.contiguous().split([piece.last - piece.first for piece in pieces])
-            )
-            for piece, grad in zip(pieces, rows, strict=True):
-                piece.rows.grad = grad
-            self.even = self.even and p.grad is not None
-        if self.even and self.optimizer.state:
+        """Step all slices, by one call of AdamW's kernel where that is possible."""
+        for p, slices in self.slices.items():
+            grads: Sequence[Tensor | None] = [None] * len(slices)
+            if p.grad is not None:
+                # A fused optimizer reads memory in order, whatever the strides say.
+                grads = p.grad.contiguous().split([s.last - s.first for s in slices])
+            for row_slice, grad in zip(slices, grads, strict=True):
+                row_slice.rows.grad = grad
+            self.all_slices_step = self.all_slices_step and p.grad is not None
+        # The first step is torch's own, because it makes the optimizer's state.
+        if self.all_slices_step and self.optimizer.state:
             self._step_adamw()
             return
-        if self.taken is not None:
+        if self.step_counter is not None:
+            # A slice had no gradient: from now on each of them counts its own steps.
             for state in self.optimizer.state.values():
-                state["step"] = self.taken.clone()
-            self.taken = None
+                state["step"] = self.step_counter.clone()
+            self.step_counter = None
         self.optimizer.step()
 
     @torch.no_grad()
     def _step_adamw(self) -> None:
-        """The kernel that `AdamW.step` calls, without what it does for each parameter on the way there: with pieces by the dozen that is more
-        than the arithmetic."""
+        """Call the kernel that `AdamW.step` calls, without its work for each parameter.
+
+        With slices by the dozen that work is more than the arithmetic.
+        """
         state = self.optimizer.state
-        if self.taken is None:
-            self.taken = next(iter(state.values()))["step"]
+        if self.step_counter is None:
+            self.step_counter = next(iter(state.values()))["step"]
             for moments in state.values():
-                moments["step"] = self.taken
-        self.taken += 1
+                moments["step"] = self.step_counter
+        self.step_counter += 1
         for group in self.optimizer.param_groups:
             rows = group["params"]
-            first, second = ([state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq"))
-            grads, steps, (beta1, beta2) = (
-                [p.grad for p in rows],
-                [self.taken] * len(rows),
-                group["betas"],
+            first, second = (
+                [state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq")
             )
-            numbers = {
-                "lr": group["lr"],
-                "beta1": beta1,
-                "beta2": beta2,
-                "weight_decay": group["weight_decay"],
-                "eps": group["eps"],
-            }
+            beta1, beta2 = group["betas"]
             torch._fused_adamw_(
-                rows, grads, first, second, [], steps, **numbers, amsgrad=False, maximize=False
+                rows,
+                [p.grad for p in rows],
+                first,
+                second,
+                [],
+                [self.step_counter] * len(rows),
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
             )
 
 
-def _alike(recipes: Sequence[Recipe]) -> list[tuple[int, int]]:
-    """Neighbours whom the optimizer need not tell apart: the first, and how many."""
+def _runs_of_one_rate(run: TrainingRun, scaled: bool) -> list[tuple[int, int]]:
+    """Return neighbours whom the optimizer need not tell apart: the first, and how many.
+
+    Clipping is done before the optimizer steps, so recipes may differ in it. Where the method's
+    schedules scale a group's learning rate, they may do so by hyper-parameters and formats, so that
+    the runs must agree in these too.
+    """
+    identities = []
+    for one in run.stacked:
+        formats = [stack.quantizer.site.format for stack in one.weights] if scaled else []
+        params = one.method.params if scaled else {}
+        identities.append((replace(one.recipe, clip=0.0), formats, params))
     found, first = [], 0
-    for _, same in groupby(replace(recipe, clip=0.0) for recipe in recipes):
+    for _, same in groupby(identities):
         count = len(list(same))
         found.append((first, count))
         first += count
     return found
 
 
-def _cut(parameter: nn.Parameter, first: int, count: int) -> list[Piece]:
-    """The rows of `count` runs as one piece where each fills its vectors, else one piece a run."""
-    size = count if fills_vectors(parameter[0].numel(), parameter.device) else 1
-    starts = range(first, first + count, size)
+def _cut_rows(parameter: nn.Parameter, first: int, count: int) -> list[RowSlice]:
+    """Return the rows of `count` runs as one slice where each fills whole vectors, else as many."""
+    fills = whole_vectors_only(parameter[0].numel(), parameter.device)
+    size = count if fills else 1
     return [
-        Piece(start, start + size, nn.Parameter(parameter.data[start : start + size]))
-        for start in starts
+        RowSlice(start, start + size, nn.Parameter(parameter.data[start : start + size]))
+        for start in range(first, first + count, size)
     ]

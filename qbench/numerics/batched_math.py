@@ -37,12 +37,12 @@ KEPT = 1024
 """Tensors of numbers, one of each run, that are kept at most."""
 
 
-def fills_vectors(row: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+def whole_vectors_only(row: int, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether runs of so many elements each may be computed in one go. Of smaller elements a vector holds more."""
     return row * dtype.itemsize % (VECTOR * 4) == 0 or device.type != "cpu"
 
 
-def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
+def stack_keeping_strides(x: Sequence[Tensor]) -> Tensor:
     """Stacked, each in the order in memory that it had: a product's kernel depends on it."""
     rows = x[0].new_empty_strided((len(x), *x[0].shape), (x[0].numel(), *x[0].stride()))
     for row, one in zip(rows, x, strict=True):
@@ -50,31 +50,31 @@ def beside_as_laid_out(x: Sequence[Tensor]) -> Tensor:
     return rows
 
 
-def one_each(values: Sequence[float], axes: int, device: torch.device | None) -> Tensor:
+def per_run_constant(values: Sequence[float], axes: int, device: torch.device | None) -> Tensor:
     """Numbers, one of each run, for arithmetic with tensors of so many axes: rounded as a Python number is when it meets a tensor. Not to be written to."""
-    return kept(tuple(values), axes, device)
+    return cached_constant(tuple(values), axes, device)
 
 
-numbers: dict[tuple[tuple[float, ...], int, torch.device | None], Tensor] = {}
+constant_cache: dict[tuple[tuple[float, ...], int, torch.device | None], Tensor] = {}
 """What `kept` has made. Who goes on reading such a tensor unasked (`qbench.recorded`) must hold it."""
 
 
-def kept(values: tuple[float, ...], axes: int, device: torch.device | None) -> Tensor:
+def cached_constant(values: tuple[float, ...], axes: int, device: torch.device | None) -> Tensor:
     """Made once: a GPU need not be sent it at every step. For a compiler it is a constant."""
     key = values, axes, device
-    if key not in numbers:
-        if len(numbers) >= KEPT:
-            numbers.clear()
-        numbers[key] = column(values, axes).to(device, non_blocking=True)
-    return numbers[key]
+    if key not in constant_cache:
+        if len(constant_cache) >= KEPT:
+            constant_cache.clear()
+        constant_cache[key] = runs_first(values, axes).to(device, non_blocking=True)
+    return constant_cache[key]
 
 
-def column(values: Sequence[float], axes: int) -> Tensor:
+def runs_first(values: Sequence[float], axes: int) -> Tensor:
     """The first of so many axes is that of the runs."""
     return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (axes - 1))
 
 
-def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
+def each_run_alone(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     """f of each run by itself."""
     own = _OnItsOwn.apply
     return torch.stack(
@@ -82,26 +82,26 @@ def one_by_one(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
     )  # type: ignore[no-untyped-call]
 
 
-def run_by_run(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
+def per_run_where_bits_depend(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
     """f of tensors that have `lead` axes of runs, for an f whose bits on a CPU depend on where in memory a run begins or on how many others
     there are. It takes one axis in front as well as none; on a GPU, where no bits are promised, all runs are one call."""
     if not lead or x[0].device.type != "cpu":
         return f(*x)
-    return one_by_one(f, *(one.flatten(0, lead - 1) for one in x))
+    return each_run_alone(f, *(one.flatten(0, lead - 1) for one in x))
 
 
-def by_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Tensor:
+def per_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Tensor:
     """A function that is no plain arithmetic, elementwise or down to sums over trailing axes, of tensors that have `lead` (0 or 1) axes of runs."""
     return (
         f(x, *more)
-        if not lead or fills_vectors(x[0].numel(), x.device, x.dtype)
-        else one_by_one(f, x, *more)
+        if not lead or whole_vectors_only(x[0].numel(), x.device, x.dtype)
+        else each_run_alone(f, x, *more)
     )
 
 
-def times(a: Tensor, b: Tensor) -> Tensor:
+def matmul_per_run(a: Tensor, b: Tensor) -> Tensor:
     """The product of two matrices, or of each run's: exact on small ones, where on a CPU a batch would gain nothing."""
-    return run_by_run(torch.matmul, a.dim() - 2, a, b.expand(*a.shape[:-2], *b.shape[-2:]))
+    return per_run_where_bits_depend(torch.matmul, a.dim() - 2, a, b.expand(*a.shape[:-2], *b.shape[-2:]))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b` of each run: (runs, samples, inputs) and (runs, outputs, inputs) to (runs, samples, outputs)."""
     given = _as_computed(x, weight) if bias is None else _as_computed(x, weight, bias)
-    if batched(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device, given[0].dtype):
+    if batch_is_exact(x.shape[-2], weight.shape[-1], weight.shape[-2], x.device, given[0].dtype):
         return _Linear.apply(*given, *[None] * (3 - len(given)))  # type: ignore[no-any-return, no-untyped-call]
-    return one_by_one(F.linear, *given)
+    return each_run_alone(F.linear, *given)
 
 
-def lines(x: Tensor, weight: Tensor) -> Tensor:
+def single_row_linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x wᵀ` for one row of weights a run: (…, samples, inputs) and (…, 1, inputs) to (…, samples, 1). For all runs on one stream it is one
     product, in blocks of so many rows whoever is there, zeros in the place of the rest: a run's bits depend on neither slot nor number."""
     if weight.dim() == 2:
@@ -128,7 +128,7 @@ def lines(x: Tensor, weight: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return x @ weight.mT
     if x.stride(0):
-        return one_by_one(_block, x, weight)
+        return each_run_alone(_block, x, weight)
     blocks = [_block(x[0], rows) for rows in weight.flatten(0, 1).split(BLOCK)]
     return torch.cat(blocks, -1).mT.unsqueeze(-1).contiguous()
 
@@ -148,7 +148,7 @@ def _as_computed(*x: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def batched(
+def batch_is_exact(
     samples: int,
     inputs: int,
     outputs: int,
@@ -213,12 +213,12 @@ class _OnItsOwn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x) if on_a_line(x) else x.clone()
+        return x.view_as(x) if starts_on_cache_line(x) else x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad if on_a_line(grad) else grad.clone()
+        return grad if starts_on_cache_line(grad) else grad.clone()
 
 
-def on_a_line(x: Tensor) -> bool:
+def starts_on_cache_line(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or x.data_ptr() % (LINE * 4) == 0

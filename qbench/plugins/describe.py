@@ -38,8 +38,7 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
             entry |= {
                 "paper": cls.paper,
                 "provenance": cls.provenance,
-                "after": cls.after,
-                "knobs": list(cls.knobs),
+                "after": cls.post_training,
             }
             entry["presets"] = {
                 name: dataclasses.asdict(preset) for name, preset in cls.presets.items()
@@ -48,9 +47,8 @@ def _listed(kind: Literal["methods", "tasks"], name: str) -> dict[str, Any]:
             entry |= {
                 "metric": dataclasses.asdict(cls.metric),
                 "sizes": {k: dict(v) for k, v in cls.sizes.items()},
-                "tuning": dict(cls.tuning),
+                "activations": cls.activations,
             }
-            entry |= {"activations": cls.activations, "exact_hessian": cls.exact_hessian}
             entry["recipes"] = {size: dataclasses.asdict(cls().recipe(size)) for size in cls.sizes}
     except QbenchError as error:
         entry["error"] = str(error)

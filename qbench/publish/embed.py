@@ -1,9 +1,9 @@
-"""The document as the page carries it: small, and unable to leave the element that it lies in. `templates/model.js` unfolds it.
+"""Encode the document as the data inside the page: small, and unable to leave its element.
 
-Numbers that the page only shows or sorts by have as many digits as it shows and a few to spare; `board.json` has them all. Scores of runs
-have fourteen: ranks are computed from them. Two scores that differ by rounding alone still do after it, as 1e-14 of their size is far below what
-`stats.SPREADLESS` calls no spread (1e-12); and no other pair's t moves by more than that part of its size over its standard error, so that
-a rank could change only where p lies as near to 0.05.
+The page needs the data to sort and filter its tables and to show the details of a cell. What many
+cells or their runs have in common is written once and pointed to by its place in a list.
+`templates/model.js` restores it. Numbers have a few digits more than the page shows; `board.json`
+has all of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from qbench.publish.plain_values import Json
 
-SCORE, SHOWN, ROUGH = 14, 9, 6
-"""Significant digits of a run's score, of what is shown at a section's digits, and of the rest."""
-SECTION = (
+SCORE_DIGITS, ROUGH_DIGITS = 9, 6
+"""Significant digits of scores, and of the other numbers."""
+SECTION_FIELDS = (
     "task",
     "size",
     "title",
@@ -28,110 +28,145 @@ SECTION = (
     "unit",
     "better",
     "digits",
-    "minimum_effect",
 )
-ROW = ("version", "params", "role", "rank", "retired")
-COSTS = ("step_ratio", "train_s", "peak_memory_bytes")
-WORDS = ("failures", "message", "audits_failed", "chosen", "at_edge", "trials")
-NUMBERS = {"rr": SHOWN, "cost": ROUGH, "score": SHOWN, "gap": ROUGH}
-"""Of a cell, and to how many digits; what is none or nothing is left out."""
-LIKE = {"setting": 0, "levels": 0, "rates": 0, "lr": ROUGH, "bits_per_weight": ROUGH}
-SHAPE = ("seed", "state", "audit", "trust", "environment")
-"""What many cells share, and columns that many cells' runs share: listed once, pointed to by place."""
+ROW_FIELDS = ("version", "params", "role", "rank")
+"""Fields of a row that are left out if they are empty."""
+COST_FIELDS = ("step_ratio", "train_s", "peak_memory_bytes")
+CELL_FIELDS = ("failures", "message", "audits_failed", "chosen", "at_edge", "trials")
+"""Fields of a cell that are left out if they are empty."""
+CELL_NUMBERS = {
+    "rr": SCORE_DIGITS,
+    "cost": ROUGH_DIGITS,
+    "score": SCORE_DIGITS,
+    "gap": ROUGH_DIGITS,
+}
+"""Numbers of a cell with their digits; they are left out if they are None."""
+SHARED_CELL_FIELDS = {
+    "setting": 0,
+    "levels": 0,
+    "rates": 0,
+    "lr": ROUGH_DIGITS,
+    "bits_per_weight": ROUGH_DIGITS,
+}
+"""Fields that many cells have in common, with their digits; 0 keeps a value as it is."""
+SHARED_RUN_COLUMNS = ("seed", "state", "audit", "trust", "environment")
+"""Columns that the runs of many cells have in common."""
 
 
-def embedded(doc: Json) -> str:
-    """JSON that can stand in a script element: it cannot end one, begin a comment, or break a line of JavaScript."""
-    found = json.dumps(packed(doc), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def encode_page_data(doc: Json) -> str:
+    """Return JSON that can stand in a script element.
+
+    It cannot end the element or begin a comment, and it has no character that older versions of
+    JavaScript read as the end of a line.
+    """
+    data = json.dumps(
+        pack_document(doc), ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
+    # These characters occur in strings only, where JSON allows the escape.
     for char in "<>&\u2028\u2029":
-        found = found.replace(char, f"\\u{ord(char):04x}")
-    return found
+        data = data.replace(char, f"\\u{ord(char):04x}")
+    return data
 
 
-def packed(doc: Json) -> Json:
-    """What the script needs of the document, each thing once."""
-    likes, shapes = Shelf(), Shelf()
-    sections = [_section(section, likes, shapes) for section in doc["sections"]]
-    kept = {name: doc[name] for name in ("board", "ranked_from", "environments", "settings")}
-    return kept | {"likes": likes.things, "shapes": shapes.things, "sections": sections}
+def pack_document(doc: Json) -> Json:
+    """Return what the page's script needs of the document, each thing once."""
+    shared_cells, shared_runs = UniqueList(), UniqueList()
+    sections = [_pack_section(section, shared_cells, shared_runs) for section in doc["sections"]]
+    return {
+        "board": doc["board"],
+        "environments": doc["environments"],
+        "settings": doc["settings"],
+        "shared_cells": shared_cells.values,
+        "shared_runs": shared_runs.values,
+        "sections": sections,
+    }
 
 
-class Shelf:
-    """Things by their places, each once."""
+class UniqueList:
+    """A list that holds equal values once, in the order of their first use."""
 
     def __init__(self) -> None:
-        self.things: list[Any] = []
-        self._places: dict[str, int] = {}
+        self.values: list[Any] = []
+        self._indices: dict[str, int] = {}
 
-    def place(self, thing: Any) -> int:
-        written = json.dumps(thing, sort_keys=True)
-        if written not in self._places:
-            self._places[written] = len(self.things)
-            self.things.append(thing)
-        return self._places[written]
+    def index(self, value: Any) -> int:
+        """Return the place of a value, which is appended if it is new."""
+        written = json.dumps(value, sort_keys=True)
+        if written not in self._indices:
+            self._indices[written] = len(self.values)
+            self.values.append(value)
+        return self._indices[written]
 
 
-def _section(section: Json, likes: Shelf, shapes: Shelf) -> Json:
-    rows = [_row(row, likes, shapes) for row in section["rows"]]
-    return {name: section[name] for name in SECTION} | {
-        "formats": [c["format"] for c in section["columns"]],
-        "rows": rows,
+def _pack_section(section: Json, shared_cells: UniqueList, shared_runs: UniqueList) -> Json:
+    return {name: section[name] for name in SECTION_FIELDS} | {
+        "formats": [column["format"] for column in section["columns"]],
+        "rows": [_pack_row(row, shared_cells, shared_runs) for row in section["rows"]],
     }
 
 
-def _row(row: Json, likes: Shelf, shapes: Shelf) -> Json:
-    found = {"entrant": row["entrant"]} | {name: row[name] for name in ROW if row[name]}
-    found["cost"] = [rounded(row["cost"][name], ROUGH) for name in COSTS]
+def _pack_row(row: Json, shared_cells: UniqueList, shared_runs: UniqueList) -> Json:
+    packed = {"entrant": row["entrant"]} | {name: row[name] for name in ROW_FIELDS if row[name]}
+    packed["cost"] = [round_digits(row["cost"][name], ROUGH_DIGITS) for name in COST_FIELDS]
+    # The defaults of these two are known to model.js.
     if row["method"] != row["entrant"]:
-        found["method"] = row["method"]
+        packed["method"] = row["method"]
     if row["provenance"] != "paper":
-        found["provenance"] = row["provenance"]
-    return found | {"cells": [_cell(cell, likes, shapes) for cell in row["cells"]]}
+        packed["provenance"] = row["provenance"]
+    packed["cells"] = [_pack_cell(cell, shared_cells, shared_runs) for cell in row["cells"]]
+    return packed
 
 
-def _cell(cell: Json, likes: Shelf, shapes: Shelf) -> Json:
-    alike = {
-        name: rounded(cell[name], digits) for name, digits in LIKE.items() if cell[name] is not None
-    }
-    found = {"like": likes.place(alike)} | {name: cell[name] for name in WORDS if cell[name]}
-    found |= {
-        name: rounded(cell[name], digits)
-        for name, digits in NUMBERS.items()
-        if cell[name] is not None
-    }
+def _pack_cell(cell: Json, shared_cells: UniqueList, shared_runs: UniqueList) -> Json:
+    packed: Json = {"shared": shared_cells.index(_round_fields(cell, SHARED_CELL_FIELDS))}
+    packed |= {name: cell[name] for name in CELL_FIELDS if cell[name]}
+    packed |= _round_fields(cell, CELL_NUMBERS)
     if cell["state"] != "ok":
-        found["state"] = cell["state"]
+        packed["state"] = cell["state"]
     if cell["failures"]:
-        found["asked"] = cell["asked"]
+        packed["asked"] = cell["asked"]
     if cell["equal_time"] and cell["equal_time"]["at_time"]:
-        found["at_time"] = rounded(cell["equal_time"]["at_time"]["value"], SHOWN)
-    return found | ({"runs": _runs(cell["runs"], shapes)} if cell["runs"]["key"] else {})
+        packed["at_time"] = round_digits(cell["equal_time"]["at_time"]["value"], SCORE_DIGITS)
+    if cell["runs"]["key"]:
+        packed["runs"] = _pack_runs(cell["runs"], shared_runs)
+    return packed
 
 
-def _runs(runs: Mapping[str, Sequence[Any]], shapes: Shelf) -> list[Any]:
-    """The place of its shape, the keys as base64 of their bytes, the scores, and the seconds of training."""
+def _round_fields(cell: Json, digits: Mapping[str, int]) -> Json:
+    """Return the fields of a cell that are not None, each with its digits."""
+    return {
+        name: round_digits(cell[name], n) for name, n in digits.items() if cell[name] is not None
+    }
+
+
+def _pack_runs(runs: Mapping[str, Sequence[Any]], shared_runs: UniqueList) -> list[Any]:
+    """Return the place of the shared columns, the keys, the scores, and the training times.
+
+    A key is 16 bytes in hexadecimal. Base64 of all keys together takes two thirds of the letters.
+    """
+    columns = [_pack_column(runs[name]) for name in SHARED_RUN_COLUMNS]
     keys = base64.b64encode(b"".join(map(bytes.fromhex, runs["key"]))).decode()
-    seconds = _column(rounded(runs["train_s"], ROUGH))
-    return [
-        shapes.place([_column(runs[name]) for name in SHAPE]),
-        keys,
-        rounded(runs["score"], SCORE),
-        seconds,
-    ]
+    scores = round_digits(runs["score"], SCORE_DIGITS)
+    seconds = _pack_column(round_digits(runs["train_s"], ROUGH_DIGITS))
+    return [shared_runs.index(columns), keys, scores, seconds]
 
 
-def _column(values: Sequence[Any]) -> Any:
-    """A column of one value says it once."""
+def _pack_column(values: Sequence[Any]) -> Any:
+    """Return a column, or its only value if all runs have the same."""
     return values[0] if len(set(values)) == 1 else values
 
 
-def rounded(x: Any, digits: int) -> Any:
-    """Numbers, alone, in lists and in estimates (value, low, high), to significant digits."""
+def round_digits(x: Any, digits: int) -> Any:
+    """Return a value with its numbers rounded to significant digits; 0 digits keep it as it is.
+
+    Lists are rounded item by item. An estimate becomes the list of its value, low and high end.
+    """
     if isinstance(x, (list, tuple)) and digits:
-        return [rounded(part, digits) for part in x]
+        return [round_digits(part, digits) for part in x]
     if isinstance(x, Mapping) and digits:
-        return rounded([x[name] for name in ("value", "low", "high")], digits)
+        return round_digits([x[name] for name in ("value", "low", "high")], digits)
     if not isinstance(x, float) or not digits or not math.isfinite(x):
         return x
     value = float(f"{x:.{digits}g}")
+    # 3 is shorter than 3.0, and the same number to JavaScript.
     return int(value) if value.is_integer() and abs(value) < 1e15 else value

@@ -1,11 +1,8 @@
-"""`qbench publish`: a board → a folder that can be put on any web server, or opened from a disk. The same to the byte for the same rows.
+"""`qbench publish`: write a board as a folder for any web server, or to be opened from a disk.
 
-document    the board and its runs as plain data, with overview and values; everything else is made of it
-gate        what is refused
-page        index.html, from templates/
-figures     inline SVG, with effort and overall; on sketch, axes and svg; curves for the losses
-latex       leaderboard.tex
-archive     runs.parquet, SHA256SUMS, and the folder in one rename
+`document` holds the board and its runs as plain data; `page` makes index.html of it, with `figures`
+and `templates`; `latex` writes leaderboard.tex; `admission` refuses a board that must not be
+published; `site_folder` writes the files. The same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +17,8 @@ from qbench.boards.csv_files import to_csv
 from qbench.boards.markdown import to_markdown
 from qbench.errors import UsageError
 from qbench.publish import admission, latex, page, site_folder
-from qbench.publish.document import About, document
-from qbench.publish.figures.loss_curves import curves
+from qbench.publish.document import BoardDescription, build_document
+from qbench.publish.figures.loss_curves import average_loss_curves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,49 +27,62 @@ if TYPE_CHECKING:
     from qbench.analysis.summary import Summary
     from qbench.boards.board import Board
 
-__all__ = ["Site", "publish", "site"]
+__all__ = ["PublishedSite", "build_site_files", "publish_site"]
 
 
-SCHEMA = "board.schema.json"
-"""In the site, where it describes board.json; in qbench/schemas it is the site's."""
+SCHEMA_FILE = "board.schema.json"
+"""The name of the schema in the site, where it describes board.json."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """What was written."""
+class PublishedSite:
+    """What was written: the fields are those of `qbench publish --json`."""
 
     board: str
     folder: str
     runs: int
     sections: int
     sizes: dict[str, int]
+    """Bytes of each file, by its name."""
 
 
-def publish(results: Results, name: str | None, out: Path) -> Site:
-    """Write the site of a board, the latest by default."""
+def publish_site(results: Results, name: str | None, out: Path) -> PublishedSite:
+    """Write the site of a board to the folder `out` and return what was written.
+
+    Without a name it is the site of the latest board.
+    """
     name = results.board_name(name)
     board, runs = results.board(name), results.board_runs(name)
-    admission.admit(name, board, runs)
-    files = site(_about(results, name), board, runs, _losses(results, name), results.summary(name))
+    admission.refuse_unpublishable(name, board, runs)
+    about, losses = _read_description(results, name), _read_losses(results, name)
+    files = build_site_files(about, board, runs, losses, results.summary(name))
     try:
-        site_folder.place(files, out)
+        site_folder.write_site_folder(files, out)
     except OSError as error:
         raise UsageError(
             f"{out}: the site cannot be written there: {error.strerror or error}"
         ) from None
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    return Site(name, str(out), len(runs), len(board.sections), sizes)
+    return PublishedSite(name, str(out), len(runs), len(board.sections), sizes)
 
 
-def site(
-    about: About,
+def build_site_files(
+    about: BoardDescription,
     board: Board,
     runs: pd.DataFrame,
     losses: pd.DataFrame,
     summary: Summary | None = None,
 ) -> dict[str, bytes]:
-    """The files by name, but for their sums. `losses` has a row for each point of a curve: key, step, loss."""
-    doc = document(about, board, runs, summary)
+    """Return the files of the site by name, without their checksums.
+
+    Args:
+        about: the board's name and sweep file.
+        board: the tables.
+        runs: one row per attempt at a run.
+        losses: one row per recorded loss, with the columns key, step and loss.
+        summary: the view over all cells, if the page shows it.
+    """
+    doc = build_document(about, board, runs, summary)
     cells = {
         key: cell["id"]
         for section in doc["sections"]
@@ -80,37 +90,37 @@ def site(
         for cell in row["cells"]
         for key in cell["runs"]["key"]
     }
-    words = {
-        "index.html": page.index(doc, board, curves(losses, cells)),
+    texts = {
+        "index.html": page.render_page(doc, board, average_loss_curves(losses, cells)),
         "board.json": json.dumps(doc, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
-        SCHEMA: schema(),
+        SCHEMA_FILE: read_site_schema(),
         "cells.csv": to_csv(board),
         "leaderboard.md": to_markdown(board),
         "leaderboard.tex": latex.to_latex(board),
     }
-    return {name: text.encode() for name, text in words.items()} | {
-        "runs.parquet": site_folder.parquet(runs)
-    }
+    files = {name: text.encode() for name, text in texts.items()}
+    return files | {"runs.parquet": site_folder.encode_parquet(runs)}
 
 
-def schema() -> str:
+def read_site_schema() -> str:
+    """Return the JSON schema of the document."""
     return (resources.files("qbench") / "schemas" / "site.schema.json").read_text(encoding="utf-8")
 
 
-def _about(results: Results, name: str) -> About:
-    row = (
-        results.query("SELECT title, track, sweep FROM boards WHERE board = ?", [name])
-        .iloc[0]
-        .to_dict()
-    )
-    return About(
-        name, **{str(key): value if isinstance(value, str) else "" for key, value in row.items()}
-    )
+def _read_description(results: Results, name: str) -> BoardDescription:
+    row = results.query("SELECT title, track, sweep FROM boards WHERE board = ?", [name]).iloc[0]
+    title, track, sweep = (value if isinstance(value, str) else "" for value in row)
+    return BoardDescription(name, title, track, sweep)
 
 
-def _losses(results: Results, name: str) -> pd.DataFrame:
-    of = "SELECT r.key, max(r.attempt) AS attempt FROM runs r JOIN entries e USING (key) WHERE e.board = ? AND r.state = 'ok' GROUP BY r.key"
+def _read_losses(results: Results, name: str) -> pd.DataFrame:
+    """Return the training losses of a board's finished runs, of the last attempt at each."""
+    attempts = """
+        SELECT r.key, max(r.attempt) AS attempt FROM runs r JOIN entries e USING (key)
+        WHERE e.board = ? AND r.state = 'ok' GROUP BY r.key
+    """
     return results.query(
-        f"SELECT key, step, loss FROM curves JOIN ({of}) USING (key, attempt) ORDER BY key, step",
+        f"SELECT key, step, loss FROM curves JOIN ({attempts}) USING (key, attempt) "
+        "ORDER BY key, step",
         [name],
     )

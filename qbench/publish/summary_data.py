@@ -1,70 +1,71 @@
-"""The summary of a board (`qbench show --summary`) as plain data: the view over all cells, and what it says of each cell."""
+"""Turn the summary of a board (`qbench show --summary`) into plain data for the document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from qbench.publish.plain_values import Json, estimate, plain, spelled
+from qbench.publish.plain_values import Json, estimate_to_json, round_number, to_plain_text
 
 if TYPE_CHECKING:
     from qbench.analysis.equal_time import Timed
-    from qbench.analysis.summary import Overall, Point, Summary
+    from qbench.analysis.summary import Overall, Summary
     from qbench.boards.board import Board
 
 
-def overall(summary: Summary) -> Json | None:
-    """None where no cell has a gap to recover."""
+def describe_overall(summary: Summary) -> Json | None:
+    """Return the view over all cells, or None if no cell has a gap to recover."""
     if not summary.overall:
         return None
     return {
         "cells": summary.cells,
-        "thresholds": [spelled(x) for x in summary.thresholds],
-        "rows": [_row(row) for row in summary.overall],
-        "notes": [plain(note) for note in summary.notes],
+        "thresholds": [round_number(x) for x in summary.thresholds],
+        "rows": [_describe_entrant(row) for row in summary.overall],
+        "notes": [to_plain_text(note) for note in summary.notes],
     }
 
 
-def _row(row: Overall) -> Json:
-    bands = row.profile and {
-        name: [spelled(x) for x in part] if (part := getattr(row.profile, name)) else None
+def add_cell_summaries(sections: Sequence[Json], board: Board, summary: Summary) -> None:
+    """Add to each cell of the document what the summary says about it.
+
+    This is its training cost, whether it is on the Pareto front, and its score at the time when
+    full precision finished its training.
+    """
+    for section, own, part in zip(sections, board.sections, summary.sections, strict=True):
+        points = {(p.entrant, p.params, to_plain_text(p.format)): p for p in part.points}
+        timed = {(t.entrant, t.params, to_plain_text(t.format)): t for t in part.equal_time.cells}
+        for data, row in zip(section["rows"], own.rows, strict=True):
+            for cell in data["cells"]:
+                key = row.entrant, row.params, cell["format"]
+                point = points.get(key)
+                cell["cost"] = round_number(point.cost) if point else None
+                cell["front"] = bool(point and point.front)
+                cell["equal_time"] = _describe_equal_time(timed.get(key))
+
+
+def _describe_entrant(row: Overall) -> Json:
+    profile = row.profile and {
+        name: [round_number(x) for x in part] if (part := getattr(row.profile, name)) else None
         for name in ("share", "low", "high")
     }
     return {
-        "entrant": plain(row.entrant),
+        "entrant": to_plain_text(row.entrant),
         "control": row.control,
-        "gap": estimate(row.gap),
-        "iqm": estimate(row.iqm),
-        "profile": bands,
+        "gap": estimate_to_json(row.gap),
+        "iqm": estimate_to_json(row.iqm),
+        "profile": profile,
         "cells": row.cells,
         "seeds": row.seeds,
-        "missing": [plain(why) for why in row.missing],
+        "missing": [to_plain_text(why) for why in row.missing],
     }
 
 
-def add(sections: Sequence[Json], board: Board, summary: Summary) -> None:
-    """To each cell its cost, whether it is on the front, and what it had come to when full precision was done."""
-    for section, own, of in zip(sections, board.sections, summary.sections, strict=True):
-        points = {(p.entrant, p.params, plain(p.format)): p for p in of.points}
-        timed = {(t.entrant, t.params, plain(t.format)): t for t in of.equal_time.cells}
-        for data, row in zip(section["rows"], own.rows, strict=True):
-            for cell in data["cells"]:
-                place = row.entrant, row.params, cell["format"]
-                cell |= _point(points.get(place))
-                cell |= _timed(timed.get(place))
-
-
-def _point(point: Point | None) -> Mapping[str, Any]:
-    return {"cost": spelled(point.cost) if point else None, "front": bool(point and point.front)}
-
-
-def _timed(timed: Timed | None) -> Mapping[str, Any]:
+def _describe_equal_time(timed: Timed | None) -> Json | None:
     if timed is None:
-        return {"equal_time": None}
-    found = {
-        "at_steps": estimate(timed.at_steps),
-        "at_time": estimate(timed.at_time),
-        "progress": spelled(timed.progress),
-        "note": plain(timed.note),
+        return None
+    return {
+        "at_steps": estimate_to_json(timed.at_steps),
+        "at_time": estimate_to_json(timed.at_time),
+        "progress": round_number(timed.progress),
+        "note": to_plain_text(timed.note),
     }
-    return {"equal_time": found}

@@ -92,7 +92,7 @@ class Grid:
         up = self.grouping.group(uniform) * (above - below) < z - below
         return self._values(torch.where(up, above, below)).reshape(x.shape)
 
-    def inside(self, x: Tensor) -> Tensor:
+    def needs_no_clipping(self, x: Tensor) -> Tensor:
         """Where rounding alone finds a level, so that no clipping is needed."""
         z = self.encode(x)
         if self.levels.codebook:

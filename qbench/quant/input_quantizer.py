@@ -1,4 +1,4 @@
-"""The default quantizer of a layer input: one calibrated scale."""
+"""InputQuantizer: the quantizer of a layer's input for methods that have no rule of their own."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from qbench.quant.site import Site
 from qbench.quant.straight_through import straight_through
 
 
-class InputRange(Quantizer):
-    """A layer's input where the method has no rule of its own: one scale for the tensor, absmax over the calibration batches, straight-through.
+class InputQuantizer(Quantizer):
+    """One scale for a layer's input, absmax over the calibration batches, straight-through.
 
-    Unsigned codes where the input cannot be negative. `reset` widens the range; `run.calibrate` begins a new one.
+    Codes are unsigned where the input cannot be negative.
     """
 
     size: Tensor
+    """The scale; 0 until an element that is not zero was seen."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.levels = site.levels("symmetric")
         self.register_buffer("size", torch.zeros(1, 1))
 
-    def forget(self) -> None:
-        self.size.zero_()
-
-    def reset(self, x: Tensor) -> None:
+    def calibrate(self, x: Tensor, first: bool) -> None:
+        """Widen the range to what `x` needs."""
+        if first:
+            self.size.zero_()
         x = x.detach()
-        seen = x.flatten(-2).any(-1)[..., None, None]
-        scale = torch.where(
-            seen, absmax_scale(x, self.site, self.levels), 0.0
-        )  # a batch of zeros has no say
+        # absmax_scale returns 1 for a batch of zeros, which must not count.
+        is_nonzero = x.flatten(-2).any(-1)[..., None, None]
+        scale = torch.where(is_nonzero, absmax_scale(x, self.site, self.levels), 0.0)
         self.size.copy_(torch.maximum(self.size, scale))
 
     def grid(self, x: Tensor) -> Grid:
@@ -42,5 +42,5 @@ class InputRange(Quantizer):
     def relax(self, x: Tensor) -> Tensor:
         grid = self.grid(x)
         with torch.no_grad():
-            value, inside = grid.snap(x), grid.inside(x)
-        return straight_through(x, value, inside)
+            value, mask = grid.snap(x), grid.needs_no_clipping(x)
+        return straight_through(x, value, mask)

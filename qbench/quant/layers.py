@@ -1,4 +1,4 @@
-"""QuantLinear and QuantConv2d: layers whose weight and input may be quantized."""
+"""Quantized layers: the places in a network where a weight, and perhaps an input, is quantized."""
 
 from __future__ import annotations
 
@@ -8,51 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.numerics.batched_math import linear, run_by_run
+from qbench.numerics.batched_math import linear, per_run_where_bits_depend
 
 
 class QuantLayer(nn.Module):
-    """A layer with one weight that a method may quantize, and an input that it may.
+    """A layer with one weight that a method may quantize, and an input that it may quantize.
 
-    `used` is the weight that the forward pass computes with: what the quantizer made of it, or the weight itself.
+    `used` is the weight that the forward pass computes with: what a quantizer made of the latent
+    weight, or None for the latent weight itself.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    input_rank = 1  # trailing axes of one sample at the input
+    sample_axes = 1
+    """Number of trailing axes that one sample of the input has."""
 
     def __init__(self, unsigned_input: bool = False) -> None:
         super().__init__()
         self.unsigned_input = unsigned_input
         self.used: Tensor | None = None
-        self.quantize_input: Callable[[Tensor], Tensor] | None = None
+        self.input_quantizer: Callable[[Tensor], Tensor] | None = None
 
-    def see_input_through(self, quantize: Callable[[Tensor], Tensor] | None) -> None:
-        """Quantize the input from now on. The quantizer stays outside the module tree: it belongs to the run, not to the model."""
-        object.__setattr__(self, "quantize_input", quantize)
+    def set_input_quantizer(self, quantize: Callable[[Tensor], Tensor] | None) -> None:
+        """Quantize the input by this function from now on, or not at all.
+
+        The quantizer stays outside of the module tree, because it belongs to the run and not to
+        the model: hence the call of object's setter.
+        """
+        object.__setattr__(self, "input_quantizer", quantize)
 
     @property
-    def effective(self) -> Tensor:
+    def quantized_weight(self) -> Tensor:
+        """The weight that the forward pass computes with."""
         return self.weight if self.used is None else self.used
 
     def matrix(self) -> Tensor:
-        """The weight as (…, outputs, inputs)."""
+        """Return the latent weight as (…, outputs, inputs)."""
         return self.weight
 
     def as_weight(self, matrix: Tensor) -> Tensor:
+        """Return a matrix in the shape of the weight."""
         return matrix
 
-    def quantized(self, x: Tensor) -> Tensor:
-        """The input as the layer computes with it: seen by the quantizer as samples × features."""
-        if self.quantize_input is None:
+    def quantize_input(self, x: Tensor) -> Tensor:
+        """Return the input as the layer computes with it; the quantizer sees samples × features."""
+        if self.input_quantizer is None:
             return x
         lead = self.matrix().dim() - 2
-        rows = x.flatten(lead + 1) if self.input_rank > 1 else x.flatten(lead, -2)
-        return self.quantize_input(rows).view(x.shape)
+        rows = x.flatten(lead + 1) if self.sample_axes > 1 else x.flatten(lead, -2)
+        return self.input_quantizer(rows).view(x.shape)
 
 
 class QuantLinear(QuantLayer):
-    """`x Wᵀ + b`. With an axis of runs in front of the weight, `x` carries the same one first."""
+    """A linear layer. If the weight has an axis of stacked runs in front, so has the input."""
 
     def __init__(
         self, inputs: int, outputs: int, bias: bool = True, unsigned_input: bool = False
@@ -62,20 +70,25 @@ class QuantLinear(QuantLayer):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.quantized(x), self.effective
+        x, weight = self.quantize_input(x), self.quantized_weight
         if weight.dim() == 2:
             return F.linear(x, weight, self.bias)
         lead = weight.dim() - 2
         bias = None if self.bias is None else self.bias.flatten(0, lead - 1)
-        y = linear(x.flatten(lead, -2).flatten(0, lead - 1), weight.flatten(0, lead - 1), bias)
+        y = linear(
+            x.flatten(lead, -2).flatten(0, lead - 1), weight.flatten(0, lead - 1), bias
+        )
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class QuantConv2d(QuantLayer):
-    """A convolution over (…, batch, channels, height, width). Runs side by side are groups of one convolution, which on a CPU has other bits than
-    one alone, and takes about as long: there each run has its own."""
+    """A convolution over (…, batch, channels, height, width).
 
-    input_rank = 3
+    Stacked runs are the groups of one convolution. On a CPU a grouped convolution has other bits
+    than a single one, and takes about as long, so there each run is convolved by itself.
+    """
+
+    sample_axes = 3
 
     def __init__(
         self,
@@ -98,16 +111,17 @@ class QuantConv2d(QuantLayer):
         return matrix.view(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = self.quantized(x), self.effective
+        x, weight = self.quantize_input(x), self.quantized_weight
         given = (x, weight) if self.bias is None else (x, weight, self.bias)
-        return run_by_run(self.convolve, weight.dim() - 4, *given)
+        return per_run_where_bits_depend(self.convolve, weight.dim() - 4, *given)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Of one run, or of all in one call."""
+        """Convolve the samples of one run, or those of all stacked runs in one call."""
         if weight.dim() == 4:
             return F.conv2d(x, weight, bias, self.stride, self.padding)
         runs = weight.shape[0]
         bias = None if bias is None else bias.flatten()
+        # (runs, batch, channels, …) becomes (batch, runs × channels, …): one group a run.
         y = F.conv2d(
             x.transpose(0, 1).flatten(1, 2),
             weight.flatten(0, 1),

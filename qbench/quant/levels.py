@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qbench.numerics.batched_math import one_each
+from qbench.numerics.batched_math import per_run_constant
 
 LevelKind = Literal["symmetric", "full", "affine", "midrise"]
 
@@ -33,20 +33,20 @@ class Levels:
         return self.low % 1.0
 
     @property
-    def two(self) -> bool:
+    def is_binary(self) -> bool:
         """Whether there are two alone, which absmax does not fit."""
         return self.count == 2
 
     def units(self) -> tuple[float, ...]:
         return self.codebook or tuple(self.low + i for i in range(self.count))
 
-    def number(self, f: Callable[[Levels], float]) -> float | Tensor:
+    def per_run_number(self, f: Callable[[Levels], float]) -> float | Tensor:
         """What follows from the levels; for runs side by side on different ones, one each."""
         return f(self)
 
 
 @dataclass(frozen=True, eq=False)
-class LevelsBeside(Levels):
+class BatchedLevels(Levels):
     """Of several runs, integers of different widths: the ends are tensors, with an axis of runs in front of `axes` − 1 others."""
 
     own: tuple[Levels, ...] = ()
@@ -54,15 +54,15 @@ class LevelsBeside(Levels):
     device: torch.device | None = None
 
     @staticmethod
-    def of(own: Sequence[Levels], axes: int, device: torch.device) -> LevelsBeside:
-        assert len({(levels.shift, levels.codebook, levels.two) for levels in own}) == 1, (
+    def of(own: Sequence[Levels], axes: int, device: torch.device) -> BatchedLevels:
+        assert len({(levels.shift, levels.codebook, levels.is_binary) for levels in own}) == 1, (
             "of one kind"
         )
         low, high = (
-            one_each([getattr(levels, end) for levels in own], axes, device)
+            per_run_constant([getattr(levels, end) for levels in own], axes, device)
             for end in ("low", "high")
         )
-        return LevelsBeside(
+        return BatchedLevels(
             max(levels.bits for levels in own), low, high, (), tuple(own), axes, device
         )  # type: ignore[arg-type]
 
@@ -75,8 +75,8 @@ class LevelsBeside(Levels):
         return self.own[0].shift
 
     @property
-    def two(self) -> bool:
-        return self.own[0].two
+    def is_binary(self) -> bool:
+        return self.own[0].is_binary
 
-    def number(self, f: Callable[[Levels], float]) -> Tensor:
-        return one_each([f(levels) for levels in self.own], self.axes, self.device)
+    def per_run_number(self, f: Callable[[Levels], float]) -> Tensor:
+        return per_run_constant([f(levels) for levels in self.own], self.axes, self.device)

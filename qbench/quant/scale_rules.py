@@ -30,7 +30,7 @@ SMALLEST = 1e-12
 def absmax_scale(x: Tensor, site: Site, levels: Levels) -> Tensor:
     """The largest magnitude of each group over the largest level; the mean magnitude for two levels (±mean|x|)."""
     grouped = site.grouping.group(widen(x))
-    if levels.two:
+    if levels.is_binary:
         size = 2 * grouped.abs().mean(-1, keepdim=True)
     else:
         size = grouped.abs().amax(-1, keepdim=True) / levels.high

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 
 Role = Literal["weight", "activation"]
+INPUT = ".input"
+"""Suffix of the name of a layer's input: the site of its weight has the layer's own name."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor that is quantized. Its last two axes are rows and columns; axes before them are sites or runs side by side."""
+    """A tensor that is quantized.
+
+    Its last two axes are rows and columns. Axes before them are other sites, or stacked runs.
+    """
 
     name: str
     role: Role
@@ -41,11 +46,14 @@ class Site:
         return self.grouping.scale_shape(self.shape)
 
     def levels(self, kind: LevelKind = "symmetric") -> Levels:
-        """The levels of the site's format; an input that cannot be negative is given the unsigned run."""
+        """Return the levels of the site's format.
+
+        An input that cannot be negative has the unsigned levels, whatever kind is asked for.
+        """
         return self.number_format.levels(
             "affine" if self.unsigned and not self.number_format.codebook else kind
         )
 
     def stacked(self, names: str, count: int) -> Site:
-        """The site of `count` tensors like this one, quantized side by side."""
+        """Return the site of `count` tensors like this one, quantized in one call."""
         return replace(self, name=names, shape=(count, *self.shape))

@@ -1,17 +1,18 @@
-"""The files of a run, which are the truth; everything else is an index of them.
+"""The files of a run, which are the truth: everything else in a results folder is an index of them.
 
     <results>/runs/<key[:2]>/<key>/<attempt>/
-        spec.json       the resolved configuration (config.RunConfig), its key is its hash
+        spec.json       the resolved configuration (config.RunConfig); the key is its hash
         env.json        versions, machine, commit
-        curve.jsonl     a line now and then while training
-        checkpoint      where to go on from, while there is no result
+        curve.jsonl     one line for each logged step of the training
+        checkpoint      the state to resume from, while there is no result
         export/         the packed artefact: weights.safetensors with a JSON header
-        result.json     written last, in one rename: its presence means that the attempt is over
-        trust.json      where somebody else's run came from, and what is believed of it; an own run has none
-        downstream.json, downstream/    what its artefact answered since, if it was asked (`evaluate`)
+        result.json     written last and atomically: its presence means that the attempt is over
+        trust.json      only of a run that was merged from elsewhere: its origin and trust level
+        downstream.json, downstream/    the answers of the artefact to downstream tasks, if any
 
-An attempt is a number from 1. `state` in result.json is `ok` or `failed` with a `reason`; an attempt without result.json is
-running or lost. A number that is not finite is written as null, with its kind (`nan`, `inf`, `-inf`) under `kinds`.
+Attempts are numbered from 1. `state` in result.json is `ok` or `failed` with a `reason`; an attempt
+without result.json is running or lost. A number that is not finite is written as null, with its
+kind (`nan`, `inf`, `-inf`) under `kinds`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import Any
 from qbench.util.json_files import write_atomically
 from qbench.util.redact_paths import unplaced
 
-_KEY = re.compile(r"[0-9a-f]{32}")
+KEY_PATTERN = re.compile(r"[0-9a-f]{32}")
+NEW_ANSWERS_FOLDER = ".answered"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Attempt:
 
     @property
     def merged(self) -> bool:
-        """Whether it was taken from a submission."""
+        """Whether the attempt was merged from a submission."""
         return (self.folder / "trust.json").exists()
 
     @property
-    def believed(self) -> bool:
-        """Whether it was trained here: it is our own, or was merged and then reproduced. Nothing may be chosen, or go on, by another's word."""
+    def trained_here(self) -> bool:
+        """Whether the attempt was trained, or merged and then reproduced, on this machine.
+
+        Other attempts must not decide a choice, and no run may start from them.
+        """
         return not self.merged or (self.read("trust") or {}).get("level") == "reproduced"
 
     @property
@@ -71,7 +76,7 @@ class Attempt:
         return self.folder / "curve.jsonl"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """`spec`, `env`, `result` or `trust`; None where the file is missing or cut short."""
+        """Return the contents of `<name>.json`, or None if the file is missing or cut short."""
         try:
             data = json.loads((self.folder / f"{name}.json").read_bytes())
         except (OSError, ValueError):
@@ -79,58 +84,63 @@ class Attempt:
         return data if isinstance(data, dict) else None
 
     def write(self, name: str, data: Mapping[str, Any]) -> None:
-        """As JSON. A message loses the places of this machine: records travel."""
+        """Write `<name>.json` atomically.
+
+        Absolute paths are removed from a message, because records are sent to other people.
+        """
         if data.get("message"):
             data = {**data, "message": unplaced(str(data["message"]))}
-        write_atomically(
-            self.folder / f"{name}.json", json.dumps(data, indent=1, allow_nan=False) + "\n"
-        )
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.folder / f"{name}.json", text)
 
 
-def attempts(results: Path, key: str) -> list[Attempt]:
-    """The attempts at a run, oldest first."""
-    home = results / "runs" / key[:2] / key
-    numbers = (
-        sorted(int(d.name) for d in home.iterdir() if d.name.isdigit()) if home.is_dir() else []
-    )
-    return [Attempt(home / str(n)) for n in numbers]
+def list_attempts(results: Path, key: str) -> list[Attempt]:
+    """Return the attempts at a run, oldest first."""
+    folder = results / "runs" / key[:2] / key
+    if not folder.is_dir():
+        return []
+    numbers = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    return [Attempt(folder / str(number)) for number in numbers]
 
 
-def new_attempt(results: Path, key: str) -> Attempt:
-    done = attempts(results, key)
-    attempt = Attempt(results / "runs" / key[:2] / key / str(done[-1].number + 1 if done else 1))
+def create_attempt(results: Path, key: str) -> Attempt:
+    """Create the folder of the next attempt at a run."""
+    earlier = list_attempts(results, key)
+    number = earlier[-1].number + 1 if earlier else 1
+    attempt = Attempt(results / "runs" / key[:2] / key / str(number))
     attempt.folder.mkdir(parents=True)
     return attempt
 
 
-def all_attempts(results: Path) -> Iterator[Attempt]:
-    """Every attempt in a results folder, in the order of keys."""
+def iterate_attempts(results: Path) -> Iterator[Attempt]:
+    """Yield every attempt in a results folder, ordered by key and number."""
     root = results / "runs"
     if not root.is_dir():
         return
-    for shelf in sorted(root.iterdir()):
-        for home in sorted(shelf.iterdir()) if shelf.is_dir() else ():
-            if _KEY.fullmatch(home.name):
-                yield from attempts(results, home.name)
+    for prefix in sorted(root.iterdir()):
+        for folder in sorted(prefix.iterdir()) if prefix.is_dir() else ():
+            if KEY_PATTERN.fullmatch(folder.name):
+                yield from list_attempts(results, folder.name)
 
 
-ANSWERED = ".answered"
+def mark_new_answers(attempt: Attempt) -> None:
+    """Leave a marker file that says that a finished attempt has new downstream answers.
+
+    The next writer of the store reads the markers, so `qbench eval` needs no lock.
+    """
+    folder = attempt.folder.parents[3] / NEW_ANSWERS_FOLDER
+    folder.mkdir(exist_ok=True)
+    # Each marker is a file of its own: deleting one that has been read cannot lose a newer one.
+    (folder / f"{attempt.key}-{attempt.number}-{time.time_ns()}").touch()
 
 
-def announce(attempt: Attempt) -> None:
-    """Leave word that a finished attempt has new answers, for whoever writes to the store next: asking needs no lock. Each word is a file of
-    its own, so that none is lost while another is heard."""
-    home = attempt.folder.parents[3] / ANSWERED
-    home.mkdir(exist_ok=True)
-    (home / f"{attempt.key}-{attempt.number}-{time.time_ns()}").touch()
-
-
-def announced(results: Path) -> dict[Path, Attempt]:
-    """The words that were left, with the attempts that they are of."""
-    words = sorted((results / ANSWERED).iterdir()) if (results / ANSWERED).is_dir() else []
-    named = {word: word.name.split("-") for word in words}
-    return {
-        w: Attempt(results / "runs" / name[0][:2] / name[0] / name[1])
-        for w, name in named.items()
-        if len(name) == 3
-    }
+def find_new_answers(results: Path) -> dict[Path, Attempt]:
+    """Return the marker files that `mark_new_answers` left, each with its attempt."""
+    folder = results / NEW_ANSWERS_FOLDER
+    found = {}
+    for marker in sorted(folder.iterdir()) if folder.is_dir() else ():
+        parts = marker.name.split("-")
+        if len(parts) == 3:
+            key, number, _ = parts
+            found[marker] = Attempt(results / "runs" / key[:2] / key / number)
+    return found

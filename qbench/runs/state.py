@@ -1,13 +1,14 @@
-"""What has become of a run, read from its folder: the files are the truth.
+"""The state of a run, read from its folder.
 
-cached    finished; or diverged, which is an outcome and not a mishap
-failed    the latest attempt ended with another reason; it is tried again
+cached    finished; a run that diverged is finished too, because divergence is an outcome
+failed    the latest attempt ended for another reason; the run is tried again
 running   an attempt was begun by the sweep that holds the results folder now
-lost      an attempt was begun and nobody finished it, or its files are cut short; it goes on from its checkpoint
+lost      an attempt was begun and never finished, or its files are cut short; the run resumes from
+          its checkpoint
 new       never tried
-skipped   its method has no rule for it
-waiting   its values are chosen when its trials are done
-untuned   none of its trials came through, so there is nothing to choose
+skipped   the method has no rule for this cell
+waiting   its hyper-parameters are chosen once its tuning trials are done
+untuned   no tuning trial succeeded, so there is nothing to choose from
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qbench.runs.attempts import Attempt, attempts
+from qbench.runs.attempts import Attempt, list_attempts
 
-State = Literal["new", "cached", "failed", "running", "lost", "skipped", "waiting", "untuned"]
+StateName = Literal["new", "cached", "failed", "running", "lost", "skipped", "waiting", "untuned"]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The state of a run, the attempt that decides it and what that one says."""
+class RunState:
+    """The state of a run, with the attempt that decides it and the facts from that attempt."""
 
-    state: State
+    state: StateName
     attempt: Attempt | None = None
     reason: str | None = None
-    """Of a failure, divergence included."""
+    """Why the attempt failed or diverged."""
     message: str | None = None
     validation: float | None = None
 
@@ -39,71 +40,87 @@ class Standing:
         return self.state == "cached" and self.reason is not None
 
 
-NEW = Standing("new")
-ANOTHERS = Standing("new", message="there is only another's run, which was not reproduced here")
+NEW = RunState("new")
+ONLY_SUBMITTED = RunState(
+    "new", message="there is only a submitted run, which was not reproduced here"
+)
 
 
-def standing(results: Path, key: str, ours: bool = False) -> Standing:
-    """The best that a run has come to in any attempt; with `ours`, in any that was made or reproduced here."""
-    known = attempts(results, key)[::-1]
-    tried = [attempt for attempt in known if attempt.believed] if ours else known
-    if not tried:
-        return ANOTHERS if known else NEW
-    found = [standing_of(attempt, attempt.read("result")) for attempt in tried]
-    cached = [s for s in found if s.state == "cached"]
-    if len(cached) > 1:
-        return min(cached, key=_precedence)
-    if cached:
-        return cached[0]
-    return found[0]
+def read_run_state(results: Path, key: str, trained_here: bool = False) -> RunState:
+    """Return the best state that any attempt at a run has reached.
+
+    With `trained_here`, only attempts count that were trained or reproduced on this machine.
+    """
+    attempts = list_attempts(results, key)[::-1]  # latest first
+    counted = [attempt for attempt in attempts if not trained_here or attempt.trained_here]
+    if not counted:
+        return ONLY_SUBMITTED if attempts else NEW
+    states = [state_of_attempt(attempt, attempt.read("result")) for attempt in counted]
+    finished = [state for state in states if state.state == "cached"]
+    return min(finished, key=_rank_finished_state) if finished else states[0]
 
 
-def _precedence(found: Standing) -> tuple[bool, bool, int]:
-    """Own runs before merged ones: a submission never takes a place. Of our own the latest that did not diverge, of merged ones the first."""
-    assert found.attempt
-    if found.attempt.merged:
-        return True, False, found.attempt.number
-    return False, found.diverged, -found.attempt.number
+def read_run_states(
+    results: Path, keys: list[str], trained_here: Container[str] = ()
+) -> dict[str, RunState]:
+    """Return the states of many runs.
+
+    `trained_here` holds the keys of which only attempts from this machine count.
+    """
+    # One listing of the folder saves a system call for each run that was never tried.
+    known = list_known_keys(results)
+    return {
+        key: read_run_state(results, key, key in trained_here) if key in known else NEW
+        for key in keys
+    }
 
 
-def resumable(results: Path, key: str) -> Path | None:
-    """The folder of the latest attempt that left a checkpoint."""
-    return next((a.folder for a in attempts(results, key)[::-1] if a.checkpoint.exists()), None)
-
-
-def standing_of(attempt: Attempt, result: Mapping[str, Any] | None) -> Standing:
-    """What one attempt says."""
+def state_of_attempt(attempt: Attempt, result: Mapping[str, Any] | None) -> RunState:
+    """Return the state that one attempt is in, given the contents of its result.json."""
     state = result.get("state") if result else None
     if (
         result is None
         or state not in ("ok", "failed")
         or attempt.read("spec") is None
-        or not belongs(result, attempt)
+        or not belongs_to_attempt(result, attempt)
     ):
-        return Standing("lost", attempt)
+        return RunState("lost", attempt)
     if state == "ok":
-        return Standing(
-            "cached", attempt, validation=(result.get("scores") or {}).get("validation")
-        )
+        validation = (result.get("scores") or {}).get("validation")
+        return RunState("cached", attempt, validation=validation)
     reason, message = str(result.get("reason")), str(result.get("message") or "")
-    return Standing("cached" if reason == "diverged" else "failed", attempt, reason, message)
+    return RunState("cached" if reason == "diverged" else "failed", attempt, reason, message)
 
 
-def belongs(result: Mapping[str, Any], attempt: Attempt) -> bool:
-    """Whether a result is this attempt's and not one that was copied here."""
+def belongs_to_attempt(result: Mapping[str, Any], attempt: Attempt) -> bool:
+    """Return whether a result is this attempt's own and was not copied from another folder."""
     return (result.get("key"), result.get("attempt")) == (attempt.key, attempt.number)
 
 
-def known_keys(results: Path) -> set[str]:
-    """The keys that have a folder, without a look into it."""
+def find_checkpoint_folder(results: Path, key: str) -> Path | None:
+    """Return the folder of the latest attempt that left a checkpoint."""
+    for attempt in list_attempts(results, key)[::-1]:
+        if attempt.checkpoint.exists():
+            return attempt.folder
+    return None
+
+
+def list_known_keys(results: Path) -> set[str]:
+    """Return the keys of all runs that have a folder, without looking into the folders."""
     try:
-        shelves = [shelf.path for shelf in os.scandir(results / "runs") if shelf.is_dir()]
+        prefixes = [entry.path for entry in os.scandir(results / "runs") if entry.is_dir()]
     except OSError:
         return set()
-    return {name for shelf in shelves for name in os.listdir(shelf)}
+    return {name for prefix in prefixes for name in os.listdir(prefix)}
 
 
-def standings(results: Path, keys: list[str], ours: Container[str] = ()) -> dict[str, Standing]:
-    """`ours` are those of which only our own word counts."""
-    known = known_keys(results)
-    return {key: standing(results, key, key in ours) if key in known else NEW for key in keys}
+def _rank_finished_state(found: RunState) -> tuple[bool, bool, int]:
+    """Return a sort key that puts the decisive attempt first.
+
+    Own runs come before merged ones, so a submission never replaces an own run. Among own runs
+    the latest one that did not diverge decides, among merged ones the first.
+    """
+    assert found.attempt
+    if found.attempt.merged:
+        return True, False, found.attempt.number
+    return False, found.diverged, -found.attempt.number

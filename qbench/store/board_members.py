@@ -1,7 +1,8 @@
-"""Who belongs to a board: `boards/<board>.json`, written by a sweep and read by whoever shows it.
+"""The members of each board: `boards/<board>.json`, written by a sweep and read by every viewer.
 
-It holds the sweep file, the cells that it came to with the keys of their runs, the cells that were skipped and why, and the default
-parameters of the methods and tasks in it, so that a board can be put together without importing a plugin, and with what is missing in it.
+The file holds the sweep file, the cells of the plan with the keys of their runs, the cells that
+were skipped with the reason, and the default parameters of the methods and tasks. So a board can be
+built without importing a plugin, and it can name the runs that are missing.
 """
 
 from __future__ import annotations
@@ -12,56 +13,65 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import QbenchError, UsageError, unknown
-from qbench.runs.config import RunConfig, cell_title
+from qbench.runs.config import RunConfig, format_cell_title
 from qbench.util.json_files import write_atomically
 
-ROSTER_VERSION = 1
-NEEDED = ("board", "version", "title", "made", "sweep", "seeds", "defaults", "cells")
+BOARD_MEMBERS_VERSION = 1
+REQUIRED_KEYS = ("board", "version", "title", "made", "sweep", "seeds", "defaults", "cells")
 
 
-def write(results: Path, roster: Mapping[str, Any]) -> None:
+def save_board_members(results: Path, members: Mapping[str, Any]) -> None:
+    """Write the members of a board to its file."""
     folder = results / "boards"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{roster['board']}.json", json.dumps(roster, allow_nan=False) + "\n")
+    text = json.dumps(members, allow_nan=False) + "\n"
+    write_atomically(folder / f"{members['board']}.json", text)
 
 
-def keys_of_cell(results: Path, title: str, board: str | None = None) -> list[str]:
-    """The keys of a cell's runs, the cell named as sweeps name it: `ste int4 grammar/xs`. Several boards may share it."""
-    rosters = [roster for roster in read_all(results) if board in (None, roster["board"])]
-    if board and not rosters:
-        raise unknown("board", board, [roster["board"] for roster in read_all(results)])
-    cells = [cell for roster in rosters for cell in _titles(roster)]
-    chosen = {tuple(keys) for name, keys in cells if name == " ".join(title.split())}
-    if not chosen:
-        raise unknown("run or cell", title, {name for name, _ in cells})
-    if len(chosen) > 1:
-        raise UsageError(
-            f"{title!r} stands for {len(chosen)} cells with other runs in each: name a board (--board), or a run by its key"
-        )
-    return list(next(iter(chosen)))
-
-
-def _titles(roster: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    for cell in roster["cells"]:
-        if cell["keys"]:
-            yield (
-                cell_title(cell["label"], RunConfig.from_json(cell["spec"]), cell["variant"]),
-                cell["keys"],
-            )
-
-
-def read_all(results: Path) -> Iterator[dict[str, Any]]:
-    """Every board's roster in a results folder."""
+def read_all_board_members(results: Path) -> Iterator[dict[str, Any]]:
+    """Yield the members of every board in a results folder."""
     for file in sorted((results / "boards").glob("*.json")):
         try:
-            roster = json.loads(file.read_bytes())
-            if roster["roster_version"] != ROSTER_VERSION:
+            members = json.loads(file.read_bytes())
+            # The key in the file keeps its older name.
+            version = members["roster_version"]
+            if version != BOARD_MEMBERS_VERSION:
                 raise QbenchError(
-                    f"{file}: roster version {roster['roster_version']}; this qbench reads {ROSTER_VERSION}"
+                    f"{file}: has version {version}; this qbench reads {BOARD_MEMBERS_VERSION}"
                 )
-            [roster[word] for word in NEEDED]
+            [members[key] for key in REQUIRED_KEYS]
         except (ValueError, KeyError, TypeError):
             raise QbenchError(
                 f"{file}: damaged; sweep the board's file again, or delete it"
             ) from None
-        yield roster
+        yield members
+
+
+def find_keys_of_cell(results: Path, title: str, board: str | None = None) -> list[str]:
+    """Return the keys of a cell's runs.
+
+    Args:
+        title: The cell as sweeps name it: `ste int4 grammar/xs`.
+        board: The board to search; by default all of them. Several boards may share a cell.
+    """
+    boards = [one for one in read_all_board_members(results) if board in (None, one["board"])]
+    if board and not boards:
+        raise unknown("board", board, [one["board"] for one in read_all_board_members(results)])
+    cells = [cell for members in boards for cell in _list_titled_cells(members)]
+    choices = {tuple(keys) for name, keys in cells if name == " ".join(title.split())}
+    if not choices:
+        raise unknown("run or cell", title, {name for name, _ in cells})
+    if len(choices) > 1:
+        raise UsageError(
+            f"{title!r} names {len(choices)} cells with different runs: "
+            "name a board (--board), or a run by its key"
+        )
+    return list(next(iter(choices)))
+
+
+def _list_titled_cells(members: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the title and the keys of each cell that has runs."""
+    for cell in members["cells"]:
+        if cell["keys"]:
+            config = RunConfig.from_json(cell["spec"])
+            yield format_cell_title(cell["label"], config, cell["variant"]), cell["keys"]

@@ -1,4 +1,4 @@
-"""The read-only copy that viewers open."""
+"""The read-only copy of the store that viewers open."""
 
 from __future__ import annotations
 
@@ -11,93 +11,105 @@ from pathlib import Path
 import duckdb
 
 from qbench.errors import LockedError, QbenchError
-from qbench.runs.attempts import announced
-from qbench.store.database import (
+from qbench.runs.attempts import find_new_answers
+from qbench.store import schema
+from qbench.store.connection import (
     DATABASE,
     SNAPSHOT,
-    Store,
-    _connect,
-    _first_line,
-    _migrate,
-    _version,
-    _wal,
+    connect,
+    first_line,
+    log_file,
+    migrate,
+    read_version,
 )
-from qbench.store.schema import MIGRATIONS
+from qbench.store.database import Store
 
-__all__ = ["view"]
-
-
-# ---- readers ----
+__all__ = ["open_snapshot"]
 
 
 @contextmanager
-def view(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The store as it was at the latest snapshot, to read. One that is missing, damaged or behind is made anew if nobody is writing."""
+def open_snapshot(results: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the latest snapshot of the store for reading.
+
+    A snapshot that is missing, damaged or out of date is made again, unless another process is
+    writing to the store.
+    """
     if not (results / "runs").is_dir() and not (results / "boards").is_dir():
         raise QbenchError(
-            f"{results}: no runs here yet; `qbench sweep` makes some, --results names another folder"
+            f"{results}: no runs here yet; `qbench sweep` makes some, "
+            "--results names another folder"
         )
-    if _behind(results):
-        _catch_up(results)
-    try:
-        connection = _connect(results / SNAPSHOT, read_only=True)
-        version = _version(connection)
-    except duckdb.Error:
-        (results / SNAPSHOT).unlink(missing_ok=True)
-        _catch_up(results)
-        connection = _connect(results / SNAPSHOT, read_only=True)
-        version = _version(connection)
+    if _is_stale(results):
+        _update_snapshot(results)
+    file, latest = results / SNAPSHOT, len(schema.MIGRATIONS)
+    connection, version = _connect_or_replace(results)
     with ExitStack() as stack:
-        if version < len(MIGRATIONS):
+        if version < latest:
             connection.close()
-            connection = _newer(results, stack)
+            connection = _open_migrated(results, stack)
         stack.enter_context(closing(connection))
-        if version > len(MIGRATIONS):
+        if version > latest:
             raise QbenchError(
-                f"{results / SNAPSHOT} was made by a newer qbench (schema {version}): upgrade qbench"
+                f"{file} was made by a newer qbench (schema {version}): upgrade qbench"
             )
         try:
             yield connection
         except duckdb.Error as error:
-            raise QbenchError(
-                f"{results / SNAPSHOT}: {_first_line(error)}; run `qbench db rebuild`"
-            ) from error
+            raise QbenchError(f"{file}: {first_line(error)}; run `qbench db rebuild`") from error
 
 
-def _newer(results: Path, stack: ExitStack) -> duckdb.DuckDBPyConnection:
-    """The snapshot of an older qbench, brought up to date; where that cannot be written, a copy."""
+def _connect_or_replace(results: Path) -> tuple[duckdb.DuckDBPyConnection, int]:
+    """Open the snapshot and read its version; if it is damaged, replace it first."""
+    file = results / SNAPSHOT
+    try:
+        connection = connect(file, read_only=True)
+        return connection, read_version(connection)
+    except duckdb.Error:
+        file.unlink(missing_ok=True)
+        _update_snapshot(results)
+        connection = connect(file, read_only=True)
+        return connection, read_version(connection)
+
+
+def _open_migrated(results: Path, stack: ExitStack) -> duckdb.DuckDBPyConnection:
+    """Open the snapshot of an older qbench with its tables brought up to date.
+
+    If the folder is locked or cannot be written, a temporary copy is migrated instead; `stack`
+    deletes it.
+    """
+    # A LockedError does not get here: `_update_snapshot` accepts the writer's snapshot as it is.
     with suppress(OSError):
-        _catch_up(results)
-    connection = _connect(results / SNAPSHOT, read_only=True)
-    if _version(connection) == len(MIGRATIONS):
+        _update_snapshot(results)
+    connection = connect(results / SNAPSHOT, read_only=True)
+    if read_version(connection) == len(schema.MIGRATIONS):
         return connection
     connection.close()
-    copy = (
-        Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbench-snapshot-"))) / SNAPSHOT
-    )
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qbench-snapshot-"))
+    copy = Path(folder) / SNAPSHOT
     shutil.copyfile(results / SNAPSHOT, copy)
-    connection = _connect(copy)
-    _migrate(connection, copy)
+    connection = connect(copy)
+    migrate(connection, copy)
     return connection
 
 
-def _behind(results: Path) -> bool:
-    """Whether the writer left without a snapshot of its last words, or runs have answered something since."""
+def _is_stale(results: Path) -> bool:
+    """Return whether the store or the runs' answers have changed since the snapshot was made."""
     snapshot = results / SNAPSHOT
-    if not snapshot.exists() or announced(results):
+    if not snapshot.exists() or find_new_answers(results):
         return True
     made = snapshot.stat().st_mtime_ns
-    return any(
-        f.exists() and f.stat().st_mtime_ns > made and f.stat().st_size
-        for f in (results / DATABASE, _wal(results / DATABASE))
-    )
+    # A writer that was killed leaves a database or a log that is newer than its last snapshot.
+    files = (results / DATABASE, log_file(results / DATABASE))
+    stats = [file.stat() for file in files if file.exists()]
+    return any(stat.st_mtime_ns > made and stat.st_size for stat in stats)
 
 
-def _catch_up(results: Path) -> None:
-    """A fresh snapshot. While somebody writes, theirs must do, and theirs comes within seconds."""
+def _update_snapshot(results: Path) -> None:
+    """Write a fresh snapshot. While another process writes, its latest snapshot is used instead."""
     try:
         with Store(results) as store:
-            store.snapshot()
+            store.write_snapshot()
     except LockedError:
+        # A sweep writes a new snapshot every few seconds, so an existing one is recent enough.
         if not (results / SNAPSHOT).exists():
             raise

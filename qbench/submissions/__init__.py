@@ -1,3 +1,7 @@
-"""Submissions: finished runs in a file that travels, read as hostile data. `bundle` says what is in one, `verify` what is believed of it."""
+"""Submissions: finished runs that travel in one zip file, which is read as hostile data.
+
+`bundle` describes the file, `submit` writes it, `verify` checks it and `merge` adds its runs to a
+results folder.
+"""
 
 from __future__ import annotations

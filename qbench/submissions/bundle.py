@@ -1,12 +1,15 @@
-"""A bundle: finished runs in one zip, with nothing else of the folder that they come from.
+"""A bundle: finished runs in one zip file, and nothing else from the folder they come from.
 
-    manifest.json                     format version, who made it with what, boards and runs with hash and size of each file
-    boards/<name>.toml                the sweep file of each board that was submitted by its name
-    runs/<key>/spec.json              and env.json, result.json, curve.jsonl, weights.safetensors, as far as the run has them
+    manifest.json         the format version, who made the bundle with which qbench, and the
+                          boards and runs with the hash and size of each file
+    boards/<name>.toml    the sweep file of each board that was submitted by its name
+    runs/<key>/<file>     spec.json, env.json, result.json, curve.jsonl and weights.safetensors,
+                          as far as the run has them
 
-One attempt a run, in the order of keys, in an archive of one spelling (`zipped`): the same runs are the same bytes. The members are stored, not
-compressed, because compressors differ between versions, and so that no small file can become a large one. What is read is read under caps and
-compared with the manifest's hash, every time.
+A bundle holds one attempt of each run. The runs are sorted by key and the archive can be written
+in one way only (`canonical_zip`), so the same runs always give the same bytes. The members are not
+compressed, because compressors differ between versions and because a small file must not expand
+to a large one. Whatever is read has a maximum size and is compared with the hash in the manifest.
 """
 
 from __future__ import annotations
@@ -21,44 +24,34 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qbench.errors import UsageError
-from qbench.submissions import canonical_zip, strict_json
-from qbench.submissions.strict_json import Refused
+from qbench.submissions.canonical_zip import CanonicalZip
+from qbench.submissions.strict_json import SubmissionError, parse_json, require_schema
 
 BUNDLE_VERSION = 2
 MANIFEST = "manifest.json"
-FILES = {
+RUN_FILES = {
     "spec.json": "spec.json",
     "env.json": "env.json",
     "result.json": "result.json",
     "curve.jsonl": "curve.jsonl",
     "weights.safetensors": "export/weights.safetensors",
 }
-"""What of a run travels, and where it lies in the run's folder."""
-BOARD = "boards/{}.toml"
-MOST = {
+"""The files of a run that a bundle holds, and where each lies in the run's folder."""
+BOARD_FILE = "boards/{}.toml"
+MAX_BYTES_OF_FILE = {
     MANIFEST: 1 << 25,
-    BOARD: 1 << 18,
+    BOARD_FILE: 1 << 18,
     "spec.json": 1 << 16,
     "env.json": 1 << 16,
     "result.json": 1 << 22,
     "curve.jsonl": 1 << 24,
     "weights.safetensors": 1 << 30,
 }
-"""Bytes that are read of each, at most."""
-
-
-def spell(manifest: Mapping[str, Any]) -> bytes:
-    """The one way to write a manifest."""
-    return (
-        json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
-    ).encode()
-
-
-# ---- reading ----
+"""How many bytes each file may have; a larger file is refused unread."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestRun:
     """A run as the manifest lists it."""
 
     key: str
@@ -70,82 +63,109 @@ class Entry:
 
 
 class Bundle:
-    """A bundle that is open: an archive of one spelling that holds the files of its manifest and no others."""
+    """An open bundle; its archive holds the files that its manifest lists and no others."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.archive = canonical_zip.Archive(file)
+        self.archive = CanonicalZip(file)
         if next(iter(self.archive.members)) != MANIFEST:
-            raise Refused(f"its first member is not {MANIFEST}: not a bundle of `qbench submit`")
-        self.manifest = _manifest(self.archive.read(MANIFEST, MOST[MANIFEST]))
+            raise SubmissionError(
+                f"the first member is not {MANIFEST}: `qbench submit` did not write this file"
+            )
+        manifest = self.archive.read_member(MANIFEST, MAX_BYTES_OF_FILE[MANIFEST])
+        self.manifest = _parse_manifest(manifest)
         self.runs = [
-            Entry(run["key"], int(run["attempt"]), run["files"]) for run in self.manifest["runs"]
+            ManifestRun(run["key"], int(run["attempt"]), run["files"])
+            for run in self.manifest["runs"]
         ]
-        self.boards = {board["name"]: board for board in self.manifest.get("boards", [])}
-        if [board["name"] for board in self.manifest.get("boards", [])] != sorted(
-            {name.lower(): name for name in self.boards}.values()
-        ):
-            raise Refused(f"{MANIFEST}: the boards are not in the order of their names, each once")
-        keys = [run.key for run in self.runs]
-        if keys != sorted(set(keys)):
-            raise Refused(f"{MANIFEST}: the runs are not in the order of their keys, each once")
-        listed = [MANIFEST, *map(BOARD.format, self.boards)]
-        listed += [
-            f"runs/{run.key}/{name}" for run in self.runs for name in FILES if name in run.files
-        ]
-        if (names := list(self.archive.members)) != listed:
-            more, less = (
-                [n for n in names if n not in set(listed)],
-                [n for n in listed if n not in self.archive.members],
-            )
-            wrong = (
-                f"{more[0]} is not listed"
-                if more
-                else f"{less[0]} is missing"
-                if less
-                else "the members are not in their order"
-            )
-            raise Refused(f"{MANIFEST} and the archive do not agree: {wrong}")
+        # Bundles of version 1 have no boards.
+        listed_boards = self.manifest.get("boards", [])
+        self.boards = {board["name"]: board for board in listed_boards}
+        self._require_sorted_and_unique([board["name"] for board in listed_boards])
+        self._require_listed_members()
 
     def read_board(self, name: str) -> bytes:
-        """A board's sweep file, if it is the one that the manifest lists."""
-        data, told = self.archive.read(BOARD.format(name), MOST[BOARD]), self.boards[name]
-        if len(data) != told["size"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
-            raise Refused(f"{BOARD.format(name)} is not the file of the manifest")
+        """Return a board's sweep file; refuse one that differs from the manifest's hash."""
+        member = BOARD_FILE.format(name)
+        data = self.archive.read_member(member, MAX_BYTES_OF_FILE[BOARD_FILE])
+        if not _matches(data, self.boards[name]):
+            raise SubmissionError(f"{member} does not match its hash in {MANIFEST}")
         return data
 
-    def read(self, run: Entry, name: str) -> bytes | None:
-        """A file of a run, if it is the one that the manifest lists; None if the run has none of that name."""
-        if (told := run.files.get(name)) is None:
+    def read_file(self, run: ManifestRun, name: str) -> bytes | None:
+        """Return a file of a run, or None if the run has no file of that name.
+
+        A file that differs from the manifest's hash is refused.
+        """
+        if name not in run.files:
             return None
-        data = self.archive.read(f"runs/{run.key}/{name}", MOST[name])
-        if len(data) != told["size"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
-            raise Refused(f"run {run}: {name} is not the file of the manifest")
+        data = self.archive.read_member(f"runs/{run.key}/{name}", MAX_BYTES_OF_FILE[name])
+        if not _matches(data, run.files[name]):
+            raise SubmissionError(f"run {run}: {name} does not match its hash in {MANIFEST}")
         return data
 
+    def _require_sorted_and_unique(self, boards: list[str]) -> None:
+        # Two names that differ only in case would be one file on some file systems.
+        if boards != sorted({name.lower(): name for name in self.boards}.values()):
+            raise SubmissionError(f"{MANIFEST}: the boards are not sorted by name, each once")
+        keys = [run.key for run in self.runs]
+        if keys != sorted(set(keys)):
+            raise SubmissionError(f"{MANIFEST}: the runs are not sorted by key, each once")
 
-def _manifest(data: bytes) -> dict[str, Any]:
-    manifest = strict_json.loads(data, MANIFEST)
-    version = manifest.get("bundle_version") if isinstance(manifest, dict) else None
-    if isinstance(version, int) and version > BUNDLE_VERSION:
-        raise Refused(
-            f"made by a newer qbench (bundle version {version}; this one reads {BUNDLE_VERSION}): upgrade qbench"
-        )
-    strict_json.conforms(manifest, "manifest", MANIFEST)
-    if spell(manifest) != data:
-        raise Refused(f"{MANIFEST} is not spelled as qbench submit spells it")
-    found: dict[str, Any] = manifest
-    return found
+    def _require_listed_members(self) -> None:
+        """Refuse an archive whose members are not those of the manifest in the same order."""
+        listed = [MANIFEST, *map(BOARD_FILE.format, self.boards)]
+        for run in self.runs:
+            listed += [f"runs/{run.key}/{name}" for name in RUN_FILES if name in run.files]
+        members = list(self.archive.members)
+        if members == listed:
+            return
+        unlisted = [name for name in members if name not in set(listed)]
+        missing = [name for name in listed if name not in self.archive.members]
+        if unlisted:
+            problem = f"the manifest does not list {unlisted[0]}"
+        elif missing:
+            problem = f"{missing[0]} is missing"
+        else:
+            problem = "the members are in another order"
+        raise SubmissionError(f"{MANIFEST} and the archive disagree: {problem}")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Bundle]:
-    """A bundle by its path."""
+def open_bundle(path: Path) -> Iterator[Bundle]:
+    """Open a bundle for reading; the message of every refusal begins with its path."""
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        file = open(path, "rb")  # noqa: SIM115 - the `with` below closes it
     except OSError as error:
         raise UsageError(f"{path}: {os.strerror(error.errno or 0)}") from None
     with file:
         try:
             yield Bundle(file)
-        except Refused as error:
-            raise Refused(f"{path}: {error}") from None
+        except SubmissionError as error:
+            raise SubmissionError(f"{path}: {error}") from None
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a manifest; there is only one way to write it."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _parse_manifest(data: bytes) -> dict[str, Any]:
+    manifest = parse_json(data, MANIFEST)
+    version = manifest.get("bundle_version") if isinstance(manifest, dict) else None
+    # A newer manifest may break today's schema, so the version is read first.
+    if isinstance(version, int) and version > BUNDLE_VERSION:
+        raise SubmissionError(
+            f"a newer qbench made this bundle (bundle version {version}; "
+            f"this one reads {BUNDLE_VERSION}): upgrade qbench"
+        )
+    require_schema(manifest, "manifest", MANIFEST)
+    if encode_manifest(manifest) != data:
+        raise SubmissionError(f"{MANIFEST} is not formatted as `qbench submit` formats it")
+    checked: dict[str, Any] = manifest
+    return checked
+
+
+def _matches(data: bytes, listed: Mapping[str, Any]) -> bool:
+    size, sha256 = listed["size"], listed["sha256"]
+    return len(data) == size and hashlib.sha256(data).hexdigest() == sha256

@@ -1,176 +1,195 @@
-"""A zip archive that can be spelled in one way only.
+"""A zip archive that can be written in exactly one way.
 
-    a local header and the bytes of each member, one after another · the central directory · the end record
+    local header + bytes of each member, one after another | central directory | end record
 
-Every member is stored as it is, dated 1980, named in ASCII, with no comment, extra field, descriptor or 64-bit part. A reader makes each
-header again from the member's name, size and checksum and compares bytes. So whatever else a zip can hide is no question here: data before,
-between or after the members, overlaps, duplicates, links, encryption, compression, two directories that disagree. Any unzip can open it, and
-the same members are the same bytes under every version of Python and zlib.
+Every member is stored without compression, is dated 1980 and has an ASCII name. There are no
+comments, extra fields, data descriptors or 64-bit parts. A reader builds each header again from
+the member's name, size and checksum, and compares bytes. This excludes whatever else a zip can
+hide: data before, between or after the members, overlapping or duplicate members, links,
+encryption, compression, and two directories that disagree. Any unzip program can open such an
+archive, and the same members give the same bytes under every version of Python and zlib.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from qbench.submissions.strict_json import Refused
+from qbench.submissions.strict_json import SubmissionError
 
-MOST_MEMBERS = 65_000
-MOST_BYTES = 2**31
-LONGEST_NAME = 100
-_LOCAL, _CENTRAL, _END = (
-    struct.Struct("<4s5H3L2H"),
-    struct.Struct("<4s6H3L5H2L"),
-    struct.Struct("<4s4H2LH"),
-)
-_STORED_SINCE, _MADE_BY_UNIX, _JANUARY_1980, _PLAIN_FILE = 10, 3 << 8 | 20, 0x21, 0o100644 << 16
+MAX_MEMBERS = 65_000
+# The end record counts members in 16 bits and bytes in 32: both limits stay below what would need
+# the 64-bit extension, which this format does not have.
+MAX_BYTES = 2**31
+MAX_NAME_LENGTH = 100
+
+# The three records of the zip format, little-endian and without padding (APPNOTE.TXT, 4.3).
+_LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+_LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _END_SIGNATURE = b"PK\3\4", b"PK\1\2", b"PK\5\6"
+
+# The fixed values of the fields that do not depend on a member.
+_VERSION_NEEDED = 10  # 1.0: stored members need no feature of a later version
+_VERSION_MADE_BY = 3 << 8 | 20  # host system Unix, version 2.0
+_DATE_1980_01_01 = 0x21
+_REGULAR_FILE_0644 = 0o100644 << 16  # the Unix mode is the upper half of the attributes
 
 
 @dataclass(frozen=True)
-class Member:
+class ZipMember:
+    """A file in the archive and the headers that belong to it."""
+
     name: str
     size: int
     crc: int
-    offset: int
-    """Of the local header."""
+    header_offset: int
 
     @property
-    def data(self) -> int:
-        return self.offset + _LOCAL.size + len(self.name)
+    def data_offset(self) -> int:
+        return self.header_offset + _LOCAL.size + len(self.name)
 
-    def local(self) -> bytes:
-        fixed = (
-            _STORED_SINCE,
-            0,
-            0,
-            0,
-            _JANUARY_1980,
-            self.crc,
-            self.size,
-            self.size,
-            len(self.name),
-            0,
-        )
-        return _LOCAL.pack(b"PK\3\4", *fixed) + self.name.encode("ascii")
+    def encode_local_header(self) -> bytes:
+        """Return the header that precedes the member's bytes."""
+        flags, method, time, extra_length = 0, 0, 0, 0
+        header = _LOCAL.pack(
+            _LOCAL_SIGNATURE, _VERSION_NEEDED, flags, method, time, _DATE_1980_01_01,
+            self.crc, self.size, self.size, len(self.name), extra_length,
+        )  # fmt: skip
+        return header + self.name.encode("ascii")
 
-    def central(self) -> bytes:
-        fixed = (
-            _MADE_BY_UNIX,
-            _STORED_SINCE,
-            0,
-            0,
-            0,
-            _JANUARY_1980,
-            self.crc,
-            self.size,
-            self.size,
-            len(self.name),
-            0,
-            0,
-            0,
-            0,
-        )
-        return _CENTRAL.pack(b"PK\1\2", *fixed, _PLAIN_FILE, self.offset) + self.name.encode(
-            "ascii"
-        )
+    def encode_directory_entry(self) -> bytes:
+        """Return the member's entry in the central directory."""
+        flags, method, time = 0, 0, 0
+        extra_length, comment_length, disk, internal_attributes = 0, 0, 0, 0
+        entry = _CENTRAL.pack(
+            _CENTRAL_SIGNATURE, _VERSION_MADE_BY, _VERSION_NEEDED, flags, method, time,
+            _DATE_1980_01_01, self.crc, self.size, self.size, len(self.name), extra_length,
+            comment_length, disk, internal_attributes, _REGULAR_FILE_0644, self.header_offset,
+        )  # fmt: skip
+        return entry + self.name.encode("ascii")
 
 
-def write(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
-    """Names and contents, in the order in which they are to stand."""
+def write_archive(file: BinaryIO, members: Iterable[tuple[str, bytes]]) -> None:
+    """Write an archive of (name, content) pairs in the given order."""
     written, offset = [], 0
     for name, data in members:
-        member = Member(name, len(data), zlib.crc32(data), offset)
-        offset = member.data + member.size
+        member = ZipMember(name, len(data), zlib.crc32(data), offset)
+        offset = member.data_offset + member.size
         written.append(member)
-        if len(written) > MOST_MEMBERS or offset > MOST_BYTES:
-            raise Refused(
-                f"a bundle holds at most {MOST_MEMBERS} files and {MOST_BYTES >> 30} GiB: submit fewer runs at a time"
+        if len(written) > MAX_MEMBERS or offset > MAX_BYTES:
+            raise SubmissionError(
+                f"a bundle holds at most {MAX_MEMBERS} files and {MAX_BYTES >> 30} GiB: "
+                "submit fewer runs at a time"
             )
-        file.write(member.local())
+        file.write(member.encode_local_header())
         file.write(data)
-    directory = b"".join(member.central() for member in written)
-    file.write(directory + _end(len(written), len(directory), offset))
+    directory = b"".join(member.encode_directory_entry() for member in written)
+    file.write(directory + _encode_end_record(len(written), len(directory), offset))
 
 
-def _end(count: int, size: int, offset: int) -> bytes:
-    return _END.pack(b"PK\5\6", 0, 0, count, count, size, offset, 0)
-
-
-class Archive:
-    """An archive that is open for reading, its headers compared."""
+class CanonicalZip:
+    """An archive that is open for reading; its headers were compared when it was opened."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, file.seek(0, 2)
-        if self.size > MOST_BYTES + MOST_MEMBERS * (_CENTRAL.size + LONGEST_NAME):
-            raise Refused(f"larger than {MOST_BYTES >> 30} GiB")
-        self.members = {member.name: member for member in self._directory()}
+        if self.size > MAX_BYTES + MAX_MEMBERS * (_CENTRAL.size + MAX_NAME_LENGTH):
+            raise SubmissionError(f"the file is larger than {MAX_BYTES >> 30} GiB")
+        self.members = {member.name: member for member in self._read_members()}
 
-    def read(self, name: str, most: int) -> bytes:
-        """A member's bytes, if they are at most so many and those of its checksum."""
+    def read_member(self, name: str, max_bytes: int) -> bytes:
+        """Return a member's bytes; refuse a member that is too large or fails its checksum."""
         member = self.members[name]
-        if member.size > most:
-            raise Refused(f"{name} has {member.size} bytes, at most {most} are read")
-        data = self._at(member.data, member.size)
+        # The size is checked before the data is read, so that memory use stays bounded.
+        if member.size > max_bytes:
+            raise SubmissionError(
+                f"{name} has {member.size} bytes, but at most {max_bytes} are allowed"
+            )
+        data = self._read_at(member.data_offset, member.size)
         if zlib.crc32(data) != member.crc:
-            raise Refused(f"{name} is not what its checksum says")
+            raise SubmissionError(f"{name} does not match its checksum in the archive")
         return data
 
-    def _directory(self) -> list[Member]:
-        tail = self._at(max(0, self.size - _END.size), _END.size)
-        if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
-            start = self._at(0, 4)
-            raise Refused(
-                "a zip archive that is cut short or has data behind it"
-                if start == b"PK\3\4"
+    def _read_members(self) -> list[ZipMember]:
+        end_record = self._read_at(max(0, self.size - _END.size), _END.size)
+        if len(end_record) < _END.size or not end_record.startswith(_END_SIGNATURE):
+            begins_as_zip = self._read_at(0, 4) == _LOCAL_SIGNATURE
+            raise SubmissionError(
+                "the zip archive is cut short or has data after its end"
+                if begins_as_zip
                 else "not a zip archive"
             )
-        *_, count, size, offset, _ = _END.unpack(tail)
-        if tail != _end(count, size, offset) or offset + size + _END.size != self.size:
-            raise Refused("the end of the archive is not as qbench submit writes it")
+        *_, count, size, offset, _ = _END.unpack(end_record)
+        # Comparing the rebuilt record excludes comments, several disks and 64-bit archives.
+        if (
+            end_record != _encode_end_record(count, size, offset)
+            or offset + size + _END.size != self.size
+        ):
+            raise SubmissionError(
+                "the end record of the archive differs from what `qbench submit` writes"
+            )
         if not count:
-            raise Refused("an empty archive")
-        if count > MOST_MEMBERS or size > count * (_CENTRAL.size + LONGEST_NAME):
-            raise Refused(f"more than {MOST_MEMBERS} members, or longer names than a bundle's")
-        return list(self._members(self._at(offset, size), count, offset))
+            raise SubmissionError("the archive is empty")
+        # Both limits are checked before the directory is read into memory.
+        if count > MAX_MEMBERS or size > count * (_CENTRAL.size + MAX_NAME_LENGTH):
+            raise SubmissionError(
+                f"the archive has more than {MAX_MEMBERS} members or names that are too long"
+            )
+        return list(self._parse_directory(self._read_at(offset, size), count, offset))
 
-    def _members(self, directory: bytes, count: int, end: int) -> Iterable[Member]:
-        place, offset, seen = 0, 0, set[str]()
-        for _ in range(count):
-            member = _read_central(directory, place, offset)
-            if (
-                member is None
-                or directory[place : place + len(member.central())] != member.central()
-            ):
-                raise Refused(
-                    f"the directory of the archive is not as qbench submit writes it (entry {len(seen) + 1})"
+    def _parse_directory(
+        self, directory: bytes, count: int, directory_offset: int
+    ) -> Iterator[ZipMember]:
+        """Yield the members; each must begin where the one before it ends."""
+        place, offset, names = 0, 0, set[str]()
+        for number in range(1, count + 1):
+            member = _parse_directory_entry(directory, place, offset)
+            entry = member.encode_directory_entry() if member else b""
+            if member is None or directory[place : place + len(entry)] != entry:
+                raise SubmissionError(
+                    f"entry {number} of the archive's directory differs from what "
+                    "`qbench submit` writes"
                 )
-            if self._at(offset, member.data - offset) != member.local():
-                raise Refused(f"{member.name} has a header that is not as qbench submit writes it")
-            if member.name in seen:
-                raise Refused(f"{member.name} is there twice")
-            seen.add(member.name)
-            place, offset = place + len(member.central()), member.data + member.size
+            header = self._read_at(offset, member.data_offset - offset)
+            if header != member.encode_local_header():
+                raise SubmissionError(
+                    f"the header of {member.name} differs from what `qbench submit` writes"
+                )
+            if member.name in names:
+                raise SubmissionError(f"{member.name} is in the archive twice")
+            names.add(member.name)
+            place, offset = place + len(entry), member.data_offset + member.size
             yield member
-        if place != len(directory) or offset != end:
-            raise Refused("the archive has data between its members and its directory")
+        if place != len(directory) or offset != directory_offset:
+            raise SubmissionError("the archive has data between its members and its directory")
 
-    def _at(self, offset: int, size: int) -> bytes:
+    def _read_at(self, offset: int, size: int) -> bytes:
         self.file.seek(offset)
         return self.file.read(size)
 
 
-def _read_central(directory: bytes, place: int, offset: int) -> Member | None:
-    """The member that an entry speaks of, if it were written by `write` at that offset."""
+def _encode_end_record(count: int, directory_size: int, directory_offset: int) -> bytes:
+    disk, directory_disk, comment_length = 0, 0, 0
+    return _END.pack(
+        _END_SIGNATURE, disk, directory_disk, count, count, directory_size, directory_offset,
+        comment_length,
+    )  # fmt: skip
+
+
+def _parse_directory_entry(directory: bytes, place: int, offset: int) -> ZipMember | None:
+    """Return the member that an entry names, assuming that its header is at `offset`.
+
+    Return None if the entry is cut short or its name is not ASCII. The caller compares all other
+    fields by encoding the entry again.
+    """
     if len(directory) < place + _CENTRAL.size:
         return None
     fields = _CENTRAL.unpack_from(directory, place)
     crc, size, length = fields[7], fields[9], fields[10]
     name = directory[place + _CENTRAL.size : place + _CENTRAL.size + length]
-    return (
-        Member(name.decode("ascii"), size, crc, offset)
-        if len(name) == length and name.isascii()
-        else None
-    )
+    if len(name) != length or not name.isascii():
+        return None
+    return ZipMember(name.decode("ascii"), size, crc, offset)

@@ -1,4 +1,7 @@
-"""What must hold in the files of one submitted run, each by itself and all together. Nothing here trains or imports a method or a task."""
+"""What must hold in the files of one submitted run, for each file and for all of them together.
+
+Nothing here trains, or imports a method or a task.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,28 @@ from itertools import pairwise
 from typing import Any
 
 from qbench.errors import QbenchError
-from qbench.runs.config import RunConfig, canonical
-from qbench.submissions import artefact_facts, strict_json
-from qbench.submissions.artefact_facts import Facts
-from qbench.submissions.bundle import Bundle, Entry
-from qbench.submissions.strict_json import Refused
+from qbench.runs.config import RunConfig, canonical_json
+from qbench.submissions.artefact_facts import ArtefactFacts, PackedWeight, read_artefact_facts
+from qbench.submissions.bundle import Bundle, ManifestRun
+from qbench.submissions.strict_json import (
+    SubmissionError,
+    parse_json,
+    parse_json_lines,
+    require_schema,
+)
 from qbench.util.text import count
 
-AGREEMENT = 1e-5
-"""As in the audit: how far the simulated and the packed score may be apart, relatively."""
-ALWAYS = ("levels", "decoded = snapped", "simulated = packed", "coverage", "bits")
-"""Checks that no audit leaves out."""
-SCORED = (
+SCORE_TOLERANCE = 1e-5
+"""How far the simulated and the packed score may differ, relatively; the same as in the audit."""
+REQUIRED_AUDIT_CHECKS = (
+    "levels",
+    "decoded = snapped",
+    "simulated = packed",
+    "coverage",
+    "bits",
+)
+"""Checks that every audit contains."""
+PARTS_OF_OK_RESULT = (
     "metric",
     "scores",
     "metrics",
@@ -31,216 +44,280 @@ SCORED = (
     "artefact_sha256",
     "cost",
 )
-"""What a result has if the run ended well."""
+"""Parts that the result of a run in state "ok" must have."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """The files of a run, parsed, of the right shape, and the configuration that its key is the hash of."""
+class ParsedRun:
+    """The parsed files of a run, which match their schemas, and its configuration.
 
-    entry: Entry
+    The run's key is the hash of the configuration.
+    """
+
+    entry: ManifestRun
     config: RunConfig
     spec: Mapping[str, Any]
     result: Mapping[str, Any]
     curve: list[dict[str, Any]]
-    facts: Facts | None
-    """Of the artefact, where it came along."""
+    facts: ArtefactFacts | None
+    """What the artefact contains; None if the bundle has no artefact of this run."""
 
     @property
     def ok(self) -> bool:
         return bool(self.result["state"] == "ok")
 
 
-def load(bundle: Bundle, run: Entry) -> tuple[Record | None, list[tuple[str, str]]]:
-    """A run of a bundle, if its files can be read at all; what is wrong with it, as (check, sentence)."""
+def check_run_files(
+    bundle: Bundle, run: ManifestRun
+) -> tuple[ParsedRun | None, list[tuple[str, str]]]:
+    """Return the parsed run and its problems as (check, sentence).
+
+    The run is None if its files cannot be parsed; then the only problem says why.
+    """
+    # Later checks rely on earlier ones: shapes, then the key, then what the artefact contains.
     check = "schema"
     try:
-        spec, result = (_json(bundle, run, name) for name in ("spec", "result"))
+        spec, result = (_parse_file(bundle, run, name) for name in ("spec", "result"))
         if "env.json" in run.files:
-            _json(bundle, run, "env")
-        curve = strict_json.lines(bundle.read(run, "curve.jsonl") or b"", f"run {run}: curve.jsonl")
-        for number, point in enumerate(curve, 1):
-            strict_json.conforms(point, "curve", f"run {run}: curve.jsonl: line {number}")
+            _parse_file(bundle, run, "env")
+        curve = _parse_curve(bundle, run)
         check = "keys"
-        config = _config(run, spec, result)
+        config = _parse_config(run, spec, result)
         check = "artefacts"
-        data = bundle.read(run, "weights.safetensors")
-        facts = (
-            None if data is None else artefact_facts.read(data, f"run {run}: weights.safetensors")
-        )
-    except Refused as error:
+        data = bundle.read_file(run, "weights.safetensors")
+        where = f"run {run}: weights.safetensors"
+        facts = None if data is None else read_artefact_facts(data, where)
+    except SubmissionError as error:
         return None, [(check, str(error))]
-    record = Record(run, config, spec, result, curve, facts)
-    parts = {
-        "results": outcome(record),
-        "scores": scores(record),
-        "audits": audit(record),
-        "curves": points(record),
+    parsed = ParsedRun(run, config, spec, result, curve, facts)
+    return parsed, [(name, f"run {run}: {problem}") for name, problem in _find_problems(parsed)]
+
+
+def _find_problems(run: ParsedRun) -> Iterator[tuple[str, str]]:
+    checks = {
+        "results": check_outcome,
+        "scores": check_scores,
+        "audits": check_audit,
+        "curves": check_curve,
+        "artefacts": check_artefact,
     }
-    parts["artefacts"] = decoded(record)
-    return record, [
-        (name, f"run {run}: {sentence}")
-        for name, sentences in parts.items()
-        for sentence in sentences
-    ]
+    for name, find in checks.items():
+        for problem in find(run):
+            yield name, problem
 
 
-def _json(bundle: Bundle, run: Entry, name: str) -> Any:
+def _parse_file(bundle: Bundle, run: ManifestRun, name: str) -> Any:
     where = f"run {run}: {name}.json"
-    value = strict_json.loads(bundle.read(run, f"{name}.json") or b"", where)
-    strict_json.conforms(value, name, where)
+    value = parse_json(bundle.read_file(run, f"{name}.json") or b"", where)
+    require_schema(value, name, where)
     return value
 
 
-def _config(run: Entry, spec: Mapping[str, Any], result: Mapping[str, Any]) -> RunConfig:
-    """The configuration, if the key is the hash of the spec, and the spec is spelled as qbench spells this configuration."""
-    if hashlib.sha256(canonical(spec).encode()).hexdigest()[:32] != run.key:
-        raise Refused(f"run {run}: spec.json is not the configuration of this key")
+def _parse_curve(bundle: Bundle, run: ManifestRun) -> list[dict[str, Any]]:
+    where = f"run {run}: curve.jsonl"
+    curve = parse_json_lines(bundle.read_file(run, "curve.jsonl") or b"", where)
+    for number, point in enumerate(curve, 1):
+        require_schema(point, "curve", f"{where}: line {number}")
+    return curve
+
+
+def _parse_config(
+    run: ManifestRun, spec: Mapping[str, Any], result: Mapping[str, Any]
+) -> RunConfig:
+    """Return the configuration; refuse a specification that does not belong to the run's key."""
+    where = f"run {run}: spec.json"
+    if hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32] != run.key:
+        raise SubmissionError(f"{where}: its hash is not the run's key")
     try:
         config = RunConfig.from_json(spec)
-        problem = config.recipe.problem()
+        problem = config.recipe.find_problem()
     except (QbenchError, TypeError, ValueError) as error:
-        raise Refused(f"run {run}: spec.json: {error}") from None
-    if problem or config.key != run.key:
-        raise Refused(
-            f"run {run}: spec.json: {problem or 'defaults are spelled out that have no place in it'}"
-        )
+        raise SubmissionError(f"{where}: {error}") from None
+    if problem:
+        raise SubmissionError(f"{where}: {problem}")
+    # The same configuration must not have two keys: qbench leaves some default values out.
+    if config.key != run.key:
+        raise SubmissionError(f"{where}: it spells out default values that qbench leaves out")
     if (result["key"], int(result["attempt"])) != (run.key, run.attempt):
-        raise Refused(
+        raise SubmissionError(
             f"run {run}: result.json belongs to attempt {result['attempt']} of {result['key']}"
         )
     return config
 
 
-# ---- each yields a sentence for whatever does not hold ----
+# ---- Each check below yields a sentence for everything that does not hold. ----
 
 
-def outcome(run: Record) -> Iterator[str]:
-    """State, reason and parts of the result fit together."""
+def check_outcome(run: ParsedRun) -> Iterator[str]:
+    """Check that state, reason, parts, steps and times of the result fit together."""
     result = run.result
     if run.ok != (result["reason"] is None) or (run.ok and result["message"] is not None):
-        yield f"state {result['state']} with the reason {result['reason']}: {result['message']}"
+        yield (
+            f"state {result['state']} does not fit the reason {result['reason']} "
+            f"and the message {result['message']}"
+        )
     if result["finished"] < result["started"]:
-        yield "finished before it started"
-    missing = [part for part in SCORED if part not in result]
+        yield "it finished before it started"
+    missing = [part for part in PARTS_OF_OK_RESULT if part not in result]
     if run.ok and missing:
-        yield f"ended well and has no {missing[0]}"
+        yield f"its state is ok, but its result has no {missing[0]}"
     if not run.ok and run.facts:
-        yield "failed, and has an artefact"
-    if "train" in result and int(result["train"]["steps"]) != run.config.recipe.steps:
-        yield f"trained {count(result['train']['steps'], 'step')}, its configuration asks for {run.config.recipe.steps}"
+        yield "it failed, but it has an artefact"
+    steps = run.config.recipe.steps
+    if "train" in result and int(result["train"]["steps"]) != steps:
+        trained = count(result["train"]["steps"], "step")
+        yield f"it was trained for {trained}, but its configuration asks for {steps}"
     cost = result.get("cost", {})
-    quartiles = [
-        cost[name]
-        for name in ("step_s_q25", "step_s_median", "step_s_q75")
-        if cost.get(name) is not None
-    ]
+    names = ("step_s_q25", "step_s_median", "step_s_q75")
+    quartiles = [cost[name] for name in names if cost.get(name) is not None]
     if quartiles != sorted(quartiles):
-        yield "the quartiles of its step time are not in order"
+        yield "the quartiles of its step time are not in ascending order"
 
 
-def scores(run: Record) -> Iterator[str]:
-    """A score is a number, or null with its kind; the first of the metrics is the score."""
-    found, kinds, result = run.result.get("scores", {}), run.result.get("kinds", {}), run.result
-    null = {name for name, value in found.items() if value is None}
-    if null != set(kinds):
-        yield f"{min(null ^ set(kinds))} is null without a kind, or has a kind and is none"
+def check_scores(run: ParsedRun) -> Iterator[str]:
+    """Check that a score is a number or is null with its kind, and that the metric is the score."""
+    result = run.result
+    scores, kinds = result.get("scores", {}), result.get("kinds", {})
+    null_scores = {name for name, value in scores.items() if value is None}
+    for name in sorted(null_scores ^ set(kinds))[:1]:
+        if name in null_scores:
+            yield f"its {name} score is null, but kinds does not say why"
+        else:
+            yield f"kinds says why its {name} score is null, but it is not"
     if "metric" in result and "metrics" in result and "scores" in result:
-        name = result["metric"]["name"]
-        if name not in result["metrics"] or result["metrics"][name] != found["packed"]:
-            yield f"its score is {found['packed']}, its metric {name} {result['metrics'].get(name)}"
+        name, packed = result["metric"]["name"], scores["packed"]
+        if name not in result["metrics"] or result["metrics"][name] != packed:
+            metric = result["metrics"].get(name)
+            yield f"its packed score is {packed}, but its metric {name} is {metric}"
 
 
-def audit(run: Record) -> Iterator[str]:
-    """The verdict is that of its checks, no check is left out, and those that can be made again here come out alike."""
-    if (found := run.result.get("audit")) is None:
+def check_audit(run: ParsedRun) -> Iterator[str]:
+    """Check that the audit is complete and that its verdict follows from its checks.
+
+    The comparison of the simulated and the packed score is repeated here.
+    """
+    audit = run.result.get("audit")
+    if audit is None:
         return
-    checks = {check["name"]: check["passed"] for check in found["checks"]}
-    if len(checks) != len(found["checks"]) or found["passed"] != all(checks.values()):
-        yield "the audit's verdict is not that of its checks"
-    if missing := [name for name in ALWAYS if name not in checks]:
-        yield f"the audit has no check {missing[0]!r}"
-    elif "scores" in run.result and checks["simulated = packed"] != _agree(
-        *(run.result["scores"][n] for n in ("simulated", "packed"))
-    ):
-        yield "the audit does not say of the simulated and the packed score what they say"
+    checks = {check["name"]: check["passed"] for check in audit["checks"]}
+    if len(checks) != len(audit["checks"]):
+        yield "its audit contains a check twice"
+    elif audit["passed"] != all(checks.values()):
+        yield "the verdict of its audit does not follow from the checks"
+    if missing := [name for name in REQUIRED_AUDIT_CHECKS if name not in checks]:
+        yield f"its audit has no check {missing[0]!r}"
+    elif "scores" in run.result:
+        scores = run.result["scores"]
+        agree = _scores_agree(scores["simulated"], scores["packed"])
+        if checks["simulated = packed"] != agree:
+            yield (
+                "its audit says that the simulated and the packed score "
+                f"{'differ, but they agree' if agree else 'agree, but they differ'}"
+            )
 
 
-def _agree(a: float | None, b: float | None) -> bool:
-    return a is not None and b is not None and abs(a - b) / max(abs(a), abs(b), 1e-12) <= AGREEMENT
+def _scores_agree(simulated: float | None, packed: float | None) -> bool:
+    if simulated is None or packed is None:
+        return False
+    # The floor avoids a division by zero where both scores are zero.
+    magnitude = max(abs(simulated), abs(packed), 1e-12)
+    return abs(simulated - packed) / magnitude <= SCORE_TOLERANCE
 
 
-def points(run: Record) -> Iterator[str]:
-    """The curve goes forward, within the budget, and ends where the result says."""
+def check_curve(run: ParsedRun) -> Iterator[str]:
+    """Check that the curve goes forward within the budget and ends where the result says."""
     steps, budget = [int(point["step"]) for point in run.curve], run.config.recipe.steps
-    if any(a >= b for a, b in pairwise(steps)):
-        yield "its curve does not go forward"
+    if any(first >= second for first, second in pairwise(steps)):
+        yield "the steps of its curve are not in ascending order"
     elif steps and steps[-1] > budget:
         yield f"its curve goes to step {steps[-1]} of {budget}"
+    # Progress is a rounded quotient, so it is not compared exactly.
     if any(
         abs(point["progress"] * budget - step) > 1e-6 * budget
         for point, step in zip(run.curve, steps, strict=True)
     ):
-        yield "its curve's progress is not its step over the budget"
-    if run.ok and steps and "train" not in run.result:
-        yield "it has a curve, and was not trained"
-    if run.ok and "train" in run.result:
-        last = run.curve[-1] if run.curve else {"step": 0, "loss": None}
-        if (last["step"], last["loss"]) != (budget, run.result["train"]["final_loss"]):
-            yield "its curve does not end with the last step and the final loss"
-
-
-def decoded(run: Record) -> Iterator[str]:
-    """What the result says of the artefact is what the decoder counts in it."""
-    if (facts := run.facts) is None or "size" not in run.result:
+        yield "the progress in its curve is not the step divided by the budget"
+    if not run.ok:
         return
-    size, told = run.result["size"], run.result.get("artefact_sha256")
-    if facts.sha256 != told:
-        yield "its artefact is not the one of the result"
-    for name, value in (
-        ("artefact_bytes", facts.size),
-        ("quantized_parameters", facts.quantized),
-        ("bits_per_weight", facts.bits_per_weight),
-        ("levels", facts.levels),
-    ):
+    if "train" not in run.result:
+        if steps:
+            yield "it has a curve, but its result says nothing about training"
+        return
+    last = run.curve[-1] if run.curve else {"step": 0, "loss": None}
+    if (last["step"], last["loss"]) != (budget, run.result["train"]["final_loss"]):
+        yield "its curve does not end with the last step and the final loss"
+
+
+def check_artefact(run: ParsedRun) -> Iterator[str]:
+    """Check that the result describes the artefact as the decoder counts it."""
+    facts = run.facts
+    if facts is None or "size" not in run.result:
+        return
+    size = run.result["size"]
+    if facts.sha256 != run.result.get("artefact_sha256"):
+        yield "the hash of its artefact is not the one in the result"
+    counted = {
+        "artefact_bytes": facts.file_bytes,
+        "quantized_parameters": facts.quantized_parameters,
+        "bits_per_weight": facts.bits_per_weight,
+        "levels": facts.levels,
+    }
+    for name, value in counted.items():
+        # An exact comparison is right: the run computed these numbers by the same formulas.
         if size[name] != value:
             yield f"{name} is {size[name]} in the result and {value} in the artefact"
-    if not facts.quantized <= size["parameters"] <= facts.quantized + facts.others:
-        yield f"{size['parameters']} parameters, and {facts.quantized} packed and {facts.others} other numbers in the artefact"
-    yield from _sites(run, facts)
+    # The artefact also holds scales and buffers, so its other numbers are only an upper limit.
+    packed, other = facts.quantized_parameters, facts.unpacked_elements
+    if not packed <= size["parameters"] <= packed + other:
+        yield (
+            f"the result has {size['parameters']} parameters, but the artefact "
+            f"{packed} packed and {other} other numbers"
+        )
+    yield from check_sites(run, facts)
 
 
-def _sites(run: Record, facts: Facts) -> Iterator[str]:
-    """The sites of the result are those of the artefact, in the formats of the configuration."""
-    told: Iterable[Mapping[str, Any]] = run.result.get("sites", ())
-    sites = {site["name"]: site for site in told}
-    if strangers := (set(facts.weights) | set(facts.inputs)) - set(sites):
-        yield f"{min(strangers)} is quantized in the artefact and no site of the result"
+def check_sites(run: ParsedRun, facts: ArtefactFacts) -> Iterator[str]:
+    """Check that the result lists the sites of the artefact in the configured formats."""
+    listed: Iterable[Mapping[str, Any]] = run.result.get("sites", ())
+    sites = {site["name"]: site for site in listed}
+    if unlisted := (set(facts.weights) | set(facts.input_levels)) - set(sites):
+        yield f"{min(unlisted)} is quantized in the artefact, but the result does not list it"
     for name, site in sites.items():
-        weight, asked = (
-            facts.weights.get(name),
-            run.config.weights if site["role"] == "weight" else run.config.activations,
-        )
-        if asked is None or (site["format"], site["granularity"]) != (
-            asked.format,
-            asked.granularity,
-        ):
-            yield f"{name} is {site['format']} by {site['granularity']}, which its configuration does not ask for"
-        elif weight and asked.format.startswith("int") and weight.bits != int(asked.format[3:]):
-            yield f"{name} has {weight.bits} bits in the artefact, and is to be {asked.format}"
-        counted = weight and (
-            weight.rows,
-            weight.columns,
-            weight.granularity,
-            weight.levels,
-            weight.used,
-        )
-        if counted and counted != (
-            *site["shape"],
-            site["granularity"],
-            site.get("levels"),
-            site.get("levels_used"),
-        ):
-            yield f"{name} is not the same in the result and in the artefact"
-        if not weight and site["role"] == "weight" and ("levels" in site or "levels_used" in site):
-            yield f"{name} has levels in the result and is not quantized in the artefact"
+        yield from _check_format(run.config, site, facts.weights.get(name))
+        yield from _check_counts(site, facts.weights.get(name))
+
+
+def _check_format(
+    config: RunConfig, site: Mapping[str, Any], weight: PackedWeight | None
+) -> Iterator[str]:
+    name, site_format, granularity = site["name"], site["format"], site["granularity"]
+    configured = config.weights if site["role"] == "weight" else config.activations
+    if configured is None or (site_format, granularity) != (
+        configured.format,
+        configured.granularity,
+    ):
+        yield f"{name} is {site_format} per {granularity}, which its configuration does not ask for"
+    elif (
+        weight
+        and configured.format.startswith("int")
+        and weight.bits != int(configured.format.removeprefix("int"))
+    ):
+        yield f"{name} has {weight.bits} bits in the artefact instead of {configured.format}"
+
+
+def _check_counts(site: Mapping[str, Any], weight: PackedWeight | None) -> Iterator[str]:
+    name = site["name"]
+    if weight is None:
+        if site["role"] == "weight" and ("levels" in site or "levels_used" in site):
+            yield f"{name} has levels in the result, but is not quantized in the artefact"
+        return
+    listed = (*site["shape"], site["granularity"], site.get("levels"), site.get("levels_used"))
+    counted = (
+        weight.rows,
+        weight.columns,
+        weight.granularity,
+        weight.levels,
+        weight.levels_used,
+    )
+    if counted != listed:
+        yield f"{name} has another shape, granularity or levels in the artefact than in the result"

@@ -1,7 +1,9 @@
-"""`qbench merge`: the runs of a bundle that passes, taken in as attempts of their own: all of them or none, and never over what is there.
+"""`qbench merge`: add the runs of a bundle that passes all checks to a results folder.
 
-They are written into a folder beside `runs` and moved when the last of them is on the disk. Somebody else's run has a `trust.json` in its folder,
-which is written here and never comes out of a bundle: what is believed of the run (`verify` says what the words mean) and where it came from.
+Either all runs are added or none. Each becomes an attempt of its own, and nothing that exists is
+overwritten. The runs are first written to a folder next to `runs` and are moved when the last one
+is on the disk. A run of somebody else has a `trust.json` in its folder: the level of trust, which
+`verify` explains, and where the run came from. It is written here and never read from a bundle.
 """
 
 from __future__ import annotations
@@ -19,65 +21,72 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import QbenchError
-from qbench.runs.attempts import Attempt, attempts
-from qbench.runs.lookup import latest
+from qbench.runs.attempts import Attempt, list_attempts
+from qbench.runs.lookup import read_latest_attempt
 from qbench.store.database import Store
-from qbench.submissions.bundle import FILES, Bundle, Entry, opened, spell
-from qbench.submissions.report import LEVELS, Level, Report
-from qbench.submissions.strict_json import Refused
-from qbench.submissions.sweep_files import Taken, take
-from qbench.submissions.verify import examine
+from qbench.submissions.bundle import RUN_FILES, Bundle, ManifestRun, encode_manifest, open_bundle
+from qbench.submissions.report import TRUST_LEVELS, TrustLevel, VerificationReport
+from qbench.submissions.strict_json import SubmissionError
+from qbench.submissions.sweep_files import ReceivedSweepFile, save_sweep_files
+from qbench.submissions.verify import verify_open_bundle
 from qbench.util.text import count
 
 TRUST_VERSION = 1
-STAGE = ".merge"
+STAGING_FOLDER = ".merge"
+"""Where runs are written before they are moved, in the results folder."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What became of a bundle."""
+class MergeOutcome:
+    """What happened to a bundle and its runs."""
 
-    report: Report
+    report: VerificationReport
     added: int = 0
     present: int = 0
-    """Runs that were here already, file by file."""
+    """How many runs were here already, with the same files."""
     raised: int = 0
-    """Of those, the ones that are now believed more."""
-    levels: Mapping[Level, int] = field(default_factory=dict)
-    """What is believed of those that were added."""
-    boards: Sequence[Taken] = ()
-    """The sweep files that came along."""
+    """How many of those now have a higher level of trust."""
+    levels: Mapping[TrustLevel, int] = field(default_factory=dict)
+    """How many of the added runs have each level of trust."""
+    boards: Sequence[ReceivedSweepFile] = ()
 
     def __str__(self) -> str:
         if not self.report.passed:
             return "nothing merged"
-        told = (
-            f" ({', '.join(f'{n} {level}' for level, n in self.levels.items())})"
-            if self.added
-            else ""
-        )
-        more = f", {self.raised} of them believed more now" if self.raised else ""
-        return (
-            f"{count(self.added, 'run')} merged{told}, {self.present} here already{more}"
-            + "".join(f"\n{board}" for board in self.boards)
-        )
+        levels = ", ".join(f"{n} {level}" for level, n in self.levels.items())
+        added = f"{count(self.added, 'run')} merged" + (f" ({levels})" if self.added else "")
+        raised = f", {self.raised} of them with more trust than before" if self.raised else ""
+        runs = f"{added}, {self.present} here already{raised}"
+        return "\n".join([runs, *map(str, self.boards)])
 
 
-def merge(
-    results: Path, path: Path, *, score: bool = True, say: Callable[[str], None] = lambda _: None
-) -> Merged:
-    """Verify a bundle and take its runs in."""
-    report = Report()
+def merge_bundle(
+    results: Path,
+    path: Path,
+    *,
+    score: bool = True,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> MergeOutcome:
+    """Verify a bundle and add its runs to a results folder.
+
+    Args:
+        results: The results folder.
+        path: The bundle's file.
+        score: Whether to evaluate the artefacts; without that, all runs stay claimed.
+        on_progress: Is called with a line of text after each evaluation.
+    """
+    report = VerificationReport()
     try:
-        with opened(path) as bundle:
-            examine(bundle, report, score=score, say=say)
+        with open_bundle(path) as bundle:
+            verify_open_bundle(bundle, report, score=score, on_progress=on_progress)
             if not report.passed:
-                return Merged(report)
+                return MergeOutcome(report)
+            # Opening the store takes the folder's lock, which is held until all is written.
             with Store(results) as store:
-                return _Intake(results, store, bundle, report).run()
-    except Refused as error:
-        report.add("archive", "", [str(error)])
-        return Merged(report)
+                return _BundleMerge(results, store, bundle, report).run()
+    except SubmissionError as error:
+        report.add_check("archive", "", [str(error)])
+        return MergeOutcome(report)
     except OSError as error:
         where = error.filename or results
         raise QbenchError(
@@ -85,75 +94,82 @@ def merge(
         ) from error
 
 
-def settle(results: Path, key: str, verdict: str) -> Level | None:
-    """After a run was trained again here: a merged one that came to the same, or nearly, is now reproduced. The new level, if there is one."""
-    attempt = Attempt(Path(latest(results, key)["folder"]))
+def mark_reproduced(results: Path, key: str, verdict: str) -> TrustLevel | None:
+    """Mark a merged run as reproduced after training it again here gave nearly the same result.
+
+    Return the new level, or None if nothing changes: for an own run, for one that is already
+    reproduced, and for the verdict "different".
+    """
+    attempt = Attempt(Path(read_latest_attempt(results, key)["folder"]))
     trust = attempt.read("trust")
     if trust is None or verdict == "different" or trust.get("level") == "reproduced":
         return None
     with Store(results) as store:
-        _raise(attempt, "reproduced", store)
-        store.snapshot()
+        _raise_trust(attempt, "reproduced", store)
+        store.write_snapshot()
     return "reproduced"
 
 
-class _Intake:
-    """One bundle on its way into a results folder whose lock is held."""
+class _BundleMerge:
+    """The merge of one verified bundle into a results folder whose lock is held."""
 
-    def __init__(self, results: Path, store: Store, bundle: Bundle, report: Report) -> None:
+    def __init__(
+        self, results: Path, store: Store, bundle: Bundle, report: VerificationReport
+    ) -> None:
         self.results, self.store, self.bundle, self.report = results, store, bundle, report
-        self.stage = results / STAGE
+        self.staging = results / STAGING_FOLDER
         self.origin = {
             "merged": datetime.now(UTC).isoformat(timespec="seconds"),
-            "manifest_sha256": hashlib.sha256(spell(bundle.manifest)).hexdigest(),
+            "manifest_sha256": hashlib.sha256(encode_manifest(bundle.manifest)).hexdigest(),
             **bundle.manifest["made"],
             "note": bundle.manifest["note"],
         }
 
-    def run(self) -> Merged:
-        shutil.rmtree(self.stage, ignore_errors=True)  # of a merge that was killed
-        moves, present = [], []
+    def run(self) -> MergeOutcome:
+        """Add the runs and return what happened."""
+        self._remove_staging()  # a merge that was killed leaves one behind
         try:
-            for run in self.bundle.runs:
-                files = {
-                    name: data
-                    for name in FILES
-                    if (data := self.bundle.read(run, name)) is not None
-                }
-                tried = attempts(self.results, run.key)
-                if same := next((a for a in tried if is_same(a, files)), None):
-                    present.append((run, same))
-                else:
-                    moves.append(self._write(run, files, tried[-1].number + 1 if tried else 1))
-            os.sync()
-            self._move(moves)
+            new, present = self._stage_runs()
+            os.sync()  # everything must be on the disk before the first run appears in `runs`
+            self._move_to_results(new)
         finally:
-            shutil.rmtree(self.stage, ignore_errors=True)
-        self.store.ingest(
-            attempt for _, attempt in present
-        )  # whose store was made, or left, without them
+            self._remove_staging()
+        # The store may lack the present runs: it was deleted, or ingesting them was interrupted.
+        self.store.ingest_attempts(attempt for _, attempt in present)
         raised = sum(
-            _raise(attempt, self.report.trust[run.key], self.store) for run, attempt in present
+            _raise_trust(attempt, self.report.trust[run.key], self.store)
+            for run, attempt in present
         )
-        self.store.snapshot()
-        levels = Counter(self.report.trust[attempt.key] for attempt in moves)
-        return Merged(
-            self.report,
-            len(moves),
-            len(present),
-            raised,
-            {level: levels[level] for level in LEVELS if levels[level]},
-            take(self.results, self.bundle),
-        )
+        self.store.write_snapshot()
+        found = Counter(self.report.trust[attempt.key] for attempt in new)
+        levels = {level: found[level] for level in TRUST_LEVELS if found[level]}
+        # The sweep files come last: they tell the user what to do with runs that are here.
+        boards = save_sweep_files(self.results, self.bundle)
+        return MergeOutcome(self.report, len(new), len(present), raised, levels, boards)
 
-    def _write(self, run: Entry, files: Mapping[str, bytes], number: int) -> Attempt:
-        """Stage a run, as attempt `number` of its key; where it will be."""
-        folder = self.stage / run.key
+    def _stage_runs(self) -> tuple[list[Attempt], list[tuple[ManifestRun, Attempt]]]:
+        """Write the new runs; return their future attempts and the runs that exist already."""
+        new, present = [], []
+        for run in self.bundle.runs:
+            contents = {name: self.bundle.read_file(run, name) for name in RUN_FILES}
+            files = {name: data for name, data in contents.items() if data is not None}
+            own_attempts = list_attempts(self.results, run.key)
+            same = next((own for own in own_attempts if is_same_attempt(own, files)), None)
+            if same:
+                present.append((run, same))
+            else:
+                number = own_attempts[-1].number + 1 if own_attempts else 1
+                new.append(self._stage_run(run, files, number))
+        return new, present
+
+    def _stage_run(self, run: ManifestRun, files: Mapping[str, bytes], number: int) -> Attempt:
+        """Write a run to the staging folder; return the attempt that it will be."""
+        folder = self.staging / run.key
         folder.mkdir(parents=True)
         for name, data in files.items():
-            place = folder / FILES[name]
+            place = folder / RUN_FILES[name]
             place.parent.mkdir(exist_ok=True)
-            place.write_bytes(renumbered(data, number) if name == "result.json" else data)
+            place.write_bytes(set_attempt_number(data, number) if name == "result.json" else data)
         trust = {
             "trust_version": TRUST_VERSION,
             "level": self.report.trust[run.key],
@@ -163,59 +179,71 @@ class _Intake:
         (folder / "trust.json").write_text(json.dumps(trust, indent=1) + "\n", encoding="utf-8")
         return Attempt(self.results / "runs" / run.key[:2] / run.key / str(number))
 
-    def _move(self, attempts: Iterable[Attempt]) -> None:
-        """Every staged run to its place, and into the store; back to none if anything fails."""
+    def _move_to_results(self, new: Iterable[Attempt]) -> None:
+        """Move every staged run to its place and add it to the store; undo all if one fails."""
         moved: list[Attempt] = []
         try:
-            for attempt in attempts:
+            for attempt in new:
                 attempt.folder.parent.mkdir(parents=True, exist_ok=True)
+                # Before the rename, so that the undoing below knows of the folders just made.
                 moved.append(attempt)
-                (self.stage / attempt.key).rename(attempt.folder)
-            if refused := self.store.ingest(moved):
-                raise QbenchError(refused[0])
-        except BaseException:
+                (self.staging / attempt.key).rename(attempt.folder)
+            if refusals := self.store.ingest_attempts(moved):
+                raise QbenchError(refusals[0])
+        except BaseException:  # an interrupt must not leave half a bundle either
             for attempt in moved:
-                shutil.rmtree(attempt.folder, ignore_errors=True)
-                with suppress(OSError):
-                    attempt.folder.parent.rmdir()
-                    attempt.folder.parent.parent.rmdir()
+                _remove_attempt(attempt)
             raise
 
+    def _remove_staging(self) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
 
-def is_same(attempt: Attempt, files: Mapping[str, bytes]) -> bool:
-    """Whether an attempt is the one whose files these are, whatever its number here; its artefact may be gone."""
-    result = attempt.read("result")
-    if result is None or {**result, "attempt": 0} != {
-        **json.loads(files["result.json"]),
-        "attempt": 0,
-    }:
+
+def is_same_attempt(attempt: Attempt, files: Mapping[str, bytes]) -> bool:
+    """Return whether an attempt has these files.
+
+    The number of the attempt may differ, and so may the artefact, which the user may have deleted.
+    """
+    own_result = attempt.read("result")
+    result = json.loads(files["result.json"])
+    if own_result is None or {**own_result, "attempt": 0} != {**result, "attempt": 0}:
         return False
     return all(
-        _bytes(attempt.folder / name) == files.get(name) for name in ("env.json", "curve.jsonl")
+        _read_if_exists(attempt.folder / name) == files.get(name)
+        for name in ("env.json", "curve.jsonl")
     )
 
 
-def renumbered(result: bytes, number: int) -> bytes:
-    """A result as that of attempt `number`; its own bytes where that is what it says."""
+def set_attempt_number(result: bytes, number: int) -> bytes:
+    """Return a result.json with this attempt number, unchanged if it has the number already."""
     data: dict[str, Any] = json.loads(result)
-    return (
-        result
-        if data["attempt"] == number
-        else (json.dumps({**data, "attempt": number}, indent=1) + "\n").encode()
-    )
+    if data["attempt"] == number:
+        return result
+    return (json.dumps({**data, "attempt": number}, indent=1) + "\n").encode()
 
 
-def _bytes(path: Path) -> bytes | None:
+def _read_if_exists(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
 
 
-def _raise(attempt: Attempt, level: Level, store: Store) -> bool:
-    """Believe more of a merged run than before; whether that is so. Own runs stay own."""
+def _remove_attempt(attempt: Attempt) -> None:
+    """Remove an attempt's folder, and the folders above it if they are empty then."""
+    shutil.rmtree(attempt.folder, ignore_errors=True)
+    with suppress(OSError):  # `rmdir` refuses a folder that holds something
+        attempt.folder.parent.rmdir()
+        attempt.folder.parent.parent.rmdir()
+
+
+def _raise_trust(attempt: Attempt, level: TrustLevel, store: Store) -> bool:
+    """Raise the level of trust of a merged run; return whether that changed anything.
+
+    A level is never lowered, and an own run has none.
+    """
     trust = attempt.read("trust")
-    if trust is None or LEVELS.index(trust["level"]) >= LEVELS.index(level):
+    if trust is None or TRUST_LEVELS.index(trust["level"]) >= TRUST_LEVELS.index(level):
         return False
     attempt.write("trust", {**trust, "level": level})
     store.set_trust(attempt.key, attempt.number, level)

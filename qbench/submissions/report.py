@@ -1,4 +1,4 @@
-"""Findings and the level of trust of each run."""
+"""The report of a verification: the result of each check and the level of trust of each run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Any, Literal
 
 from qbench.util.text import plain
 
-Verdict = Literal["ok", "note", "FAILED"]
-Level = Literal["claimed", "verified", "reproduced"]
-LEVELS: tuple[Level, ...] = ("claimed", "verified", "reproduced")
-"""From the least to the most."""
-MOST_FAILURES = 20
-"""Told of each check."""
+CheckVerdict = Literal["ok", "note", "FAILED"]
+TrustLevel = Literal["claimed", "verified", "reproduced"]
+TRUST_LEVELS: tuple[TrustLevel, ...] = ("claimed", "verified", "reproduced")
+"""All levels, in ascending order."""
+MAX_FAILURES_PER_CHECK = 20
+"""How many failures of one check the report lists; the others are only counted."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
+    """One line of the report."""
+
     check: str
-    verdict: Verdict
+    verdict: CheckVerdict
     detail: str
 
     def __str__(self) -> str:
@@ -26,40 +28,42 @@ class Finding:
 
 
 @dataclass
-class Report:
-    """What verification has found, and what is believed of each run, by key."""
+class VerificationReport:
+    """The results of all checks of one bundle, and the trust in each of its runs."""
 
     runs: int = 0
     files: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    trust: dict[str, Level] = field(default_factory=dict)
+    findings: list[CheckResult] = field(default_factory=list)
+    trust: dict[str, TrustLevel] = field(default_factory=dict)
+    """The level of each run, by the run's key."""
 
     @property
     def passed(self) -> bool:
         return not self.failures()
 
     def failures(self) -> list[str]:
+        """Return the details of all failed checks."""
         return [finding.detail for finding in self.findings if finding.verdict == "FAILED"]
 
-    def add(
-        self, check: str, detail: str, failures: list[str] | None = None, verdict: Verdict = "ok"
-    ) -> None:
-        """A line for each failure, or one that says how it went."""
-        if failures:
-            self.findings += [
-                Finding(check, "FAILED", sentence) for sentence in failures[:MOST_FAILURES]
-            ]
-            if len(failures) > MOST_FAILURES:
-                self.findings.append(
-                    Finding(check, "FAILED", f"and {len(failures) - MOST_FAILURES} more")
-                )
-        else:
-            self.findings.append(Finding(check, verdict, detail))
+    def add_check(self, check: str, detail: str, failures: list[str] | None = None) -> None:
+        """Add a line for each failure of a check, or one line with `detail` if there is none."""
+        if not failures:
+            self.findings.append(CheckResult(check, "ok", detail))
+            return
+        listed = failures[:MAX_FAILURES_PER_CHECK]
+        self.findings += [CheckResult(check, "FAILED", failure) for failure in listed]
+        if len(failures) > len(listed):
+            rest = f"and {len(failures) - len(listed)} more"
+            self.findings.append(CheckResult(check, "FAILED", rest))
+
+    def add_note(self, check: str, detail: str) -> None:
+        """Add a line that the reader should know but that is no failure."""
+        self.findings.append(CheckResult(check, "note", detail))
 
     def to_json(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
             "runs": self.runs,
-            "findings": [vars(f) for f in self.findings],
+            "findings": [vars(finding) for finding in self.findings],
             "trust": self.trust,
         }

@@ -1,11 +1,13 @@
-"""JSON from a stranger: parsed under caps, with one meaning, and of exactly the shape that `qbench/schemas` describes.
+"""JSON from an untrusted source, with one meaning and exactly the shape that a schema describes.
 
-Refused before anything looks at it: what is not UTF-8, constants and numbers that are not finite, endless numbers, a name twice in one
-object, half a surrogate pair, nesting that exhausts the parser.
+Before anything else looks at the data, these are refused: bytes that are not UTF-8, constants and
+numbers that are not finite, numbers of hundreds of digits, a name that occurs twice in one object,
+half of a surrogate pair, and nesting that exhausts the parser.
 
-The schemas are JSON Schema (draft 7), checked by fastjsonschema: pure Python without dependencies, which turns a schema into a function. A
-submission of ten thousand runs has a million lines of curves; it takes 0.05 ms for a result where jsonschema takes 0.7 ms and needs a compiled
-extension. The tests hold the two against each other.
+The schemas in `qbench/schemas` are JSON Schema (draft 7), checked by fastjsonschema: pure Python
+without dependencies, which compiles a schema to a function. A submission of ten thousand runs has
+a million lines of curves; fastjsonschema takes 0.05 ms for a result where jsonschema takes 0.7 ms
+and needs a compiled extension. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from qbench.errors import QbenchError
 from qbench.util.text import plain
 
 
-class Refused(QbenchError):
-    """Not a bundle, or not one whose parts agree. One line, free of whatever was in it."""
+class SubmissionError(QbenchError):
+    """A file is not a bundle, or parts of it disagree.
+
+    The message is one line without control characters, although it may quote the file.
+    """
 
     code = 5
 
@@ -31,83 +36,94 @@ class Refused(QbenchError):
         super().__init__(plain(message, 400))
 
 
-Check = Callable[[Any], Any]
-_ENDLESS = re.compile(rb"[0-9]{200}")
-_HUGE = re.compile(rb"[eE][+]?[0-9]{3}")
-"""Only a number with such an exponent can overflow a double: 199 digits and an exponent of 99 do not."""
+Validator = Callable[[Any], Any]
+# No honest number has 200 digits. Refusing them bounds the parser's work, and leaves the exponent
+# as the only way to write a number that is not finite.
+_LONG_NUMBER = re.compile(rb"[0-9]{200}")
+# Only an exponent of three digits can overflow a double: 199 digits and an exponent of 99 cannot.
+_LARGE_EXPONENT = re.compile(rb"[eE][+]?[0-9]{3}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def loads(data: bytes, where: str) -> Any:
-    """The value, or why it is none."""
-    if _ENDLESS.search(data):
-        raise Refused(f"{where}: a number without end")
+def parse_json(data: bytes, where: str) -> Any:
+    """Return the parsed value; `where` names the file in the message of a refusal."""
+    # This must come before the parser sees the digits.
+    if _LONG_NUMBER.search(data):
+        raise SubmissionError(f"{where}: a number has 200 digits or more")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant
+            data.decode("utf-8"), object_pairs_hook=_build_object, parse_constant=_reject_constant
         )
         if _SURROGATE.search(data):
+            # A lone surrogate is legal in JSON but cannot be encoded: this raises a ValueError.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{where}: {error if isinstance(error, _Odd) else 'not JSON'}") from None
-    if _HUGE.search(data):
-        _all_finite(value, where)
+    except _AmbiguousJsonError as error:
+        raise SubmissionError(f"{where}: {error}") from None
+    except (ValueError, RecursionError):
+        raise SubmissionError(f"{where}: not valid JSON") from None
+    if _LARGE_EXPONENT.search(data):
+        _require_finite(value, where)
     return value
 
 
-def lines(data: bytes, where: str) -> list[Any]:
-    """A value a line."""
+def parse_json_lines(data: bytes, where: str) -> list[Any]:
+    """Return the values of a file that has one JSON value on each line."""
     if data and not data.endswith(b"\n"):
-        raise Refused(f"{where}: its last line is cut short")
+        raise SubmissionError(f"{where}: the last line is cut short")
     if b"\r" in data:
-        raise Refused(f"{where}: not JSON")
-    return [loads(line, f"{where}: line {n}") for n, line in enumerate(data.split(b"\n")[:-1], 1)]
+        raise SubmissionError(f"{where}: a carriage return is not allowed")
+    lines = data.split(b"\n")[:-1]
+    return [parse_json(line, f"{where}: line {n}") for n, line in enumerate(lines, 1)]
 
 
-def conforms(value: Any, schema: str, where: str) -> None:
-    """Refuse what is not of a schema's shape."""
+def require_schema(value: Any, schema: str, where: str) -> None:
+    """Refuse a value that does not have the shape of a schema in `qbench/schemas`."""
     from fastjsonschema import JsonSchemaValueException
 
     try:
-        check(schema)(value)
+        compile_validator(schema)(value)
     except JsonSchemaValueException as error:
-        raise Refused(f"{where}: {error.message.removeprefix('data').lstrip('.')}") from None
+        # The library calls the value "data"; "data.scores.packed must be…" becomes a path in it.
+        message = error.message.removeprefix("data").lstrip(".")
+        raise SubmissionError(f"{where}: {message}") from None
 
 
 @cache
-def check(schema: str) -> Check:
+def compile_validator(schema: str) -> Validator:
+    """Return the function that checks a value against a schema."""
     from fastjsonschema import compile as compile_schema
 
+    # Defaults are not filled in: what is checked must stay what the file says.
     return compile_schema(read_schema(schema), use_default=False)
 
 
 def read_schema(name: str) -> dict[str, Any]:
-    """A schema of `qbench/schemas` by name: spec, env, result, curve, manifest, artefact."""
+    """Return a schema by its name: spec, env, result, curve, manifest or artefact."""
     text = (files("qbench") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
 
-class _Odd(ValueError):
-    pass
+class _AmbiguousJsonError(ValueError):
+    """Python's parser accepts this JSON, but another parser would read it differently or fail."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Odd("a name twice in one object")
-    return found
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _AmbiguousJsonError("an object contains the same name twice")
+    return value
 
 
-def _constant(word: str) -> Any:
-    raise _Odd(f"{word} is not a number that JSON has")
+def _reject_constant(word: str) -> Any:
+    raise _AmbiguousJsonError(f"{word} is not a JSON number")
 
 
-def _all_finite(value: Any, where: str) -> None:
+def _require_finite(value: Any, where: str) -> None:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            _all_finite(item, where)
+            _require_finite(item, where)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"{where}: a number too large for a double")
+        raise SubmissionError(f"{where}: a number is too large for a double")

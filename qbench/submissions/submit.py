@@ -1,4 +1,4 @@
-"""`qbench submit`: pack finished runs."""
+"""`qbench submit`: pack finished runs into a bundle."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from typing import Any, BinaryIO
 
 from qbench.errors import QbenchError, UsageError, unknown
 from qbench.runs.attempts import Attempt
-from qbench.runs.lookup import may_begin, only
-from qbench.runs.state import standing
-from qbench.store.board_members import read_all
-from qbench.submissions import canonical_zip
-from qbench.submissions.bundle import BOARD, BUNDLE_VERSION, FILES, MANIFEST, MOST, spell
-from qbench.submissions.strict_json import Refused
+from qbench.runs.lookup import looks_like_key, find_key
+from qbench.runs.state import read_run_state
+from qbench.store.board_members import read_all_board_members
+from qbench.submissions.bundle import (
+    BOARD_FILE,
+    BUNDLE_VERSION,
+    MANIFEST,
+    MAX_BYTES_OF_FILE,
+    RUN_FILES,
+    encode_manifest,
+)
+from qbench.submissions.canonical_zip import write_archive
+from qbench.submissions.strict_json import SubmissionError
 from qbench.util.redact_paths import unplaced
 from qbench.util.text import count, size
 
-# ---- writing ----
-
 
 @dataclass(frozen=True)
-class Packed:
-    """What `submit` has written."""
+class WrittenBundle:
+    """What `submit_runs` wrote."""
 
     out: Path
     runs: int
@@ -34,150 +39,184 @@ class Packed:
     size: int
     sha256: str
     unfinished: int
-    """Runs of the boards that have not ended, and stay here."""
+    """How many runs of the boards are left out because they have no result yet."""
     boards: tuple[str, ...] = ()
-    """Whose sweep files went along."""
+    """The boards whose sweep files are in the bundle."""
 
     def __str__(self) -> str:
-        left = f"; without {count(self.unfinished, 'unfinished run')}" if self.unfinished else ""
+        left_out = count(self.unfinished, "unfinished run")
+        without = f"; without {left_out}" if self.unfinished else ""
         boards = f" and the sweep file of {', '.join(self.boards)}" if self.boards else ""
-        return f"{self.out}: {count(self.runs, 'run')}{boards}, {size(self.size)}{left}\nsha256 {self.sha256}"
+        contents = f"{count(self.runs, 'run')}{boards}, {size(self.size)}"
+        return f"{self.out}: {contents}{without}\nsha256 {self.sha256}"
 
 
-def submit(
+def submit_runs(
     results: Path, words: Sequence[str], out: Path, note: str | None = None, by: str | None = None
-) -> Packed:
-    """Pack the runs that boards and keys name, and those that they go on from. Whoever receives the bundle would take it: that is checked."""
-    from qbench.submissions.verify import verify
+) -> WrittenBundle:
+    """Pack the runs that the words name, and the runs that those start from.
+
+    The bundle is verified before it gets its name, so that no recipient would refuse it.
+
+    Args:
+        results: The results folder.
+        words: Names of boards, and keys of runs or beginnings of keys.
+        out: The file to write.
+        note: A message to the recipient.
+        by: Who submits.
+    """
+    from qbench.submissions.verify import verify_bundle
 
     if not words:
         raise UsageError("nothing to submit: name a board or runs")
-    found, unfinished = gather(results, words)
-    boards = sweep_files(results, words)
+    finished, unfinished = collect_finished_attempts(results, words)
+    boards = read_sweep_files(results, words)
+    # Next to the target, so that the last step is a rename within one file system.
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with open(scratch, "w+b") as file:
-            pack(file, found, note, by, boards)
+            write_bundle(file, finished, note, by, boards)
+            # The data must be on the disk before the rename makes the file visible.
             file.flush()
             os.fsync(file.fileno())
-        if not (report := verify(scratch, score=False)).passed:
+        report = verify_bundle(scratch, score=False)
+        if not report.passed:
             raise QbenchError(f"these runs would be refused: {report.failures()[0]}")
-        digest = hashlib.sha256()
         with open(scratch, "rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         scratch.replace(out)
     except OSError as error:
         raise QbenchError(f"{out}: {os.strerror(error.errno or 0)}") from None
     finally:
         scratch.unlink(missing_ok=True)
-    return Packed(
-        out,
-        len(found),
-        report.files,
-        out.stat().st_size,
-        digest.hexdigest(),
-        unfinished,
-        tuple(boards),
-    )
+    runs, files, file_size = len(finished), report.files, out.stat().st_size
+    return WrittenBundle(out, runs, files, file_size, digest, unfinished, tuple(boards))
 
 
-def gather(results: Path, words: Iterable[str]) -> tuple[list[Attempt], int]:
-    """The attempts that decide the runs of boards and keys, by key, with those that they go on from; and how many runs have none."""
-    boards = {roster["board"]: roster for roster in read_all(results)}
-    wanted, unfinished = [], 0
+def collect_finished_attempts(results: Path, words: Iterable[str]) -> tuple[list[Attempt], int]:
+    """Return the attempts to submit, sorted by key, and how many runs have no result yet.
+
+    For each run that a word names this is the attempt that decides it. The runs that these start
+    from are included, because the recipient needs them to train the others again.
+    """
+    boards = {members["board"]: members for members in read_all_board_members(results)}
+    named, unfinished = [], 0
     for word in words:
         if word not in boards:
-            if not may_begin(results, word):
-                raise unknown("board or run", word, boards)
-            if (
-                attempt := standing(results, key := only(results, word)).attempt
-            ) is None or attempt.read("result") is None:
-                raise UsageError(f"run {key} has not ended; `qbench sweep` finishes it")
-            wanted.append(attempt)
+            named.append(_find_named_attempt(results, word, boards))
             continue
+        # A dict keeps the order and drops keys that several cells share.
         for key in {key: None for cell in boards[word]["cells"] for key in cell["keys"]}:
-            attempt = standing(results, key).attempt
-            wanted += [attempt] if attempt and attempt.read("result") else []
-            unfinished += not (attempt and attempt.read("result"))
-    found = {attempt.key: attempt for attempt in wanted}
-    while wanted:
-        base = (wanted.pop().read("spec") or {}).get("base")
-        attempt = standing(results, base).attempt if base and base not in found else None
-        if attempt and attempt.read("result"):
-            found[attempt.key] = attempt
-            wanted.append(attempt)
-    if not found:
-        raise QbenchError(f"no run of {', '.join(words)} has ended")
-    return [found[key] for key in sorted(found)], unfinished
+            if attempt := _find_finished_attempt(results, key):
+                named.append(attempt)
+            else:
+                unfinished += 1
+    finished = _with_base_runs(results, named)
+    if not finished:
+        raise QbenchError(f"no run of {', '.join(words)} has a result yet")
+    return [finished[key] for key in sorted(finished)], unfinished
 
 
-def sweep_files(results: Path, words: Iterable[str]) -> dict[str, bytes]:
-    """By name, the sweep files of the boards among the words, without the places of this machine. One that was cut short by options of
-    `qbench sweep` is not its board's, and one that nobody would take stays here."""
-    from qbench.submissions.sweep_files import checked
-
-    found: dict[str, bytes] = {}
-    for roster in sorted(
-        (r for r in read_all(results) if r["board"] in words), key=lambda r: str(r["board"])
-    ):
-        text = "\n".join(map(unplaced, str(roster["sweep"]).split("\n"))).encode()
-        with suppress(Refused):
-            checked(text, roster["board"])
-            found |= {roster["board"]: text} if len(text) <= MOST[BOARD] else {}
-    return found
+def _find_named_attempt(results: Path, word: str, boards: Mapping[str, Any]) -> Attempt:
+    """Return the finished attempt at the run whose key a word is or begins."""
+    if not looks_like_key(results, word):
+        raise unknown("board or run", word, boards)
+    key = find_key(results, word)
+    attempt = _find_finished_attempt(results, key)
+    if attempt is None:
+        raise UsageError(f"run {key} has no result yet; `qbench sweep` finishes it")
+    return attempt
 
 
-def pack(
+def _find_finished_attempt(results: Path, key: str) -> Attempt | None:
+    attempt = read_run_state(results, key).attempt
+    return attempt if attempt and attempt.read("result") else None
+
+
+def _with_base_runs(results: Path, attempts: list[Attempt]) -> dict[str, Attempt]:
+    """Return the attempts by key, with the finished runs that they start from."""
+    collected = {attempt.key: attempt for attempt in attempts}
+    pending = list(attempts)
+    while pending:
+        base = (pending.pop().read("spec") or {}).get("base")
+        is_new = base and base not in collected
+        if is_new and (attempt := _find_finished_attempt(results, base)):
+            collected[attempt.key] = attempt
+            pending.append(attempt)
+    return collected
+
+
+def read_sweep_files(results: Path, words: Iterable[str]) -> dict[str, bytes]:
+    """Return the sweep files of the boards among the words, by board, with shortened paths.
+
+    A file is left out if the recipient would refuse it. This includes the file of a board that
+    options of `qbench sweep` cut short: it belongs to the complete board.
+    """
+    from qbench.submissions.sweep_files import decode_sweep_file
+
+    named = [members for members in read_all_board_members(results) if members["board"] in words]
+    sweep_files: dict[str, bytes] = {}
+    for members in sorted(named, key=lambda members: str(members["board"])):
+        lines = str(members["sweep"]).split("\n")
+        data = "\n".join(map(unplaced, lines)).encode()
+        with suppress(SubmissionError):
+            decode_sweep_file(data, members["board"])
+            if len(data) <= MAX_BYTES_OF_FILE[BOARD_FILE]:
+                sweep_files[members["board"]] = data
+    return sweep_files
+
+
+def write_bundle(
     file: BinaryIO,
     attempts: Iterable[Attempt],
     note: str | None,
     by: str | None,
     boards: Mapping[str, bytes],
 ) -> None:
-    """Write the bundle of some attempts, one a run, in the order of their keys."""
+    """Write a bundle of attempts, which are sorted by key, one for each run."""
     from qbench import __version__
 
-    listed = [
-        (attempt, [name for name in FILES if _travels(attempt, name)]) for attempt in attempts
-    ]
-    runs = [
-        {
-            "key": attempt.key,
-            "attempt": attempt.number,
-            "files": {name: _entry(_read(attempt, name)) for name in names},
-        }
-        for attempt, names in listed
-    ]
+    listed = [(attempt, _list_submitted_files(attempt)) for attempt in attempts]
     manifest = {
         "bundle_version": BUNDLE_VERSION,
         "made": {"qbench": __version__, "by": by},
         "note": note,
-        "runs": runs,
+        "runs": [
+            {
+                "key": attempt.key,
+                "attempt": attempt.number,
+                "files": {name: _describe_file(_read_run_file(attempt, name)) for name in names},
+            }
+            for attempt, names in listed
+        ],
+        "boards": [{"name": name, **_describe_file(data)} for name, data in sorted(boards.items())],
     }
-    manifest["boards"] = [{"name": name, **_entry(text)} for name, text in sorted(boards.items())]
 
-    def members() -> Iterator[tuple[str, bytes]]:
-        yield MANIFEST, spell(manifest)
-        for name, text in sorted(boards.items()):
-            yield BOARD.format(name), text
+    # The manifest comes first and holds hashes, so every file is read twice. A generator keeps only
+    # one of them in memory.
+    def generate_members() -> Iterator[tuple[str, bytes]]:
+        yield MANIFEST, encode_manifest(manifest)
+        for name, data in sorted(boards.items()):
+            yield BOARD_FILE.format(name), data
         for attempt, names in listed:
             for name in names:
-                yield f"runs/{attempt.key}/{name}", _read(attempt, name)
+                yield f"runs/{attempt.key}/{name}", _read_run_file(attempt, name)
 
-    canonical_zip.write(file, members())
-
-
-def _travels(attempt: Attempt, name: str) -> bool:
-    """An artefact of a failed run is of no score, and stays."""
-    if name == "weights.safetensors" and (attempt.read("result") or {}).get("state") != "ok":
-        return False
-    return (attempt.folder / FILES[name]).is_file()
+    write_archive(file, generate_members())
 
 
-def _read(attempt: Attempt, name: str) -> bytes:
-    return (attempt.folder / FILES[name]).read_bytes()
+def _list_submitted_files(attempt: Attempt) -> list[str]:
+    """Return the names of the attempt's files that a bundle holds."""
+    names = [name for name in RUN_FILES if (attempt.folder / RUN_FILES[name]).is_file()]
+    # No score comes from the artefact of a failed run, and a recipient would refuse it.
+    if (attempt.read("result") or {}).get("state") != "ok":
+        names = [name for name in names if name != "weights.safetensors"]
+    return names
 
 
-def _entry(data: bytes) -> dict[str, Any]:
+def _read_run_file(attempt: Attempt, name: str) -> bytes:
+    return (attempt.folder / RUN_FILES[name]).read_bytes()
+
+
+def _describe_file(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}

@@ -1,7 +1,8 @@
-"""The sweep files that travel with a bundle's runs: which boards they are of, so that whoever receives them can ask for the same runs.
+"""The sweep files in a bundle: they let whoever receives the runs sweep the same boards.
 
-A file is a stranger's: text without anything that moves a terminal, TOML, and of the board that it is listed under. It is never written over one
-that is there, and not acted upon: what it asks for is trained, and looked at, when somebody sweeps it.
+A sweep file is untrusted: it must be TOML, printable text, and belong to the board under whose name
+it is listed. It never overwrites an existing file, and merging does not act on it: what it asks for
+is checked and trained when somebody sweeps it.
 """
 
 from __future__ import annotations
@@ -12,103 +13,116 @@ from pathlib import Path
 from typing import Literal
 
 from qbench.errors import UsageError
-from qbench.store.board_members import read_all
-from qbench.submissions.bundle import Bundle
-from qbench.submissions.strict_json import Refused
-from qbench.sweepfile.read import builtin_board, builtin_boards, read_text
+from qbench.store.board_members import read_all_board_members
+from qbench.submissions.bundle import BOARD_FILE, Bundle
+from qbench.submissions.strict_json import SubmissionError
+from qbench.sweepfile.read import load_builtin_board, list_builtin_boards, parse_sweep
 from qbench.util.redact_paths import unplaced
 from qbench.util.text import plain
 
-State = Literal["written", "same", "differs", "built in", "not written"]
-TAKEN = ("runs", "boards")
-"""Folders of a results folder that are no board's."""
+SweepFileState = Literal["written", "same", "differs", "built in", "not written"]
+RESERVED_BOARD_NAMES = ("runs", "boards")
+"""Names of folders in a results folder that do not belong to a board."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What became of one board's sweep file, and what to do next."""
+class ReceivedSweepFile:
+    """What happened to the sweep file of one board, and what the user can do next."""
 
     board: str
-    state: State
+    state: SweepFileState
     file: str
     next: str
+    """The next command."""
     problem: str | None = None
-    """Why it was not written, or why it cannot be swept here yet."""
+    """Why the file was not written, or why it cannot be swept here yet."""
 
     def __str__(self) -> str:
-        told = {
+        text = {
             "written": f"its sweep file is now {self.file}",
             "same": f"its sweep file is {self.file or 'the one that was swept here'}",
-            "differs": f"your {self.file or 'sweep file'} differs from theirs and stays",
+            "differs": f"your {self.file or 'sweep file'} differs from theirs and is kept",
             "built in": "built in",
             "not written": f"its sweep file could not be written to {self.file}",
         }[self.state]
-        return f"board {self.board}: {told}{f' ({self.problem})' if self.problem else ''}; next: {self.next}"
+        problem = f" ({self.problem})" if self.problem else ""
+        return f"board {self.board}: {text}{problem}; next: {self.next}"
 
 
-def checked(data: bytes, board: str) -> str:
-    """The text of a sweep file, or why it is none of that board's."""
-    where = f"boards/{board}.toml"
+def decode_sweep_file(data: bytes, board: str) -> str:
+    """Return the text of a sweep file; refuse one that does not belong to the board."""
+    where = BOARD_FILE.format(board)
     try:
         text = data.decode("utf-8")
-        found = tomllib.loads(text)
+        sweep = tomllib.loads(text)
     except (ValueError, RecursionError):
-        raise Refused(f"{where}: not TOML") from None
+        raise SubmissionError(f"{where}: not valid TOML") from None
+    # Escape codes and direction marks could deceive somebody who reads the file in a terminal.
     if not all(c.isprintable() or c in "\n\t" for c in text):
-        raise Refused(f"{where}: characters that are not to be printed")
-    if found.get("board") != board or board.lower() in TAKEN:
-        raise Refused(f"{where}: it is of another board, or of one that cannot be called so")
+        raise SubmissionError(f"{where}: it contains characters that are not printable")
+    if sweep.get("board") != board:
+        raise SubmissionError(f"{where}: it belongs to another board")
+    # In lower case, because some file systems ignore case.
+    if board.lower() in RESERVED_BOARD_NAMES:
+        raise SubmissionError(f"{where}: a board cannot have the reserved name {board!r}")
     return text
 
 
-def take(results: Path, bundle: Bundle) -> list[Taken]:
-    """Put the sweep files where boards have them. The runs are in by then: what goes wrong here is told, and fails nothing."""
-    swept = {str(roster["board"]): str(roster["sweep"]) for roster in read_all(results)}
+def save_sweep_files(results: Path, bundle: Bundle) -> list[ReceivedSweepFile]:
+    """Write the sweep files of a merged bundle to their boards' folders, where there are none.
+
+    The runs are already merged, so a file that cannot be written is reported and is no failure.
+    """
+    swept = {str(members["board"]): str(members["sweep"]) for members in read_all_board_members(results)}
     return [
-        _take(results, board, checked(bundle.read_board(board), board), swept.get(board))
+        _save_sweep_file(
+            results, board, decode_sweep_file(bundle.read_board(board), board), swept.get(board)
+        )
         for board in bundle.boards
     ]
 
 
-def _take(results: Path, board: str, text: str, swept: str | None) -> Taken:
-    """`swept` is what the board of that name was swept with here."""
-    show, file = f"qbench show {board}", results / board / "sweep.toml"
-    if swept is not None:
-        there = str(file) if file.exists() else ""
-        return Taken(board, "same" if _same(swept, text) else "differs", there, show)
-    if board in builtin_boards() and builtin_board(board).text == text:
-        return Taken(board, "built in", "", f"qbench sweep {board}")
+def _save_sweep_file(
+    results: Path, board: str, text: str, swept_text: str | None
+) -> ReceivedSweepFile:
+    """Save one file; `swept_text` is what a board of that name was swept with here, if any was."""
+    file = results / board / "sweep.toml"
+    if swept_text is not None:
+        state: SweepFileState = "same" if _is_same_text(swept_text, text) else "differs"
+        own_file = str(file) if file.exists() else ""
+        return ReceivedSweepFile(board, state, own_file, f"qbench show {board}")
+    if board in list_builtin_boards() and load_builtin_board(board).text == text:
+        return ReceivedSweepFile(board, "built in", "", f"qbench sweep {board}")
     try:
-        return Taken(
-            board, _write(file, text), str(file), f"qbench sweep {file}", _unreadable(text, board)
-        )
+        state = _write_new_file(file, text)
     except OSError as error:
-        return Taken(
-            board, "not written", str(file), f"ask for it, then qbench sweep {file}", error.strerror
-        )
+        advice = f"ask the sender for the file, then qbench sweep {file}"
+        return ReceivedSweepFile(board, "not written", str(file), advice, error.strerror)
+    problem = _find_sweep_problem(text, board)
+    return ReceivedSweepFile(board, state, str(file), f"qbench sweep {file}", problem)
 
 
-def _write(file: Path, text: str) -> State:
+def _write_new_file(file: Path, text: str) -> SweepFileState:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        # Mode "x" fails if the file exists, even as a dangling link, so nothing is overwritten.
         with open(file, "x", encoding="utf-8", newline="\n") as out:
             out.write(text)
     except FileExistsError:
-        return (
-            "same" if _same(file.read_text(encoding="utf-8", errors="replace"), text) else "differs"
-        )
+        own_text = file.read_text(encoding="utf-8", errors="replace")
+        return "same" if _is_same_text(own_text, text) else "differs"
     return "written"
 
 
-def _same(own: str, text: str) -> bool:
-    """Theirs has lost the places of their machine."""
-    return text in (own, "\n".join(map(unplaced, own.split("\n"))))
+def _is_same_text(own_text: str, text: str) -> bool:
+    # `qbench submit` shortens absolute paths in the text that it sends.
+    return text in (own_text, "\n".join(map(unplaced, own_text.split("\n"))))
 
 
-def _unreadable(text: str, board: str) -> str | None:
-    """Why it cannot be swept here as things are: a method that is not installed, for one."""
+def _find_sweep_problem(text: str, board: str) -> str | None:
+    """Return why the file cannot be swept here now, for instance a method that is not installed."""
     try:
-        read_text(text, f"{board}.toml")
+        parse_sweep(text, f"{board}.toml")
     except UsageError as error:
         return plain(error)
     return None

@@ -1,8 +1,10 @@
-"""The process that puts submitted artefacts into networks, or trains submitted runs again: a line of JSON in, a line of JSON out, nothing else
-shared with whoever started it.
+"""The process that evaluates submitted artefacts, or trains submitted runs again.
 
-A specification may ask for a network of any size, so a process that evaluates limits its own memory, and its parent its time; whoever asks for
-training has asked for what that takes. If the process dies, only the run that it was at goes without an answer.
+It reads a line of JSON for each question and writes a line of JSON with the answer; it shares
+nothing else with the process that started it. A specification may ask for a network of any size,
+so a process that evaluates limits its own memory, and its parent limits its time. Training has no
+such limits, because the user asked for it. If the process dies, only the run that it worked on has
+no answer.
 """
 
 from __future__ import annotations
@@ -14,98 +16,114 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOM = 4 << 30
-"""Bytes of address space beyond what the libraries take."""
-NO_DATA = "failed: data: "
+EXTRA_MEMORY_BYTES = 4 << 30
+"""How much address space an evaluation may use in addition to that of the loaded libraries."""
+DATA_FAILURE = "failed: data: "
+"""How the outcome of a run begins whose data could not be loaded."""
 
 
 def main() -> None:
     import torch
 
-    # Whatever a task prints goes to stderr; the answers have stdout for themselves.
+    # A task may print. File descriptor 1 therefore becomes stderr, and the answers go to a copy of
+    # the original stdout, so that they are the only thing in that pipe.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     train = sys.argv[1:] == ["train"]
     if not train:
         torch.set_num_threads(1)
+        # After the import of torch, because the limit is relative to what is in use already.
         limit_memory()
     for line in sys.stdin:
         question = json.loads(line)
-        answers.write(json.dumps(train_again(question) if train else answer(question)) + "\n")
+        answer = answer_training(question) if train else answer_evaluation(question)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def limit_memory() -> None:
-    pages = (
-        int(Path("/proc/self/statm").read_text().split()[0])
-        if Path("/proc/self/statm").exists()
-        else 0
-    )
-    if pages:
-        most = pages * resource.getpagesize() + ROOM
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(
-            resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-        )
+    """Limit the address space of this process, where the system says how much it uses."""
+    statm = Path("/proc/self/statm")  # Linux only; elsewhere the time limit must do
+    if not statm.exists():
+        return
+    used_pages = int(statm.read_text().split()[0])
+    if not used_pages:
+        return
+    limit = used_pages * resource.getpagesize() + EXTRA_MEMORY_BYTES
+    # An unprivileged process cannot exceed its hard limit, so that one stays as it is.
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """The score of an artefact in its network, the network's parameters and the sites that the board quantizes; or what went wrong."""
+def answer_evaluation(question: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluation of an artefact, or an error.
+
+    The error says whether it is a misfit: whether the artefact does not fit its network.
+    """
     try:
-        return evaluate(question["spec"], Path(question["artefact"]))
+        return evaluate_artefact(question["spec"], Path(question["artefact"]))
     except MemoryError as error:
         return {"error": f"out of memory: {error}", "misfit": False}
-    except Exception as error:  # noqa: BLE001 - a task's, whatever it is
-        first = str(error).strip().partition("\n")[0]
-        return {"error": f"{type(error).__name__}: {first}"[:300], "misfit": "state_dict" in first}
+    except Exception as error:  # noqa: BLE001 - a task may raise anything
+        first_line = str(error).strip().partition("\n")[0]
+        message = f"{type(error).__name__}: {first_line}"[:300]
+        # PyTorch names `state_dict` in the error when names or shapes do not match.
+        return {"error": message, "misfit": "state_dict" in first_line}
 
 
-def train_again(question: dict[str, Any]) -> dict[str, Any]:
-    """How a run comes out here; or why it cannot be trained, which says nothing against it. Data that is not here and must not be fetched is such
-    a reason."""
+def answer_training(question: dict[str, Any]) -> dict[str, Any]:
+    """Return what training a run again gives, or why it cannot be trained here.
+
+    Such a reason does not speak against the run. One reason is that its data is not on this
+    machine, because nothing is downloaded for a submission.
+    """
     from qbench.checks.reproduce import reproduce
     from qbench.errors import QbenchError
 
     try:
-        found = reproduce(Path(question["results"]), question["key"], question["device"])
+        outcome = reproduce(Path(question["results"]), question["key"], question["device"])
     except QbenchError as error:
         return {"error": str(error)}
-    if found.found.startswith(NO_DATA) and not found.recorded.startswith(NO_DATA):
-        return {
-            "error": f"{found.found.removeprefix(NO_DATA)}; nothing is fetched for a submission"
-        }
-    return vars(found)
+    recorded, found = outcome.recorded, outcome.found
+    if found.startswith(DATA_FAILURE) and not recorded.startswith(DATA_FAILURE):
+        reason = found.removeprefix(DATA_FAILURE)
+        return {"error": f"{reason}; nothing is downloaded for a submission"}
+    return {"verdict": outcome.verdict, "recorded": recorded, "found": found}
 
 
-def evaluate(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
+def evaluate_artefact(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
+    """Return an artefact's test score in its network, its parameters and its quantized sites."""
     import torch
 
-    from qbench.artefact.pack import restore
+    from qbench.artefact.pack import load_into_model
     from qbench.runs.config import RunConfig
-    from qbench.training.setup import open_problem, sites
+    from qbench.training.setup import list_sites, open_problem
     from qbench.util.json_files import finite
 
     config = RunConfig.from_json(spec)
+    # On the CPU: its scores differ less between machines than those of accelerators.
     task, problem = open_problem(config, torch.device("cpu"))
     if task.fingerprint() != config.data:
         return {"error": f"task {config.task} has other data here", "misfit": False}
-    parameters = sum(p.numel() for p in problem.model.parameters())
-    listed = [
+    # The sites and parameters of the network as the task builds it, before the artefact is loaded.
+    parameters = sum(parameter.numel() for parameter in problem.model.parameters())
+    sites = [
         {
-            "name": s.name,
-            "role": s.role,
-            "format": s.format,
-            "granularity": s.granularity,
-            "shape": list(s.shape),
+            "name": site.name,
+            "role": site.role,
+            "format": site.format,
+            "granularity": site.granularity,
+            "shape": list(site.shape),
         }
-        for s in sites(problem, config)
+        for site in list_sites(problem, config)
     ]
     with torch.no_grad():
-        restore(artefact, problem.model)
+        load_into_model(artefact, problem.model)
         problem.model.eval()
         score = problem.score(problem.model, "test")[task.metric.name]
     values, kinds = finite({"packed": score})
-    return {**values, "kind": kinds.get("packed"), "parameters": parameters, "sites": listed}
+    return {**values, "kind": kinds.get("packed"), "parameters": parameters, "sites": sites}
 
 
 if __name__ == "__main__":

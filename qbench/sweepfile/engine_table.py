@@ -1,4 +1,7 @@
-"""The table [engine] of a sweep file: how a run is spread over processes. It moves no score beyond the order of sums, so it is in no key."""
+"""The table [engine] of a sweep file: over how many processes a run is spread.
+
+It changes scores by no more than the order of floating-point sums, so no key contains it.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.errors import UsageError, unknown
-from qbench.util.checked_values import coerce, whole
+from qbench.util.checked_values import whole
 
-__all__ = ["Processes", "read_processes"]
+__all__ = ["RunProcesses", "read_engine_table"]
 
 
-MOST = 1024
+MAX_PROCESSES = 1024
 
 
 @dataclass(frozen=True)
-class Processes:
-    """How many processes train a run, and whether they divide its weights, too."""
+class RunProcesses:
+    """How many processes train a run together."""
 
     gpus_per_run: int = 1
-    fsdp: bool = False
 
 
-def read_processes(table: Any, where: str) -> Processes:
+def read_engine_table(table: Any, where: str) -> RunProcesses:
+    """Return the contents of the table [engine]."""
     if not isinstance(table, dict):
         raise UsageError(f"{where}: a table such as gpus_per_run = 2, not {table!r}")
-    known = [field.name for field in dataclasses.fields(Processes)]
+    known = [field.name for field in dataclasses.fields(RunProcesses)]
     for key in table:
         if key not in known:
             raise unknown("key", key, known, where)
-    found = Processes(
-        whole(table.get("gpus_per_run", 1), 1, MOST, f"{where}: gpus_per_run"),
-        bool(coerce(table.get("fsdp", False), bool, f"{where}: fsdp")),
+    return RunProcesses(
+        whole(table.get("gpus_per_run", 1), 1, MAX_PROCESSES, f"{where}: gpus_per_run")
     )
-    if found.fsdp and found.gpus_per_run == 1:
-        raise UsageError(
-            f"{where}: fsdp = true divides a run among several GPUs: write gpus_per_run, too"
-        )
-    return found

@@ -1,12 +1,16 @@
-"""How a board tunes: the table [tuning] of a sweep file → the same number of trials for every method, controls included.
+"""The table [tuning] of a sweep file.
 
-A trial is a point of a space: words of the recipe, which all share, and at most two knobs of a method's own. Every method gets the same
-points in the shared words; its own knobs lie in further dimensions of the same sequence, drawn whether it has any or not, so that a range
-for one method moves nobody else's trials. A method without a range of its own spends as many trials on the shared words alone.
+Every method, controls included, gets the same number of trials. A trial is a point of a space. Its dimensions are keys of the recipe, which all methods share, and
+at most two hyper-parameters of a method's own. Every method gets the same points in the shared
+dimensions. Its own hyper-parameters lie in further dimensions of the same sequence, which are drawn
+even for methods without any, so an axis of one method does not change another's trials. A method
+without own axes spends as many trials on the shared dimensions alone.
 
-    trial → runs at the tuning seeds → [rungs: shorter runs first, the better share goes on] → choice on validation → runs at the board's seeds
+    trial → runs with the tuning seeds → [rungs: shorter runs first, the better part goes on]
+          → choice by validation score → runs with the board's seeds
 
-Values are kept to four digits: they are part of keys, and must neither hang on the last bit of a machine's logarithm nor be a nuisance to type.
+Values are rounded to four digits. They are part of keys, so they must not depend on the last bit of
+a machine's logarithm, and they should be easy to type.
 """
 
 from __future__ import annotations
@@ -19,153 +23,144 @@ from typing import Any
 
 from qbench.errors import UsageError, unknown
 from qbench.runs.config import Recipe
-from qbench.sweepfile.tuning_space import FIRST_SEED, MOST_KNOBS, RECIPE, Axis, Halving, Tuning
+from qbench.sweepfile.tuning_space import (
+    FIRST_TUNING_SEED,
+    MAX_OWN_PARAMS,
+    RECIPE_TYPES,
+    Halving,
+    Tuning,
+    TuningAxis,
+)
 from qbench.util.checked_values import coerce, whole
 
-__all__ = ["check_seeds", "read_tuning"]
+__all__ = ["read_tuning_table", "refuse_shared_seeds"]
 
 
-MOST_TRIALS, MOST_SEEDS, MOST_SEED = 4096, 100, 2**31 - 1
-SAMPLERS = ("sobol", "halton", "grid")
-WORDS = ("trials", "sampler", "seed", "seeds", "halving", "own")
-SHARED = tuple(word for word in RECIPE if word not in ("steps", "batch", "precision", "objective"))
-"""Words that may be tuned: the budget and what is minimised are the same for everyone."""
+MAX_TRIALS, MAX_SEEDS, MAX_SEED = 4096, 100, 2**31 - 1
+SAMPLERS = ("sobol", "grid")
+RESERVED_KEYS = ("trials", "sampler", "seed", "seeds", "halving", "own")
+TUNABLE_KEYS = tuple(
+    key for key in RECIPE_TYPES if key not in ("steps", "batch", "precision", "objective")
+)
+"""The keys of a recipe that may be tuned. Budget and objective are the same for all methods."""
+EXAMPLE_RANGE = "{ low = 1e-4, high = 1e-1, log = true }"
 
 
-# ---- reading ----
+def read_tuning_table(
+    table: Any, methods: Sequence[str], seeds: Sequence[int], where: str
+) -> Tuning:
+    """Return the contents of the table [tuning].
 
-
-def read_tuning(table: Any, methods: Sequence[str], seeds: Sequence[int], where: str) -> Tuning:
-    """The table [tuning] of a sweep of such methods and seeds."""
+    Args:
+        table: The table as TOML gives it.
+        methods: The names of the sweep's methods.
+        seeds: The seeds of the board, which no trial may use.
+        where: The place in the file, for error messages.
+    """
     if not isinstance(table, dict):
         raise UsageError(
-            f"{where}: a table such as [tuning] with trials = 16 and lr = {{ low = 1e-4, high = 1e-1, log = true }}"
+            f"{where}: a table such as [tuning] with trials = 16 and lr = {EXAMPLE_RANGE}"
         )
     axes = {
-        name: _of_recipe(name, value, where) for name, value in table.items() if name not in WORDS
+        name: _read_shared_axis(name, value, where)
+        for name, value in table.items()
+        if name not in RESERVED_KEYS
     }
     if not axes:
         raise UsageError(
-            f"{where}: nothing is tuned: write a range of a word of the recipe, lr = {{ low = 1e-4, high = 1e-1, log = true }}"
+            f"{where}: nothing is tuned: "
+            f"write a range for a key of the recipe, lr = {EXAMPLE_RANGE}"
         )
-    sampler = _word(table.get("sampler", SAMPLERS[0]), f"{where}: sampler")
-    own = _own(table.get("own", {}), methods, f"{where}: own")
+    sampler = _read_sampler(table.get("sampler", SAMPLERS[0]), f"{where}: sampler")
+    own = _read_own_axes(table.get("own", {}), methods, f"{where}: own")
+    halving = table.get("halving")
     return Tuning(
         axes=axes,
-        trials=_trials(table, axes, sampler, own, where),
+        trials=_read_trial_count(table, axes, sampler, own, where),
         sampler=sampler,
-        seed=whole(table.get("seed", 0), 0, MOST_SEED, f"{where}: seed"),
-        seeds=_seeds(table.get("seeds", 1), seeds, f"{where}: seeds"),
-        halving=_halving(table["halving"], f"{where}: halving") if "halving" in table else None,
+        seed=whole(table.get("seed", 0), 0, MAX_SEED, f"{where}: seed"),
+        seeds=_read_seeds(table.get("seeds", 1), seeds, f"{where}: seeds"),
+        halving=_read_halving(halving, f"{where}: halving") if "halving" in table else None,
         own=own,
     )
 
 
-def _trials(
+def refuse_shared_seeds(seeds: Iterable[int], reported: Iterable[int], where: str) -> None:
+    """Raise a UsageError if a seed is used both for tuning and for reported runs."""
+    if clash := sorted(set(seeds) & set(reported)):
+        raise UsageError(
+            f"{where}: {clash[0]} is also a seed of the board, and runs that choose must not be "
+            f"reported: tuning seeds start at {FIRST_TUNING_SEED}"
+        )
+
+
+# ---- trials and seeds ----
+
+
+def _read_trial_count(
     table: Mapping[str, Any],
-    axes: Mapping[str, Axis],
+    axes: Mapping[str, TuningAxis],
     sampler: str,
     own: Mapping[str, Any],
     where: str,
 ) -> int:
-    """As written; of a grid the number of its points."""
-    ranges, product = (
-        [name for name, axis in axes.items() if not axis.values],
-        math.prod(len(axis.values) for axis in axes.values()),
-    )
-    if sampler != "grid":
-        if "trials" not in table:
-            raise UsageError(f"{where}: trials is missing: write trials = 16")
-        if not ranges:
-            raise UsageError(
-                f'{where}: no shared word has a range, so trials would repeat: write sampler = "grid", or a range'
-            )
-        return whole(table["trials"], 1, MOST_TRIALS, f"{where}: trials")
+    """Return the number of trials: as it is written, or the number of points of a grid."""
+    ranges = [name for name, axis in axes.items() if not axis.values]
+    if sampler == "grid":
+        return _count_grid_points(table, axes, ranges, own, where)
+    if "trials" not in table:
+        raise UsageError(f"{where}: trials is missing: write trials = 16")
+    if not ranges:
+        raise UsageError(
+            f"{where}: no key of the recipe has a range, so trials would repeat: "
+            'write sampler = "grid", or a range'
+        )
+    return whole(table["trials"], 1, MAX_TRIALS, f"{where}: trials")
+
+
+def _count_grid_points(
+    table: Mapping[str, Any],
+    axes: Mapping[str, TuningAxis],
+    ranges: Sequence[str],
+    own: Mapping[str, Any],
+    where: str,
+) -> int:
     if ranges:
         raise UsageError(
-            f"{where}: {ranges[0]}: a grid is of lists: write {ranges[0]} = {{ values = [...] }}"
+            f"{where}: {ranges[0]}: a grid needs lists: write {ranges[0]} = {{ values = [...] }}"
         )
     if own:
         raise UsageError(
-            f'{where}: own: on a grid knobs of its own would give a method more trials than the others: use sampler = "sobol"'
+            f"{where}: own: on a grid, own hyper-parameters would give a method more trials than "
+            'the others: use sampler = "sobol"'
         )
-    if table.get("trials", product) != product:
+    points = math.prod(len(axis.values) for axis in axes.values())
+    if table.get("trials", points) != points:
         raise UsageError(
-            f"{where}: trials: the grid has {product} points, not {table['trials']!r}: leave trials out"
+            f"{where}: trials: the grid has {points} points, not {table['trials']!r}: "
+            "leave trials out"
         )
-    return whole(product, 1, MOST_TRIALS, f"{where}: trials")
+    return whole(points, 1, MAX_TRIALS, f"{where}: trials")
 
 
-def _of_recipe(name: str, value: Any, where: str) -> Axis:
-    """An axis of the recipe, in its type and its domain."""
-    if name not in SHARED:
-        if name in RECIPE:
-            raise UsageError(f"{where}: {name} is not to be tuned: it is the same for everyone")
-        raise unknown("key", name, (*WORDS, *SHARED), where)
-    axis = _axis(value, f"{where}: {name}")
-    if not axis.values and RECIPE[name] is not float:
-        raise UsageError(f"{where}: {name} has no range: write {name} = {{ values = [...] }}")
-    axis = dataclasses.replace(
-        axis, values=tuple(coerce(v, RECIPE[name], f"{where}: {name}") for v in axis.values)
-    )
-    for end in axis.ends:
-        if problem := dataclasses.replace(Recipe(), **{name: end}).problem():
-            raise UsageError(f"{where}: {problem}")
-    return axis
+def _read_sampler(value: Any, where: str) -> str:
+    if value not in SAMPLERS:
+        raise unknown("sampler", value, SAMPLERS, where)
+    return str(value)
 
 
-def _axis(value: Any, where: str) -> Axis:
-    if not isinstance(value, dict) or not ({"low", "high"} <= value.keys() or "values" in value):
-        raise UsageError(
-            f"{where}: a range {{ low = 1e-4, high = 1e-1, log = true }} or {{ values = [0.0, 0.1] }}, not {value!r}"
-        )
-    known = ("values",) if "values" in value else ("low", "high", "log")
-    for key in value:
-        if key not in known:
-            raise unknown("key", key, known, where)
-    if "values" in value:
-        return Axis(values=_list(value["values"], f"{where}: values"))
-    low, high = (float(coerce(value[end], float, f"{where}: {end}")) for end in ("low", "high"))
-    log = bool(coerce(value.get("log", False), bool, f"{where}: log"))
-    if low >= high:
-        raise UsageError(f"{where}: low must be below high, not {low:g} and {high:g}")
-    if log and low <= 0:
-        raise UsageError(f"{where}: a logarithmic range is of positive numbers, not from {low:g}")
-    return Axis(low, high, log)
+def _read_seeds(value: Any, reported: Sequence[int], where: str) -> tuple[int, ...]:
+    count = whole(value, 1, MAX_SEEDS, where)
+    seeds = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + count))
+    refuse_shared_seeds(seeds, reported, where)
+    return seeds
 
 
-def _list(value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"{where}: a list of values, not {value!r}")
-    if twice := [v for i, v in enumerate(value) if v in value[:i]]:
-        raise UsageError(f"{where}: {twice[0]!r} is there twice")
-    return tuple(value)
-
-
-def _own(table: Any, methods: Sequence[str], where: str) -> dict[str, dict[str, Axis]]:
-    if not isinstance(table, dict) or not all(isinstance(knobs, dict) for knobs in table.values()):
-        raise UsageError(f"{where}: a table for each method: [tuning.own.NAME]")
-    for method, knobs in table.items():
-        if method not in methods:
-            raise unknown("method of the sweep", method, methods, where)
-        if not 1 <= len(knobs) <= MOST_KNOBS:
-            raise UsageError(
-                f"{where}.{method}: one or {MOST_KNOBS} knobs, so that nobody's space is much larger, not {len(knobs)}"
-            )
-        if strange := [name for name in knobs if not name.isidentifier()]:
-            raise UsageError(f"{where}.{method}: {strange[0]!r} is no name of a knob")
-    return {
-        method: {name: _axis(value, f"{where}.{method}.{name}") for name, value in knobs.items()}
-        for method, knobs in table.items()
-    }
-
-
-def _halving(value: Any, where: str) -> Halving:
+def _read_halving(value: Any, where: str) -> Halving:
     if not isinstance(value, dict) or value.keys() != {"rungs", "keep"}:
         raise UsageError(f"{where}: {{ rungs = [0.25, 0.5], keep = 0.5 }}, not {value!r}")
-    rungs = tuple(
-        float(coerce(v, float, f"{where}: rungs")) for v in _list(value["rungs"], f"{where}: rungs")
-    )
+    shares = _read_values(value["rungs"], f"{where}: rungs")
+    rungs = tuple(float(coerce(share, float, f"{where}: rungs")) for share in shares)
     keep = float(coerce(value["keep"], float, f"{where}: keep"))
     if not all(a < b for a, b in itertools.pairwise((0.0, *rungs, 1.0))):
         raise UsageError(
@@ -176,21 +171,74 @@ def _halving(value: Any, where: str) -> Halving:
     return Halving(rungs, keep)
 
 
-def _seeds(value: Any, reported: Sequence[int], where: str) -> tuple[int, ...]:
-    seeds = tuple(range(FIRST_SEED, FIRST_SEED + whole(value, 1, MOST_SEEDS, where)))
-    check_seeds(seeds, reported, where)
-    return seeds
+# ---- axes ----
 
 
-def check_seeds(seeds: Iterable[int], reported: Iterable[int], where: str) -> None:
-    """No run may both choose and be reported."""
-    if clash := sorted(set(seeds) & set(reported)):
+def _read_shared_axis(name: str, value: Any, where: str) -> TuningAxis:
+    """Return the axis of a key of the recipe, whose type and domain are checked."""
+    if name not in TUNABLE_KEYS:
+        if name in RECIPE_TYPES:
+            raise UsageError(f"{where}: {name} cannot be tuned: it is the same for all methods")
+        raise unknown("key", name, (*RESERVED_KEYS, *TUNABLE_KEYS), where)
+    axis, kind = _read_axis(value, f"{where}: {name}"), RECIPE_TYPES[name]
+    if not axis.values and kind is not float:
+        raise UsageError(f"{where}: {name} has no range: write {name} = {{ values = [...] }}")
+    values = tuple(coerce(item, kind, f"{where}: {name}") for item in axis.values)
+    axis = dataclasses.replace(axis, values=values)
+    for end in axis.ends:
+        if problem := dataclasses.replace(Recipe(), **{name: end}).find_problem():
+            raise UsageError(f"{where}: {problem}")
+    return axis
+
+
+def _read_own_axes(
+    table: Any, methods: Sequence[str], where: str
+) -> dict[str, dict[str, TuningAxis]]:
+    """Return the axes of the methods' own hyper-parameters; plugins check their values later."""
+    if not isinstance(table, dict) or not all(isinstance(own, dict) for own in table.values()):
+        raise UsageError(f"{where}: a table for each method: [tuning.own.NAME]")
+    for method, own in table.items():
+        if method not in methods:
+            raise unknown("method of the sweep", method, methods, where)
+        if not 1 <= len(own) <= MAX_OWN_PARAMS:
+            raise UsageError(
+                f"{where}.{method}: one or {MAX_OWN_PARAMS} hyper-parameters, so that no method's "
+                f"search space is much larger, not {len(own)}"
+            )
+        if invalid := [name for name in own if not name.isidentifier()]:
+            raise UsageError(
+                f"{where}.{method}: {invalid[0]!r} is not the name of a hyper-parameter"
+            )
+    return {
+        method: {name: _read_axis(value, f"{where}.{method}.{name}") for name, value in own.items()}
+        for method, own in table.items()
+    }
+
+
+def _read_axis(value: Any, where: str) -> TuningAxis:
+    """Return the axis that a range or a list of values describes."""
+    if not isinstance(value, dict) or not ({"low", "high"} <= value.keys() or "values" in value):
         raise UsageError(
-            f"{where}: {clash[0]} is a seed of the board, too, and what chooses must not be reported: seeds of tuning begin at {FIRST_SEED}"
+            f"{where}: a range {EXAMPLE_RANGE} or {{ values = [0.0, 0.1] }}, not {value!r}"
         )
+    known = ("values",) if "values" in value else ("low", "high", "log")
+    for key in value:
+        if key not in known:
+            raise unknown("key", key, known, where)
+    if "values" in value:
+        return TuningAxis(values=_read_values(value["values"], f"{where}: values"))
+    low, high = (float(coerce(value[end], float, f"{where}: {end}")) for end in ("low", "high"))
+    log = bool(coerce(value.get("log", False), bool, f"{where}: log"))
+    if low >= high:
+        raise UsageError(f"{where}: low must be below high, not {low:g} and {high:g}")
+    if log and low <= 0:
+        raise UsageError(f"{where}: a logarithmic range needs positive numbers, not {low:g}")
+    return TuningAxis(low, high, log)
 
 
-def _word(value: Any, where: str) -> str:
-    if value not in SAMPLERS:
-        raise unknown("sampler", value, SAMPLERS, where)
-    return str(value)
+def _read_values(value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{where}: a list of values, not {value!r}")
+    if repeated := [item for i, item in enumerate(value) if item in value[:i]]:
+        raise UsageError(f"{where}: {repeated[0]!r} is there twice")
+    return tuple(value)

@@ -1,4 +1,4 @@
-"""Cell, PlannedRun, Plan as values."""
+"""Cells, planned runs and plans: the values that a sweep file is expanded to."""
 
 from __future__ import annotations
 
@@ -9,65 +9,76 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from qbench.runs.config import RunConfig, canonical, cell_title
+from qbench.runs.config import RunConfig, canonical_json, format_cell_title
 from qbench.sweepfile.config import SweepConfig
 
-__all__ = ["Cell", "Plan", "PlannedRun"]
+__all__ = ["Cell", "PendingChoice", "Plan", "PlannedRun"]
 
 
 SEED, BASE = "@@seed@@", "@@base@@"
+"""Placeholders in a cell's JSON, where each run has its own seed and the key of its base."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs that differ in the seed alone."""
+    """Runs that differ in the seed only."""
 
     example: RunConfig
-    """The run of any seed; its `seed` and `base` mean nothing."""
+    """The configuration of these runs. Its `seed` and `base` mean nothing."""
     label: str
-    """What tables call the method."""
+    """How tables name the method."""
     variant: str = ""
-    """The values of the axes that tell this cell from its sisters, such as `lr=0.003`."""
+    """The axis values that distinguish this cell from similar ones, such as `lr=0.003`."""
     base: Cell | None = None
-    """Whose run of the same seed this one goes on from."""
+    """The cell whose run of the same seed this one starts from."""
     extra: bool = False
-    """Not asked for by the file: another cell goes on from it."""
+    """True if the file does not ask for the cell, and it is only the base of another one."""
     refusal: str | None = None
-    """Why it is skipped, in a sentence."""
+    """Why the cell is skipped, as a sentence."""
     stage: Literal["", "trial", "final"] = ""
-    """In a tuned board: whether its runs choose or are reported."""
+    """In a tuned board: `trial` runs choose the values, `final` runs are reported."""
     rung: int | None = None
+    """The rung of halving that a trial belongs to."""
     trial: int | None = None
+    """The number of the trial; for a final cell, of the trial that was chosen."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    """What is tuned, by name: the values that a trial tries, and those that were chosen."""
-    whole: RunConfig | None = None
-    """Of a trial: the run with the whole budget, where halving makes this one shorter."""
+    """The tuned values by name: those that a trial tries, or those that were chosen."""
+    full_budget: RunConfig | None = None
+    """For a trial: its configuration with all steps, where halving makes this one shorter."""
     failure: str | None = None
-    """Why none of its runs is attempted although its method has a rule for it."""
+    """Why none of the cell's runs is attempted although its method has a rule for it."""
     retired: str = ""
-    """Why this version of the method was withdrawn: its runs are shown and not made."""
+    """Why this version of the method was withdrawn. Its runs are shown and never trained."""
 
     @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """The canonical JSON around the base and the seed."""
+    def key_parts(self) -> tuple[str, ...]:
+        """The cell's canonical JSON, split where the seed and the key of the base belong.
+
+        Serialising once a cell instead of once a run is what makes 100,000 keys cheap.
+        """
         data = {**self.example.to_json(), "seed": SEED, "base": BASE if self.base else None}
-        parts = tuple(canonical(data).replace(f'"{BASE}"', f'"{SEED}"').split(f'"{SEED}"'))
+        # The seed is a bare number in the JSON and the base is a quoted string, so the quotes
+        # around the placeholders go, and `key` puts them back around the base.
+        parts = tuple(canonical_json(data).replace(f'"{BASE}"', f'"{SEED}"').split(f'"{SEED}"'))
         assert len(parts) == (3 if self.base else 2), "a parameter is called like our placeholder"
         return parts
 
     def key(self, seed: int) -> str:
-        seeded = f"{seed}".join(self.parts[-2:])
-        text = f'{self.parts[0]}"{self.base.key(seed)}"{seeded}' if self.base else seeded
+        """Return the key of the run with this seed, equal to `RunConfig.key` of its config."""
+        # Keys of JSON objects are sorted, so "base" comes before "seed".
+        seeded = f"{seed}".join(self.key_parts[-2:])
+        text = f'{self.key_parts[0]}"{self.base.key(seed)}"{seeded}' if self.base else seeded
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def title(self) -> str:
-        return cell_title(self.label, self.example, self.variant)
+        """How progress and messages name the cell, such as `ste int4 toy/xs lr=0.003`."""
+        return format_cell_title(self.label, self.example, self.variant)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A cell, a seed and the key they make."""
+    """A run of a plan: a cell with a seed, its key, and the key of the run it starts from."""
 
     cell: Cell
     seed: int
@@ -85,22 +96,25 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep file comes to."""
+    """All cells and runs of a sweep file, as far as they are known by now."""
 
     sweep: SweepConfig
     cells: tuple[Cell, ...]
-    """Those that can run, bases before what goes on from them."""
+    """Cells that can run. A base comes before the cells that start from it."""
     skipped: tuple[Cell, ...]
+    """Cells that their method or task has no rule for."""
     runs: Mapping[str, PlannedRun]
-    """By key, in the order of the file within a seed, and seed by seed, so that a board fills evenly."""
-    waiting: tuple[Waiting, ...] = ()
-    """Cells whose values are chosen when their trials are done."""
+    """Runs by key. All cells of one seed come before the next seed, so that a board fills
+    evenly."""
+    waiting: tuple[PendingChoice, ...] = ()
+    """Cells whose values are chosen when their trials have ended."""
     failed: tuple[Cell, ...] = ()
-    """Cells of which no trial came through."""
+    """Cells of which every trial failed."""
     retired: tuple[Cell, ...] = ()
+    """Cells at withdrawn versions of their method."""
 
     def seeds(self, cell: Cell) -> tuple[int, ...]:
-        """Those that tune, or those that are reported."""
+        """Return the seeds of a cell: the tuning seeds for a trial, else those of the board."""
         return (
             self.sweep.tuning.seeds
             if cell.stage == "trial" and self.sweep.tuning
@@ -109,11 +123,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A cell whose values are not chosen yet."""
+class PendingChoice:
+    """A cell whose tuned values have not been chosen yet."""
 
     cell: Cell
     keys: tuple[str, ...]
-    """The trial runs that must be over before more can be said."""
+    """Trial runs that must end before the search can continue."""
     runs: int
-    """Of its later rungs and its own, which nobody knows yet."""
+    """Number of runs that follow and have no keys yet: those of later rungs and the cell's own."""

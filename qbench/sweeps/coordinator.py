@@ -1,15 +1,40 @@
-"""The coordinator: plan, subtract what is done, hand out the rest, take in what comes back.
+"""The coordinator: train the runs that a sweep asks for and the results folder lacks.
 
-It is the only process that writes to the store and the only one that decides. What it knows is in the run folders, so it
-can be killed at any moment: the next sweep of the same file reads them and goes on.
+It is one process with one loop. It never trains anything itself.
 
-What becomes of a run that did not end well:
+Who writes what:
+
+    run folders        a worker writes spec.json, checkpoints, and result.json last of all. The
+                       coordinator writes a result only where the worker could not.
+    qbench.duckdb      the coordinator only, while it holds the lock of the results folder
+    its snapshot       the coordinator, every half minute and at the end. Everybody else reads it.
+    boards/*.json      the coordinator, before a snapshot, if the plan has changed
+
+Order of events:
+
+    1. Plan, read the state of each run from its folder, and put what is missing into the queue.
+    2. Hand out groups of runs to the engine, as many as it can hold.
+    3. Take the engine's events. When a group ends, its files say how each run ended.
+    4. Insert ended attempts into the store.
+    5. Plan again if all trials of a search have ended: that adds a rung, or the final runs.
+    6. Act on signals. Go on with 2 until nothing is queued and nothing is running.
+
+If the coordinator is killed, at any moment, its workers end too, and only the time since their last
+checkpoints is lost, because all that it knows is in the run folders. The next sweep of the same file
+continues attempts that have no result.json from their checkpoints, and inserts results that are not
+in the store yet. A damaged database is built anew.
+
+Signals: the handler only counts, and the loop acts. After one Ctrl-C no more runs are handed out,
+and those that are running are finished. After a second one, or after SIGTERM, they are cancelled.
+
+What becomes of a run that does not end well:
 
     diverged                an outcome, never tried again
-    signal, hung            once more in the same sweep, from its checkpoint; the second time it has failed, and the next sweep goes on
-    out of memory           once more with twice the micro-batches, which the key does not know of
-    late, data, plugin, …   failed; the next sweep tries again, unless it is told not to
-    a full disk             stops the sweep: nothing that follows could be kept
+    signal, hung            tried once more in this sweep, from its checkpoint. After the second
+                            time it has failed, and the next sweep continues it.
+    out of memory           tried once more with twice the micro-batches. They are not in the key.
+    late, data, plugin ...  failed. The next sweep tries again, unless it is told not to.
+    full disk               stops the sweep, because nothing that follows could be stored
 """
 
 from __future__ import annotations
@@ -20,10 +45,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,31 +55,33 @@ from qbench.engines.base import Engine, Event
 from qbench.engines.endings import how_it_ended, tries_in_a_sweep
 from qbench.errors import plain_disk_errors
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import Attempt, attempts, new_attempt
-from qbench.runs.state import NEW, Standing, resumable, standing_of
+from qbench.runs.attempts import Attempt, create_attempt, list_attempts
+from qbench.runs.state import NEW, RunState, find_checkpoint_folder
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweeps.board_roster import roster_of
-from qbench.sweeps.cells import Cell, Plan, PlannedRun
-from qbench.sweeps.listener import Listener, Silence, Summary
+from qbench.sweeps.board_members import make_board_members
+from qbench.sweeps.cells import Plan
+from qbench.sweeps.listener import Listener, NullListener, SweepSummary
 from qbench.sweeps.plan import Planner
-from qbench.sweeps.queue import Queue
-from qbench.sweeps.shard import WHOLE, Shard
-from qbench.sweeps.status import look, made_again, must_run, settled
+from qbench.sweeps.run_queue import RunQueue
+from qbench.sweeps.running_attempt import RunningAttempt
+from qbench.sweeps.shard import WHOLE_SWEEP, Shard
+from qbench.sweeps.sweep_state import SweepState
 
 if TYPE_CHECKING:
     from qbench.store.database import Store
 
-__all__ = ["sweep"]
+__all__ = ["run_sweep"]
 
 
-ATTEMPTS_IN_A_SWEEP = 2
+MAX_OOM_TRIES = 2
 SNAPSHOT_S = 30.0
 TICK_S = 0.25
-ENDED_FROM_OUTSIDE = ("signal", "timeout")
-"""Reasons that say nothing against the run or its checkpoint."""
+"""How long one poll of the engine waits. Signals are acted on at least this often."""
+EXTERNAL_REASONS = ("signal", "timeout")
+"""Reasons that are not the run's fault, so that its checkpoint is still good."""
 
 
-def sweep(
+def run_sweep(
     config: SweepConfig,
     results: Path,
     engine: Engine,
@@ -63,400 +89,311 @@ def sweep(
     progress: Listener | None = None,
     *,
     retry: bool = True,
-    shard: Shard = WHOLE,
-) -> Summary:
-    """Train whatever a sweep file asks for, or a part of it, and the results folder lacks. The same call again trains nothing."""
+    shard: Shard = WHOLE_SWEEP,
+) -> SweepSummary:
+    """Train what a sweep file, or a shard of it, asks for and the results folder lacks.
+
+    Calling it again trains nothing, unless runs have failed and `retry` is true.
+    """
     from qbench.store.database import Store
 
-    planner = Planner(config)
+    # Plan before the store is opened: a file with errors must not create a results folder.
+    state = SweepState(Planner(config), results, retry, shard)
     with plain_disk_errors(results), Store(results) as store:
-        coordinator = _Coordinator(
-            planner, results, store, engine, execution, progress or Silence(), retry, shard
-        )
-        with coordinator.listening():
+        coordinator = Coordinator(state, store, engine, execution, progress or NullListener())
+        with coordinator.counting_interrupts():
             return coordinator.run()
 
 
 @dataclass
-class _Going:
-    """An attempt that is being made."""
+class Coordinator:
+    """The loop of one sweep, with what is queued and what is running."""
 
-    run: PlannedRun
-    attempt: Attempt
-    execution: Execution
-    tries: int
-
-
-@dataclass
-class _Coordinator:
-    planner: Planner
-    results: Path
+    state: SweepState
     store: Store
     engine: Engine
     execution: Execution
     progress: Listener
-    retry: bool
-    shard: Shard = WHOLE
-    found: dict[str, Standing] = field(default_factory=dict)
-    over: set[str] = field(default_factory=set)
-    """Runs that are not made any more in this sweep."""
-    known: dict[str, float | None] = field(default_factory=dict)
-    """How they ended, as trials are judged. What was known once stays: a choice is not taken back while its runs are made."""
-    cached: int = 0
-    ready: Queue = field(init=False)
-    kinds: dict[tuple[str, ...], str | None] = field(default_factory=dict)
-    waiting: dict[str, list[str]] = field(default_factory=dict)
-    """The runs that go on from another, by its key."""
-    going: dict[int, list[_Going]] = field(default_factory=dict)
-    """By the number of the group that they train in."""
-    again: dict[str, tuple[int, Execution]] = field(default_factory=dict)
-    """Tries so far and how to carry out the next, for runs that are tried again."""
-    fresh: list[Attempt] = field(default_factory=list)
-    """Finished and not yet in the store."""
-    interrupts: int = 0
-    heeded: int = 0
-    groups: int = 0
+    queue: RunQueue = field(init=False)
+    followers: dict[str, list[str]] = field(default_factory=dict)
+    """The runs that wait for their base, by its key."""
+    running: dict[int, list[RunningAttempt]] = field(default_factory=dict)
+    """The attempts of each group that the engine is training."""
+    retries: dict[str, tuple[int, Execution]] = field(default_factory=dict)
+    """For runs that are tried again: the tries so far, and how to carry out the next."""
+    to_ingest: list[Attempt] = field(default_factory=list)
+    """Attempts that have ended and are not in the store yet."""
     events: deque[Event] = field(default_factory=deque)
-    """Heard and not yet acted on: none may be lost, or a group would never end."""
+    """Events that were received and not handled yet. If handling one raises an error, `stop` still
+    finds the rest here; if one were lost, its group would never end."""
+    groups: int = 0
+    """The number of the latest group."""
+    interrupts: int = 0
+    """Counted by the signal handler: one for each SIGINT, two for a SIGTERM."""
+    announced_draining: bool = False
     stopping: bool = False
+    members_changed: bool = False
     began: float = field(default_factory=time.monotonic)
-    snapshot_at: float = 0.0
-    members_due: bool = False
+    next_snapshot: float = 0.0
 
     def __post_init__(self) -> None:
-        self.ready = Queue(self.execution, self.engine.remote_device)
+        self.queue = RunQueue(self.execution, self.engine.remote_device)
 
-    def run(self) -> Summary:
-        self.open()
+    def run(self) -> SweepSummary:
+        """Run the loop until everything has ended, and return the summary."""
+        self.accept_plan(*self.state.read_folders())
+        self.progress.start(self.state.total, self.state.cached)
         try:
-            while self.going or (self.ready and not self.interrupts):
-                self.hand_out()
-                self.listen()
-                self.take_in()
-                self.plan_on()
-                self.heed_interrupts()
+            # After an interrupt the queue no longer matters, and only running groups are awaited.
+            while self.running or (self.queue and not self.interrupts):
+                self.hand_out_groups()
+                self.handle_events()
+                self.update_store()
+                self.plan_further()
+                self.act_on_interrupts()
         finally:
             try:
                 self.stop()
             finally:
-                summary = self.summary()
+                # Also if stopping fails: the display must give the terminal back.
+                seconds = time.monotonic() - self.began
+                summary = self.state.summarize(self.interrupts > 0, seconds)
                 self.progress.stop(summary)
         return summary
 
-    def open(self) -> None:
-        """Find out what there is, take it into the store, and queue what is missing."""
-        self.adopt(*settled(self.planner, self.results, self.retry))
-        self.progress.start(self.total, self.cached)
+    # ---- planning ----
 
-    def plan_on(self) -> None:
-        """Plan again where a search has all that it waited for: its next rung, or its runs at the values that it has chosen."""
-        while not self.interrupts and any(
-            self.known.keys() >= set(waiting.keys) for waiting in self.plan.waiting
-        ):
-            plan = self.planner.plan(self.known)
-            self.adopt(
-                plan, look(plan, self.results, [key for key in plan.runs if key not in self.found])
-            )
-            self.progress.event("planned", "", total=self.total, cached=self.cached)
+    def accept_plan(self, plan: Plan, new_states: dict[str, RunState]) -> None:
+        """Make a plan the current one, update the store for its new runs, and queue them."""
+        keys = self.state.accept_plan(plan, new_states)
+        self.members_changed = True
+        # Delete first, then insert. Somebody may have removed a run's folder. Its attempts count
+        # from 1 again, and the store must not take the new attempt 1 for the one that it has.
+        self.store.delete_runs(key for key, state in new_states.items() if state == NEW)
+        # An earlier sweep may have been killed before these came into the store.
+        for key, state in new_states.items():
+            if state.attempt and state.attempt.number > 1:
+                self.to_ingest += list_attempts(self.state.results, key)
+            elif state.attempt:
+                self.to_ingest.append(state.attempt)  # it is the only one; saves a listing
+        self.update_store()
+        for key in keys:
+            self.enqueue(key)
 
-    def adopt(self, plan: Plan, new: dict[str, Standing]) -> None:
-        """Take up a plan and what became so far of the runs that are new in it."""
-        self.plan, self.order = plan, {key: place for place, key in enumerate(plan.runs)}
-        self.found |= new
-        done = {key: was.validation for key, was in new.items() if not must_run(was, self.retry)}
-        self.over |= done.keys()
-        self.known = done | self.known
-        again = made_again(plan, self.found, self.over)
-        self.found |= again
-        self.over -= again.keys()
-        self.cached += len(done) - len(again)
-        self.members_due = True
-        self.store.forget(key for key, was in new.items() if was == NEW)
-        for key, was in new.items():
-            if was.attempt:
-                self.fresh += (
-                    attempts(self.results, key) if was.attempt.number > 1 else [was.attempt]
-                )
-        self.take_in()
-        for key in plan.runs:
-            if key in new or key in again:
-                self.enqueue(key)
-
-    @property
-    def total(self) -> int:
-        later = sum(waiting.runs for waiting in self.plan.waiting) if self.shard == WHOLE else 0
-        return len(self.plan.runs) + later - len(self.elsewhere)
-
-    @property
-    def elsewhere(self) -> set[str]:
-        """Runs that other parts of the sweep have to make."""
-        return {
-            key
-            for key in self.plan.runs
-            if key not in self.over and not self.shard.has(self.plan, key)
-        }
+    def plan_further(self) -> None:
+        """Plan again while the trials that a search waited for have all ended."""
+        # A loop, because runs of the new plan may be finished already and decide the next rung.
+        while not self.interrupts and self.state.can_plan_further:
+            self.accept_plan(*self.state.plan_again())
+            self.progress.event("planned", "", total=self.state.total, cached=self.state.cached)
 
     def enqueue(self, key: str) -> None:
-        """Queue a run that must be made, behind the one it goes on from."""
-        if key in self.over or not self.shard.has(self.plan, key):
+        """Queue a run that this sweep must train, or let it wait until its base has ended."""
+        if not self.state.is_ours(key):
             return
-        base = self.plan.runs[key].base
-        if base is None or base in self.over:
+        base = self.state.plan.runs[key].base
+        if base is None or base in self.state.ended:
             self.push(key)
         else:
-            self.waiting.setdefault(base, []).append(key)
+            self.followers.setdefault(base, []).append(key)
+
+    def push(self, key: str) -> None:
+        """Put a run into the queue. One that is tried again trains alone."""
+        # A stacked run that failed may have been the reason why its whole group ended.
+        kind = None if key in self.retries else self.queue.find_kind(self.state.plan.runs[key].cell)
+        self.queue.push(self.state.place[key], key, kind)
 
     # ---- handing out ----
 
-    def push(self, key: str) -> None:
-        run = self.plan.runs[key]
-        self.ready.push(self.order[key], key, None if key in self.again else self.kind(run.cell))
+    def hand_out_groups(self) -> None:
+        """Submit groups from the queue until the engine is full."""
+        while self.queue and not self.interrupts and len(self.running) < self.engine.capacity:
+            idle = self.engine.capacity - len(self.running)
+            keys = self.queue.pop(idle, lambda key: self.state.plan.runs[key].config)
+            group = [attempt for key in keys if (attempt := self.begin_attempt(key))]
+            if group:
+                self.submit(group)
 
-    def kind(self, cell: Cell) -> str | None:
-        """What a cell's runs have in common with others that they may train beside; widths stay apart, if no number is asked for."""
-        from qbench.execution.group_policy import kind_of
+    def submit(self, group: list[RunningAttempt]) -> None:
+        """Hand a group to the engine."""
+        self.groups += 1
+        self.running[self.groups] = group
+        # The time limit is for one run, and stacked runs take longer together. Retries train
+        # alone, so all runs of a larger group have the same execution.
+        first = group[0].execution
+        execution = replace(first, timeout_s=len(group) * first.timeout_s)
+        assignments = [self.make_assignment(running) for running in group]
+        self.engine.submit(self.groups, assignments, execution)
+        for running in group:
+            number = running.attempt.number
+            self.progress.event("started", running.run.title, key=running.run.key, attempt=number)
 
-        if cell.parts not in self.kinds:
-            asked = self.execution.group
-            self.kinds[cell.parts] = (
-                kind_of(cell.example, asked is not None)
-                if asked != 1 and self.execution.gpus_per_run == 1
-                else None
-            )
-        return self.kinds[cell.parts]
-
-    def hand_out(self) -> None:
-        while self.ready and not self.interrupts and len(self.going) < self.engine.capacity:
-            keys = self.ready.pop(
-                self.engine.capacity - len(self.going), lambda key: self.plan.runs[key].config
-            )
-            group = [going for key in keys if (going := self.begun(key))]
-            if not group:
-                continue
-            self.groups += 1
-            self.going[self.groups] = group
-            execution = replace(
-                group[0].execution, timeout_s=len(group) * group[0].execution.timeout_s
-            )
-            self.engine.submit(self.groups, [self.assignment(going) for going in group], execution)
-            for going in group:
-                self.progress.event(
-                    "started", going.run.title, key=going.run.key, attempt=going.attempt.number
-                )
-
-    def begun(self, key: str) -> _Going | None:
-        """A new attempt at a run; None if the one it goes on from has failed, and it with it."""
-        run = self.plan.runs[key]
-        base = self.found[run.base] if run.base else None
-        tries, execution = self.again.pop(key, (0, self.execution))
-        going = _Going(run, new_attempt(self.results, key), execution, tries + 1)
+    def begin_attempt(self, key: str) -> RunningAttempt | None:
+        """Create a new attempt at a run. Return None if the run fails because its base failed."""
+        run = self.state.plan.runs[key]
+        tries, execution = self.retries.pop(key, (0, self.execution))
+        attempt = create_attempt(self.state.results, key)
+        running = RunningAttempt(run, attempt, execution, tries + 1)
+        base = self.state.states[run.base] if run.base else None
         if base and (base.state != "cached" or base.diverged):
-            self.cannot(going, base)
+            message = f"the run that it goes on from failed: {base.message or base.reason}"
+            self.fail(running, base.reason or "data", message)
             return None
-        return going
+        return running
 
-    def assignment(self, going: _Going) -> Assignment:
-        was, base = (
-            self.found[going.run.key],
-            self.found[going.run.base] if going.run.base else None,
-        )
-        resume = (
-            resumable(self.results, going.run.key)
-            if was.state == "lost" or was.reason in ENDED_FROM_OUTSIDE
-            else None
-        )
+    def make_assignment(self, running: RunningAttempt) -> Assignment:
+        """Return what a worker has to do for an attempt."""
+        run = running.run
+        previous = self.state.states[run.key]
+        base = self.state.states[run.base] if run.base else None
+        # After an error of a plugin or of the data, the checkpoint may be what is wrong.
+        resumes = previous.state == "lost" or previous.reason in EXTERNAL_REASONS
         return Assignment(
-            going.run.config,
-            going.attempt.folder,
-            resume,
+            run.config,
+            running.attempt.folder,
+            find_checkpoint_folder(self.state.results, run.key) if resumes else None,
             base.attempt.folder if base and base.attempt else None,
         )
 
-    def cannot(self, going: _Going, base: Standing) -> None:
-        """The run it goes on from has failed, and so has it."""
-        going.attempt.write("spec", going.run.config.to_json())
-        self.fail(
-            going,
-            base.reason or "data",
-            f"the run that it goes on from failed: {base.message or base.reason}",
-        )
+    # ---- ends of attempts ----
 
-    def fail(self, going: _Going, reason: str, message: str) -> None:
-        """Write the result of an attempt that could not write its own."""
-        if not (going.attempt.folder / "spec.json").exists():
-            going.attempt.write("spec", going.run.config.to_json())
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        result = {
-            "result_version": 1,
-            "key": going.run.key,
-            "attempt": going.attempt.number,
-            "state": "failed",
-            "reason": reason,
-        }
-        going.attempt.write(
-            "result", result | {"message": message, "started": now, "finished": now}
-        )
-        self.finish(going, standing_of(going.attempt, going.attempt.read("result")))
-
-    # ---- taking in ----
-
-    def listen(self) -> None:
+    def handle_events(self) -> None:
+        """Wait a moment for events of the engine, and handle all that there are."""
         self.events += self.engine.poll(TICK_S)
         while self.events:
             event = self.events.popleft()
-            going = self.going.get(event.group)
-            if going is None:
+            group = self.running.get(event.group)
+            if group is None:
                 continue
             if event.kind == "step":
-                said = next((one for one in going if one.run.key == event.key), going[0])
-                self.progress.event("step", said.run.title, **event.details)
+                source = next((r for r in group if r.run.key == event.key), group[0])
+                self.progress.event("step", source.run.title, **event.details)
             elif event.kind == "ended":
-                del self.going[event.group]
-                for one in going:
-                    self.ended(one, event)
+                del self.running[event.group]
+                for running in group:
+                    self.handle_end(running, event.details)
 
-    def ended(self, going: _Going, event: Event) -> None:
-        was = standing_of(going.attempt, going.attempt.read("result"))
-        details = event.details
-        if not self.stopping and (
-            details.get("disk_full") or os.strerror(errno.ENOSPC) in (was.message or "")
-        ):
-            raise OSError(errno.ENOSPC, "no space left", str(going.attempt.folder))
-        if was.state == "lost" and (details.get("cancelled") or self.stopping):
-            self.found[going.run.key] = was
-            self.progress.event("lost", going.run.title, reason="interrupted")
-        elif was.state == "lost":
-            self.lost(going, was, details)
-        elif was.reason == "oom" and going.tries < ATTEMPTS_IN_A_SWEEP and not self.interrupts:
-            self.fresh.append(going.attempt)
-            self.try_again(
-                going, was, replace(going.execution, accumulate=2 * going.execution.accumulate)
-            )
+    def handle_end(self, running: RunningAttempt, details: Mapping[str, Any]) -> None:
+        """Decide what becomes of a run whose group has ended.
+
+        The files decide, not the exit code: a worker may be killed right after its last result.
+        """
+        state = running.read_state()
+        disk_full = details.get("disk_full") or os.strerror(errno.ENOSPC) in (state.message or "")
+        # Raised only once: while stopping, the other groups must still be awaited.
+        if disk_full and not self.stopping:
+            raise OSError(errno.ENOSPC, "no space left", str(running.attempt.folder))
+        if state.state == "lost" and (details.get("cancelled") or self.stopping):
+            self.state.states[running.run.key] = state
+            self.progress.event("lost", running.run.title, reason="interrupted")
+        elif state.state == "lost":
+            self.handle_lost(running, state, details)
+        elif state.reason == "oom" and running.tries < MAX_OOM_TRIES and not self.interrupts:
+            self.to_ingest.append(running.attempt)
+            doubled = replace(running.execution, accumulate=2 * running.execution.accumulate)
+            self.try_again(running, state, doubled)
         else:
-            self.finish(going, was)
+            self.finish(running, state)
 
-    def lost(self, going: _Going, was: Standing, details: dict[str, Any]) -> None:
-        """A worker ended and left no result."""
-        reason, message = how_it_ended(details, going.execution)
-        if (
-            reason in ENDED_FROM_OUTSIDE
-            and not details.get("late")
-            and going.tries < tries_in_a_sweep(details)
-        ):
-            self.found[going.run.key] = was
-            if self.interrupts:
-                self.progress.event("lost", going.run.title, reason=reason, message=message)
-            else:
-                self.try_again(going, was, going.execution, message)
-            return
-        self.fail(going, reason, message)
+    def handle_lost(
+        self, running: RunningAttempt, state: RunState, details: Mapping[str, Any]
+    ) -> None:
+        """Retry or fail a run whose worker ended without a result."""
+        reason, message = how_it_ended(details, running.execution)
+        may_retry = reason in EXTERNAL_REASONS and running.tries < tries_in_a_sweep(details)
+        # A run that was too slow for its time limit would be again.
+        if not may_retry or details.get("late"):
+            self.fail(running, reason, message)
+        elif self.interrupts:
+            self.state.states[running.run.key] = state
+            self.progress.event("lost", running.run.title, reason=reason, message=message)
+        else:
+            self.try_again(running, state, running.execution, message)
 
     def try_again(
-        self, going: _Going, was: Standing, execution: Execution, message: str = ""
+        self, running: RunningAttempt, state: RunState, execution: Execution, message: str = ""
     ) -> None:
-        key = going.run.key
-        self.found[key] = was
-        self.again[key] = (going.tries, execution)
+        """Queue a run once more."""
+        key, title = running.run.key, running.run.title
+        self.state.states[key] = state
+        self.retries[key] = (running.tries, execution)  # before push, which looks it up
         self.push(key)
-        self.progress.event(
-            "retry", going.run.title, reason=was.reason or "lost", message=message or was.message
-        )
+        reason, why = state.reason or "lost", message or state.message
+        self.progress.event("retry", title, reason=reason, message=why)
 
-    def finish(self, going: _Going, was: Standing) -> None:
-        key = going.run.key
-        self.found[key] = was
-        self.over.add(key)
-        self.known.setdefault(key, was.validation)
-        self.fresh.append(going.attempt)
-        kind = "finished" if was.reason is None else "failed"
-        self.progress.event(kind, going.run.title, reason=was.reason, message=was.message)
-        for follower in self.waiting.pop(key, ()):
+    def fail(self, running: RunningAttempt, reason: str, message: str) -> None:
+        """Write a failure for an attempt that left no result, and finish the run."""
+        running.write_failure(reason, message)
+        self.finish(running, running.read_state())
+
+    def finish(self, running: RunningAttempt, state: RunState) -> None:
+        """Record the end of a run, and queue the runs that waited for it."""
+        key = running.run.key
+        self.state.record_end(key, state)
+        self.to_ingest.append(running.attempt)
+        kind = "finished" if state.reason is None else "failed"
+        self.progress.event(kind, running.run.title, reason=state.reason, message=state.message)
+        # Also after a failure: they are handed out, find that their base failed, and fail.
+        for follower in self.followers.pop(key, ()):
             self.push(follower)
 
-    def take_in(self) -> None:
-        if self.fresh:
-            self.store.ingest(self.fresh)
-            self.fresh = []
-        if time.monotonic() > self.snapshot_at:
-            self.tell_members()
-            self.store.snapshot()
-            self.snapshot_at = time.monotonic() + SNAPSHOT_S
+    # ---- the store ----
+
+    def update_store(self) -> None:
+        """Insert the attempts that have ended, and refresh the snapshot from time to time."""
+        if self.to_ingest:
+            self.store.ingest_attempts(self.to_ingest)
+            self.to_ingest = []
+        if time.monotonic() > self.next_snapshot:
+            self.write_snapshot()
+            self.next_snapshot = time.monotonic() + SNAPSHOT_S
+
+    def write_snapshot(self) -> None:
+        """Let readers see the members of the board and all attempts in the store."""
+        # Members go with snapshots and not with plans: a large board takes a second to describe.
+        if self.members_changed:
+            self.store.save_board(make_board_members(self.state.make_board_plan()))
+            self.members_changed = False
+        self.store.write_snapshot()
 
     # ---- ending ----
 
-    def heed_interrupts(self) -> None:
-        """A signal handler only counts; this acts."""
-        if self.interrupts == 1 and not self.heeded:
-            self.progress.event("draining", "", running=sum(map(len, self.going.values())))
+    def act_on_interrupts(self) -> None:
+        """Announce after the first interrupt that runs are finished; cancel them after a second."""
+        if self.interrupts == 1 and not self.announced_draining:
+            self.progress.event("draining", "", running=sum(map(len, self.running.values())))
         if self.interrupts > 1:
-            self.cancel()
-        self.heeded = self.interrupts
+            self.cancel_groups()
+        self.announced_draining = self.interrupts > 0
 
-    def cancel(self) -> None:
-        for group in self.going:
+    def cancel_groups(self) -> None:
+        for group in self.running:
             self.engine.cancel(group)
 
     def stop(self) -> None:
-        """Whatever happened: no worker is left, and what came back is in the store."""
+        """Stop all workers, and store what they have finished. It runs after errors as well."""
         self.stopping = True
-        while self.going:
-            self.cancel()
-            self.listen()
-        self.take_in()
-        self.tell_members()
-        self.store.snapshot()
-
-    def tell_members(self) -> None:
-        """Who belongs to the board by the latest plan; for a large one that takes a second. What was chosen stands until a failed trial that is
-        tried again has come to something else."""
-        if self.members_due:
-            hoping = self.plan.waiting and any(was.state == "failed" for was in self.found.values())
-            self.store.set_board(
-                roster_of(
-                    settled(self.planner, self.results, retry=False)[0] if hoping else self.plan
-                )
-            )
-            self.members_due = False
-
-    def summary(self) -> Summary:
-        summary = Summary(
-            skipped=len(self.plan.skipped),
-            cached=self.cached,
-            interrupted=self.interrupts > 0,
-            seconds=time.monotonic() - self.began,
-        )
-        elsewhere = self.elsewhere
-        for key, was in self.found.items():
-            if key in elsewhere:
-                continue
-            if was.state == "cached" and not was.diverged:
-                summary.ok += 1
-            elif was.reason is not None:
-                summary.failed += 1
-                summary.failures.append((self.plan.runs[key].title, was.reason, was.message or ""))
-            else:
-                summary.left += 1
-        later = sum(waiting.runs for waiting in self.plan.waiting)
-        summary.left, summary.elsewhere = (
-            (summary.left + later, 0)
-            if self.shard == WHOLE
-            else (summary.left, len(elsewhere) + later)
-        )
-        return summary
+        while self.running:
+            # Every group reports its end, a cancelled one as well.
+            self.cancel_groups()
+            self.handle_events()
+        self.update_store()
+        self.write_snapshot()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Ctrl-C once: finish what is running. Twice, or a polite kill: stop at once."""
+    def counting_interrupts(self) -> Iterator[None]:
+        """Count SIGINT and SIGTERM in `interrupts` while the sweep runs."""
 
-        def interrupt(signum: int, frame: object) -> None:
+        def count(signum: int, frame: object) -> None:
+            # Nothing else is safe here: the main thread may be in the middle of a transaction.
             self.interrupts += 1 if signum == signal.SIGINT else 2
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Python allows signal handlers in the main thread only.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        previous = {signum: signal.signal(signum, count) for signum in signals}
         try:
             yield
         finally:
-            for signum, handler in before.items():
+            for signum, handler in previous.items():
                 signal.signal(signum, handler)

@@ -1,4 +1,4 @@
-"""Who is told how a sweep goes, and how it ended."""
+"""Listener: what a sweep reports to while it runs, and the summary that it ends with."""
 
 from __future__ import annotations
 
@@ -7,36 +7,41 @@ from typing import Any, Protocol
 
 
 class Listener(Protocol):
-    """Who is told how the sweep goes: the live display, plain lines, or nobody."""
+    """Receives the events of a sweep: the live display, plain lines, or a test."""
 
     def start(self, total: int, cached: int) -> None: ...
     def event(self, kind: str, run_label: str, **details: Any) -> None: ...
     def stop(self, summary: Any) -> None: ...
 
 
-class Silence:
+class NullListener:
+    """A listener that ignores every event."""
+
     def start(self, total: int, cached: int) -> None: ...
     def event(self, kind: str, run_label: str, **details: Any) -> None: ...
     def stop(self, summary: Any) -> None: ...
 
 
 @dataclass
-class Summary:
-    """How a sweep ended, counted in runs; `skipped` counts cells."""
+class SweepSummary:
+    """How a sweep ended. All counts are of runs, except `skipped`."""
 
     ok: int = 0
     failed: int = 0
     skipped: int = 0
+    """Number of skipped cells."""
     cached: int = 0
-    """Of `ok` and `failed`, those that were there before."""
+    """How many of `ok` and `failed` had ended before this sweep."""
     left: int = 0
+    """Runs that this sweep did not finish."""
     elsewhere: int = 0
-    """Of a part of a sweep: runs of other parts that are not here, and those that wait for them."""
+    """For a shard: runs of other shards that are not here, and runs that wait for them."""
     interrupted: bool = False
     seconds: float = 0.0
     failures: list[tuple[str, str, str]] = field(default_factory=list)
-    """Title, reason and message of every failed run."""
+    """Title, reason and message of each failed run."""
 
     @property
     def code(self) -> int:
+        """The exit code: 130 interrupted, 4 runs are left, 3 runs failed, 0 all is well."""
         return 130 if self.interrupted else 4 if self.left else 3 if self.failed else 0

@@ -1,8 +1,9 @@
-"""A part of a sweep for a machine of its own: `--shard 3/8`, counted from 0. The parts are disjoint and together they are the sweep.
+"""Shard: the part of a sweep that one machine trains, such as `--shard 3/8`, counted from 0.
 
-A run belongs to a part by its key, not by its place in the plan, so that it stays there whatever is added to the file. One that goes on from
-another belongs where that one does: no part waits for another's network. Only a choice of tuned values has to: it needs all trials,
-so after a merge the same command goes on.
+Shards are disjoint, and together they are the whole sweep. A run belongs to a shard by its key and
+not by its place in the plan, so it stays there when the file grows. A run that starts from another
+belongs to the shard of that one, so no shard waits for another's network. Only the choice of tuned
+values needs the trials of all shards: merge them, and then give the same command again.
 """
 
 from __future__ import annotations
@@ -19,31 +20,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part `index` of `parts`."""
+    """Shard `index` of `count` shards."""
 
     index: int
-    parts: int
+    count: int
 
     @classmethod
-    def read(cls, words: str) -> Shard:
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", words, re.ASCII)
-        if not found:
-            raise UsageError(f"--shard {words}: write i/n, such as 0/8")
-        index, parts = int(found[1]), int(found[2])
-        if index >= parts:
-            many = (
-                f"0/{parts} to {parts - 1}/{parts}, as in sbatch --array=0-{parts - 1}"
-                if parts
-                else "0/1 is the whole"
+    def parse(cls, text: str) -> Shard:
+        """Return the shard that an option such as `3/8` names."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+        if not match:
+            raise UsageError(f"--shard {text}: write i/n, such as 0/8")
+        index, count = int(match[1]), int(match[2])
+        if index >= count:
+            last = count - 1
+            valid = (
+                f"0/{count} to {last}/{count}, as in sbatch --array=0-{last}"
+                if count
+                else "0/1 is the whole sweep"
             )
-            raise UsageError(f"--shard {words}: parts are counted from 0: {many}")
-        return cls(index, parts)
+            raise UsageError(f"--shard {text}: shards are counted from 0: {valid}")
+        return cls(index, count)
 
-    def has(self, plan: Plan, key: str) -> bool:
-        """By the first half of the key of the run that its chain of bases begins with."""
+    def contains(self, plan: Plan, key: str) -> bool:
+        """Return whether a run is trained by this shard."""
+        # The run at the root of a chain of bases decides for all runs of the chain.
         while (run := plan.runs.get(key)) and run.base:
             key = run.base
-        return int(key[:16], 16) % self.parts == self.index
+        # A key is a hash, so the first half of its digits is a uniform number.
+        return int(key[:16], 16) % self.count == self.index
 
 
-WHOLE = Shard(0, 1)
+WHOLE_SWEEP = Shard(0, 1)

@@ -1,4 +1,4 @@
-"""What a sweep would do, and what of it is done: the plan held against the files. Nothing is written here."""
+"""Status: the plan of a sweep compared with the run folders. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -9,154 +9,214 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench.runs.config import RunConfig
-from qbench.runs.state import ANOTHERS, Standing, known_keys, standings
-from qbench.store.lock import held_since
+from qbench.runs.state import ONLY_SUBMITTED, RunState, list_known_keys, read_run_states
+from qbench.store.lock import find_lock_time
 from qbench.sweepfile.config import SweepConfig
 from qbench.sweeps.cells import Plan
-from qbench.sweeps.downstream_questions import unanswered
+from qbench.sweeps.downstream_questions import unanswered_by_key
 from qbench.sweeps.plan import Planner
-from qbench.sweeps.shard import WHOLE, Shard
+from qbench.sweeps.shard import WHOLE_SWEEP, Shard
 from qbench.util.text import count
 
-__all__ = ["Planned", "look", "made_again", "must_run", "settled", "status"]
+__all__ = [
+    "RunStatus",
+    "bases_to_retrain",
+    "needs_training",
+    "plan_from_files",
+    "read_states",
+    "read_sweep_status",
+]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A line of a dry run: a run and why it would be trained or not. A cell without runs, or without any yet, has a line of its own."""
+class RunStatus:
+    """A line of a dry run: a run, and why it would be trained or not.
+
+    A cell that has no runs, or none yet, has a line of its own.
+    """
 
     title: str
-    standing: Standing
+    run_state: RunState
     key: str | None = None
     stale: str | None = None
-    """What the code that made it was, where that is not the code of now."""
+    """For a finished run: the commit that trained it, if that is not the present one."""
     edited: tuple[str, ...] = ()
-    """Of a finished run: its method or task, where that was edited since under the same version."""
-    older: str | None = None
-    """Of a run that is missing: the older version of its method or task that was trained."""
+    """For a finished run: its method or task, if edited since without a new version."""
+    older_version: str | None = None
+    """For a missing run: the older version of its method or task that was trained."""
     runs: int = 1
     unanswered: tuple[str, ...] = ()
-    """Of a finished run: the downstream tasks that it is still to be asked."""
+    """For a finished run: the downstream tasks that it has not answered yet."""
 
 
-def status(config: SweepConfig, results: Path, shard: Shard = WHOLE) -> list[Planned]:
-    """Every run of a sweep, or of a part of it, and every cell that is skipped, with its standing. Writes nothing."""
-    plan, found = settled(Planner(config), results)
-    found |= made_again(plan, found, {key for key, was in found.items() if not must_run(was)})
-    since, known, todo = held_since(results), known_keys(results), unanswered(config, results)
+def read_sweep_status(
+    config: SweepConfig, results: Path, shard: Shard = WHOLE_SWEEP
+) -> list[RunStatus]:
+    """Return the status of every run of a sweep or shard, and of cells without runs."""
+    plan, states = plan_from_files(Planner(config), results)
+    ended = {key for key, state in states.items() if not needs_training(state)}
+    states |= bases_to_retrain(plan, states, ended)
+    since, keys = find_lock_time(results), list_known_keys(results)
+    unanswered = unanswered_by_key(config, results)
     lines = []
     for key, run in plan.runs.items():
-        if not shard.has(plan, key):
+        if not shard.contains(plan, key):
             continue
-        was = running(found[key], since)
-        earlier = older(run.config, known) if was.state == "new" else None
+        state = mark_running(states[key], since)
         lines.append(
-            Planned(
+            RunStatus(
                 run.title,
-                was,
+                state,
                 key,
-                stale(was),
-                changed(was, run.config),
-                earlier,
-                unanswered=todo.get(key, ()),
+                find_other_code(state),
+                find_edited_sources(state, run.config),
+                find_older_version(run.config, keys) if state.state == "new" else None,
+                unanswered=unanswered.get(key, ()),
             )
         )
-    for waiting in plan.waiting:
-        message = f"{count(waiting.runs, 'run')}, chosen when its trials are done: {len(waiting.keys)} to go"
-        lines.append(
-            Planned(waiting.cell.title, Standing("waiting", message=message), runs=waiting.runs)
+    return lines + _list_cells_without_runs(plan)
+
+
+def _list_cells_without_runs(plan: Plan) -> list[RunStatus]:
+    lines = []
+    for pending in plan.waiting:
+        message = (
+            f"{count(pending.runs, 'run')}, chosen when its trials are done:"
+            f" {len(pending.keys)} to go"
         )
-    lines += [
-        Planned(cell.title, Standing("untuned", message=cell.failure)) for cell in plan.failed
-    ]
-    return lines + [
-        Planned(cell.title, Standing("skipped", message=cell.refusal)) for cell in plan.skipped
-    ]
+        state = RunState("waiting", message=message)
+        lines.append(RunStatus(pending.cell.title, state, runs=pending.runs))
+    for cell in plan.failed:
+        lines.append(RunStatus(cell.title, RunState("untuned", message=cell.failure)))
+    for cell in plan.skipped:
+        lines.append(RunStatus(cell.title, RunState("skipped", message=cell.refusal)))
+    return lines
 
 
-def settled(
+def plan_from_files(
     planner: Planner, results: Path, retry: bool = True
-) -> tuple[Plan, dict[str, Standing]]:
-    """The plan as far as the files can tell, with the standing of each run. A trial that is tried again is not over."""
-    plan, found = planner.plan(), dict[str, Standing]()
-    while new := [key for key in plan.runs if key not in found]:
-        found |= look(plan, results, new)
+) -> tuple[Plan, dict[str, RunState]]:
+    """Return the plan as far as the run folders determine it, and the state of each run.
+
+    With `retry`, a failed trial counts as not ended, because it is trained again.
+    """
+    plan, states = planner.plan(), dict[str, RunState]()
+    # Every pass can decide a rung or a choice, and that adds runs whose state must be read.
+    while new_keys := [key for key in plan.runs if key not in states]:
+        states |= read_states(plan, results, new_keys)
         if not plan.waiting:
             break
-        plan = planner.plan(
-            {key: was.validation for key, was in found.items() if not must_run(was, retry)}
-        )
-    return plan, found
+        outcomes = {
+            key: state.validation
+            for key, state in states.items()
+            if not needs_training(state, retry)
+        }
+        plan = planner.plan(outcomes)
+    return plan, states
 
 
-def look(plan: Plan, results: Path, keys: list[str]) -> dict[str, Standing]:
-    """What became of some runs of a plan. A trial chooses by its validation, which nobody else can have checked: another's does not count."""
-    return standings(results, keys, {key for key in keys if plan.runs[key].cell.stage == "trial"})
+def read_states(plan: Plan, results: Path, keys: list[str]) -> dict[str, RunState]:
+    """Return the states of some runs of a plan.
+
+    For a trial only a run that was trained or reproduced here counts. It chooses by its validation
+    score, which nobody can check in another person's submission.
+    """
+    trials = {key for key in keys if plan.runs[key].cell.stage == "trial"}
+    return read_run_states(results, keys, trials)
 
 
-def made_again(
-    plan: Plan, found: Mapping[str, Standing], done: Container[str]
-) -> dict[str, Standing]:
-    """Finished runs that one which is still to be made cannot go on from: the artefact is gone, or nobody has trained them here."""
-    again: dict[str, Standing] = {}
-    for run in reversed(list(plan.runs.values())):  # bases come before their followers
-        if run.base is None or (run.key in done and run.key not in again):
+def bases_to_retrain(
+    plan: Plan, states: Mapping[str, RunState], ended: Container[str]
+) -> dict[str, RunState]:
+    """Return new states for finished runs that must be trained again for a run that needs them.
+
+    A run cannot start from a base whose artefact was deleted, or that was not trained here.
+
+    Args:
+        plan: The plan.
+        states: The state of each run.
+        ended: The keys of the runs that are not trained any more.
+    """
+    retrain: dict[str, RunState] = {}
+    # Bases come before the runs that start from them. In reverse, a base that must be trained
+    # again is known before its own base is looked at.
+    for run in reversed(list(plan.runs.values())):
+        if run.base is None or (run.key in ended and run.key not in retrain):
             continue
-        was = found[run.base]
-        if was.state != "cached" or was.attempt is None:
+        state = states[run.base]
+        if state.state != "cached" or state.attempt is None:
             continue
-        if not was.attempt.believed:
-            again[run.base] = ANOTHERS
-        elif not was.diverged and not was.attempt.artefact.is_file():
-            again[run.base] = Standing(
-                "lost", was.attempt, message="its artefact is gone, and others go on from it"
+        if not state.attempt.trained_here:
+            retrain[run.base] = ONLY_SUBMITTED
+        elif not state.diverged and not state.attempt.artefact.is_file():
+            retrain[run.base] = RunState(
+                "lost",
+                state.attempt,
+                message="its artefact is gone, and others go on from it",
             )
-    return again
+    return retrain
 
 
-def must_run(was: Standing, retry: bool = True) -> bool:
-    """Whether a sweep trains it."""
-    return was.state in ("new", "lost") or (was.state == "failed" and retry)
+def needs_training(state: RunState, retry: bool = True) -> bool:
+    """Return whether a sweep trains a run in this state."""
+    return state.state in ("new", "lost") or (state.state == "failed" and retry)
 
 
-def running(was: Standing, since: int | None) -> Standing:
-    """A lost run is not lost if the sweep that holds the folder began it."""
-    if was.state != "lost" or was.attempt is None or since is None:
-        return was
+def mark_running(state: RunState, since: int | None) -> RunState:
+    """Return the state as `running` if a lost run is being trained at this moment.
+
+    Args:
+        state: The state of a run.
+        since: When the sweep that holds the results folder began, as `st_mtime_ns`, if one does.
+    """
+    if state.state != "lost" or state.attempt is None or since is None:
+        return state
+    # An attempt begins with its spec.json. One that is older than the lock was begun by an
+    # earlier sweep, which was killed.
     with suppress(OSError):
-        if (was.attempt.folder / "spec.json").stat().st_mtime_ns >= since:
-            return dataclasses.replace(was, state="running")
-    return was
+        if (state.attempt.folder / "spec.json").stat().st_mtime_ns >= since:
+            return dataclasses.replace(state, state="running")
+    return state
 
 
-def older(config: RunConfig, known: Container[str]) -> str | None:
-    """The latest older version of the method, or else of the task, of which this run is there."""
-    for kind, version in (("method", config.method_version), ("task", config.task_version)):
-        for earlier in range(version - 1, 0, -1):
-            was = (
-                dataclasses.replace(config, method_version=earlier)
-                if kind == "method"
-                else dataclasses.replace(config, task_version=earlier)
-            )
-            if was.key in known:
-                return f"{getattr(config, kind)} version {earlier}"
+def find_older_version(config: RunConfig, keys: Container[str]) -> str | None:
+    """Return the latest older version of the method, else of the task, with which a run exists.
+
+    Args:
+        config: The run.
+        keys: The keys of all runs in the results folder.
+    """
+    for version in range(config.method_version - 1, 0, -1):
+        if dataclasses.replace(config, method_version=version).key in keys:
+            return f"{config.method} version {version}"
+    for version in range(config.task_version - 1, 0, -1):
+        if dataclasses.replace(config, task_version=version).key in keys:
+            return f"{config.task} version {version}"
     return None
 
 
-def changed(was: Standing, config: RunConfig) -> tuple[str, ...]:
-    """What of a finished run's method and task has other source now. A run that did not record it is not blamed."""
+def find_edited_sources(state: RunState, config: RunConfig) -> tuple[str, ...]:
+    """Return which of a finished run's method and task have other source code now.
+
+    A run that did not record its sources is taken as unchanged.
+    """
     from qbench.plugins.source_hash import edited
 
-    env = was.attempt.read("env") if was.state == "cached" and was.attempt else None
+    env = state.attempt.read("env") if state.state == "cached" and state.attempt else None
     return tuple(edited(config.to_json(), env)) if env else ()
 
 
-def stale(was: Standing) -> str | None:
-    """The commit or version that a finished run was made by, if it is not ours. A version of the method or task is in the key."""
-    from qbench.runs.environment import environment
+def find_other_code(state: RunState) -> str | None:
+    """Return the commit or version of qbench that trained a finished run, if it is not this one.
 
-    if was.state != "cached" or was.attempt is None or (env := was.attempt.read("env")) is None:
+    The versions of method and task are not compared, because they are in the run's key.
+    """
+    from qbench.runs.environment import collect_environment
+
+    if state.state != "cached" or state.attempt is None:
         return None
-    now = environment()
-    theirs, ours = ((e.get("commit") or e.get("qbench")) for e in (env, now))
+    env = state.attempt.read("env")
+    if env is None:
+        return None
+    theirs, ours = ((e.get("commit") or e.get("qbench")) for e in (env, collect_environment()))
     return f"{str(theirs)[:12]}" if theirs and ours and theirs != ours else None

@@ -14,7 +14,7 @@ from qbench.util import text
 from qbench.util.text import count
 
 if TYPE_CHECKING:
-    from qbench.sweeps.status import Planned
+    from qbench.sweeps.status import RunStatus
 
 
 # ---- a plan ----
@@ -49,7 +49,7 @@ STYLES = {
 }
 
 
-def show_plan(lines: Sequence[Planned], console: Console | None = None, file: str = "") -> None:
+def show_plan(lines: Sequence[RunStatus], console: Console | None = None, file: str = "") -> None:
     """What a sweep would train and why: a line for each run that is not simply there, and how many there are of each state, and what to do."""
     console = console or Console()
     told = [(_state(line), line) for line in lines]
@@ -67,7 +67,7 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
     counts = Counter[str]()
     for state, line in told:
         counts[state] += line.runs
-    diverged = sum(line.standing.diverged for state, line in told if state == "cached")
+    diverged = sum(line.run_state.diverged for state, line in told if state == "cached")
     table = _columns("state", "runs", "", "to go on")
     for state in filter(counts.get, MEANINGS):
         more = f", {diverged} of them diverged" if state == "cached" and diverged else ""
@@ -86,16 +86,16 @@ def show_plan(lines: Sequence[Planned], console: Console | None = None, file: st
         console.print(Text(f"Still to be asked downstream: {each}"))
 
 
-def _state(line: Planned) -> str:
+def _state(line: RunStatus) -> str:
     return (
         "stale"
-        if (line.stale or line.edited) and line.standing.state == "cached"
-        else line.standing.state
+        if (line.stale or line.edited) and line.run_state.state == "cached"
+        else line.run_state.state
     )
 
 
-def _why(state: str, line: Planned) -> str:
-    was = line.standing
+def _why(state: str, line: RunStatus) -> str:
+    was = line.run_state
     made = (
         [f"{' and '.join(line.edited)} edited under the same version: raise version"]
         if line.edited
@@ -105,8 +105,8 @@ def _why(state: str, line: Planned) -> str:
     words = (
         [f"{', '.join(made)}, key {(line.key or '')[:12]}"]
         if state == "stale"
-        else [f"there is one of {line.older}"]
-        if line.older
+        else [f"there is one of {line.older_version}"]
+        if line.older_version
         else []
     )
     return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))

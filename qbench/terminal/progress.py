@@ -27,7 +27,7 @@ from qbench.util.text import count, plain
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from qbench.sweeps.listener import Summary
+    from qbench.sweeps.listener import SweepSummary
     from qbench.terminal.progress_lines import Line
 
 __all__ = ["Progress"]
@@ -82,7 +82,7 @@ class Progress:
             )
         self.display.tick(self.tally, now)
 
-    def stop(self, summary: Summary) -> None:
+    def stop(self, summary: SweepSummary) -> None:
         self.display.close()
         self.display.say(closing(summary, self.clock() - self.tally.began))
 

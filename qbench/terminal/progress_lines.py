@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qbench.util.text import count, plain, seconds
 
 if TYPE_CHECKING:
-    from qbench.sweeps.listener import Summary
+    from qbench.sweeps.listener import SweepSummary
     from qbench.terminal.progress_tally import Tally
 
 
@@ -20,7 +20,7 @@ Line = list[tuple[str, str]]
 # ---- in words ----
 
 
-def closing(summary: Summary, elapsed_s: float) -> str:
+def closing(summary: SweepSummary, elapsed_s: float) -> str:
     """`72 runs: 70 ok, 2 failed (1 diverged, 1 oom), 3 cells skipped; 0:41`."""
     reasons = Counter(plain(reason) for _, reason, _ in summary.failures)
     why = ", ".join(

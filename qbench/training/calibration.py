@@ -1,51 +1,67 @@
-"""Search scales and ranges again ten times in a run, and at the end."""
+"""Calibration: what no gradient moves is found from data, before the first step and now and then."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from qbench.api.batch import Batch
 from qbench.quant.scaled_quantizer import ScaledQuantizer
-from qbench.training.run import Run
+from qbench.training.run import TrainingRun
 
-if TYPE_CHECKING:
-    from qbench.quant.scale_rules import TrainedScaleRule
+CALIBRATION_BATCHES = 4
 
 
-def undivided(method: str, rule: TrainedScaleRule) -> str | None:
-    """Why a rule cannot be followed by a method whose weights are divided among processes; None where each weight alone says its scale."""
-    if rule == "learned":
-        return f"{method} with scale = learned has parameters of its own, which are not divided among processes"
-    return (
-        f"{method} with scale = hessian looks at the gradients of whole weights, which no process holds"
-        if rule == "hessian"
-        else None
+def calibrate(run: TrainingRun) -> None:
+    """Calibrate all quantizers for the network as it is now: weights first, then inputs."""
+    batches = calibration_batches(run) if _needs_batches(run) else []
+    calibrate_weights(run, batches)
+    run.network.calibrate_inputs(batches)
+
+
+def calibration_batches(run: TrainingRun) -> list[Batch]:
+    """Return the training batches that every calibration looks at."""
+    return run.probe_batches(CALIBRATION_BATCHES)
+
+
+def calibrate_weights(run: TrainingRun, batches: Sequence[Batch]) -> None:
+    """Show every weight quantizer its weights, and the Hessian's diagonal where its rule needs it."""
+    for stack in run.weights:
+        quantizer = stack.quantizer
+        if isinstance(quantizer, ScaledQuantizer) and quantizer.needs_curvature:
+            quantizer.curvature.copy_(run.curvature(stack, batches))
+        quantizer.calibrate(stack.stack().detach(), first=True)
+
+
+def recalibrate_if_due(run: TrainingRun) -> None:
+    """Calibrate again if the method asks for it at this step.
+
+    Stacked runs usually agree. Where they do not, those that ask are calibrated one by one.
+    """
+    asking = [one for one in run.runs if one.method.recalibrates(one)]
+    if len(asking) == len(run.runs):
+        calibrate(run)
+    else:
+        for one in asking:
+            calibrate(one)
+
+
+def finalize(run: TrainingRun) -> None:
+    """Calibrate for the last time and let the method finalize, so that the grids say what ships.
+
+    The input ranges of a post-training method are found after it has rounded the weights.
+    """
+    method, batches = run.method, calibration_batches(run)
+    if method.post_training is not None:
+        calibrate_weights(run, batches)
+        method.finalize(run, batches)
+        run.network.calibrate_inputs(batches)
+        return
+    recalibrate_if_due(run)
+    method.finalize(run, batches)
+
+
+def _needs_batches(run: TrainingRun) -> bool:
+    return bool(run.inputs) or any(
+        isinstance(quantizer, ScaledQuantizer) and quantizer.needs_curvature
+        for quantizer in run.quantizers()
     )
-
-
-# ---- while a run goes on ----
-
-TIMES = 10
-"""How often in a run what no gradient moves is looked at again."""
-BATCHES = 4
-
-
-def settle(run: Run, batches: list[Batch]) -> None:
-    """What no gradient moves, for the network as it is now: the curvature where a rule wants it, searched scales, ranges of inputs."""
-    for bundle in run.bundles:
-        quantizer = bundle.quantizer
-        if isinstance(quantizer, ScaledQuantizer):
-            if quantizer.rule == "hessian":
-                quantizer.curvature.copy_(run.curvature(bundle, batches))
-            quantizer.reset(bundle.stack().detach())
-    run.calibrate(batches)
-
-
-def settle_now_and_then(run: Run) -> None:
-    """Again at every tenth of the run, if there is anything to settle."""
-    if run.step and run.step % max(1, run.steps // TIMES) == 0:
-        searches = any(
-            isinstance(b.quantizer, ScaledQuantizer) and b.quantizer.searches for b in run.bundles
-        )
-        if searches or run.inputs:
-            settle(run, run.probe_batches(BATCHES))

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to go on bit for bit.
 
-Batches and draws are functions of indices, so the data position is the step and there is no generator of ours to save;
-torch's own (that of the CPU) is kept for the sake of a method that draws from it. Only the code, the torch and the kind of device that made
-a checkpoint go on from it, compiled if it was: a run of two minds would have one name.
+Batches and random numbers are functions of indices, so the position in the data is the step, and
+there is no generator of ours to save. torch's own generator of the CPU is saved for the sake of a
+method that draws from it. A run goes on only from a checkpoint of the same code, the same torch
+and the same kind of device, compiled if that was: otherwise one key would stand for two trainings.
 """
 
 from __future__ import annotations
@@ -13,67 +14,65 @@ from typing import Any
 
 import torch
 
-from qbench.runs.environment import commit
-from qbench.training.run import Run
+from qbench.runs.environment import find_commit
+from qbench.training.run import TrainingRun
 from qbench.util.json_files import write_atomically
 
 
-def made_by(run: Run) -> list[str]:
-    ways = {
-        "divided": run.divided,
-        "compiled": run.compiled is not None,
-    }  # divided, each weight has a quantizer of its own
+def describe_maker(run: TrainingRun) -> list[str]:
+    """Return what must agree between the maker of a checkpoint and who goes on from it."""
     return [
-        str(commit()["commit"]),
+        str(find_commit()["commit"]),
         str(torch.__version__),
-        run.clock.device.type,
-        *(way for way, taken in ways.items() if taken),
+        run.network.device.type,
+        *(["compiled"] if run.passes.compiled_output is not None else []),
     ]
 
 
-def save(run: Run, step: int, seconds: float, path: Path) -> None:
-    """`step` is the next one to be taken, `seconds` what the steps before it took."""
+def save_checkpoint(run: TrainingRun, step: int, seconds: float, path: Path) -> None:
+    """Save a run of one seed.
+
+    Args:
+        run: The run.
+        step: The step to take next.
+        seconds: How long the steps before it took.
+        path: The file to write.
+    """
+    if run.team and run.team.rank:
+        return  # one process writes it for all
     assert isinstance(run.optimizer, torch.optim.Optimizer)
     state = {
-        "made_by": made_by(run),
+        "made_by": describe_maker(run),
         "step": step,
         "seconds": seconds,
         "model": run.model.state_dict(),
         "quantizers": [q.state_dict() for q in run.quantizers()],
         "optimizer": run.optimizer.state_dict(),
-        "method": run.method.state_dict(),
-        "lr_scale": dict(run.lr_scale),
+        "state": dict(run.state),
         "generator": torch.get_rng_state(),
         "reference": None if run.reference is None else run.reference.state_dict(),
     }
-    if run.divided:
-        from qbench.execution.sharded import all_whole
-
-        state = all_whole(state)
-    if run.team and run.team.rank:
-        return  # one process writes it for all
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def load(run: Run, path: Path) -> tuple[int, float]:
-    """Put a run where the checkpoint left it; returns the step to take next and the seconds that went before. (0, 0) where it is another code's."""
-    assert isinstance(run.optimizer, torch.optim.Optimizer)
-    state: dict[str, Any] = torch.load(path, map_location=run.clock.device, weights_only=True)
-    if state["made_by"] != made_by(run):
-        return 0, 0.0
-    if run.divided:
-        from qbench.execution.sharded import divided_like, divided_moments
+def load_checkpoint(run: TrainingRun, path: Path) -> tuple[int, float]:
+    """Put a run where a checkpoint left it.
 
-        state["model"] = divided_like(state["model"], run.model.state_dict())
-        state["optimizer"] = divided_moments(state["optimizer"], run.optimizer)
+    Returns:
+        The step to take next and the seconds that the steps before it took; (0, 0) if other code
+        made the checkpoint, so that the run starts anew.
+    """
+    assert isinstance(run.optimizer, torch.optim.Optimizer)
+    state: dict[str, Any] = torch.load(path, map_location=run.network.device, weights_only=True)
+    if state["made_by"] != describe_maker(run):
+        return 0, 0.0
     run.model.load_state_dict(state["model"])
     for quantizer, saved in zip(run.quantizers(), state["quantizers"], strict=True):
         quantizer.load_state_dict(saved)
     run.optimizer.load_state_dict(state["optimizer"])
-    run.method.load_state_dict(state["method"])
-    run.lr_scale.update(state["lr_scale"])
+    run.state.update(state["state"])
     torch.set_rng_state(state["generator"].cpu())
     if run.reference is not None:
         run.reference.load_state_dict(state["reference"])

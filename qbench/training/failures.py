@@ -1,4 +1,4 @@
-"""Why a run ended without a score, as a reason a table can show."""
+"""Why a run ended without a score, as a reason that a table can show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from qbench.errors import Diverged, QbenchError
 
-# ---- what goes wrong ----
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Failed(Exception):
@@ -22,8 +22,11 @@ class Failed(Exception):
 
 
 @contextmanager
-def blame(reason: str) -> Iterator[None]:
-    """Whatever goes wrong in here is a failure of that kind. A full disk is nobody's fault and passes through."""
+def failing_with(reason: str) -> Iterator[None]:
+    """Turn whatever goes wrong in this context into a failure for that reason.
+
+    Lack of memory has a reason of its own. A full disk is no fault of the run's and passes through.
+    """
     try:
         yield
     except (Failed, Diverged):
@@ -31,15 +34,14 @@ def blame(reason: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise Failed("oom", first_line(error)) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         raise Failed(reason, first_line(error)) from error
 
 
 def first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (
-        text[0]
-        if isinstance(error, QbenchError) and text
-        else f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-    )
+    """Return the first line of an error's message, with its type unless it is one of ours."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, QbenchError) and lines:
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

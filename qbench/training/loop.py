@@ -1,7 +1,9 @@
-"""The training loop. There is one, every method trains in it, and a method's hooks are called at the places where they stand here.
+"""The training loop. There is one, and every method trains in it.
 
-What is trained is a run, alone or with others side by side in one (`company`). Each has a seat in the loop: its curve, its checkpoint and
-its end are its own.
+`take_step` shows where each hook of a method is called. `train` repeats it to the end of the budget,
+and does what is due now and then: log a point of the curve, validate, report, save a checkpoint.
+What is trained is one run or several stacked runs. Each has a tracker of its own, so that its
+curve, its checkpoint and its end are its own.
 """
 
 from __future__ import annotations
@@ -18,185 +20,235 @@ import torch
 from torch import Tensor
 
 from qbench.api.batch import Batch
-from qbench.execution.assignment import Execution
-from qbench.execution.side_by_side import hand_back
 from qbench.training import checkpoint
+from qbench.training.calibration import recalibrate_if_due
 from qbench.training.devices import Stopwatch
-from qbench.training.failures import blame
-from qbench.training.optimizer import clip, set_learning_rates
-from qbench.training.run import Run
+from qbench.training.failures import failing_with
+from qbench.training.optimizer import clip_gradients, set_learning_rates
+from qbench.training.run import TrainingRun
 from qbench.util.json_files import finite
 
 CURVE_POINTS = 100
 EVALUATIONS = 8
 SIGN_OF_LIFE_S = 30.0
+"""Longest time without a report, after which a worker might count as hung."""
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def one_step(run: Run, step: int) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
-    """One step of training, whole. Returns the loss's terms, the gradient's norm and each run's learning rate."""
-    assert run.optimizer is not None
-    run.begin(step)
-    with blame("data"):
+def take_step(
+    run: TrainingRun, step: int
+) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
+    """Take one step of training.
+
+    Returns:
+        The terms of the loss, the norm of the gradient, and each run's learning rate.
+    """
+    run.begin_step(step)
+    with failing_with("data"):
         batch = run.batch(step)
-    rates = set_learning_rates(run, step)
-    run.method.before_step(run, batch)
-    terms, norm = run.recorded(batch) if run.recorded else update(run, batch)
+    if step:
+        recalibrate_if_due(run)
+    probe_if_due(run, batch)
+    run.apply_schedules()
+    rates = set_learning_rates(run)
+    terms, norm = run.recording(batch) if run.recording else update(run, batch)
     return terms, norm, rates
 
 
-def update(run: Run, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What of a step can be recorded: all that is left when the batch is there, the rates are set and the method's schedules have been read."""
+def update(run: TrainingRun, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Take the part of a step that can be recorded: everything after the schedule."""
     assert run.optimizer is not None
     run.optimizer.zero_grad(set_to_none=True)
     terms = run.method.step(run, batch)
     run.method.after_backward(run)
-    norm = clip(run)
+    norm = clip_gradients(run)
     run.optimizer.step()
     run.method.after_step(run)
     return terms, norm
 
 
-@dataclass
-class Seat:
-    """A run's place in the loop: where its curve goes, and what it came to."""
+def probe_if_due(run: TrainingRun, batch: Batch) -> None:
+    """Let the method measure, run by run, if it asked for this step."""
+    if any(run.step == math.ceil(share * run.steps) for share in run.method.probe_at):
+        for one, part in run.pair_with_batches(batch):
+            one.method.probe(one, part)
 
-    run: Run
+
+@dataclass
+class RunTracker:
+    """Where a run's curve and checkpoint go, and what has become of it."""
+
+    run: TrainingRun
     checkpoint: Path
     curve: TextIO
     report: Report
-    before_s: float = 0.0
-    """What the steps before the first one took: it goes on from a checkpoint."""
+    seconds_before: float = 0.0
+    """Seconds that the steps before the first one took, where the run was resumed."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Of the last loss that was looked at."""
+    """The terms of the last loss that was logged."""
     diverged: str | None = None
+    """Why the run has diverged, if it has."""
 
 
-def train(run: Run, seats: Sequence[Seat], execution: Execution, first: int = 0) -> Stopwatch:
-    """Train from step `first` to the end of the budget, a run alone or several side by side. Returns the times of whole steps."""
-    watch, began, share = Stopwatch(run.clock.device), time.monotonic(), 1 / len(seats)
-    every, validate_every = max(1, run.steps // CURVE_POINTS), max(1, run.steps // EVALUATIONS)
-    saved = reported = time.monotonic()
+def train(
+    run: TrainingRun, trackers: Sequence[RunTracker], checkpoint_s: float, first: int = 0
+) -> Stopwatch:
+    """Train from step `first` to the end of the budget.
+
+    Args:
+        run: One run, or several stacked runs.
+        trackers: One for each run.
+        checkpoint_s: Seconds between checkpoints.
+        first: The first step to take.
+
+    Returns:
+        The times of whole steps, without what is done now and then.
+    """
+    watch, began, share = Stopwatch(run.network.device), time.monotonic(), 1 / len(trackers)
+    log_every = max(1, run.steps // CURVE_POINTS)
+    validate_every = max(1, run.steps // EVALUATIONS)
+    last_saved = last_report = time.monotonic()
     run.model.train()
     watch.mark()
     for step in range(first, run.steps):
-        terms, norm, rates = one_step(run, step)
+        terms, norm, rates = take_step(run, step)
         watch.mark()
         done = step + 1
-        evaluate = done % validate_every == 0 or done == run.steps
         seconds = (time.monotonic() - began) * share
-        if done % every == 0 or evaluate:
-            metrics, norms = (
-                spread(run.method.metrics(run), len(seats)),
-                spread({"": norm}, len(seats)),
-            )
-            val = validate(run, seats) if evaluate else [None] * len(seats)
-            for place, (seat, loss) in enumerate(
-                zip(seats, spread(terms, len(seats)), strict=True)
-            ):
-                if seat.diverged is None:
-                    line = {
-                        "lr": rates[place],
-                        "grad_norm": norms[place].get(""),
-                        "metrics": metrics[place],
-                        "val": val[place],
-                    }
-                    look(seat, loss, line, (done, run.steps), seconds)
-            if all(seat.diverged for seat in seats):
+
+        # Once in a while: log a point of the curve, and validate.
+        validates = done % validate_every == 0 or done == run.steps
+        if done % log_every == 0 or validates:
+            scores: list[float | None] = [None] * len(trackers)
+            if validates:
+                scores = validate(run, trackers)
+            log_points(run, trackers, done, seconds, (terms, norm, rates, scores))
+            if all(tracker.diverged for tracker in trackers):
                 break
-            reported = time.monotonic()
+            last_report = time.monotonic()
             watch.skip()
             watch.mark()
-        if time.monotonic() - reported > SIGN_OF_LIFE_S:
-            for seat in seats:
-                seat.report(
-                    {
-                        "step": done,
-                        "steps": run.steps,
-                        "loss": sum(seat.terms.values()) if seat.terms else None,
-                    }
-                )
-            reported = time.monotonic()
-        due = time.monotonic() - saved > execution.checkpoint_s and done < run.steps
-        if run.team.agree(due) if run.team else due:
-            keep(run, seats, done, seconds)
-            saved = time.monotonic()
+
+        # Long steps: say that the run is alive.
+        if time.monotonic() - last_report > SIGN_OF_LIFE_S:
+            for tracker in trackers:
+                loss = sum(tracker.terms.values()) if tracker.terms else None
+                tracker.report({"step": done, "steps": run.steps, "loss": loss})
+            last_report = time.monotonic()
+
+        # Save checkpoints, by wall time: what a kill costs does not depend on the task.
+        if time.monotonic() - last_saved > checkpoint_s and done < run.steps:
+            save_checkpoints(run, trackers, done, seconds)
+            last_saved = time.monotonic()
             watch.skip()
             watch.mark()
     return watch
 
 
-def look(
-    seat: Seat,
+def log_points(
+    run: TrainingRun,
+    trackers: Sequence[RunTracker],
+    done: int,
+    seconds: float,
+    results: tuple[dict[str, Tensor], Tensor | None, list[float], list[float | None]],
+) -> None:
+    """Log a point of the curve of every run that goes on."""
+    terms, norm, rates, scores = results
+    count = len(trackers)
+    metrics = per_run_values(run.method.metrics(run), count)
+    norms, losses = per_run_values({"norm": norm}, count), per_run_values(terms, count)
+    for place, tracker in enumerate(trackers):
+        if tracker.diverged is None:
+            line = {
+                "lr": rates[place],
+                "grad_norm": norms[place].get("norm"),
+                "metrics": metrics[place],
+                "val": scores[place],
+            }
+            log_point(tracker, losses[place], line, (done, run.steps), seconds)
+
+
+def log_point(
+    tracker: RunTracker,
     terms: dict[str, float],
     line: Mapping[str, Any],
-    at: tuple[int, int],
+    position: tuple[int, int],
     seconds: float,
 ) -> None:
-    """A line of a run's curve, and whether it has diverged."""
-    done, steps = at
-    seat.terms, loss = terms, sum(terms.values())
-    line = {
-        "progress": done / steps,
-        "seconds": seat.before_s + seconds,
-        "terms": terms,
-        "loss": loss,
+    """Write a line of a run's curve, and find out whether the run has diverged."""
+    done, steps = position
+    if tracker.run.distills and "task" in terms:
+        # What is minimised then is the distance from the reference, and curves call it so.
+        terms = {"distance" if name == "task" else name: terms[name] for name in terms}
+    tracker.terms, loss = terms, sum(terms.values())
+    write_line(
+        tracker.curve,
+        step=done,
+        progress=done / steps,
+        seconds=tracker.seconds_before + seconds,
+        terms=terms,
+        loss=loss,
         **line,
-    }
-    write_line(seat.curve, step=done, **line)
-    seat.report({"step": done, "steps": steps, "loss": loss})
+    )
+    tracker.report({"step": done, "steps": steps, "loss": loss})
     if not math.isfinite(loss):
-        seat.diverged = f"the loss is {loss} at step {done} of {steps}"
+        tracker.diverged = f"the loss is {loss} at step {done} of {steps}"
 
 
-def spread(values: Mapping[str, float | Tensor | None], count: int) -> list[dict[str, float]]:
-    """What each run has of numbers that may be one for all or one each."""
-    each = {
-        name: v.detach().expand(count).tolist() if isinstance(v, Tensor) else [v] * count
-        for name, v in values.items()
-        if v is not None
+def per_run_values(
+    values: Mapping[str, float | Tensor | None], count: int
+) -> list[dict[str, float]]:
+    """Return each run's values of numbers that may be one for all runs, or one each."""
+    lists = {
+        name: value.detach().expand(count).tolist() if isinstance(value, Tensor) else [value] * count
+        for name, value in values.items()
+        if value is not None
     }
-    return [{name: float(v[place]) for name, v in each.items()} for place in range(count)]
+    return [
+        {name: float(numbers[place]) for name, numbers in lists.items()} for place in range(count)
+    ]
 
 
-def keep(run: Run, seats: Sequence[Seat], done: int, seconds: float) -> None:
-    """A checkpoint of every run that goes on."""
-    if run.members:
-        hand_back(run)
-    for seat in seats:
-        if seat.diverged is None:
-            checkpoint.save(seat.run, done, seat.before_s + seconds, seat.checkpoint)
+def save_checkpoints(
+    run: TrainingRun, trackers: Sequence[RunTracker], done: int, seconds: float
+) -> None:
+    """Save a checkpoint of every run that has not diverged."""
+    run.return_state()
+    for tracker in trackers:
+        if tracker.diverged is None:
+            checkpoint.save_checkpoint(
+                tracker.run, done, tracker.seconds_before + seconds, tracker.checkpoint
+            )
 
 
 @torch.no_grad()
-def validate(run: Run, seats: Sequence[Seat]) -> list[float | None]:
-    """The task's metric on the validation split, of each run that goes on, as its network would ship now."""
+def validate(run: TrainingRun, trackers: Sequence[RunTracker]) -> list[float | None]:
+    """Return the task's metric on the validation split, of each run as it would ship now."""
     if run.team:
-        run.team.check(run)
-    if run.members:
-        with run.shipped():
-            together = run.problem.scores(run.model, "val")
-        if together is not None:
-            return together.tolist()
-    return [None if seat.diverged else validate_one(seat.run, run.step) for seat in seats]
+        run.team.check_agreement(run)
+    if run.stacked:
+        with run.network.as_shipped():
+            scores = run.problem.score_stacked(run.model, "val")
+        if scores is not None:
+            return scores.tolist()
+    return [None if tracker.diverged else validate_one(tracker.run) for tracker in trackers]
 
 
-def validate_one(run: Run, step: int) -> float:
-    run.begin(step)
-    with run.shipped():
+def validate_one(run: TrainingRun) -> float:
+    """Return the task's metric on the validation split, of one run as it would ship now."""
+    with run.network.as_shipped():
         return next(iter(run.problem.score(run.model, "val").values()))
 
 
 def write_line(file: TextIO, **values: Any) -> None:
-    """One line of the curve; numbers that are not finite become null."""
-    plain = {
-        k: finite({k: v})[0][k]
-        if isinstance(v, float)
-        else finite(v)[0]
-        if isinstance(v, dict)
-        else v
-        for k, v in values.items()
-    }
+    """Write one line of a curve; numbers that are not finite become null."""
+    plain = {name: _without_infinities(name, value) for name, value in values.items()}
     file.write(json.dumps(plain, allow_nan=False) + "\n")
     file.flush()
+
+
+def _without_infinities(name: str, value: Any) -> Any:
+    if isinstance(value, float):
+        return finite({name: value})[0][name]
+    return finite(value)[0] if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups, learning rates and clipping, by the board's recipe and nobody else's."""
+"""Optimizers, learning rates and clipping, by the board's recipe and nobody else's."""
 
 from __future__ import annotations
 
@@ -6,24 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from qbench.errors import UsageError
+from qbench.numerics.batched_math import per_run_constant
 from qbench.runs.config import Recipe
-from qbench.training.run import Run
-from qbench.training.schedules import lr_factor
+from qbench.training.run import TrainingRun, scheduled_scale
+
+CORE_GROUPS = {"decay", "plain", "quantizer"}
 
 
-def parameter_groups(run: Run) -> list[dict[str, object]]:
-    """Every parameter in exactly one group: matrices decay, vectors do not, and no quantizer's own parameter ever does."""
-    own = {name: list(parameters) for name, parameters in run.method.param_groups(run).items()}
-    taken = {id(p) for group in own.values() for p in group}
-    if len(taken) != sum(map(len, own.values())) or {"decay", "plain", "quantizer"} & own.keys():
+def parameter_groups(run: TrainingRun) -> list[dict[str, object]]:
+    """Return every parameter in exactly one group.
+
+    The model's matrices decay (`decay`) and its vectors do not (`plain`). The quantizers' own
+    parameters never decay: they are in `quantizer`, or in the groups that the method names.
+    """
+    named = {name: list(parameters) for name, parameters in run.method.param_groups(run).items()}
+    taken = {id(p) for group in named.values() for p in group}
+    if len(taken) != sum(map(len, named.values())) or CORE_GROUPS & named.keys():
         raise UsageError(
-            f"method {run.method.name}: param_groups names a parameter twice, or uses a name of the core's"
+            f"method {run.method.name}: param_groups names a parameter twice, "
+            "or uses a name of the core's"
         )
     model = [p for p in run.model.parameters() if id(p) not in taken]
     quantizer = [p for q in run.quantizers() for p in q.parameters() if id(p) not in taken]
-    matrices = [p for p in model if p.dim() - run.lead > 1]
-    vectors = [p for p in model if p.dim() - run.lead < 2]
-    groups = {"decay": matrices, "plain": vectors, "quantizer": quantizer, **own}
+    groups = {
+        "decay": [p for p in model if p.dim() - run.run_axes > 1],
+        "plain": [p for p in model if p.dim() - run.run_axes < 2],
+        "quantizer": quantizer,
+        **named,
+    }
     decay = run.recipe.weight_decay
     return [
         {"params": ps, "name": name, "weight_decay": decay if name == "decay" else 0.0}
@@ -32,52 +42,57 @@ def parameter_groups(run: Run) -> list[dict[str, object]]:
     ]
 
 
-def make_optimizer(
-    groups: list[dict[str, object]], recipe: Recipe, divided: bool = False
-) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict[str, object]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer; fused kernels are the fastest on every device."""
     betas = (recipe.beta1, recipe.beta2)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=recipe.lr, momentum=recipe.momentum, fused=not divided
-        )  # torch has none for a divided parameter
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
     assert recipe.optimizer == "radam", recipe.optimizer
     return torch.optim.RAdam(groups, lr=recipe.lr, betas=betas, decoupled_weight_decay=True)
 
 
-def set_learning_rates(run: Run, step: int) -> list[float]:
-    """The step's learning rate in every group, scaled as the method asks; taken at the middle of the step. Returns each run's shared rate."""
+def set_learning_rates(run: TrainingRun) -> list[float]:
+    """Set this step's learning rate of every group, scaled as the method's schedules say.
+
+    Returns:
+        Each run's learning rate before scaling.
+    """
     assert run.optimizer is not None
-    middle = (step + 0.5) / run.steps
-    rates = [r.lr * lr_factor(r.schedule, middle, r.warmup, r.decay, r.floor) for r in run.recipes]
-    own = []
+    rates = [one.learning_rate for one in run.runs]
+    scaled = []
     for group in run.optimizer.param_groups:
-        place, scale = group.get("place", 0), run.lr_scale.get(group["name"], 1.0)
-        own.append(rates[place] * (scale[place] if isinstance(scale, list) else scale))
-    if run.recorded:
-        run.recorded.set_rates(own)
+        place = group.get("place", 0)
+        scaled.append(rates[place] * scheduled_scale(run.scheduled, group["name"], place))
+    if run.recording:
+        # A recorded step reads its rates from a tensor; a number would be a constant of it.
+        run.recording.set_learning_rates(scaled)
         return rates
-    for group, rate in zip(run.optimizer.param_groups, own, strict=True):
+    for group, rate in zip(run.optimizer.param_groups, scaled, strict=True):
         group["lr"] = rate
     return rates
 
 
-def clip(run: Run) -> Tensor | None:
-    """Scale all gradients down to the recipe's norm, of runs side by side each to its own; returns the norm before."""
+def clip_gradients(run: TrainingRun) -> Tensor | None:
+    """Scale all gradients down to the recipe's norm, those of stacked runs each to its own.
+
+    Returns:
+        The norm before, or None where the recipe does not clip.
+    """
     if not run.recipe.clip:
         return None
-    if not run.lead:
-        alone: Tensor = nn.utils.clip_grad_norm_(run.parameters, run.recipe.clip)
-        return alone.full_tensor() if run.divided else alone  # type: ignore[attr-defined]
+    if not run.run_axes:
+        norm: Tensor = nn.utils.clip_grad_norm_(run.parameters, run.recipe.clip)
+        return norm
     grads = [p.grad for p in run.parameters if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(
+    norms = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in grads], -1), dim=-1
     )
-    limits = run.number([recipe.clip for recipe in run.recipes], norm)
-    scale = ((norm + 1e-6).reciprocal() * limits).clamp(
-        max=1.0
-    )  # as torch divides a number by a tensor
+    clips = [recipe.clip for recipe in run.recipes]
+    limits = clips[0] if len(set(clips)) == 1 else per_run_constant(clips, 1, norms.device)
+    # torch divides a number by a tensor as the number times the reciprocal: the same bits.
+    scale = ((norms + 1e-6).reciprocal() * limits).clamp(max=1.0)
     for grad in grads:
         grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
-    return norm
+    return norms  # type: ignore[no-any-return]

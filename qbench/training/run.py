@@ -1,388 +1,288 @@
-"""Run: one training run as a method sees it, with the method's quantizers attached to the problem's model."""
+"""TrainingRun: one training run, or several stacked runs, as the loop trains it.
+
+It implements `api.Run` from a quantized network and a forward/backward part. A stacked run has
+its runs in `stacked`; their tensors are views of its own, so that each of them can be asked for its
+score or its checkpoint as if it had trained alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qbench.api.batch import Batch, send
-from qbench.api.problem import Problem
-from qbench.numerics.batched_math import by_run, column, one_each
-from qbench.quant.grid import Grid, widen
+from qbench.api.method import Method
+from qbench.api.run import Run
+from qbench.numerics.batched_math import per_run, runs_first
 from qbench.quant.layers import QuantLayer
 from qbench.quant.quantizer import Quantizer
-from qbench.quant.weight_stack import Bundle, beside
+from qbench.quant.weight_stack import WeightStack
 from qbench.runs.config import Recipe
-from qbench.training.forward_backward import _keep, _numbered, add_up, take_gradients
-from qbench.training.process_team import Team
-from qbench.training.quantized_network import INPUT, _look
+from qbench.training.forward_backward import ForwardBackward
+from qbench.training.process_team import ProcessTeam
+from qbench.training.quantized_network import QuantizedNetwork
+from qbench.training.schedules import lr_factor
 
 if TYPE_CHECKING:
-    from qbench.api.method import Method
-    from qbench.execution.row_optimizer import Pieces
-    from qbench.execution.step_recording import Recorded
-
-__all__ = ["Run"]
+    from qbench.api.problem import Problem
 
 
-@dataclass
-class Run:
-    """What a run offers to a method."""
-
-    problem: Problem
-    method: Method
-    seed: int
-    steps: int
-    bundles: list[Bundle] = field(default_factory=list)
-    inputs: dict[str, Quantizer] = field(default_factory=dict)
-    """Quantizers of the layers' inputs, by the name of the layer."""
-    declared: list[str] = field(default_factory=list)
-    """The sites that the board quantizes."""
-    declined: list[str] = field(default_factory=list)
-    """Those that the method leaves in full precision."""
-    reference: nn.Module | None = None
-    """The frozen full-precision network that the run started from; None from scratch."""
-    distills: bool = False
-    """Whether the board has everybody imitate it."""
-    step: int = 0
-    lr_scale: dict[str, float | list[float]] = field(default_factory=dict)
-    """Multipliers of the learning rate by parameter group, one for all runs side by side or one each; read again each step."""
-    optimizer: torch.optim.Optimizer | Pieces | None = None
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    """All that is trained, the model's and the quantizers'."""
-    accumulate: int = 1
-    autocast: torch.dtype | None = None
-    team: Team | None = None
-    """The processes that train it together; None where one does."""
-    blank: nn.Module | None = None
-    """Of a run whose network is divided among them, on the first one: a network to ship it in."""
-    recipes: tuple[Recipe, ...] = ()
-    """Its recipe, or that of each run side by side."""
-    members: list[Run] = field(default_factory=list)
-    """The runs side by side in this one, each as if it were alone, on the same memory; none in a run that is alone."""
-
-    def __post_init__(self) -> None:
-        self.network: nn.Module = self.problem.model
-        """The model as training calls it: itself, or compiled."""
-        self.compiled: Callable[[Any], Any] | None = None
-        """`output` by what training has compiled, if it has."""
-        self.graph: Callable[[Batch], dict[str, Tensor]] | None = None
-        """`terms` as one graph, if a step is one pass."""
-        self.recorded: Recorded | None = None
-        """What repeats its steps, if they are recorded."""
-        self.clock = torch.zeros(
-            (), dtype=torch.int64, device=next(self.problem.model.parameters()).device
-        )
-        """The step as a tensor, which every quantizer's draws are keyed by."""
-        self.part = torch.tensor([0, 1], device=self.clock.device)
-        """Of the batch in the network: its first sample and how many it has. Quantizers of inputs draw by it."""
-
-    def begin(self, step: int) -> None:
-        self.step = step
-        self.clock.fill_(step)
+class StackedOptimizer(Protocol):
+    """An optimizer over the rows of stacked runs, which the loop uses like one of torch's."""
 
     @property
-    def divided(self) -> bool:
-        """Whether the processes of the run each hold a part of its weights."""
-        return self.team is not None and self.team.divided
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def step(self) -> None: ...
+
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor | None:
+        """Return what the optimizer keeps of a stacked parameter under a name."""
+
+    def return_state(self, place: int, member: TrainingRun) -> None:
+        """Give one of the stacked runs its optimizer's state."""
+
+
+class StepRecording(Protocol):
+    """An update of the run that is recorded once and then repeated."""
+
+    def set_learning_rates(self, rates: Sequence[float]) -> None: ...
+
+    def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]: ...
+
+    def end(self) -> None: ...
+
+
+class TrainingRun(Run):
+    """One training run, or several stacked runs.
+
+    Args:
+        network: The model with the method's quantizers.
+        method: The method. Where stacked runs differ in a hyper-parameter, it has no value here.
+        seed: The run's seed; of stacked runs the first one's.
+        recipes: The recipe, or one for each stacked run.
+        team: The processes that train the run together; None where one process does.
+        stacked: The runs that are stacked in this one.
+    """
+
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        method: Method,
+        seed: int,
+        recipes: Sequence[Recipe],
+        team: ProcessTeam | None = None,
+        stacked: Sequence[TrainingRun] = (),
+    ) -> None:
+        self.network, self.method, self.seed, self.team = network, method, seed, team
+        self.recipes, self.stacked = tuple(recipes), list(stacked)
+        self.step, self.steps = 0, self.recipe.steps
+        self.run_axes = 1 if self.stacked else 0
+        self.state: dict[str, Tensor] = {}
+        self.reference: nn.Module | None = None
+        self.distills = False
+        """Whether the board has every method imitate the reference."""
+        self.optimizer: torch.optim.Optimizer | StackedOptimizer | None = None
+        self.parameters: list[nn.Parameter] = []
+        """Everything that is trained: the model's parameters and the quantizers'."""
+        self.scheduled: dict[str, list[float]] = {}
+        """This step's numbers of `Method.schedules`, one for each run."""
+        self.recording: StepRecording | None = None
+        """What repeats the steps, if they are recorded."""
+        self.passes = ForwardBackward(self)
+
+    # ---- the network ----
 
     @property
-    def recipe(self) -> Recipe:
-        """Its recipe; of runs side by side the first's, for what they have in common."""
-        return self.recipes[0]
-
-    @property
-    def runs(self) -> list[Run]:
-        """The runs side by side, or itself."""
-        return self.members or [self]
-
-    def own(self, name: str) -> list[float]:
-        """A hyper-parameter of the method's in which runs side by side may differ: the value of each."""
-        return [getattr(one.method, name) for one in self.runs]
-
-    def number(self, each: Sequence[float], x: Tensor) -> float | Tensor:
-        """Numbers, one of each run, as a factor of a tensor that has the runs' axis in front, if there is one."""
-        return each[0] if len(set(each)) == 1 else one_each(each, x.dim(), x.device)
-
-    def write(self, each: Sequence[float], x: Tensor) -> None:
-        """The same into a tensor that stays where it is, as steps that are recorded want it."""
-        if len(set(each)) == 1:
-            x.fill_(each[0])
-        else:
-            x.copy_(send(column(each, x.dim()), x.device))
-
-    @property
-    def lead(self) -> int:
-        """Axes in front of everything: one where runs train side by side."""
-        return 1 if self.members else 0
-
-    def each(self, batch: Batch) -> Iterator[tuple[Run, Batch]]:
-        """The runs one by one, with their batches: for what is done too seldom to be done for all at once."""
-        if not self.members:
-            yield self, batch
-        for place, member in enumerate(self.members):
-            member.begin(self.step)
-            yield member, batch.of(place)
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over all axes but that of the runs."""
-        return x.flatten(self.lead).sum(-1)
-
-    def mean(self, x: Tensor) -> Tensor:
-        return x.flatten(self.lead).mean(-1)
-
-    def see_part(self, first: int, count: int) -> None:
-        self.part[0].fill_(first)
-        self.part[1].fill_(count)
-
-    @property
-    def progress(self) -> float:
-        """The fraction of the run that is done, 0 at the first step."""
-        return self.step / self.steps
+    def problem(self) -> Problem:
+        return self.network.problem
 
     @property
     def model(self) -> nn.Module:
-        return self.problem.model
+        return self.network.model
+
+    @property
+    def weights(self) -> list[WeightStack]:  # type: ignore[override]
+        return self.network.weights
+
+    @property
+    def inputs(self) -> dict[str, Quantizer]:  # type: ignore[override]
+        return self.network.inputs
+
+    def quantizers(self) -> Iterator[Quantizer]:
+        return self.network.quantizers()
+
+    # ---- where it is ----
+
+    def begin_step(self, step: int) -> None:
+        """Set the step, of stacked runs too; they share the tensor that holds it."""
+        self.network.clock.fill_(step)
+        for run in (self, *self.stacked):
+            run.step = step
+
+    @property
+    def runs(self) -> list[TrainingRun]:
+        """The stacked runs, or the run itself."""
+        return self.stacked or [self]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.recipes[0]
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps
+
+    @property
+    def learning_rate(self) -> float:
+        recipe, middle = self.recipe, (self.step + 0.5) / self.steps
+        factor = lr_factor(recipe.schedule, middle, recipe.warmup, recipe.decay, recipe.floor)
+        return recipe.lr * factor
 
     @property
     def labels_per_step(self) -> int:
-        """Independent labels in a step: what an empirical Fisher must be multiplied by."""
-        return self.problem.labels_per_step
+        return self.problem.work.labels
 
-    def quantizers(self) -> Iterator[Quantizer]:
-        yield from (bundle.quantizer for bundle in self.bundles)
-        yield from self.inputs.values()
+    # ---- the method's schedules ----
 
-    def second_moment(self, parameter: nn.Parameter) -> Tensor | None:
-        """The optimizer's running mean of the squared gradient, where it keeps one."""
-        from qbench.execution.row_optimizer import Pieces
+    def apply_schedules(self) -> None:
+        """Ask the method for this step's numbers, once a run, and write them into tensors."""
+        asked = [one.method.schedules(one) for one in self.runs]
+        if self.stacked:
+            for one, numbers in zip(self.stacked, asked, strict=True):
+                one.scheduled = {name: [float(number)] for name, number in numbers.items()}
+        for name in asked[0]:
+            values = [float(numbers[name]) for numbers in asked]
+            if self.scheduled.get(name) != values:
+                self._write_scalar(name, values)
+            self.scheduled[name] = values
 
-        optimizer = self.optimizer
-        if isinstance(optimizer, Pieces):
-            return optimizer.moment(parameter, "exp_avg_sq")
-        moment = optimizer.state.get(parameter, {}).get("exp_avg_sq") if optimizer else None
-        return moment if isinstance(moment, Tensor) else None
+    def _write_scalar(self, name: str, values: list[float]) -> None:
+        """Write a number, or one for each stacked run, into the tensor of that name.
 
-    @property
-    def objective(self) -> str:
-        return "distance" if self.distills else "task"
+        The tensor stays where it is, because recorded steps read it there. What stacked runs see
+        are its rows.
+        """
+        scalars, device = self.network.scalars, self.network.device
+        if name not in scalars:
+            shape = (len(values),) if self.stacked else ()
+            scalars[name] = torch.zeros(shape, dtype=torch.float32, device=device)
+            for place, one in enumerate(self.stacked):
+                one.network.scalars[name] = scalars[name][place]
+        if len(set(values)) == 1:
+            scalars[name].fill_(values[0])
+        else:
+            scalars[name].copy_(send(runs_first(values, 1), device))
 
-    def loss(self, output: Any, batch: Batch) -> Tensor:
-        """What the board has everybody minimise: the task's loss, or the distance from the reference."""
-        return self.distance(output, batch) if self.distills else self.problem.loss(output, batch)
+    def scalar(self, name: str, like: Tensor) -> Tensor:
+        number = self.network.scalars[name]
+        return number.view(-1, *[1] * (like.dim() - 1)) if number.dim() else number
 
-    def distance(self, output: Any, batch: Batch) -> Tensor:
-        """From the outputs of the reference, which a run from scratch does not have; labels are not used."""
-        assert self.reference is not None
-        with torch.no_grad():
-            wanted = self.reference(batch.inputs)
+    def numbers(self, name: str) -> list[float]:
+        return self.scheduled[name]
 
-        def distances(output: Tensor, wanted: Tensor) -> Tensor:
-            return self.problem.distances(output, wanted, batch)
-
-        return self.mean(by_run(distances, output, self.lead, wanted))
+    # ---- data ----
 
     def probe_batches(self, count: int) -> list[Batch]:
-        """Training data outside the data order."""
         return [self.batch(-1 - index) for index in range(count)]
 
     def batch(self, index: int) -> Batch:
-        """Batch `index` of the data order; runs of one seed side by side see one and the same."""
-        if not self.members:
+        """Return batch `index` of the data order; stacked runs of one seed share theirs."""
+        if not self.stacked:
             return self.problem.batch(index)
-        problems = {member.seed: member.problem for member in self.members}
-        drawn = (
-            {seed: problem.drawn(index) for seed, problem in problems.items()}
-            if len(problems) > 1
-            else {}
-        )
-        rows = [found for member in self.members if (found := drawn.get(member.seed)) is not None]
-        if rows:
-            return self.problem.batch_of(torch.stack(rows))
-        made = {seed: problem.batch(index) for seed, problem in problems.items()}
-        return Batch.beside([made[member.seed] for member in self.members])
+        problems = {one.seed: one.problem for one in self.stacked}
+        if len(problems) > 1:
+            # Where the task can load samples by index, all runs' batches are one call.
+            indices = {seed: problem.sample_indices(index) for seed, problem in problems.items()}
+            rows = [row for one in self.stacked if (row := indices[one.seed]) is not None]
+            if rows:
+                return self.problem.load(torch.stack(rows))
+        batches = {seed: problem.batch(index) for seed, problem in problems.items()}
+        return Batch.stack([batches[one.seed] for one in self.stacked])
 
-    def output(self, inputs: Any) -> Any:
-        """The network's output, its weights quantized on the way."""
-        self.hand_out()
-        output = self.model(inputs)
-        self.release()
-        return output
+    def pair_with_batches(self, batch: Batch) -> Iterator[tuple[TrainingRun, Batch]]:
+        """Yield the runs one by one, with their batches."""
+        if not self.stacked:
+            yield self, batch
+        for place, one in enumerate(self.stacked):
+            yield one, batch.row(place)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses, weights quantized on the way."""
-        self.hand_out()
-        terms = self.method.losses(self, self.model(batch.inputs), batch)
-        self.release()
-        return terms
+    # ---- losses and gradients ----
 
-    def hand_out(self) -> None:
-        with torch.autocast(self.clock.device.type, enabled=False):
-            for bundle in self.bundles:
-                bundle.hand_out()
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        if self.distills:
+            return self._distance_from_reference(output, batch)
+        return self.problem.loss(output, batch)
 
-    def release(self) -> None:
-        for bundle in self.bundles:
-            bundle.release()
+    def _distance_from_reference(self, output: Any, batch: Batch) -> Tensor:
+        assert self.reference is not None
+        with torch.no_grad():
+            reference = self.reference(batch.inputs)
 
-    def output_in_parts(self, inputs: Any) -> Any:
-        """The same by what quantizes and computes in micro-batches."""
-        for bundle in self.bundles:
-            bundle.refresh()
-        output = self.network(inputs)
-        self.release()
-        return output
+        def distances(output: Tensor, reference: Tensor) -> Tensor:
+            return self.problem.distances(output, reference, batch)
+
+        return self.mean(per_run(distances, output, self.run_axes, reference))
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Quantize, then forward and backward in micro-batches. Gradients stay in `.grad`; returns the mean of each term."""
-        if self.graph is not None:
-            self.see_part(0, batch.count)
-            with self.casting():
-                terms = self.graph(batch)
-            sum(term.sum() for term in terms.values()).backward()  # type: ignore[union-attr]
-            return {name: term.detach() for name, term in terms.items()}
-        for bundle in self.bundles:
-            bundle.refresh()
-        before, totals = take_gradients(self), dict[str, Tensor]()
-        parts = (
-            self.team.parts(batch, self.accumulate)
-            if self.team
-            else _numbered(batch.split(self.accumulate, self.lead))
-        )
-        for first, part in parts:
-            share = part.count / batch.count
-            self.see_part(first, part.count)
-            with self.casting():
-                output = self.network(part.inputs)
-                terms = self.method.losses(self, output, part)
-            (sum(term.sum() for term in terms.values()) * share).backward()  # type: ignore[union-attr]
-            for name, term in terms.items():
-                value = term.detach() * share
-                totals[name] = totals[name] + value if name in totals else value
-        self.see_part(0, batch.count)
-        add_up(self, before, totals)
-        for bundle in self.bundles:
-            bundle.pull_back()
-        return totals
-
-    def casting(self) -> torch.autocast:
-        """The precision that networks compute in."""
-        return torch.autocast(
-            self.clock.device.type, self.autocast, enabled=self.autocast is not None
-        )
-
-    def everywhere(self, x: Tensor) -> Tensor:
-        """The sum of what each process of the run has gathered from its part of a batch: what `losses` sees is a part."""
-        return self.team.total(x) if self.team else x
+        return self.passes.backward(batch)
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss as it is trained, in float32, eager and twice differentiable; by site, the quantized tensors it was computed with.
+        return self.passes.probe_loss(batch)
 
-        `torch.autograd.grad(loss, made[name], create_graph=True)` is the gradient in a site's quantized tensor.
+    def curvature(self, stack: WeightStack, batches: Iterable[Batch]) -> Tensor:
+        return self.passes.curvature(stack, batches)
+
+    def input_moments(self, layers: Sequence[QuantLayer], batches: Sequence[Batch]) -> list[Tensor]:
+        return self.passes.input_moments(layers, batches)
+
+    def second_moment(self, parameter: nn.Parameter) -> Tensor | None:
+        if self.optimizer is None:
+            return None
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            return self.optimizer.moment(parameter, "exp_avg_sq")
+        moment = self.optimizer.state.get(parameter, {}).get("exp_avg_sq")
+        return moment if isinstance(moment, Tensor) else None
+
+    # ---- reductions ----
+
+    def total(self, x: Tensor) -> Tensor:
+        return x.flatten(self.run_axes).sum(-1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.flatten(self.run_axes).mean(-1)
+
+    def sum_over_processes(self, x: Tensor) -> Tensor:
+        return self.team.sum(x) if self.team else x
+
+    # ---- stacked runs ----
+
+    def return_state(self) -> None:
+        """Give each stacked run what its views do not show, so that it can go on alone.
+
+        That is the state of the optimizer and of the method. A run that is not stacked has its own.
         """
-        layers = self.problem.layers()
-        made: dict[str, Tensor] = {}
-        for name, quantizer in self.inputs.items():
-            layers[name].see_input_through(_keep(quantizer, made, name + INPUT))
-        for bundle in self.bundles:
-            bundle.refresh(bundle.quantizer)
-            made |= {
-                name: layer.effective
-                for name, layer in zip(bundle.names, bundle.layers, strict=True)
-            }
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(self.clock.device.type, enabled=False):
-            loss = self.loss(self.model(batch.inputs), batch)
-        for bundle in self.bundles:
-            bundle.release()
-        for name, quantizer in self.inputs.items():
-            layers[name].see_input_through(quantizer)
-        return loss, made
-
-    def curvature(self, bundle: Bundle, batches: Iterable[Batch]) -> Tensor:
-        """The diagonal of the loss's Hessian in a bundle's weights: exact where the task knows it, an empirical Fisher elsewhere."""
-        exact = [self.problem.hessian_diagonal(layer) for layer in bundle.layers]
-        if all(h is not None for h in exact):
-            return beside([h for h in exact if h is not None])
-        total = torch.zeros_like(bundle.stack())
-        weights = [layer.weight for layer in bundle.layers]
-        for batch in batches:
-            loss = self.problem.loss(self.model(batch.inputs), batch)
-            grads = torch.autograd.grad(loss.sum(), weights)
-            total += beside(
-                [
-                    g.reshape(layer.matrix().shape)
-                    for g, layer in zip(grads, bundle.layers, strict=True)
-                ]
-            ).square_()
-        return total * self.labels_per_step
-
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Show every quantizer of an input its tensor, in a network whose weights are snapped and whose inputs are not."""
-        if not self.inputs:
+        if not self.stacked:
             return
-        layers = self.problem.layers()
-        with self.shipped(), torch.no_grad():
-            for name, quantizer in self.inputs.items():
-                quantizer.forget()
-                layers[name].see_input_through(_look(quantizer))
-            for batch in batches:
-                self.model(batch.inputs)
-        for name, quantizer in self.inputs.items():
-            layers[name].see_input_through(quantizer)
+        assert self.optimizer is not None
+        assert not isinstance(self.optimizer, torch.optim.Optimizer)
+        for place, one in enumerate(self.stacked):
+            one.state = {name: tensor[place].clone() for name, tensor in self.state.items()}
+            self.optimizer.return_state(place, one)
 
-    @contextmanager
-    def shipped(self) -> Iterator[None]:
-        """The network as it would ship: eval mode, weights and inputs snapped (eagerly: a compiler may fuse a product and a sum)."""
-        with self.evaluating(), torch.no_grad():
-            for bundle in self.bundles:
-                bundle.refresh(bundle.quantizer)
-            yield
-
-    @contextmanager
-    def latent(self) -> Iterator[None]:
-        """The network in full precision, on the latent weights."""
-        layers = self.problem.layers()
-        with self.evaluating(), torch.no_grad():
-            for name in self.inputs:
-                layers[name].see_input_through(None)
-            yield
-        for name, quantizer in self.inputs.items():
-            layers[name].see_input_through(quantizer)
-
-    @contextmanager
-    def rounded_randomly(self, draw: int) -> Iterator[None]:
-        """The network as it would ship, but each weight on a neighbouring level by a coin whose mean is the weight."""
-        with self.evaluating(), torch.no_grad():
-            for bundle in self.bundles:
-                bundle.refresh(
-                    lambda x, q=bundle.quantizer: q.grid(widen(x)).snap_randomly(
-                        x, q.draw(x, -1 - draw)
-                    )
-                )  # type: ignore[misc]
-            yield
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Eval mode, of the network and its quantizers."""
-        modules = [self.model, *self.quantizers()]
-        before = [module.training for module in modules]
+    def tensors_to_agree(self) -> Iterator[Tensor]:
+        """Yield every tensor that must be the same in all processes of the run."""
+        modules: Iterable[nn.Module] = (*self.quantizers(), self.model)
         for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for bundle in self.bundles:
-                bundle.release()
-            for module, training in zip(modules, before, strict=True):
-                module.train(training)
+            yield from (x.detach() for x in (*module.parameters(), *module.buffers()))
+        yield self.network.clock
+        yield from self.state.values()
 
-    def grids(self) -> Iterator[tuple[str, QuantLayer, Grid]]:
-        """Every weight site's name, layer and the grid it would ship on."""
-        for bundle in self.bundles:
-            yield from bundle.grids()
+
+def scheduled_scale(scheduled: Mapping[str, list[float]], group: str, place: int) -> float:
+    """Return what the method's schedules multiply a parameter group's learning rate by."""
+    return scheduled[group][place] if group in scheduled else 1.0

@@ -1,106 +1,103 @@
-"""A method's quantizers put in their places: from a problem and a configuration to a run."""
+"""From a configuration to a run: the problem, the method's quantizers, and the training run."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from qbench.api.method import Method
 from qbench.api.problem import Problem
 from qbench.api.task import Task
 from qbench.errors import QbenchError
 from qbench.numerics.keyed_random import key_of
 from qbench.plugins import registry
 from qbench.quant.layers import QuantLayer
-from qbench.quant.site import Site
-from qbench.quant.weight_stack import Bundle
+from qbench.quant.site import INPUT, Site
+from qbench.quant.weight_stack import WeightStack
 from qbench.runs.config import RunConfig
-from qbench.training.process_team import Team
-from qbench.training.quantized_network import INPUT
-from qbench.training.run import Run
-
-if TYPE_CHECKING:
-    from qbench.api.method import Method
-
-__all__ = ["attach", "frozen_copy", "sites"]
+from qbench.training.process_team import ProcessTeam
+from qbench.training.quantized_network import QuantizedNetwork
+from qbench.training.run import TrainingRun
 
 
-def sites(problem: Problem, config: RunConfig) -> list[Site]:
-    """The tensors that a run quantizes: the weights of the task's layers, and their inputs where the board asks for it."""
-    found = []
+def list_sites(problem: Problem, config: RunConfig) -> list[Site]:
+    """Return the tensors that a run quantizes: weights of the task's layers, and their inputs."""
+    sites = []
     for name, layer in problem.layers().items():
-        if config.weights:
-            found.append(
+        matrix = layer.matrix().shape
+        if weights := config.weights:
+            sites.append(
+                Site(name, "weight", weights.format, weights.granularity, tuple(matrix))
+            )
+        if inputs := config.activations:
+            sites.append(
                 Site(
-                    name,
-                    "weight",
-                    config.weights.format,
-                    config.weights.granularity,
-                    tuple(layer.matrix().shape),
+                    name + INPUT,
+                    "activation",
+                    inputs.format,
+                    inputs.granularity,
+                    (1, matrix[-1]),
+                    layer.unsigned_input,
                 )
             )
-        if config.activations:
-            shape = (1, layer.matrix().shape[-1])
-            a = config.activations
-            found.append(
-                Site(
-                    name + INPUT, "activation", a.format, a.granularity, shape, layer.unsigned_input
-                )
-            )
-    return found
+    return sites
 
 
-def attach(problem: Problem, method: Method, config: RunConfig, team: Team | None = None) -> Run:
-    """A run with the method's quantizers in place. Weight sites of one shape share a quantizer, unless the method wants one each."""
-    run = Run(
-        problem, method, config.seed, config.recipe.steps, recipes=(config.recipe,), team=team
-    )
-    together = method.bundles and not run.divided
-    layers = problem.layers()
-    stacks: dict[object, list[Site]] = {}
-    for site in sites(problem, config):
-        run.declared.append(site.name)
+def attach_quantizers(problem: Problem, method: Method, config: RunConfig) -> QuantizedNetwork:
+    """Return the problem's network with the method's quantizers in place.
+
+    Weight sites of one shape share a quantizer, so that they are quantized in one call. Those of a
+    post-training method do not, because it rounds one layer after the other.
+    """
+    network, layers = QuantizedNetwork(problem), problem.layers()
+    groups: dict[object, list[Site]] = {}
+    for site in list_sites(problem, config):
+        network.declared.append(site.name)
         if site.role == "weight":
-            stacks.setdefault(site.shape if together else site.name, []).append(site)
+            groups.setdefault(site.name if method.post_training else site.shape, []).append(site)
         elif (quantizer := method.quantizer(site)) is None:
-            run.declined.append(site.name)
+            network.declined.append(site.name)
         else:
-            name = site.name.removesuffix(INPUT)
-            quantizer.seed(config.seed, [site.name])
-            run.inputs[name] = quantizer
-            layers[name].see_input_through(quantizer)
-    for stack in stacks.values():
-        names = [site.name for site in stack]
-        if (quantizer := method.quantizer(stack[0].stacked(",".join(names), len(names)))) is None:
-            run.declined += names
+            quantizer.set_seed(config.seed, [site.name])
+            network.inputs[site.name.removesuffix(INPUT)] = quantizer
+    for sites in groups.values():
+        names = [site.name for site in sites]
+        quantizer = method.quantizer(sites[0].stacked(",".join(names), len(names)))
+        if quantizer is None:
+            network.declined += names
         else:
-            quantizer.seed(config.seed, names)
-            run.bundles.append(Bundle(names, [layers[name] for name in names], quantizer))
-    for quantizer in run.quantizers():
-        quantizer.to(run.clock.device)
-        quantizer.step = run.clock
-    for quantizer in run.inputs.values():
-        quantizer.part = run.part
-    return run
+            quantizer.set_seed(config.seed, names)
+            network.weights.append(WeightStack(names, [layers[name] for name in names], quantizer))
+    network.connect_quantizers()
+    return network
+
+
+def make_run(
+    problem: Problem, method: Method, config: RunConfig, team: ProcessTeam | None = None
+) -> TrainingRun:
+    """Return a run with the method's quantizers in place, but without an optimizer."""
+    network = attach_quantizers(problem, method, config)
+    return TrainingRun(network, method, config.seed, (config.recipe,), team)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy that never changes: the reference of a run that starts from a trained network."""
+    """Return a copy that never changes: the reference of a run that starts from a trained model."""
     reference = copy.deepcopy(model).eval()
     for module in reference.modules():
         if isinstance(module, QuantLayer):
-            module.see_input_through(None)
+            module.set_input_quantizer(None)
     return reference.requires_grad_(False)
 
 
 def open_problem(config: RunConfig, device: torch.device) -> tuple[Task, Problem]:
-    """The task of a configuration and its problem, as the configuration pinned them."""
+    """Return the task of a configuration and its problem, at the version that it names."""
     task: Task = registry.build("tasks", config.task, config.task_params)
     if task.version != config.task_version:
         raise QbenchError(
-            f"task {config.task} is at version {task.version} here, the run asks for {config.task_version}"
+            f"task {config.task} is at version {task.version} here, "
+            f"the run asks for {config.task_version}"
         )
     torch.manual_seed(key_of(config.task, config.seed))
     return task, task.problem(config.size, config.seed, config.recipe.batch, device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -29,11 +29,11 @@ from qbench.api import (
     Split,
     Task,
     UsageError,
+    Work,
     cross_entropy,
     generator,
     key_of,
     send,
-    with_model,
 )
 
 CLASSES, SIDE = 10, 8
@@ -57,16 +57,10 @@ class Digits(Task):
         "s": {"width": 64, "channels": 16},
         "m": {"width": 128, "channels": 32},
     }
-    tuning = {"lr": (0.001, 0.003, 0.01, 0.03)}
     activations = True
 
     model: Literal["mlp", "cnn"] = "mlp"
     """Four linear layers of `width`, or three convolutions of `channels` to four times as many and a linear layer."""
-
-    @property
-    def compiled_alike(self) -> bool:
-        """Of a convolution each run has its own call, and compiling saves little."""
-        return self.model == "mlp"
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)
@@ -157,22 +151,22 @@ def initialise(model: nn.Module, start: torch.Generator) -> None:
 
 
 class DigitsProblem(Problem):
+    seeds_share_data = True
+
     def __init__(self, model: nn.Module, seed: int, batch: int, device: torch.device) -> None:
         self.model, self.seed, self.count, self.device = model, seed, batch, device
+        self.work = Work(labels=batch)
 
     @cached_property
     def images(self) -> tuple[Tensor, Tensor]:
         pixels, labels = images()
         return pixels.to(self.device), labels.to(self.device)
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
-        return with_model(self, model)
-
     def part(self, split: Split) -> tuple[Tensor, Tensor]:
         pixels, labels = self.images
         return pixels[PARTS[split]], labels[PARTS[split]]
 
-    def drawn(self, index: int) -> Tensor:
+    def sample_indices(self, index: int) -> Tensor:
         """Batches lie end to end over a new permutation of the training images each epoch; those outside the order are drawn at random."""
         images = PARTS["train"].stop
         if index < 0:
@@ -188,10 +182,10 @@ class DigitsProblem(Problem):
             )
         return rows
 
-    def batch_of(self, drawn: Tensor) -> Batch:
-        rows = send(drawn.flatten(), self.device)
+    def load(self, indices: Tensor) -> Batch:
+        rows = send(indices.flatten(), self.device)
         inputs, targets = (
-            x.index_select(0, rows).unflatten(0, drawn.shape) for x in self.part("train")
+            x.index_select(0, rows).unflatten(0, indices.shape) for x in self.part("train")
         )
         return Batch(inputs, targets, self.count)
 
@@ -208,14 +202,10 @@ class DigitsProblem(Problem):
         output = model(batch.inputs)
         return {"accuracy": float(accuracy(output, batch)), "loss": self.loss(output, batch).item()}
 
-    def scores(self, model: nn.Module, split: Split) -> Tensor:
+    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
         (batch,) = self.batches(split)
         pixels, runs = self.part(split)[0], len(next(model.parameters()))
         return accuracy(model(pixels.expand(runs, *pixels.shape)), batch)
-
-    @property
-    def labels_per_step(self) -> int:
-        return self.count
 
 
 def accuracy(output: Tensor, batch: Batch) -> Tensor:

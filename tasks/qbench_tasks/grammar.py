@@ -24,10 +24,10 @@ from qbench.api import (
     Recipe,
     Split,
     Task,
+    Work,
     cross_entropy,
     generator,
     send,
-    with_model,
 )
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
@@ -63,7 +63,6 @@ class Grammar(Task):
     sizes = {
         name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()
     }
-    tuning = {"lr": (0.002, 0.004, 0.008, 0.016)}
     activations = True
 
     def recipe(self, size: str) -> Recipe:
@@ -112,22 +111,25 @@ class Words:
 
 class GrammarProblem(Problem):
     model: Transformer
+    seeds_share_data = True
 
     def __init__(self, model: Transformer, seed: int, batch: int, device: torch.device) -> None:
         self.model, self.seed, self.count, self.device = model, seed, batch, device
         self.context = model.shape.context
+        labels = batch * self.context
+        self.work = Work(labels, model.shape.flops(labels))
         self.chunk = lru_cache(2)(text.chunk)
-        """Of its own: as many seeds as there are side by side would drive out each other's."""
+        """A cache of its own: in a common one, stacked seeds would drive out each other's."""
 
-    def drawn(self, index: int) -> Tensor:
+    def sample_indices(self, index: int) -> Tensor:
         first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
         return torch.from_numpy(
             text.windows(self.seed, first, self.count, self.context, "train", self.chunk)[0]
         )
 
-    def batch_of(self, drawn: Tensor) -> Batch:
-        words = send(drawn.long(), self.device)
-        return Batch(words[..., :-1], words[..., 1:], drawn.shape[-2])
+    def load(self, indices: Tensor) -> Batch:
+        words = send(indices.long(), self.device)
+        return Batch(words[..., :-1], words[..., 1:], indices.shape[-2])
 
     def batches(self, split: Split) -> Iterator[Batch]:
         return (batch for batch, _ in self.scored(split))
@@ -137,7 +139,7 @@ class GrammarProblem(Problem):
         for first in range(0, WINDOWS[split], SCORED_AT_ONCE):
             seed = self.seed if split == "train" else 0
             tokens, logp = text.windows(seed, first, SCORED_AT_ONCE, self.context, split)
-            yield self.batch_of(torch.from_numpy(tokens)), -float(logp[:, 1:].sum(dtype="float64"))
+            yield self.load(torch.from_numpy(tokens)), -float(logp[:, 1:].sum(dtype="float64"))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
@@ -161,20 +163,9 @@ class GrammarProblem(Problem):
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
-        return with_model(self, model)
-
     @property
     def tokenizer(self) -> Words:
         return Words(self.context)
 
     def layout(self) -> Layout:
         return self.model.layout()
-
-    @property
-    def labels_per_step(self) -> int:
-        return self.count * self.context
-
-    @property
-    def flops_per_step(self) -> float:
-        return self.model.shape.flops(self.labels_per_step)

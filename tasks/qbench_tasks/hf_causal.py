@@ -36,9 +36,7 @@ class HFCausal(Task):
     title = "Language model, a given checkpoint"
     metric = Metric("bits_per_byte", "bits/byte", better="lower", effect=0.01)
     sizes = {name: {"context": context} for name, context in CONTEXTS.items()}
-    tuning = {"lr": (1e-5, 3e-5, 1e-4, 3e-4)}
     activations = True
-    unrecorded = "transformers' networks ask what their masks hold"
 
     model: str = ""
     """A folder as transformers writes it, or `OWNER/NAME[@REVISION]` on the hub."""
@@ -64,13 +62,12 @@ class HFCausal(Task):
         return None
 
     @property
-    def keyed(self) -> bool:
+    def portable(self) -> bool:
         return self.model.startswith(f"{KNOWN}:") and not self.corpus.startswith("path:")
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """What a run's key is made of: neither the checkpoint's name nor a file's, but hashes."""
-        params = {**super().params, "model": f"{KNOWN}:{self.checkpoint.hash()}"}
+    def key_options(self) -> dict[str, Any]:
+        """Return the options for a key: hashes instead of the checkpoint's name and of files'."""
+        params = {**super().key_options(), "model": f"{KNOWN}:{self.checkpoint.hash()}"}
         if self.corpus.startswith("path:"):
             params |= {
                 "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
@@ -107,7 +104,8 @@ class HFCausal(Task):
         with torch.random.fork_rng(devices=[]), device if planning else nullcontext():
             torch.manual_seed(key_of(self.name, seed, "start"))
             network = Causal(checkpoint.build(weights=not (self.fresh or planning)), self.model)
-        return CausalProblem(network.to(device), tokens, context, seed, batch, device)
+        flops = count_flops(network, batch * context)
+        return CausalProblem(network.to(device), tokens, context, seed, batch, device, flops)
 
 
 class CausalProblem(WindowProblem):
@@ -119,9 +117,9 @@ class CausalProblem(WindowProblem):
     def layout(self) -> Layout:
         return self.model.layout()
 
-    @property
-    def flops_per_step(self) -> float:
-        """Of the matmuls; attention's own products are left out."""
-        head: int = self.model.model.get_input_embeddings().weight.numel()
-        weights = sum(layer.weight.numel() for _, layer in self.model.body())
-        return 6.0 * self.labels_per_step * (weights + head)
+
+def count_flops(model: Causal, labels: int) -> float:
+    """Return the arithmetic of a step's matrix products, without those of attention itself."""
+    head: int = model.model.get_input_embeddings().weight.numel()
+    weights = sum(layer.weight.numel() for _, layer in model.body())
+    return 6.0 * labels * (weights + head)

@@ -24,9 +24,9 @@ from qbench.api import (
     Split,
     Task,
     UsageError,
+    Work,
     generator,
-    lines,
-    with_model,
+    single_row_linear,
 )
 from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
 
@@ -41,8 +41,6 @@ class LinReg(Task):
     title = "Linear regression, power-law spectrum"
     metric = Metric("loss", better="lower", floor=0.0, digits=4, effect=0.001)
     sizes = {"xs": {"d": 256}, "s": {"d": 512}, "m": {"d": 2048}, "l": {"d": 12_000}}
-    tuning = {"lr": (0.01, 0.03, 0.1, 0.3)}
-    exact_hessian = True
 
     alpha: float = 1.1
     """The spectrum's exponent: eigenvalue i is i^−alpha."""
@@ -63,10 +61,6 @@ class LinReg(Task):
         if self.noise and self.exact:
             return "noise is on the targets of mini-batches: it needs exact = false"
         return None
-
-    @property
-    def compiled_alike(self) -> bool:
-        return True
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(
@@ -101,12 +95,13 @@ class Line(nn.Module):
             self.line.weight.copy_(deviation * torch.randn(1, d, generator=draws))
 
     def forward(self, x: Tensor | None) -> Tensor:
-        return self.line.effective if x is None else lines(x, self.line.effective)
+        return self.line.quantized_weight if x is None else single_row_linear(x, self.line.quantized_weight)
 
 
 class LinRegProblem(Problem):
     def __init__(self, population: Population, model: Line, batch: int, exact: bool) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
+        self.work = Work(labels=1 if exact else batch)
 
     def batch(self, index: int) -> Batch:
         return Batch(None, None) if self.exact else self.population.sample(index, self.count)
@@ -119,12 +114,12 @@ class LinRegProblem(Problem):
             self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
         )
 
-    def scores(self, model: nn.Module, split: Split) -> Tensor:
+    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
         return self.population.excess(model(None))
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
-        found = with_model(self, model)  # type: ignore[type-var]
-        found.population = self.population.beside(
+    def stack(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
+        found = self.with_model(model)
+        found.population = self.population.stack(
             [problem.population for problem in problems if isinstance(problem, LinRegProblem)]
         )
         return found
@@ -137,7 +132,3 @@ class LinRegProblem(Problem):
 
     def input_moment(self, layer: QuantLayer) -> Tensor:
         return self.population.moment()
-
-    @property
-    def labels_per_step(self) -> int:
-        return 1 if self.exact else self.count

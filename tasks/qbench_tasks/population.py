@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qbench.api import Batch, beside_as_laid_out, generator, send, times
+from qbench.api import Batch, generator, matmul_per_run, send, stack_keeping_strides
 
 LARGEST_ROTATION = 2048
 
@@ -40,14 +40,14 @@ class Population:
         )
         """Q diag(λ)^½, so that H = root rootᵀ."""
 
-    def beside(self, others: Sequence[Population]) -> Population:
+    def stack(self, others: Sequence[Population]) -> Population:
         """The populations of runs side by side, of which this one is the first: an axis of runs in front of what depends on the seed."""
         found = copy.copy(self)
         found.teacher = torch.stack([other.teacher for other in others])
         found.root = (
             None
             if self.root is None
-            else beside_as_laid_out([other.root for other in others if other.root is not None])
+            else stack_keeping_strides([other.root for other in others if other.root is not None])
         )
         return found
 
@@ -56,13 +56,13 @@ class Population:
         error = predictor - self.teacher
         if self.root is None:
             return _HalfSquare.apply(error, self.eigenvalues)  # type: ignore[no-any-return, no-untyped-call]
-        return 0.5 * times(error, self.root).square().sum((-2, -1))
+        return 0.5 * matmul_per_run(error, self.root).square().sum((-2, -1))
 
     def diagonal(self) -> Tensor:
         return self.eigenvalues if self.root is None else self.root.square().sum(-1)
 
     def moment(self) -> Tensor:
-        return torch.diag(self.eigenvalues) if self.root is None else times(self.root, self.root.mT)
+        return torch.diag(self.eigenvalues) if self.root is None else matmul_per_run(self.root, self.root.mT)
 
     def sample(self, index: int, count: int) -> Batch:
         """Batch `index` of an endless stream."""

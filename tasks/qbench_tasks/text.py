@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from qbench.api import (
     Layout,
     Metric,
-    Problem,
     QuantLayer,
     Quiz,
     Recipe,
     Task,
     UsageError,
     generator,
-    with_model,
 )
 from qbench_tasks import cloze
 from qbench_tasks.corpus import source_of
@@ -78,7 +75,6 @@ class Text(Task):
     sizes = {
         name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()
     }
-    tuning = {"lr": (0.0003, 0.001, 0.003, 0.01)}
     activations = True
 
     corpus: str = CORPUS
@@ -117,13 +113,12 @@ class Text(Task):
         return self.vocab or self.usual
 
     @property
-    def keyed(self) -> bool:
+    def portable(self) -> bool:
         return not self.corpus.startswith("path:")
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """What a run's key is made of: of files here not their names but the hash of what was read from them."""
-        params = {**super().params, "vocab": 0 if self.vocab == self.usual else self.vocab}
+    def key_options(self) -> dict[str, Any]:
+        """Return the options for a key: files by the hash of what was read, not by their names."""
+        params = {**super().key_options(), "vocab": 0 if self.vocab == self.usual else self.vocab}
         if self.corpus.startswith("path:"):
             params |= {
                 "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
@@ -154,21 +149,16 @@ class Text(Task):
         # To be asked for its layers, a large network need not exist.
         with device if device.type == "meta" else nullcontext():
             model = Transformer(shape, generator(self.name, seed, "start"))
-        return TextProblem(model.to(device), tokens, shape.context, seed, batch, device)
+        flops = shape.flops(batch * shape.context)
+        return TextProblem(model.to(device), tokens, shape.context, seed, batch, device, flops)
 
 
 class TextProblem(WindowProblem):
     model: Transformer
+    seeds_share_data = True
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> Problem:
-        return with_model(self, model)
-
     def layout(self) -> Layout | None:
         return self.model.layout() if self.model.shape.gated else None
-
-    @property
-    def flops_per_step(self) -> float:
-        return self.model.shape.flops(self.labels_per_step)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbench.api import Layout, QuantLinear, by_run, run_by_run
+from qbench.api import Layout, QuantLinear, per_run, per_run_where_bits_depend
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = run_by_run(attend, self.q.weight.dim() - 2, q, k, v)
+        y = per_run_where_bits_depend(attend, self.q.weight.dim() - 2, q, k, v)
         return self.o(y.reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -164,9 +164,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lead = self.up.weight.dim() - 2
         inner = (
-            by_run(F.gelu, self.up(x), lead)
+            per_run(F.gelu, self.up(x), lead)
             if self.gate is None
-            else by_run(F.silu, self.gate(x), lead) * self.up(x)
+            else per_run(F.silu, self.gate(x), lead) * self.up(x)
         )
         return self.down(inner)  # type: ignore[no-any-return]
 

@@ -23,9 +23,9 @@ from qbench.api import (
     Recipe,
     Split,
     Task,
+    Work,
     generator,
-    times,
-    with_model,
+    matmul_per_run,
 )
 from qbench_tasks.population import Population, squared_error
 
@@ -43,8 +43,6 @@ class TwoLayer(Task):
         name: {"inputs": INPUTS, "hidden": hidden}
         for name, hidden in (("xs", 16), ("s", 64), ("m", 256), ("l", 1024))
     }
-    tuning = {"lr": (0.003, 0.01, 0.03, 0.1)}
-    exact_hessian = True
 
     alpha: float = 1.1
     """The spectrum's exponent: eigenvalue i is i^−alpha."""
@@ -63,10 +61,6 @@ class TwoLayer(Task):
         if self.noise and self.exact:
             return "noise is on the targets of mini-batches: it needs exact = false"
         return None
-
-    @property
-    def compiled_alike(self) -> bool:
-        return True
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(
@@ -101,7 +95,7 @@ class TwoLines(nn.Module):
 
     def forward(self, x: Tensor | None) -> Tensor:
         if x is None:
-            return times(self.second.effective, self.first.effective)
+            return matmul_per_run(self.second.quantized_weight, self.first.quantized_weight)
         return self.second(self.first(x))  # type: ignore[no-any-return]
 
 
@@ -110,6 +104,7 @@ class TwoLayerProblem(Problem):
 
     def __init__(self, population: Population, model: TwoLines, batch: int, exact: bool) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
+        self.work = Work(labels=1 if exact else batch)
 
     def batch(self, index: int) -> Batch:
         return Batch(None, None) if self.exact else self.population.sample(index, self.count)
@@ -122,12 +117,12 @@ class TwoLayerProblem(Problem):
             self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
         )
 
-    def scores(self, model: nn.Module, split: Split) -> Tensor:
+    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
         return self.population.excess(model(None))
 
-    def beside(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
-        found = with_model(self, model)  # type: ignore[type-var]
-        found.population = self.population.beside(
+    def stack(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
+        found = self.with_model(model)
+        found.population = self.population.stack(
             [problem.population for problem in problems if isinstance(problem, TwoLayerProblem)]
         )
         return found
@@ -137,16 +132,12 @@ class TwoLayerProblem(Problem):
 
     @torch.no_grad()
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor:
-        first, second = self.model.first.effective, self.model.second.effective
+        first, second = self.model.first.quantized_weight, self.model.second.quantized_weight
         if layer is self.model.first:
             return second.mT.square() * self.population.diagonal().unsqueeze(-2)
-        return (times(first, self.population.moment()) * first).sum(-1).unsqueeze(-2)
+        return (matmul_per_run(first, self.population.moment()) * first).sum(-1).unsqueeze(-2)
 
     @torch.no_grad()
     def input_moment(self, layer: QuantLayer) -> Tensor:
-        moment, first = self.population.moment(), self.model.first.effective
-        return moment if layer is self.model.first else times(times(first, moment), first.mT)
-
-    @property
-    def labels_per_step(self) -> int:
-        return 1 if self.exact else self.count
+        moment, first = self.population.moment(), self.model.first.quantized_weight
+        return moment if layer is self.model.first else matmul_per_run(matmul_per_run(first, moment), first.mT)

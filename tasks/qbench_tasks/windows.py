@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qbench.api import Batch, Problem, Split, UsageError, cross_entropy, send
+from qbench.api import Batch, Problem, Split, UsageError, Work, cross_entropy, send
 from qbench_tasks.order import places
 from qbench_tasks.tokens import Tokens
 from qbench_tasks.vocabulary import Reader
@@ -41,6 +41,7 @@ class WindowProblem(Problem):
         seed: int,
         batch: int,
         device: torch.device,
+        flops: float | None = None,
     ) -> None:
         self.model, self.data, self.context, self.seed, self.count, self.device = (
             model,
@@ -50,6 +51,7 @@ class WindowProblem(Problem):
             batch,
             device,
         )
+        self.work = Work(batch * context, flops)
         self.sizes = torch.from_numpy(tokens.vocabulary.sizes).to(device)
         windows = self.windows("train")
         self.outside = max(1, windows // RESERVED)
@@ -59,7 +61,7 @@ class WindowProblem(Problem):
         """Windows lie end to end; each has its last token in common with the next, which it predicts and the next one reads."""
         return (self.data.shards.streams[split].tokens - 1) // self.context
 
-    def drawn(self, index: int) -> Tensor:
+    def sample_indices(self, index: int) -> Tensor:
         """Each window of the order once, then all once more in another order; those outside it likewise among themselves."""
         if index >= 0:
             return self.cut(
@@ -71,9 +73,9 @@ class WindowProblem(Problem):
         )
         return self.cut("train", self.ordered + outside)
 
-    def batch_of(self, drawn: Tensor) -> Batch:
-        words = send(drawn, self.device)
-        return Batch(words[..., :-1], words[..., 1:], drawn.shape[-2])
+    def load(self, indices: Tensor) -> Batch:
+        words = send(indices, self.device)
+        return Batch(words[..., :-1], words[..., 1:], indices.shape[-2])
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Every byte of the windows that are scored is the target of one prediction."""
@@ -82,7 +84,7 @@ class WindowProblem(Problem):
             max(1, SCORED_AT_ONCE // self.context),
         )
         for first in range(0, count, at_once):
-            yield self.batch_of(self.cut(split, np.arange(first, min(first + at_once, count))))
+            yield self.load(self.cut(split, np.arange(first, min(first + at_once, count))))
 
     def cut(self, split: Split, windows: NDArray[np.int64]) -> Tensor:
         tokens, context = self.data.shards.tokens(split), self.context
@@ -113,7 +115,3 @@ class WindowProblem(Problem):
     @property
     def tokenizer(self) -> Reader:
         return Reader(self.data.vocabulary, self.context)
-
-    @property
-    def labels_per_step(self) -> int:
-        return self.count * self.context

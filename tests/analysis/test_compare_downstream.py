@@ -18,7 +18,7 @@ from qbench.runs.attempts import Attempt
 from qbench.runs.config import RunConfig
 from qbench.stats.comparisons import holm, mcnemar, paired_test
 from qbench.store.database import Store
-from tests.made_runs import config, make, roster
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 
 A, B = "a" * 64, "b" * 64
 Right = Sequence[bool]
@@ -42,9 +42,9 @@ class Desk:
         fmt: str | None = "int4",
         **more: Any,
     ) -> Desk:
-        spec = dataclasses.replace(config(seed, method, fmt, **more), method_params={})
+        spec = dataclasses.replace(make_run_config(seed, method, fmt, **more), method_params={})
         attempt = self.attempts.get(spec.key) or self.attempts.setdefault(
-            spec.key, make(self.results, spec, score=0.1)
+            spec.key, make_attempt(self.results, spec, score=0.1)
         )
         cell = dataclasses.replace(spec, seed=0)
         self.cells[cell.key], self.seeds = cell, max(self.seeds, seed + 1)
@@ -71,11 +71,11 @@ class Desk:
         return self
 
     def compare(self, a: str, b: str) -> list[Difference]:
-        members = roster("b", [(spec, None) for spec in self.cells.values()], self.seeds)
+        members = fake_board_members("b", [(spec, None) for spec in self.cells.values()], self.seeds)
         with Store(self.results) as opened:
-            assert not opened.ingest(self.attempts.values())
-            opened.set_board(members)
-            opened.snapshot()
+            assert not opened.ingest_attempts(self.attempts.values())
+            opened.save_board(members)
+            opened.write_snapshot()
         return qbench.results(self.results).compare_downstream(a, b)
 
 

@@ -24,7 +24,7 @@ from qbench.cli.options import cli
 from qbench.stats import intervals
 from qbench.store.database import Store
 from qbench.terminal.summary import show_summary
-from tests.made_runs import config, make, roster
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, unborn
 
 Rows = list[dict[str, Any]]
@@ -428,7 +428,7 @@ def test_the_curve_of_the_attempt_that_counts_is_read() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """fp, rtn and ste, three seeds, with curves that say a validation at every point."""
-    cells = [config(method=m, fmt=None if m == "fp" else "int4") for m in ("fp", "rtn", "ste")]
+    cells = [make_run_config(method=m, fmt=None if m == "fp" else "int4") for m in ("fp", "rtn", "ste")]
     scores = {"fp": 0.1, "rtn": 0.5, "ste": 0.2}
     lines = [
         {"step": n, "progress": n / 4, "seconds": n / 4, "val": 0.5 / n if n % 2 == 0 else None}
@@ -437,7 +437,7 @@ def folder(tmp_path: Path) -> Path:
     attempts = []
     for cell, seed in itertools.product(cells, range(3)):
         attempts.append(
-            make(
+            make_attempt(
                 tmp_path,
                 dataclasses.replace(cell, seed=seed),
                 score=scores[cell.method] + seed / 1000,
@@ -447,9 +447,9 @@ def folder(tmp_path: Path) -> Path:
             "".join(json.dumps(line) + "\n" for line in lines if cell.method != "rtn")
         )
     with Store(tmp_path) as store:
-        assert not store.ingest(attempts)
-        store.set_board(roster("b", [(cell, None) for cell in cells], 3))
-        store.snapshot()
+        assert not store.ingest_attempts(attempts)
+        store.save_board(fake_board_members("b", [(cell, None) for cell in cells], 3))
+        store.write_snapshot()
     return tmp_path
 
 

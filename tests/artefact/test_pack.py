@@ -42,12 +42,12 @@ def test_decoded_equals_snapped_bit_for_bit(
     weights: str, method: str, granularity: str, tmp_path: Path
 ) -> None:
     kit = Kit(method, tmp_path)
-    run = kit.attached(kit.config(weights, granularity))
+    run = kit.attach(kit.make_config(weights, granularity))
     artefact = export(run, tmp_path / "export")
     decoded, header = decode(artefact.path)
-    with run.shipped():
+    with run.network.as_shipped():
         for name, layer in run.problem.layers().items():
-            assert np.array_equal(decoded[f"{name}.weight"], layer.effective.numpy())
+            assert np.array_equal(decoded[f"{name}.weight"], layer.quantized_weight.numpy())
     assert set(decoded) == set(run.model.state_dict()) and set(header["weights"]) == {
         f"{n}.weight" for n in run.problem.layers()
     }
@@ -58,7 +58,7 @@ def test_decoded_equals_snapped_bit_for_bit(
 
 def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
-    run = kit.attached(kit.config("int3"))
+    run = kit.attach(kit.make_config("int3"))
     artefact = export(run, tmp_path / "export")
     program = (
         "import sys\n"
@@ -74,8 +74,8 @@ def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     total, distinct = done.stdout.split()
-    with run.shipped():
-        hidden = run.problem.layers()["hidden"].effective
+    with run.network.as_shipped():
+        hidden = run.problem.layers()["hidden"].quantized_weight
         assert float(total) == float(hidden.double().sum()) and int(distinct) == len(
             hidden[0].unique()
         )
@@ -84,7 +84,7 @@ def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
 def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> None:
     """With quantized inputs as well: their grids come out of the header."""
     kit = Kit("ste", tmp_path)
-    result, folder = kit.run(kit.config("int4", activations="int4"))
+    result, folder = kit.run(kit.make_config("int4", activations="int4"))
     assert result["state"] == "ok", result["message"]
     checks = {c["name"]: c for c in result["audit"]["checks"]}
     assert checks["simulated = packed"]["passed"] and checks["coverage"]["detail"] == "6 of 6 sites"
@@ -100,7 +100,7 @@ def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> Non
 
 def test_bytes_of_an_artefact_are_reproducible(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
-    run = kit.attached(kit.config("int4"))
+    run = kit.attach(kit.make_config("int4"))
     before = export(run, tmp_path / "a").sha256
     assert export(run, tmp_path / "b").sha256 == before
     with torch.no_grad():

@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
         print(f"unknown part {wrong[0]!r}; known: {', '.join(PARTS)}", file=sys.stderr)
         return 2
     from qbench.engines.worker_process import WORKER_ENVIRONMENT
-    from qbench.runs.environment import environment
+    from qbench.runs.environment import collect_environment
 
     if lacking := {
         name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ
@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
         os.execve(
             sys.executable, [sys.executable, "-m", "tests.bench", *words], {**os.environ, **lacking}
         )
-    env = environment()
+    env = collect_environment()
     code = env["commit"] and f"commit {env['commit'][:12]}{' with changes' if env['dirty'] else ''}"
     print(
         f"{time.strftime('%Y-%m-%d')}, {env['cpu']}, {env['cores']} cores, Python {env['python']}, torch {env['torch']}, {code or 'no commit'}\n"

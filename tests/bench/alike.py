@@ -20,10 +20,10 @@ import torch
 
 from qbench import load_method
 from qbench.execution.compile import compile_run
-from qbench.execution.side_by_side import side_by_side
+from qbench.execution.stacking import stack_runs
 from qbench.runs.config import Quantization
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from tests.bench.groups import config, prepared
 
 STEPS = 8
@@ -83,7 +83,7 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
     torch.set_num_threads(1)
     torch.compiler.reset()
 
-    def run(place: int) -> Run:
+    def run(place: int) -> TrainingRun:
         seed, rate = 0 if bed.one_seed else place, 0.01 * (1 + place % 3)
         found = config(
             bed.task,
@@ -104,8 +104,8 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
             )
         return prepared(found)
 
-    def together(runs: Iterable[Run]) -> Run:
-        found = side_by_side(list(runs))
+    def together(runs: Iterable[Run]) -> TrainingRun:
+        found = stack_runs(list(runs))
         assert found is not None, f"{method} trains alone on {bed.task}"
         return found
 
@@ -115,7 +115,7 @@ def apart(bed: Bed, method: str, params: dict[str, Any]) -> float:
         for taken in (alone := run(place), together(many)):
             compile_run(taken)
             for step in range(STEPS):
-                one_step(taken, step)
+                take_step(taken, step)
         differences += [
             float((a - b).detach().abs().max())
             for a, b in zip(learned(alone), learned(many[place]), strict=True)
@@ -133,7 +133,7 @@ def others(method: str, params: dict[str, Any], place: int) -> dict[str, Any]:
     return params | {name: value * (1.0, 0.5, 0.75)[place % 3] for name, value in numbers.items()}
 
 
-def learned(run: Run) -> list[torch.Tensor]:
+def learned(run: TrainingRun) -> list[torch.Tensor]:
     assert run.optimizer is not None
     return [p for group in run.optimizer.param_groups for p in group["params"]]
 

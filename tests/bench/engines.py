@@ -21,10 +21,10 @@ from qbench.engines.base import Engine, Event, Wishes
 from qbench.engines.local import LocalEngine
 from qbench.engines.ray import RayEngine
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.attempts import Attempt, create_attempt
 from qbench.runs.config import Recipe, RunConfig
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
 from tests.bench.store import ENV, result_of
 
 RUNS = 100
@@ -67,7 +67,7 @@ def spent(engine: Engine, results: Path, runs: range, group: int = 1) -> float:
             number, configs = seeds[0] + 1, [replace(a_run(0), seed=seed) for seed in seeds]
             engine.submit(
                 number,
-                [Assignment(c, new_attempt(results, c.key).folder) for c in configs],
+                [Assignment(c, create_attempt(results, c.key).folder) for c in configs],
                 Execution(device="cpu"),
             )
             going.add(number)
@@ -134,13 +134,13 @@ class Instant(Engine):
 
 
 def coordinator() -> str:
-    config = read_text(
+    config = parse_sweep(
         f'board = "x"\nmethods = ["ste"]\ntasks = ["digits"]\nformats = ["int4"]\nseeds = {10 * RUNS}\n',
         "x.toml",
     )
     engine, began = Instant(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        summary = sweep(config, Path(folder), engine, Execution(device="cpu", group=1))
+        summary = run_sweep(config, Path(folder), engine, Execution(device="cpu", group=1))
     spent = time.process_time() - began - engine.files_s
     assert summary.ok == 10 * RUNS
     return f"The coordinator itself (folder, row, messages) takes {1000 * spent / summary.ok:.1f} ms of a core for a run: at most {summary.ok / spent:.0f} runs a second."

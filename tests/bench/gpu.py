@@ -147,7 +147,7 @@ def attempted(measure: Callable[[], Row]) -> Row:
 
 def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, peak: float) -> Row:
     from qbench.training.devices import Stopwatch, forget_memory, peak_memory, quartiles
-    from qbench.training.loop import one_step
+    from qbench.training.loop import take_step
 
     run = ready(bench, method, params, size)
     forget_memory(bench.device)
@@ -156,7 +156,7 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
         step = (
             0 if taken == 0 else 1000 + 37 * taken
         )  # the first one, and then ordinary ones: what is rare has its place in `runs`
-        one_step(run, step)
+        take_step(run, step)
         if taken >= WARMUP - 1:
             watch.mark()
         else:
@@ -181,7 +181,7 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
 def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> Any:
     """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
     from qbench.execution.assignment import Assignment, Execution
-    from qbench.execution.prepare import prepare
+    from qbench.execution.prepare import prepare_run
     from qbench.plugins import registry
     from qbench.runs.config import Quantization, RunConfig
     from qbench.training.setup import frozen_copy, open_problem
@@ -213,7 +213,7 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
     )
     _, problem = open_problem(config, bench.device)
     execution = Execution(device=str(bench.device), compile=bench.compile)
-    run = prepare(Assignment(config, bench.out / "nowhere"), execution, problem, bench.device)
+    run = prepare_run(Assignment(config, bench.out / "nowhere"), execution, problem, bench.device)
     if instance.needs_reference:
         run.reference = frozen_copy(problem.model)
     run.model.train()
@@ -239,7 +239,7 @@ def compiled(bench: Bench) -> Iterator[Row]:
                 for way in ("eager", "compiled")
             }
             made = {
-                way: kit.run(kit.config("int4"), execution, again=True)
+                way: kit.run(kit.make_config("int4"), execution, again=True)
                 for way, execution in ways.items()
             }
             wrong = [result["message"] for result, _ in made.values() if result["state"] != "ok"]
@@ -261,12 +261,12 @@ def runs(bench: Bench) -> Iterator[Row]:
     """Trained one after another in this process, so that what is compiled for one serves the next."""
     from qbench.engines.dispatch import run_one
     from qbench.execution.assignment import Assignment, Execution
-    from qbench.sweepfile.read import read_text
+    from qbench.sweepfile.read import parse_sweep
     from qbench.sweeps.plan import make_plan
 
     words = ", ".join(f'"{name}"' for name in bench.methods)
     batch = max(1, min(bench.tokens, TOKENS // 2) // context_of(bench.train))
-    sweep = read_text(
+    sweep = parse_sweep(
         f'board = "gpu"\nmethods = [{words}]\nformats = ["int4"]\n[[task]]\nname = "text"\nsizes = ["{bench.train}"]\n'
         f'[recipe]\nsteps = {bench.train_steps}\nbatch = {batch}\nprecision = "bf16"\n',
         "gpu.toml",
@@ -406,7 +406,7 @@ def shown(key: str, value: Any) -> str:
 
 
 def environment(device: torch.device) -> Row:
-    from qbench.runs.environment import environment as machine
+    from qbench.runs.environment import collect_environment as machine
 
     named = (
         torch.cuda.get_device_name(device)

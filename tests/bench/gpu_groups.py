@@ -18,7 +18,7 @@ import torch
 if TYPE_CHECKING:
     from qbench.execution.assignment import Assignment
     from qbench.runs.config import RunConfig
-    from qbench.training.run import Run
+    from qbench.training.run import TrainingRun
     from tests.bench.gpu import Bench, Row
 
 
@@ -71,13 +71,13 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 def company(bench: Bench) -> Iterator[Row]:
     """Three runs of each method on the toy task, alone, side by side, and side by side recorded. Eager: what compiling does is the part `compiled`."""
-    from qbench.checks.method_contract import COMPARED_STEPS, differing, first_losses
+    from qbench.checks.method_contract import COMPARED_STEPS, vary_numbers, first_losses
     from qbench.checks.method_kit import Kit
     from qbench.engines.dispatch import run_one
     from qbench.execution import group_policy
     from qbench.execution.assignment import Assignment, Execution
-    from qbench.execution.execute import run_group
-    from qbench.execution.side_by_side import APART
+    from qbench.execution.execute import execute_group
+    from qbench.execution.stacking import APART
     from qbench.plugins import registry
 
     execution = Execution(device=str(bench.device), compile=False)
@@ -89,8 +89,8 @@ def company(bench: Bench) -> Iterator[Row]:
             yield row | {"failed": "no time left"}
             continue
         with tempfile.TemporaryDirectory() as folder:
-            configs = [differing(Kit(name, Path(folder)).one(), place) for place in range(3)]
-            if why := group_policy.alone(configs[0]):
+            configs = [vary_numbers(Kit(name, Path(folder)).usual_config(), place) for place in range(3)]
+            if why := group_policy.why_alone(configs[0]):
                 yield row | {"left out": why}
                 continue
             ways = {
@@ -102,8 +102,8 @@ def company(bench: Bench) -> Iterator[Row]:
             silent = [lambda _: None] * len(configs)
             made = {
                 "alone": [run_one(assignment, execution) for assignment in ways["alone"]],
-                "in company": run_group(ways["in company"], execution, silent),
-                "recorded": run_group(ways["recorded"], replace(execution, graphs=True), silent),
+                "in company": execute_group(ways["in company"], execution, silent),
+                "recorded": execute_group(ways["recorded"], replace(execution, graphs=True), silent),
             }
             if wrong := [
                 result["message"]
@@ -202,21 +202,21 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
 def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: bool = False) -> Row:
     """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
     from qbench.execution.compile import compile_run
-    from qbench.execution.step_recording import Recorded
+    from qbench.execution.step_recording import RecordedStep
     from qbench.training.devices import Stopwatch, forget_memory, peak_memory, quartiles
-    from qbench.training.loop import one_step, update
+    from qbench.training.loop import take_step, update
     from tests.bench.gpu import WARMUP
 
     run = opened(bench, configs)
     if compiled:
         compile_run(run)
     if graphs:
-        run.recorded = Recorded(run, update)
+        run.recording = RecordedStep(run, update)
     forget_memory(bench.device)
     run.model.train()
     watch = Stopwatch(bench.device)
     for taken in range(WARMUP + bench.steps):
-        terms, _, _ = one_step(run, taken)
+        terms, _, _ = take_step(run, taken)
         if taken >= WARMUP - 1:
             watch.mark()
     low, middle, high = quartiles(watch.steps())
@@ -235,15 +235,15 @@ def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: boo
     }
 
 
-def opened(bench: Bench, configs: list[RunConfig]) -> Run:
+def opened(bench: Bench, configs: list[RunConfig]) -> TrainingRun:
     from qbench.execution.assignment import Assignment, Execution
-    from qbench.execution.prepare import prepare
-    from qbench.execution.side_by_side import side_by_side
+    from qbench.execution.prepare import prepare_run
+    from qbench.execution.stacking import stack_runs
     from qbench.training.setup import open_problem
 
     execution = Execution(device=str(bench.device), compile=False)
     runs = [
-        prepare(
+        prepare_run(
             Assignment(c, bench.out / "nowhere"),
             execution,
             open_problem(c, torch.device(bench.device))[1],
@@ -253,6 +253,6 @@ def opened(bench: Bench, configs: list[RunConfig]) -> Run:
     ]
     if len(runs) == 1:
         return runs[0]
-    run = side_by_side(runs)
+    run = stack_runs(runs)
     assert run is not None, "these tasks are written for it"
     return run

@@ -31,13 +31,13 @@ import torch
 from qbench import load_method, load_task
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.compile import compile_run
-from qbench.execution.execute import run_group
+from qbench.execution.execute import execute_group
 from qbench.execution.group_policy import group_size
-from qbench.execution.prepare import prepare
-from qbench.execution.side_by_side import side_by_side
+from qbench.execution.prepare import prepare_run
+from qbench.execution.stacking import stack_runs
 from qbench.runs.config import Quantization, RunConfig
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
 
 ROUNDS = 7
@@ -97,13 +97,13 @@ def config(
     )
 
 
-def prepared(c: RunConfig) -> Run:
-    return prepare(
+def prepared(c: RunConfig) -> TrainingRun:
+    return prepare_run(
         Assignment(c, Path("unused")), Execution(compile=False), open_problem(c, CPU)[1], CPU
     )
 
 
-def stepper(run: Run) -> Callable[[int], float]:
+def stepper(run: TrainingRun) -> Callable[[int], float]:
     """Takes so many steps and gives the seconds of the processor that they took."""
     step = 0
 
@@ -111,7 +111,7 @@ def stepper(run: Run) -> Callable[[int], float]:
         nonlocal step
         began = time.process_time()
         for _ in range(count):
-            one_step(run, step)
+            take_step(run, step)
             step += 1
         return time.process_time() - began
 
@@ -134,7 +134,7 @@ def throughput(
         for place, seed in enumerate(seeds)
     ]
     alone = stepper(prepared(configs[0]))
-    whole = side_by_side([prepared(c) for c in configs])
+    whole = stack_runs([prepared(c) for c in configs])
     assert whole is not None
     if compiled:
         compile_run(whole)
@@ -166,7 +166,7 @@ def whole_runs(task: str, count: int = 32) -> tuple[float, float, float]:
                 Assignment(c, Path(folder) / str(place) / "1") for place, c in enumerate(chosen)
             ]
             began = time.process_time()
-            results = run_group(
+            results = execute_group(
                 assignments, Execution(compile=False), [lambda _: None] * len(chosen)
             )
             taken = time.process_time() - began
@@ -218,12 +218,12 @@ def table() -> Iterator[str]:
 def first_steps(start: Any) -> None:
     torch.set_num_threads(1)
     runs = [prepared(config("digits", "xs", {}, place, 0.01)) for place in range(32)]
-    whole, batch = side_by_side(runs), runs[0].batch(0)
+    whole, batch = stack_runs(runs), runs[0].batch(0)
     assert whole is not None
     for run in (whole, *runs):
         compile_run(run)
     start.wait()
-    one_step(whole, 0)
+    take_step(whole, 0)
     with torch.no_grad():
         for run in runs:
             assert run.compiled is not None
@@ -263,10 +263,10 @@ def language(size: str, count: int, steps: int, start: Any, done: Any) -> None:
     """So many runs side by side, so many steps a round."""
     torch.set_num_threads(1)
     runs = [prepared(config("grammar", size, {}, place, RATES[0])) for place in range(count)]
-    run = side_by_side(runs) if count > 1 else runs[0]
+    run = stack_runs(runs) if count > 1 else runs[0]
     assert run is not None
     step = itertools.count()
-    in_rounds(lambda: one_step(run, next(step)), steps, start, done)
+    in_rounds(lambda: take_step(run, next(step)), steps, start, done)
 
 
 def products(steps: int, start: Any, done: Any) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from qbench.analysis.results import results
 from qbench.engines.local import LocalEngine
-from qbench.sweepfile.read import builtin_board, plugin_modules
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.listener import Summary
+from qbench.sweepfile.read import load_builtin_board, list_plugin_modules
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.listener import SweepSummary
 
 
 class Clock:
@@ -34,17 +34,17 @@ class Clock:
         elif kind == "finished":
             self.spent[run_label] += now
 
-    def stop(self, summary: Summary) -> None: ...
+    def stop(self, summary: SweepSummary) -> None: ...
 
 
 def table() -> Iterator[str]:
     """The lines of the report."""
-    config, clock = builtin_board("quick"), Clock()
+    config, clock = load_builtin_board("quick"), Clock()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        with closing(LocalEngine(preload=plugin_modules(config))) as engine:
+        with closing(LocalEngine(preload=list_plugin_modules(config))) as engine:
             engine.start()
-            summary = sweep(config, Path(folder), engine, progress=clock)
+            summary = run_sweep(config, Path(folder), engine, progress=clock)
         wall = time.perf_counter() - began
         assert summary.code == 0, summary
         runs = results(folder).runs.set_index("key")

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from qbench.training.setup import frozen_copy
 from tests.bench.steps import SHAPE, RandomTokens, run_of
 
@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
 
 @dataclass
 class Entrant:
-    run: Run
+    run: TrainingRun
     taken: int = 0
 
     def step(self) -> float:
@@ -55,7 +55,7 @@ class Entrant:
         step += step % 20 == 0
         self.taken += 1
         began = time.perf_counter()
-        one_step(self.run, step)
+        take_step(self.run, step)
         return time.perf_counter() - began
 
 
@@ -71,7 +71,7 @@ def rare(make: Callable[[], Entrant]) -> float:
     one = make()
     run, spent = one.run, 0.0
     for step in range(STEPS):
-        run.begin(step)
+        run.begin_step(step)
         began = time.perf_counter()
         run.method.before_step(run, run.problem.batch(step))
         spent += time.perf_counter() - began

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from qbench.analysis.results import Results
 from qbench.publish import site_folder
-from qbench.publish.site import publish
+from qbench.publish.site import publish_site
 from tests.bench.store import make, seconds
-from tests.browser import browser, executable, watch
-from tests.made_sites import MEANS, files, ranked
+from tests.browser import find_chromium, open_page, start_browser
+from tests.synthetic_sites import MEANS, make_ranked_runs, make_site_files
 
 SORT = """() => {
     document.querySelector('#s0 thead button').click();
@@ -33,7 +33,7 @@ def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
             "qbench", "publish", "large", "--out", str(folder / "site"), "--results", str(results)
         )
         began = time.perf_counter()
-        site = publish(Results(results), "large", folder / "site")
+        site = publish_site(Results(results), "large", folder / "site")
         inside = time.perf_counter() - began
         yield "| what | measured | target |"
         yield "| --- | --- | --- |"
@@ -47,20 +47,24 @@ def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
 
 def _pages(folder: Path) -> Iterator[str]:
     """Of a thousand runs the size, of a thousand cells the time."""
-    small = files(ranked(seeds=10, tasks=[f"task{n}" for n in range(7)]))["index.html"]
+    small = make_site_files(make_ranked_runs(seeds=10, tasks=[f"task{n}" for n in range(7)]))[
+        "index.html"
+    ]
     yield f"| index.html of 1,050 runs in 105 cells | {len(small) / 1000:.0f} kB | 300 kB |"
-    if executable() is None:
+    if find_chromium() is None:
         yield "| a page in a browser | no Chromium here | |"
         return
     cells = 1 + 2 * len(MEANS)
-    site_folder.place(
-        files(ranked(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])),
+    site_folder.write_site_folder(
+        make_site_files(
+            make_ranked_runs(seeds=10, tasks=[f"task{n:02}" for n in range(-(-1000 // cells))])
+        ),
         folder / "thousand",
     )
-    with browser() as started:
+    with start_browser() as started:
         found = []
         for _ in range(5):
-            seen = watch(
+            seen = open_page(
                 started, folder / "thousand" / "index.html", viewport={"width": 1280, "height": 900}
             )
             found.append(seen.page.evaluate(SORT))

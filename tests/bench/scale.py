@@ -27,33 +27,33 @@ seeds = {seeds}
 """
 PLAN = """
 from qbench.sweeps.plan import make_plan
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 began = time.perf_counter()
-plan = make_plan(read_text(open(sys.argv[1]).read(), "large.toml"))
+plan = make_plan(parse_sweep(open(sys.argv[1]).read(), "large.toml"))
 told(runs=len(plan.runs), cells=len(plan.cells), seconds=time.perf_counter() - began)
 """
 SHARD = PLAN.replace(
     "told(",
-    "from qbench.sweeps.shard import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).has(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
+    "from qbench.sweeps.shard import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).contains(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
 )
 ROSTER = PLAN.replace(
     "told(",
-    "import json\nfrom qbench.sweeps.board_roster import roster_of\nmiddle = time.perf_counter()\ntext = json.dumps(roster_of(plan))\ntold(mb=len(text) / 1e6, roster_s=time.perf_counter() - middle, ",
+    "import json\nfrom qbench.sweeps.board_members import make_board_members\nmiddle = time.perf_counter()\ntext = json.dumps(make_board_members(plan))\ntold(mb=len(text) / 1e6, roster_s=time.perf_counter() - middle, ",
 )
 STANDINGS = """
-from qbench.runs.state import known_keys, standings
+from qbench.runs.state import list_known_keys, read_run_states
 began = time.perf_counter()
-keys = sorted(known_keys(Path(sys.argv[1])))
+keys = sorted(list_known_keys(Path(sys.argv[1])))
 listed = time.perf_counter()
-found = standings(Path(sys.argv[1]), keys)
+found = read_run_states(Path(sys.argv[1]), keys)
 told(runs=len(found), list_s=listed - began, seconds=time.perf_counter() - listed)
 """
 SNAPSHOT = """
 from qbench.store.database import Store
 with Store(Path(sys.argv[1])) as store:
-    store.changed = True
+    store.snapshot_is_stale = True
     began = time.perf_counter()
-    store.snapshot()
+    store.write_snapshot()
     told(seconds=time.perf_counter() - began, mb=store.path.stat().st_size / 1e6)
 """
 HEAD = """

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.store.database import Store
-from tests.made_runs import config, make, roster
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 
 ROUNDS = 15
 
@@ -21,10 +21,10 @@ def table() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         for seed in range(3):
-            make(results, config(seed))
+            make_attempt(results, make_run_config(seed))
         with Store(results) as store:
-            store.set_board(roster("b", [(config(), None)], 3))
-            store.snapshot()
+            store.save_board(fake_board_members("b", [(make_run_config(), None)], 3))
+            store.write_snapshot()
         commands = {
             'python -c "import click"': ("-c", "import click"),
             "qbench --help": ("-m", "qbench", "--help"),

@@ -25,10 +25,10 @@ from qbench.execution.compile import compile_run
 from qbench.plugins import registry
 from qbench.quant.layers import QuantLayer
 from qbench.runs.config import Quantization, Recipe, RunConfig
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.run import Run
-from qbench.training.setup import attach
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run
 
 SHAPE = Shape(vocab=128, width=128, depth=4, heads=4, mlp=384, context=128)
 RECIPE = Recipe(steps=10_000, lr=1e-4)
@@ -69,7 +69,7 @@ def run_of(
     recipe: Recipe,
     reference: nn.Module | None = None,
     **params: object,
-) -> Run:
+) -> TrainingRun:
     """A method on a problem, int4 by channel, ready for its first step."""
     instance = registry.build("methods", method, params)
     weights = Quantization("int4", "channel") if instance.quantizes else None
@@ -89,9 +89,9 @@ def run_of(
         "scratch",
         0,
     )
-    run = attach(problem, instance, config)
+    run = make_run(problem, instance, config)
     run.reference = reference
-    for bundle in run.bundles:
+    for bundle in run.weights:
         bundle.quantizer.reset(bundle.stack().detach())
     instance.prepare(run, run.probe_batches(1))
     run.optimizer = make_optimizer(parameter_groups(run), recipe)
@@ -107,7 +107,7 @@ def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]
     counter = iter(range(RECIPE.steps))
 
     def step() -> None:
-        one_step(run, next(counter))
+        take_step(run, next(counter))
 
     return step
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import Metric, Quantization, Recipe, RunConfig
-from qbench.store.board_members import ROSTER_VERSION, write
-from qbench.store.file_rows import Batch
+from qbench.store.board_members import BOARD_MEMBERS_VERSION, save_board_members
+from qbench.store.file_rows import IncomingRows
 
 BITS = {
     "int2": (3, 2.25),
@@ -140,10 +140,10 @@ def make(results: Path, runs: int, points: int) -> None:
                 "keys": keys,
             }
         )
-    write(
+    save_board_members(
         results,
         {
-            "roster_version": ROSTER_VERSION, "board": "large", "version": 1, "title": "", "made": "2026-11-21T04:00:00+00:00", "sweep": "",
+            "roster_version": BOARD_MEMBERS_VERSION, "board": "large", "version": 1, "title": "", "made": "2026-11-21T04:00:00+00:00", "sweep": "",
             "seeds": list(seeds), "track": "fair", "defaults": {m: {"scale": "absmax"} for m in METHODS}, "cells": rows,
         },
     )  # fmt: skip
@@ -167,7 +167,7 @@ def table(runs: int = 100_000, points: int = 100) -> Iterator[str]:
         one = Attempt(next((results / "runs").glob("*/*/1")))
         began = time.perf_counter()
         for _ in range(100):
-            Batch().add(one)
+            IncomingRows().add(one)
         reading = (time.perf_counter() - began) / 100
         yield "| what | measured | target |"
         yield "| --- | --- | --- |"

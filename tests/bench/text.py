@@ -21,7 +21,7 @@ from qbench_tasks.tokens import encoded, read
 from torch import nn
 
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from tests.bench.steps import Contender, Plain, interleave, run_of
 
 BATCHES = {"xs": 8, "s": 16, "1m": 8}
@@ -33,7 +33,7 @@ def ours(problem: TextProblem) -> Callable[[], None]:
     run, counter = run_of("fp", problem, RECIPE), iter(range(RECIPE.steps))
 
     def step() -> None:
-        one_step(run, next(counter))
+        take_step(run, next(counter))
 
     return step
 

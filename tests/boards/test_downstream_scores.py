@@ -24,22 +24,22 @@ from qbench.downstream.evaluate import evaluate_run
 from qbench.engines.local import LocalEngine
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Execution
-from qbench.publish.site import schema as site_schema
-from qbench.runs.attempts import ANSWERED, Attempt, announce
+from qbench.publish.site import read_site_schema as site_schema
+from qbench.runs.attempts import NEW_ANSWERS_FOLDER, Attempt, mark_new_answers
 from qbench.stats import intervals
-from qbench.store import database, file_rows, schema
-from qbench.store.check import check, rebuild
+from qbench.store import file_rows, schema
+from qbench.store.consistency import check_store, rebuild_store
 from qbench.store.database import Store
-from qbench.store.lock import hold, release
+from qbench.store.lock import acquire_lock, release_lock
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import plugin_modules, read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.downstream_questions import ask
-from qbench.sweeps.status import status
+from qbench.sweepfile.read import list_plugin_modules, parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.downstream_questions import ask_finished_runs
+from qbench.sweeps.status import read_sweep_status
 from qbench.terminal.board import show_board
 from qbench.terminal.plan import show_plan
-from tests import browser, made_sites
-from tests.made_runs import config, make, roster
+from tests import browser, synthetic_sites
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 from tests.synthetic_runs import DEFAULTS, failed, frame, runs
 
 A, B = "a" * 64, "b" * 64
@@ -226,17 +226,17 @@ def test_a_column_that_holds_no_answers_is_said_in_one_line(word: str) -> None:
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
     """Two runs of a board in the store, of which the first was asked."""
-    attempts = [make(tmp_path, config(seed), score=0.1) for seed in range(2)]
+    attempts = [make_attempt(tmp_path, make_run_config(seed), score=0.1) for seed in range(2)]
     write(attempts[0], {"recall": told(0.6)})
     with Store(tmp_path) as opened:
-        assert not opened.ingest(attempts)
-        opened.set_board(roster("b", [(config(), None)], 2))
-        opened.snapshot()
+        assert not opened.ingest_attempts(attempts)
+        opened.save_board(fake_board_members("b", [(make_run_config(), None)], 2))
+        opened.write_snapshot()
     return tmp_path
 
 
 def folder(results: Path, seed: int) -> Attempt:
-    key = config(seed).key
+    key = make_run_config(seed).key
     return Attempt(results / "runs" / key[:2] / key / "1")
 
 
@@ -246,32 +246,32 @@ def seen(results: Path) -> list[tuple[str, ...]]:
 
 def test_answers_are_taken_in_with_their_runs(filled: Path) -> None:
     (row,) = qbench.results(filled).downstream.to_dict("records")
-    assert row == {"key": config().key, "attempt": 1, "task": "recall", **told(0.6)}
-    assert seen(filled) == [("0.600 (1 of 2 seeds)",)] and check(filled).agrees
+    assert row == {"key": make_run_config().key, "attempt": 1, "task": "recall", **told(0.6)}
+    assert seen(filled) == [("0.600 (1 of 2 seeds)",)] and check_store(filled).agrees
 
 
 def test_answers_that_come_later_are_on_the_board_at_the_next_look(filled: Path) -> None:
     write(folder(filled, 1), {"recall": told(0.8), "nesting": told(0.5, B)})
-    announce(folder(filled, 1))
+    mark_new_answers(folder(filled, 1))
     assert seen(filled) == [("0.500 (1 of 2 seeds)", "0.700 ± 1.271")]
-    assert not list((filled / ANSWERED).iterdir())
+    assert not list((filled / NEW_ANSWERS_FOLDER).iterdir())
     write(folder(filled, 1), {"recall": told(0.6)})
-    announce(folder(filled, 1))
-    assert seen(filled) == [("0.600 ± 0.000",)] and check(filled).agrees
+    mark_new_answers(folder(filled, 1))
+    assert seen(filled) == [("0.600 ± 0.000",)] and check_store(filled).agrees
 
 
 def test_while_somebody_writes_the_board_is_as_it_was_and_the_writer_takes_them_in(
     filled: Path,
 ) -> None:
     write(folder(filled, 1), {"recall": told(0.6)})
-    lock = hold(filled)
-    announce(folder(filled, 1))
+    lock = acquire_lock(filled)
+    mark_new_answers(folder(filled, 1))
     assert seen(filled) == [("0.600 (1 of 2 seeds)",)]
-    release(lock)
+    release_lock(lock)
     with Store(filled) as opened:
         write(folder(filled, 1), {"recall": told(0.7)})
-        announce(folder(filled, 1))
-        opened.snapshot()
+        mark_new_answers(folder(filled, 1))
+        opened.write_snapshot()
     assert seen(filled) == [("0.650 ± 0.635",)]
 
 
@@ -279,36 +279,36 @@ def test_answers_that_nobody_announced_are_found_by_the_check_and_come_with_a_re
     filled: Path,
 ) -> None:
     write(folder(filled, 1), {"recall": told(0.6)})
-    report = check(filled)
-    assert report.different == [f"{config(1).key}/1"] and not report.agrees
-    rebuild(filled)
-    assert check(filled).agrees and seen(filled) == [("0.600 ± 0.000",)]
+    report = check_store(filled)
+    assert report.different == [f"{make_run_config(1).key}/1"] and not report.agrees
+    rebuild_store(filled)
+    assert check_store(filled).agrees and seen(filled) == [("0.600 ± 0.000",)]
 
 
 def test_answers_of_another_artefact_are_nobodys(filled: Path) -> None:
     write(folder(filled, 0), {"recall": told(0.6)}, artefact="f" * 64)
-    announce(folder(filled, 0))
-    assert seen(filled) == [] and check(filled).agrees
+    mark_new_answers(folder(filled, 0))
+    assert seen(filled) == [] and check_store(filled).agrees
 
 
 def test_a_store_from_before_takes_in_what_was_answered_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempts = [make(tmp_path, config(seed), score=0.1) for seed in range(2)]
+    attempts = [make_attempt(tmp_path, make_run_config(seed), score=0.1) for seed in range(2)]
     with monkeypatch.context() as before:
-        before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[: schema.ANSWERS_SINCE - 1])
-        before.setattr(Store, "hear", lambda self: None)
+        before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[: schema.FIRST_VERSION_WITH_ANSWERS - 1])
+        before.setattr(Store, "refresh_answers", lambda self: None)
         before.setattr(
-            file_rows, "RUN", tuple(column for column in file_rows.RUN if column.name != "company")
+            file_rows, "RUN_COLUMNS", tuple(column for column in file_rows.RUN_COLUMNS if column.name != "company")
         )  # it came after answers
         with Store(tmp_path) as opened:
-            opened.ingest(attempts)
-            opened.set_board(roster("b", [(config(), None)], 2))
-            opened.snapshot()
+            opened.ingest_attempts(attempts)
+            opened.save_board(fake_board_members("b", [(make_run_config(), None)], 2))
+            opened.write_snapshot()
     write(attempts[1], {"recall": told(0.8)})
     with Store(tmp_path) as opened:
-        opened.snapshot()
-    assert seen(tmp_path) == [("0.800 (1 of 2 seeds)",)] and check(tmp_path).agrees
+        opened.write_snapshot()
+    assert seen(tmp_path) == [("0.800 (1 of 2 seeds)",)] and check_store(tmp_path).agrees
 
 
 # ---- what is printed ----
@@ -317,7 +317,7 @@ def test_a_store_from_before_takes_in_what_was_answered_then(
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     """Six entrants' cells, asked by two names in three definitions."""
-    found = made_sites.ranked(seeds=3, methods=("rtn", "ste"), tasks=("grammar",))
+    found = synthetic_sites.make_ranked_runs(seeds=3, methods=("rtn", "ste"), tasks=("grammar",))
     recall = [
         json.dumps({"recall": told(0.5 + n / 100), "<i>nesting": told(0.4, B)})
         for n in range(len(found))
@@ -326,7 +326,7 @@ def rows() -> pd.DataFrame:
 
 
 def test_markdown_and_csv_and_json_say_it(rows: pd.DataFrame) -> None:
-    board = made_sites.board(rows)[0]
+    board = synthetic_sites.build_board_and_summary(rows)[0]
     page = to_markdown(board)
     assert (
         "| method | format | &lt;i\\>nesting<br>acc, higher is better<br>200 items, chance 0.5, ceiling 1<br>definition bbbbbbbb |"
@@ -350,7 +350,7 @@ def test_markdown_and_csv_and_json_say_it(rows: pd.DataFrame) -> None:
 def test_a_narrow_terminal_shows_every_task_in_pieces(rows: pd.DataFrame) -> None:
     for width in (50, 200):
         console = Console(width=width, file=io.StringIO())
-        show_board(made_sites.board(rows)[0], console)
+        show_board(synthetic_sites.build_board_and_summary(rows)[0], console)
         printed = console.file.getvalue()  # type: ignore[attr-defined]
         after = printed.partition("Downstream, asked of the packed artefacts:")[2]
         assert (
@@ -361,7 +361,7 @@ def test_a_narrow_terminal_shows_every_task_in_pieces(rows: pd.DataFrame) -> Non
 
 
 def test_a_site_has_the_table_in_its_data_and_on_its_page(rows: pd.DataFrame) -> None:
-    files = made_sites.files(rows)
+    files = synthetic_sites.make_site_files(rows)
     doc = json.loads(files["board.json"])
     Draft7Validator(json.loads(site_schema())).validate(doc)
     assert [exam["task"] for exam in doc["sections"][0]["downstream"]] == ["<i>nesting", "recall"]
@@ -371,23 +371,23 @@ def test_a_site_has_the_table_in_its_data_and_on_its_page(rows: pd.DataFrame) ->
     page = files["index.html"].decode()
     table = page[page.index('<table class="downstream">') :].partition("</table>")[0]
     assert "&lt;i&gt;nesting" in table and "<i>nesting" not in page and "0.510 ± 0.025" in table
-    assert files == made_sites.files(rows.sample(frac=1, random_state=0)), (
+    assert files == synthetic_sites.make_site_files(rows.sample(frac=1, random_state=0)), (
         "the same to the byte in any order"
     )
     assert (
         '<table class="downstream">'
-        not in made_sites.files(rows.drop(columns="downstream"))["index.html"].decode()
+        not in synthetic_sites.make_site_files(rows.drop(columns="downstream"))["index.html"].decode()
     )
 
 
 def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(
     rows: pd.DataFrame, tmp_path: Path
 ) -> None:
-    browser.needed()
-    (tmp_path / "index.html").write_bytes(made_sites.files(rows)["index.html"])
-    with browser.browser() as started:
+    browser.require_browser()
+    (tmp_path / "index.html").write_bytes(synthetic_sites.make_site_files(rows)["index.html"])
+    with browser.start_browser() as started:
         for scripts in (True, False):
-            seen = browser.watch(started, tmp_path / "index.html", java_script_enabled=scripts)
+            seen = browser.open_page(started, tmp_path / "index.html", java_script_enabled=scripts)
             seen.page.goto((tmp_path / "index.html").as_uri())
             shown = seen.page.locator("table.downstream tbody tr")
             assert [shown.nth(i).is_visible() for i in range(shown.count())] == [True] * 5
@@ -402,7 +402,7 @@ def test_filters_of_the_page_reach_it_and_it_is_there_without_scripts(
                     ["fp", "fp32"],
                     ["rtn", "int4"],
                 ]
-            assert not seen.said
+            assert not seen.messages
 
 
 # ---- real runs ----
@@ -418,12 +418,12 @@ tasks = ["grammar", "digits"]
 
 
 def asking(*names: str) -> SweepConfig:
-    return read_text(f"{FILE}[downstream]\ntasks = {json.dumps(names)}\n", "asked.toml")
+    return parse_sweep(f"{FILE}[downstream]\ntasks = {json.dumps(names)}\n", "asked.toml")
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    engine = LocalEngine(1, "cpu", plugin_modules(asking("grammar_recall")))
+    engine = LocalEngine(1, "cpu", list_plugin_modules(asking("grammar_recall")))
     engine.start()
     yield engine
     engine.close()
@@ -431,7 +431,7 @@ def engine() -> Iterator[LocalEngine]:
 
 def plan_of(results: Path, *names: str) -> str:
     console = Console(width=120, file=io.StringIO())
-    show_plan(status(asking(*names), results), console)
+    show_plan(read_sweep_status(asking(*names), results), console)
     return str(console.file.getvalue()).splitlines()[-1].strip()  # type: ignore[attr-defined]
 
 
@@ -439,7 +439,7 @@ def plan_of(results: Path, *names: str) -> str:
 def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_runs_csv(
     tmp_path: Path, engine: LocalEngine
 ) -> None:
-    assert sweep(asking("grammar_recall"), tmp_path, engine).code == 0
+    assert run_sweep(asking("grammar_recall"), tmp_path, engine).code == 0
     found = qbench.results(tmp_path)
     assert not any(
         section.downstream for section in found.board().sections
@@ -448,7 +448,7 @@ def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_run
         plan_of(tmp_path, "grammar_recall")
         == "Still to be asked downstream: grammar_recall of 4 finished runs"
     )
-    assert ask(asking("grammar_recall"), tmp_path, engine, Execution(device="cpu")).failures == []
+    assert ask_finished_runs(asking("grammar_recall"), tmp_path, engine, Execution(device="cpu")).failures == []
     assert "asked" not in plan_of(tmp_path, "grammar_recall")
 
     files = {
@@ -504,7 +504,7 @@ def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_run
         plan_of(tmp_path, "grammar_nesting")
         == "Still to be asked downstream: grammar_nesting of 3 finished runs"
     )
-    assert check(tmp_path).agrees
+    assert check_store(tmp_path).agrees
 
 
 def defaults(results: Path) -> Any:

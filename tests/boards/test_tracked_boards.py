@@ -12,7 +12,7 @@ from qbench.boards.build import build_board
 from qbench.boards.csv_files import read_runs_csv, to_csv
 from qbench.plugins.describe import defaults
 from qbench.plugins.registry import load
-from qbench.sweepfile.read import read
+from qbench.sweepfile.read import read_sweep_file
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
 
@@ -27,7 +27,7 @@ def planned(board: str) -> Plan:
         key: value if state == "ok" else None
         for key, state, value in zip(runs["key"], runs["state"], runs["validation"], strict=True)
     }
-    return make_plan(read(ROOT / "results" / board / "sweep.toml"), outcomes)
+    return make_plan(read_sweep_file(ROOT / "results" / board / "sweep.toml"), outcomes)
 
 
 def rows(text: str) -> dict[tuple[str, ...], dict[str, str]]:
@@ -48,7 +48,7 @@ def test_a_tracked_table_comes_out_of_its_runs(board: str) -> None:
     known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
     known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
     made = rows(
-        to_csv(build_board(runs, defaults=known, tuning=read(folder / "sweep.toml").tuning))
+        to_csv(build_board(runs, defaults=known, tuning=read_sweep_file(folder / "sweep.toml").tuning))
     )
     tracked = rows((folder / "leaderboard.csv").read_text(encoding="utf-8"))
     assert set(made) == set(tracked)

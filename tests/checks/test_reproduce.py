@@ -14,17 +14,17 @@ from qbench.checks.reproduce import compare, reproduce
 from qbench.engines.dispatch import run_one
 from qbench.errors import QbenchError, UsageError
 from qbench.execution.assignment import Assignment
-from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.attempts import Attempt, create_attempt
 
 
 @pytest.fixture
 def swept(tmp_path: Path) -> tuple[Path, str, str]:
     """A results folder with a full-precision run and its rounding → folder, their keys."""
-    rtn = Kit("rtn", tmp_path).config("int2", steps=10)
-    fp = Kit("fp", tmp_path).config("int2", steps=10)
-    base = new_attempt(tmp_path, fp.key)
+    rtn = Kit("rtn", tmp_path).make_config("int2", steps=10)
+    fp = Kit("fp", tmp_path).make_config("int2", steps=10)
+    base = create_attempt(tmp_path, fp.key)
     run_one(Assignment(fp, base.folder))
-    run_one(Assignment(rtn, new_attempt(tmp_path, rtn.key).folder, base=base.folder))
+    run_one(Assignment(rtn, create_attempt(tmp_path, rtn.key).folder, base=base.folder))
     return tmp_path, fp.key, rtn.key
 
 

@@ -15,9 +15,9 @@ import torch
 from click import Context, Group
 
 from qbench import cli
-from qbench.runs.attempts import all_attempts
+from qbench.runs.attempts import iterate_attempts
 from qbench.store.database import Store
-from tests.made_runs import config, make, roster
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 
 SMALL = 'board = "small"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int2"]\nrecipe.steps = 10\n'
 Qbench = Callable[..., tuple[int, str, str]]
@@ -242,18 +242,18 @@ def test_failed_cells_exit_with_3(qbench: Qbench, tmp_path: Path) -> None:
 def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
     long = "a label that goes on and on beyond any column of a terminal"
     cells = [
-        (config(seed, method, fmt), None)
+        (make_run_config(seed, method, fmt), None)
         for method, fmt in (("fp", None), ("rtn", "int4"))
         for seed in (0,)
     ]
     for spec, _ in cells:
-        make(tmp_path, spec)
-    members = roster("wide", cells, 1)
+        make_attempt(tmp_path, spec)
+    members = fake_board_members("wide", cells, 1)
     members["cells"][1]["label"] = long
     with Store(tmp_path) as store:
-        store.ingest(all_attempts(tmp_path))
-        store.set_board(members)
-        store.snapshot()
+        store.ingest_attempts(iterate_attempts(tmp_path))
+        store.save_board(members)
+        store.write_snapshot()
 
     def lines(**env: str) -> list[str]:
         command = [sys.executable, "-m", "qbench", "show", "wide", "--results", str(tmp_path)]
@@ -338,7 +338,7 @@ def test_the_beginning_of_a_key_that_is_too_short_says_so(qbench: Qbench, swept:
         assert (code, out) == (
             2,
             "",
-        ) and f"'{key[:4]}' begins the keys of runs, but it takes at least 6" in err
+        ) and f"'{key[:4]}' is too short for a run's key: write at least 6" in err
     code, _, err = qbench("submit", "smal", "--out", "x.qbench.zip", "--results", swept)
     assert code == 2 and "unknown board or run 'smal'; did you mean small?" in err
 
@@ -362,11 +362,11 @@ def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_pa
 def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     with Store(results) as store:
-        store.set_board(
-            roster(
+        store.save_board(
+            fake_board_members(
                 "many",
                 [
-                    (config(0, "ste", f"int{bits}", size=size), None)
+                    (make_run_config(0, "ste", f"int{bits}", size=size), None)
                     for bits in (1, 2, 3, 4, 8)
                     for size in ("xs", "s", "m")
                 ],
@@ -379,21 +379,21 @@ def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path
 
 def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
-    make(results, config())
-    (run,) = all_attempts(results)
+    make_attempt(results, make_run_config())
+    (run,) = iterate_attempts(results)
     assert "without its artefact" in qbench("db", "check")[1]
     run.export.mkdir()
     run.artefact.write_bytes(b"packed")
     with Store(results) as store:
-        store.set_board(roster("b", [(config(), None)], 1))
-        store.snapshot()
+        store.save_board(fake_board_members("b", [(make_run_config(), None)], 1))
+        store.write_snapshot()
     assert qbench("db", "check")[:2] == (
         0,
         "1 finished attempt, 0 unfinished\nthe store agrees with the files\n",
     )
-    make(results, config(1))
+    make_attempt(results, make_run_config(1))
     code, out, _ = qbench("db", "check", "--json")
-    assert code == 5 and json.loads(out)["missing"] == [f"{config(1).key}/1"]
+    assert code == 5 and json.loads(out)["missing"] == [f"{make_run_config(1).key}/1"]
     assert qbench("db", "rebuild")[0] == 0 and qbench("db", "check")[0] == 0
 
 

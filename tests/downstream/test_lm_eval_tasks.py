@@ -30,7 +30,7 @@ from qbench.downstream import lm_eval_tasks
 from qbench.downstream.evaluate import evaluate_folder, evaluate_run
 from qbench.errors import QbenchError, UsageError
 from qbench.runs.attempts import Attempt
-from qbench.runs.downstream_answers import answered, items_right, missing
+from qbench.runs.downstream_answers import read_answers, read_item_results, list_unanswered_tasks
 from tests.language_runs import Runs, language_runs, loaded
 
 __all__ = ["language_runs"]
@@ -154,7 +154,7 @@ def test_numbers_are_the_means_of_the_kept_items(language_runs: Runs) -> None:
     found = evaluate_run(runs.results, runs.int4, ["grammar_recall"], "cpu", force=True)
     entry, folder = found["tasks"]["grammar_recall"], runs.folder(runs.int4)
     lines = [json.loads(line) for line in (folder / entry["file"]).read_text().splitlines()]
-    right = items_right(folder, entry)
+    right = read_item_results(folder, entry)
     assert right is not None and len(right) == entry["items"] == 400
     metric = entry["metrics"]["acc"]
     assert metric["value"] == np.mean(right) and math.isclose(
@@ -265,7 +265,7 @@ def test_a_task_file_of_lm_evals_is_asked_alone_and_by_its_folder(
     assert (found["items"], found["version"], list(found["metrics"])) == (3, 3, ["acc", "acc_norm"])
     assert {**again, "asked_as": found["asked_as"]} == found
     attempt = Attempt(runs.folder(runs.fp))
-    assert missing(attempt, [str(file), "pets", "grammar_recall"]) == ["grammar_recall"]
+    assert list_unanswered_tasks(attempt, [str(file), "pets", "grammar_recall"]) == ["grammar_recall"]
 
 
 def test_the_hash_follows_the_documents_and_the_definition_and_not_the_place(
@@ -365,7 +365,7 @@ def test_what_is_answered_is_not_asked_again_unless_the_artefact_or_the_task_is_
     folder = runs.folder(runs.fp)
     known = json.loads((folder / "downstream.json").read_text())
     (folder / "downstream.json").write_text(json.dumps({**known, "artefact_sha256": "of another"}))
-    assert answered(Attempt(folder)) == {} and missing(Attempt(folder), ["pets"]) == ["pets"]
+    assert read_answers(Attempt(folder)) == {} and list_unanswered_tasks(Attempt(folder), ["pets"]) == ["pets"]
     evaluate_run(runs.results, runs.fp, [str(path)], "cpu", report=told.append)
     assert told[-1] == "pets: 2 items"
 

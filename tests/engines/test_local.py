@@ -25,8 +25,8 @@ from qbench.engines.base import Event
 from qbench.engines.local import LocalEngine, local_engine
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import Attempt, new_attempt
-from qbench.sweepfile.read import read_text
+from qbench.runs.attempts import Attempt, create_attempt
+from qbench.sweepfile.read import parse_sweep
 from tests.stage import ROOT, a_config, stage
 
 __all__ = ["stage"]
@@ -49,7 +49,7 @@ def cast(
 ) -> list[Attempt]:
     """Submit a group with a run for each role."""
     configs = [a_config(role, seed) for seed, role in enumerate(roles)]
-    attempts = [new_attempt(results, c.key) for c in configs]
+    attempts = [create_attempt(results, c.key) for c in configs]
     engine.submit(
         group,
         [Assignment(c, a.folder) for c, a in zip(configs, attempts, strict=True)],
@@ -299,7 +299,7 @@ def test_slots_are_taken_again(engine: LocalEngine, tmp_path: Path) -> None:
 
 def test_the_engine_of_a_sweep_knows_its_plugins() -> None:
     text = 'board = "b"\nmethods = ["plain"]\ntasks = ["stage"]'
-    with local_engine(read_text(text, "s.toml"), Execution(device="cpu"), 3) as engine:
+    with local_engine(parse_sweep(text, "s.toml"), Execution(device="cpu"), 3) as engine:
         assert engine.capacity == 3 and list(engine.preload) == ["tests.stage"]
 
 
@@ -309,7 +309,7 @@ SCRIPT = """
 import sys, pathlib
 from qbench.execution.assignment import Assignment, Execution
 from qbench.engines.local import LocalEngine
-from qbench.runs.attempts import new_attempt
+from qbench.runs.attempts import create_attempt
 from tests.stage import a_config
 print("top", flush=True)
 results, train, *roles = sys.argv[1:]

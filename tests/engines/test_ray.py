@@ -30,14 +30,14 @@ from qbench.engines.local import LocalEngine, local_engine
 from qbench.engines.ray import RayEngine
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.runs.attempts import Attempt, all_attempts, new_attempt
-from qbench.runs.state import resumable
-from qbench.store.check import check
-from qbench.store.snapshot import view
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.downstream_questions import ask
-from qbench.sweeps.listener import Silence, Summary
+from qbench.runs.attempts import Attempt, iterate_attempts, create_attempt
+from qbench.runs.state import find_checkpoint_folder
+from qbench.store.consistency import check_store
+from qbench.store.snapshot import open_snapshot
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.downstream_questions import ask_finished_runs
+from qbench.sweeps.listener import NullListener, SweepSummary
 from tests.stage import ROOT, a_config, stage
 
 __all__ = ["stage"]
@@ -76,7 +76,7 @@ steps = {steps}
 
 
 @dataclass
-class Watcher(Silence):
+class Watcher(NullListener):
     """Does something when a sweep has come so far."""
 
     act: Callable[[], object] = lambda: None
@@ -137,14 +137,14 @@ def engine(cluster: Any) -> Iterator[RayEngine]:
         yield engine
 
 
-def play(engine: Engine, text: str, results: Path, watcher: Watcher | None = None) -> Summary:
-    return sweep(read_text(text, "s.toml"), results, engine, EAGER, watcher or Watcher())
+def play(engine: Engine, text: str, results: Path, watcher: Watcher | None = None) -> SweepSummary:
+    return run_sweep(parse_sweep(text, "s.toml"), results, engine, EAGER, watcher or Watcher())
 
 
 def outcomes(results: Path) -> dict[str, Any]:
     """What the runs came to, without what a clock says."""
     found = {}
-    for attempt in all_attempts(results):
+    for attempt in iterate_attempts(results):
         result = attempt.read("result") or {}
         files = {
             p.relative_to(attempt.folder).as_posix()
@@ -173,8 +173,8 @@ def outcomes(results: Path) -> dict[str, Any]:
 
 def agree(results: Path, runs: int) -> None:
     """The files and the store say the same, every run is there once, and no temporary file is left."""
-    assert check(results).agrees
-    with view(results) as connection:
+    assert check_store(results).agrees
+    with open_snapshot(results) as connection:
         rows = connection.execute(
             "SELECT key, count(*) FROM runs WHERE state = 'ok' GROUP BY key"
         ).fetchall()
@@ -183,7 +183,7 @@ def agree(results: Path, runs: int) -> None:
 
 
 def scores(results: Path) -> dict[str, Any]:
-    found = [(a.key, a.read("result")) for a in all_attempts(results)]
+    found = [(a.key, a.read("result")) for a in iterate_attempts(results)]
     return {key: result["scores"] for key, result in found if result}
 
 
@@ -191,7 +191,7 @@ def scores(results: Path) -> dict[str, Any]:
 def whole(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the slow board comes to where nothing happens to it."""
     results = tmp_path_factory.mktemp("whole")
-    with local_engine(read_text(slow(1), "s.toml"), EAGER) as local:
+    with local_engine(parse_sweep(slow(1), "s.toml"), EAGER) as local:
         play(local, slow(1), results)
     return scores(results)
 
@@ -206,7 +206,7 @@ def test_a_coordinator_that_is_killed_leaves_no_worker_and_the_next_goes_on(
     def saved() -> list[int]:
         return [
             resumable_step(attempt)
-            for attempt in all_attempts(results)
+            for attempt in iterate_attempts(results)
             if attempt.checkpoint.exists()
         ]
 
@@ -235,7 +235,7 @@ def test_results_are_those_of_the_local_engine(engine: RayEngine, tmp_path: Path
     """Bit for bit, artefacts and curves too; a run that goes on from another gets that one's artefact."""
     summary = play(engine, SMALL, tmp_path / "ray")
     assert (summary.ok, summary.failed, summary.left) == (6, 0, 0)
-    with local_engine(read_text(SMALL, "s.toml"), EAGER) as local:
+    with local_engine(parse_sweep(SMALL, "s.toml"), EAGER) as local:
         play(local, SMALL, tmp_path / "local")
     assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "local")
     agree(tmp_path / "ray", 6)
@@ -246,20 +246,20 @@ def test_results_are_those_of_the_local_engine(engine: RayEngine, tmp_path: Path
 def test_a_group_in_one_pass_comes_home_run_by_run_and_so_do_its_answers(
     engine: RayEngine, tmp_path: Path
 ) -> None:
-    config = read_text(GROUP, "s.toml")
+    config = parse_sweep(GROUP, "s.toml")
     with closing(LocalEngine(1, "cpu")) as local:
         assert [
-            sweep(config, tmp_path / name, where, PLAIN).ok
+            run_sweep(config, tmp_path / name, where, PLAIN).ok
             for name, where in (("ray", engine), ("local", local))
         ] == [2, 2]
     assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "local")
-    assert ask(config, tmp_path / "ray", engine, PLAIN).failures == []
+    assert ask_finished_runs(config, tmp_path / "ray", engine, PLAIN).failures == []
     answers = [
         (a.read("downstream") or {})["tasks"]["grammar_agreement"]
-        for a in all_attempts(tmp_path / "ray")
+        for a in iterate_attempts(tmp_path / "ray")
     ]
     assert [answer["items"] for answer in answers] == [400, 400]
-    with view(tmp_path / "ray") as connection:
+    with open_snapshot(tmp_path / "ray") as connection:
         assert connection.execute("SELECT count(DISTINCT key) FROM downstream").fetchall() == [(2,)]
 
 
@@ -314,7 +314,7 @@ def test_a_worker_that_is_killed_goes_on_from_what_was_sent(
     assert summary.ok == 1 and "was killed" in str(
         [d["message"] for k, d in watcher.heard if k == "retry"]
     )
-    first, second = all_attempts(tmp_path / "killed")
+    first, second = iterate_attempts(tmp_path / "killed")
     assert (
         first.read("result") is None
         and first.checkpoint.exists()
@@ -405,7 +405,7 @@ def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
     try:
         with closing(RayEngine(wishes, train="tests.stage:stand_in")) as engine:
             assert (engine.capacity, engine.remote_device) == (2, "cuda")
-            attempts = [new_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(2)]
+            attempts = [create_attempt(tmp_path, a_config("chatter", seed).key) for seed in range(2)]
             for seed, attempt in enumerate(attempts):
                 engine.submit(seed, [Assignment(a_config("chatter", seed), attempt.folder)], EAGER)
             envs = until(
@@ -587,6 +587,6 @@ def test_a_cluster_that_goes_away_is_one_line_and_what_came_home_is_kept(
     line = f"--engine ray: the Ray cluster at {cluster.address} has gone away; what is finished or in a checkpoint is kept: run the same command again"
     with pytest.raises(QbenchError, match=f"^{re.escape(line)}$"):
         play(engine, slow(1, steps=120), tmp_path, watcher)
-    first, *_ = all_attempts(tmp_path)
-    assert resumable_step(first) > 20 and check(tmp_path).agrees
-    assert resumable(tmp_path, first.key), "and the next sweep goes on from there"
+    first, *_ = iterate_attempts(tmp_path)
+    assert resumable_step(first) > 20 and check_store(tmp_path).agrees
+    assert find_checkpoint_folder(tmp_path, first.key), "and the next sweep goes on from there"

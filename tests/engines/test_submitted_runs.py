@@ -16,17 +16,17 @@ from qbench.analysis.results import Results
 from qbench.checks.reproduce import reproduce
 from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
-from qbench.runs.attempts import Attempt, all_attempts, attempts
-from qbench.store.board_members import read_all
-from qbench.submissions.merge import merge, settle
-from qbench.submissions.submit import submit
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.listener import Summary
+from qbench.runs.attempts import Attempt, iterate_attempts, list_attempts
+from qbench.store.board_members import read_all_board_members
+from qbench.submissions.merge import merge_bundle, mark_reproduced
+from qbench.submissions.submit import submit_runs
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.listener import SweepSummary
 from qbench.sweeps.plan import make_plan
-from qbench.sweeps.status import Planned, status
+from qbench.sweeps.status import RunStatus, read_sweep_status
 from qbench.terminal.plan import show_plan
-from tests.bundles import assemble, unpack
+from tests.bundles import assemble_bundle, read_bundle_files
 from tests.stage import stage
 
 __all__ = ["stage"]
@@ -42,26 +42,26 @@ TUNED = (
 )
 
 
-def swept(text: str, results: Path) -> Summary:
-    config = read_text(text, "s.toml")
+def swept(text: str, results: Path) -> SweepSummary:
+    config = parse_sweep(text, "s.toml")
     with local_engine(config, QUICK, 1) as engine:
-        return sweep(config, results, engine, QUICK)
+        return run_sweep(config, results, engine, QUICK)
 
 
-def planned(text: str, results: Path) -> list[Planned]:
-    return status(read_text(text, "s.toml"), results)
+def planned(text: str, results: Path) -> list[RunStatus]:
+    return read_sweep_status(parse_sweep(text, "s.toml"), results)
 
 
 def chosen(results: Path) -> dict[str, Any]:
     """What the roster has for the values of each cell."""
-    (members,) = read_all(results)
+    (members,) = read_all_board_members(results)
     return {
         cell["label"]: cell["chosen"] for cell in members["cells"] if cell.get("stage") == "final"
     }
 
 
 def own(results: Path) -> set[str]:
-    return {attempt.key for attempt in all_attempts(results) if not attempt.merged}
+    return {attempt.key for attempt in iterate_attempts(results) if not attempt.merged}
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def sent(
     change: Callable[[dict[str, Any], dict[str, Any]], None] = lambda spec, result: None,
 ) -> Path:
     """A bundle of all their runs, their results changed as a forger would."""
-    submit(theirs, ["b"], out)
-    manifest, runs = unpack(out.read_bytes())
+    submit_runs(theirs, ["b"], out)
+    manifest, runs = read_bundle_files(out.read_bytes())
     for files in runs.values():
         result = json.loads(files["result.json"])
         change(json.loads(files["spec.json"]), result)
         files["result.json"] = json.dumps(result).encode()
-    out.write_bytes(assemble(manifest, runs))
+    out.write_bytes(assemble_bundle(manifest, runs))
     return out
 
 
@@ -98,21 +98,21 @@ def test_anothers_trials_choose_nothing_until_they_were_trained_here(
             result["scores"]["validation"] = -result["scores"]["validation"]
 
     results = tmp_path / "ours"
-    merged = merge(results, sent(theirs, tmp_path / "b.zip", lie), score=score)
+    merged = merge_bundle(results, sent(theirs, tmp_path / "b.zip", lie), score=score)
     assert dict(merged.levels) == {"verified" if score else "claimed": 9}
     lines = planned(TUNED, results)
-    assert [(line.standing.state, line.standing.message) for line in lines[:6]] == [
-        ("new", "there is only another's run, which was not reproduced here")
+    assert [(line.run_state.state, line.run_state.message) for line in lines[:6]] == [
+        ("new", "there is only a submitted run, which was not reproduced here")
     ] * 6
-    assert [line.standing.state for line in lines[6:]] == ["waiting"] * 2
+    assert [line.run_state.state for line in lines[6:]] == ["waiting"] * 2
     out = io.StringIO()
     show_plan(lines, Console(file=out, width=200))
-    assert "another's run, which was not reproduced here" in out.getvalue()
+    assert "a submitted run, which was not reproduced here" in out.getvalue()
     summary = swept(TUNED, results)
     assert (summary.ok, summary.failed, summary.left) == (9, 0, 0)
     assert chosen(results) == chosen(theirs), "the lie would have chosen the worst"
     trials = {
-        key for key, run in make_plan(read_text(TUNED, "s.toml")).runs.items() if run.seed >= 1000
+        key for key, run in make_plan(parse_sweep(TUNED, "s.toml")).runs.items() if run.seed >= 1000
     }
     assert own(results) == trials, "final runs are shown as what they are, and not made again"
     assert swept(TUNED, results).cached == 9
@@ -120,11 +120,11 @@ def test_anothers_trials_choose_nothing_until_they_were_trained_here(
 
 def test_reproduced_trials_choose(theirs: Path, tmp_path: Path) -> None:
     results = tmp_path / "ours"
-    merge(results, sent(theirs, tmp_path / "b.zip"), score=False)
-    for attempt in list(all_attempts(results)):
+    merge_bundle(results, sent(theirs, tmp_path / "b.zip"), score=False)
+    for attempt in list(iterate_attempts(results)):
         if (attempt.read("spec") or {})["seed"] >= 1000:
-            settle(results, attempt.key, reproduce(results, attempt.key).verdict)
-    assert {line.standing.state for line in planned(TUNED, results)} == {"cached"}
+            mark_reproduced(results, attempt.key, reproduce(results, attempt.key).verdict)
+    assert {line.run_state.state for line in planned(TUNED, results)} == {"cached"}
     assert swept(TUNED, results).cached == 9 and not own(results)
     assert chosen(results) == chosen(theirs)
 
@@ -139,21 +139,21 @@ def test_nothing_goes_on_from_anothers_run(text: str, tmp_path: Path) -> None:
     theirs, results = tmp_path / "theirs", tmp_path / "ours"
     assert swept(text, theirs).code == 0
     follower = next(
-        key for key, run in make_plan(read_text(text, "s.toml")).runs.items() if run.base
+        key for key, run in make_plan(parse_sweep(text, "s.toml")).runs.items() if run.base
     )
-    base = next(run.base for run in make_plan(read_text(text, "s.toml")).runs.values() if run.base)
-    submit(theirs, [base], tmp_path / "b.zip")
-    assert merge(results, tmp_path / "b.zip").added == 1
-    states = {line.key: line.standing.state for line in planned(text, results)}
+    base = next(run.base for run in make_plan(parse_sweep(text, "s.toml")).runs.values() if run.base)
+    submit_runs(theirs, [base], tmp_path / "b.zip")
+    assert merge_bundle(results, tmp_path / "b.zip").added == 1
+    states = {line.key: line.run_state.state for line in planned(text, results)}
     assert states == {base: "new", follower: "new"}
     assert swept(text, results).code == 0
-    assert own(results) == {base, follower} and [a.merged for a in attempts(results, base)] == [
+    assert own(results) == {base, follower} and [a.merged for a in list_attempts(results, base)] == [
         True,
         False,
     ]
-    assert {line.standing.state for line in planned(text, results)} == {"cached"}
+    assert {line.run_state.state for line in planned(text, results)} == {"cached"}
     found = [
-        (attempts(folder, follower)[-1].read("result") or {})["artefact_sha256"]
+        (list_attempts(folder, follower)[-1].read("result") or {})["artefact_sha256"]
         for folder in (theirs, results)
     ]
     assert found[0] == found[1]
@@ -163,8 +163,8 @@ def test_where_nothing_goes_on_from_it_anothers_run_is_not_made_again(
     theirs: Path, tmp_path: Path
 ) -> None:
     assert swept(PAIR, tmp_path / "theirs").code == 0
-    submit(tmp_path / "theirs", ["b"], tmp_path / "b.zip")
-    merge(tmp_path / "ours", tmp_path / "b.zip")
+    submit_runs(tmp_path / "theirs", ["b"], tmp_path / "b.zip")
+    merge_bundle(tmp_path / "ours", tmp_path / "b.zip")
     assert swept(PAIR, tmp_path / "ours").cached == 2 and not own(tmp_path / "ours")
 
 
@@ -172,13 +172,13 @@ def test_a_run_is_reproduced_from_a_base_that_was_trained_here(tmp_path: Path) -
     """Whoever sends a doctored base with its followers would otherwise have the followers reproduced."""
     theirs, results = tmp_path / "theirs", tmp_path / "ours"
     swept(PAIR, theirs)
-    submit(theirs, ["b"], tmp_path / "b.zip")
-    merge(results, tmp_path / "b.zip", score=False)
-    runs = make_plan(read_text(PAIR, "s.toml")).runs
+    submit_runs(theirs, ["b"], tmp_path / "b.zip")
+    merge_bundle(results, tmp_path / "b.zip", score=False)
+    runs = make_plan(parse_sweep(PAIR, "s.toml")).runs
     base, follower = (
         next(key for key, run in runs.items() if bool(run.base) is bases) for bases in (False, True)
     )
-    attempts(results, base)[0].artefact.write_bytes(b"doctored")
+    list_attempts(results, base)[0].artefact.write_bytes(b"doctored")
     assert reproduce(results, follower).verdict == "same"
 
 
@@ -205,8 +205,8 @@ def test_while_a_failed_trial_is_tried_again_the_board_keeps_what_was_chosen(
     text = AGAIN.format(once=tmp_path / "once")
     assert swept(text, tmp_path).failed == 1
     before = Results(tmp_path).board("b").to_json()
-    assert [line.standing.state for line in planned(text, tmp_path)].count("waiting") == 1
-    config = read_text(text, "s.toml")
+    assert [line.run_state.state for line in planned(text, tmp_path)].count("waiting") == 1
+    config = parse_sweep(text, "s.toml")
 
     class Stop(BaseException):
         pass
@@ -219,7 +219,7 @@ def test_while_a_failed_trial_is_tried_again_the_board_keeps_what_was_chosen(
         def stop(self, summary: Any) -> None: ...
 
     with local_engine(config, QUICK, 1) as engine, pytest.raises(Stop):
-        sweep(config, tmp_path, engine, QUICK, AtOnce())
+        run_sweep(config, tmp_path, engine, QUICK, AtOnce())
     assert Results(tmp_path).board("b").to_json() == before
     assert swept(text, tmp_path).failed == 0
     frame = Results(tmp_path).board_runs("b")
@@ -234,15 +234,15 @@ def test_an_artefact_that_is_gone_from_its_folder_is_lost_to_those_who_go_on_fro
     tmp_path: Path,
 ) -> None:
     swept(PAIR, tmp_path)
-    runs = make_plan(read_text(PAIR, "s.toml")).runs
+    runs = make_plan(parse_sweep(PAIR, "s.toml")).runs
     base = next(run.base for run in runs.values() if run.base)
     follower = next(key for key, run in runs.items() if run.base)
-    Attempt(attempts(tmp_path, base)[0].folder).artefact.unlink()
-    assert {line.standing.state for line in planned(PAIR, tmp_path)} == {"cached"}
-    shutil.rmtree(attempts(tmp_path, follower)[0].folder)
+    Attempt(list_attempts(tmp_path, base)[0].folder).artefact.unlink()
+    assert {line.run_state.state for line in planned(PAIR, tmp_path)} == {"cached"}
+    shutil.rmtree(list_attempts(tmp_path, follower)[0].folder)
     lost = next(line for line in planned(PAIR, tmp_path) if line.key == base)
-    assert (lost.standing.state, lost.standing.message) == (
+    assert (lost.run_state.state, lost.run_state.message) == (
         "lost",
         "its artefact is gone, and others go on from it",
     )
-    assert swept(PAIR, tmp_path).code == 0 and attempts(tmp_path, base)[-1].artefact.is_file()
+    assert swept(PAIR, tmp_path).code == 0 and list_attempts(tmp_path, base)[-1].artefact.is_file()

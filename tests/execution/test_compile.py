@@ -18,11 +18,11 @@ from qbench.engines.dispatch import run_one
 from qbench.execution import group_policy
 from qbench.execution.assignment import Execution
 from qbench.execution.compile import compile_run, compiles
-from qbench.execution.side_by_side import side_by_side
+from qbench.execution.stacking import stack_runs
 from qbench.runs.config import Quantization, RunConfig
 from qbench.training import checkpoint
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from tests.execution.test_stacked_runs import (
     CPU,
     INT4,
@@ -46,12 +46,12 @@ def nothing_compiled_yet() -> None:
     counters.clear()
 
 
-def stepped(run: Run, steps: int, compiled: bool = True) -> list[torch.Tensor]:
+def stepped(run: TrainingRun, steps: int, compiled: bool = True) -> list[torch.Tensor]:
     """The parameters after so many steps."""
     if compiled:
         compile_run(run)
     for step in range(steps):
-        one_step(run, step)
+        take_step(run, step)
     return [p.detach().clone() for p in run.parameters]
 
 
@@ -80,7 +80,7 @@ def test_a_run_has_the_bits_that_it_has_compiled_alone(
         1,
     )
     runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
-    run = side_by_side(runs)
+    run = stack_runs(runs)
     assert run is not None
     stepped(run, steps)
     mine = [p for group in runs[slot].optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
@@ -93,10 +93,10 @@ def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
     me = config(method)
     run = prepared(me, tmp_path)
     compile_run(run)
-    one_step(run, 0)
+    take_step(run, 0)
     made = counters["stats"]["unique_graphs"]
     for step in range(1, 6):
-        one_step(run, step)
+        take_step(run, step)
     assert made and counters["stats"]["unique_graphs"] == made and not counters["graph_break"]
 
 
@@ -114,13 +114,13 @@ def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> 
         [line["loss"] for line in eager], rel=1e-3
     )
     run = prepared(me, tmp_path)
-    run.accumulate = 2
+    run.passes.micro_batches = 2
     compile_run(run)
-    calls = [mock.Mock(wraps=bundle.call) for bundle in run.bundles]
-    for bundle, call in zip(run.bundles, calls, strict=True):
-        bundle.call = call
-    one_step(run, 0)
-    assert run.graph is None and [call.call_count for call in calls] == [1] * len(run.bundles)
+    calls = [mock.Mock(wraps=bundle.training_call) for bundle in run.weights]
+    for bundle, call in zip(run.weights, calls, strict=True):
+        bundle.training_call = call
+    take_step(run, 0)
+    assert run.graph is None and [call.call_count for call in calls] == [1] * len(run.weights)
 
 
 def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Pat
         def quantizer(self, site: Site) -> Quantizer | None:
             return load_method("ste")().quantizer(site)
 
-        def losses(self, run: Run, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        def losses(self, run: TrainingRun, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
             moved = [
-                (layer.effective - layer.weight).square().sum()
-                for bundle in run.bundles
+                (layer.quantized_weight - layer.weight).square().sum()
+                for bundle in run.weights
                 for layer in bundle.layers
             ]
             return {"task": run.loss(output, batch), "damping": torch.stack(moved).sum()}
@@ -146,7 +146,7 @@ def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Pat
         run.method = Damped()
         if compiled:
             compile_run(run)
-        found.append(one_step(run, 0)[0]["damping"])
+        found.append(take_step(run, 0)[0]["damping"])
     assert float(found[0]) > 0
     torch.testing.assert_close(found[1], found[0])
 
@@ -231,7 +231,7 @@ def test_the_audit_sees_a_quantizer_that_the_compiler_lost(
 ) -> None:
     """As a public record once was: in the compiled network the weights are what they were before rounding."""
 
-    def lost(run: Run, inputs: Any) -> Any:
+    def lost(run: TrainingRun, inputs: Any) -> Any:
         return run.model(inputs)
 
     monkeypatch.setattr(Run, "output", lost)

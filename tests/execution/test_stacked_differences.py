@@ -12,13 +12,13 @@ import torch
 
 from qbench import load_method
 from qbench.execution.assignment import Execution
-from qbench.execution.execute import run_group
-from qbench.execution.group_policy import WIDTHS, kind_of, neighbours
-from qbench.numerics.batched_math import lines
+from qbench.execution.execute import execute_group
+from qbench.execution.group_policy import INTEGERS, stacking_kind, group_sort_key
+from qbench.numerics.batched_math import single_row_linear
 from qbench.quant.formats import Format
-from qbench.quant.levels import Levels, LevelsBeside
+from qbench.quant.levels import Levels, BatchedLevels
 from qbench.runs.config import Quantization, RunConfig
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from tests.execution.test_stacked_runs import (
     CPU,
     Cut,
@@ -84,7 +84,7 @@ def test_every_number_is_the_one_of_a_run_alone(
     title: str, granularity: str, tmp_path: Path
 ) -> None:
     configs = company(title, granularity=granularity)
-    assert len({kind_of(c) for c in configs}) == 1 and len({c.key for c in configs}) == 4
+    assert len({stacking_kind(c) for c in configs}) == 1 and len({c.key for c in configs}) == 4
     many = together(configs, tmp_path / "many")
     for c, a, b in zip(configs, many, alone(configs, tmp_path / "one"), strict=True):
         assert a["state"] == "ok" and a["cost"]["company"] == 4
@@ -120,7 +120,7 @@ def test_a_hook_that_asks_one_for_all_is_found_out(tmp_path: Path) -> None:
 
 def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
     def kind(name: str, **params: Any) -> str | None:
-        return kind_of(
+        return stacking_kind(
             dataclasses.replace(config(name), method_params=load_method(name)(**params).params)
         )
 
@@ -131,7 +131,7 @@ def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
         != kind("ewgs", delta=0.5)
         == kind("ewgs", delta=0.7)
     )
-    assert kind_of(config(clip=0.0)) != kind_of(config(clip=2.0)) == kind_of(config())
+    assert stacking_kind(config(clip=0.0)) != stacking_kind(config(clip=2.0)) == stacking_kind(config())
 
 
 def test_every_number_that_may_differ_is_a_field() -> None:
@@ -142,24 +142,24 @@ def test_every_number_that_may_differ_is_a_field() -> None:
 
 @pytest.mark.parametrize("kind", ["symmetric", "full", "affine", "midrise"])
 def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
-    own = [Format.named(width).levels(kind) for width in WIDTHS]
-    levels = LevelsBeside.of(own, 3, CPU)
+    own = [Format.named(width).levels(kind) for width in INTEGERS]
+    levels = BatchedLevels.of(own, 3, CPU)
     for end in ("low", "high", "count"):
         assert getattr(levels, end).shape == (7, 1, 1) and getattr(
             levels, end
         ).flatten().tolist() == [getattr(one, end) for one in own]
-    assert levels.shift == own[0].shift and not levels.two
+    assert levels.shift == own[0].shift and not levels.is_binary
 
     def half(levels: Levels) -> float:
         return levels.high**-0.5
 
-    assert torch.equal(levels.number(half).flatten(), torch.tensor([half(one) for one in own]))
+    assert torch.equal(levels.per_run_number(half).flatten(), torch.tensor([half(one) for one in own]))
     with pytest.raises(AssertionError, match="of one kind"):
-        LevelsBeside.of([own[0], Format.named("int1").levels(kind)], 3, CPU)
+        BatchedLevels.of([own[0], Format.named("int1").levels(kind)], 3, CPU)
 
 
 def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path) -> None:
-    configs = sorted(company("fp"), key=neighbours)
+    configs = sorted(company("fp"), key=group_sort_key)
     pieces = whole(configs, tmp_path).optimizer.pieces  # type: ignore[union-attr]
     large = [
         [(piece.first, piece.last) for piece in cut] for p, cut in pieces.items() if p.dim() == 3
@@ -178,7 +178,7 @@ def test_killed_midway_they_go_on_in_another_grouping(title: str, tmp_path: Path
 
     first = assignments(configs, tmp_path / "many")
     with contextlib.suppress(Cut):
-        run_group(first, Execution(checkpoint_s=0), [cut] * 4)
+        execute_group(first, Execution(checkpoint_s=0), [cut] * 4)
     folders = [a.folder for a in first]
     found = together(configs[:3], tmp_path / "many", resume=folders[:3]) + together(
         configs[3:], tmp_path / "many", resume=folders[3:]
@@ -213,7 +213,7 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
     me = config("ste", "batches", seed=3, lr=0.02)
     lonely = prepared(me, tmp_path)
     for step in range(6):
-        one_step(lonely, step)
+        take_step(lonely, step)
     for slot in (0, size // 2, size - 1):
         for seed in (3, 4):
             rates = [0.001 * (place + 1) for place in range(size - 1)]
@@ -223,8 +223,8 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
             ]
             run = whole([*others[:slot], me, *others[slot:]], tmp_path)
             for step in range(6):
-                one_step(run, step)
-            mine, its = (next(one.model.parameters()) for one in (lonely, run.members[slot]))
+                take_step(run, step)
+            mine, its = (next(one.model.parameters()) for one in (lonely, run.stacked[slot]))
             assert mine.abs().sum() > 0 and torch.equal(mine, its), (slot, seed)
 
 
@@ -234,10 +234,10 @@ def test_the_block_gives_the_product_and_its_gradients() -> None:
         torch.randn(3, 1, 40, dtype=torch.float64, requires_grad=True),
     )
     shared = x.expand(3, 5, 40)
-    assert torch.allclose(lines(shared, weight), shared @ weight.mT) and torch.allclose(
-        lines(x, weight[1]), x @ weight[1].mT
+    assert torch.allclose(single_row_linear(shared, weight), shared @ weight.mT) and torch.allclose(
+        single_row_linear(x, weight[1]), x @ weight[1].mT
     )
-    assert torch.autograd.gradcheck(lambda w: lines(shared, w).square(), (weight,))
+    assert torch.autograd.gradcheck(lambda w: single_row_linear(shared, w).square(), (weight,))
     assert torch.autograd.gradgradcheck(
-        lambda w: lines(x, w).square(), (weight[0].detach().requires_grad_(),)
+        lambda w: single_row_linear(x, w).square(), (weight[0].detach().requires_grad_(),)
     )

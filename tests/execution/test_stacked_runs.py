@@ -27,20 +27,20 @@ from qbench.api.problem import Problem
 from qbench.engines.dispatch import run_one
 from qbench.execution import execute
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.execute import run_group
-from qbench.execution.group_policy import MOST, alone, group_size, kind_of
-from qbench.execution.prepare import prepare
-from qbench.execution.side_by_side import hand_back, side_by_side, stacked
-from qbench.execution.workload import work
-from qbench.numerics.batched_math import by_run, linear, times
+from qbench.execution.execute import execute_group
+from qbench.execution.group_policy import MOST, why_alone, group_size, stacking_kind
+from qbench.execution.prepare import prepare_run
+from qbench.execution.stacking import return_state, stack_runs, stack_modules
+from qbench.execution.workload import estimate_work
+from qbench.numerics.batched_math import per_run, linear, matmul_per_run
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.site import Site
-from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.attempts import Attempt, create_attempt
 from qbench.runs.config import Quantization, RunConfig
-from qbench.sweeps.queue import Queue
+from qbench.sweeps.run_queue import RunQueue
 from qbench.training import devices
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
 from tests import SOAK
 from tests.tasks.test_text import texts, written
@@ -116,7 +116,7 @@ def company(method: str = "ste", task: str = "digits", **more: Any) -> list[RunC
 def assignments(
     configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None
 ) -> list[Assignment]:
-    fresh = [Assignment(c, new_attempt(folder, c.key).folder) for c in configs]
+    fresh = [Assignment(c, create_attempt(folder, c.key).folder) for c in configs]
     return [
         dataclasses.replace(a, resume=r)
         for a, r in zip(fresh, resume or [None] * len(fresh), strict=True)
@@ -126,7 +126,7 @@ def assignments(
 def together(
     configs: Sequence[RunConfig], folder: Path, execution: Execution = Execution(), **more: Any
 ) -> list[dict[str, Any]]:
-    return run_group(
+    return execute_group(
         assignments(configs, folder, **more), execution, [lambda _: None] * len(configs)
     )
 
@@ -215,12 +215,12 @@ def test_so_it_is_in_micro_batches(task: str, inputs: Quantization | None, tmp_p
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
-def prepared(c: RunConfig, folder: Path) -> Run:
-    return prepare(Assignment(c, folder), Execution(), open_problem(c, CPU)[1], CPU)
+def prepared(c: RunConfig, folder: Path) -> TrainingRun:
+    return prepare_run(Assignment(c, folder), Execution(), open_problem(c, CPU)[1], CPU)
 
 
-def whole(configs: Sequence[RunConfig], folder: Path) -> Run:
-    run = side_by_side([prepared(c, folder) for c in configs])
+def whole(configs: Sequence[RunConfig], folder: Path) -> TrainingRun:
+    run = stack_runs([prepared(c, folder) for c in configs])
     assert run is not None
     return run
 
@@ -251,7 +251,7 @@ def test_neither_the_slot_nor_the_number_matters(
     )
     lonely = prepared(me, tmp_path)
     for step in range(me.recipe.steps):
-        one_step(lonely, step)
+        take_step(lonely, step)
     for slot in {0, size // 2, size - 1}:
         others = [
             dataclasses.replace(
@@ -262,10 +262,10 @@ def test_neither_the_slot_nor_the_number_matters(
         configs = [*others[:slot], me, *others[slot:]]
         run = whole(configs, tmp_path)
         for step in range(me.recipe.steps):
-            one_step(run, step)
+            take_step(run, step)
         for (name, mine), (_, its) in zip(
             lonely.model.state_dict().items(),
-            run.members[slot].model.state_dict().items(),
+            run.stacked[slot].model.state_dict().items(),
             strict=True,
         ):
             assert torch.equal(mine, its), name
@@ -274,14 +274,14 @@ def test_neither_the_slot_nor_the_number_matters(
 def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
     configs = company("lsq")
     run = whole(configs, tmp_path)
-    one_step(run, 0)
-    for place, member in enumerate(run.members):
+    take_step(run, 0)
+    for place, member in enumerate(run.stacked):
         for mine, large in zip(member.model.parameters(), run.model.parameters(), strict=True):
             assert torch.equal(mine, large[place]) and mine.data_ptr() == large[place].data_ptr()
-        for bundle, wide in zip(member.bundles, run.bundles, strict=True):
+        for bundle, wide in zip(member.weights, run.weights, strict=True):
             assert torch.equal(bundle.quantizer.size, wide.quantizer.size[place])  # type: ignore[operator, arg-type, index]
-    hand_back(run)
-    states = [m.optimizer.state[p] for m in run.members for p in m.model.parameters()]  # type: ignore[union-attr]
+    return_state(run)
+    states = [m.optimizer.state[p] for m in run.stacked for p in m.model.parameters()]  # type: ignore[union-attr]
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
 
 
@@ -295,8 +295,8 @@ def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> 
     )
     alone = [load_method(method)().quantizer(site) for _ in range(40)]
     beside = copy.deepcopy(alone)
-    together = stacked(beside, {}, {})
-    together.lead = 1
+    together = stack_modules(beside, {}, {})
+    together.run_axes = 1
     for least in (0.0, 0.1):
         x = torch.randn(40, 16, 24, generator=draw) * (least + torch.arange(40.0)).view(-1, 1, 1)
         x = x.abs() if unsigned else x
@@ -314,14 +314,14 @@ def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
     runs = [prepared(c, tmp_path) for c in company("lsq")]
     for place, run in enumerate(runs):
         run.lr_scale["decay"] = [0.1 * place]
-    run = side_by_side(runs)
+    run = stack_runs(runs)
     assert run is not None and run.lr_scale == {
         "quantizer": [1.0] * 5,
         "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4]),
     }
-    one_step(run, 0)
+    take_step(run, 0)
     first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
-    one_step(run, 1)
+    take_step(run, 1)
     assert all(
         torch.equal(a, b)
         for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True)
@@ -366,8 +366,8 @@ class Moody(Method):
     def quantizer(self, site: Site) -> Quantizer:
         return load_method("ste")().quantizer(site)  # type: ignore[return-value]
 
-    def after_backward(self, run: Run) -> None:
-        runs = run.members or [run]
+    def after_backward(self, run: TrainingRun) -> None:
+        runs = run.stacked or [run]
         if run.step == 5:
             self.tried.append(len(runs))
         if run.step == 5 and len(runs) > self.most:
@@ -416,7 +416,7 @@ def test_what_cannot_be_put_side_by_side_is_tried_by_halves(
     """Also where memory ends before the first step."""
     room = execute.side_by_side
 
-    def cramped(runs: Sequence[Run]) -> Run | None:
+    def cramped(runs: Sequence[Run]) -> TrainingRun | None:
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no room")
         return room(runs)
@@ -471,7 +471,7 @@ def test_killed_midway_it_goes_on_in_another_grouping(
 
     first = assignments(configs, tmp_path / "many")
     with contextlib.suppress(Cut):
-        run_group(first, Execution(checkpoint_s=0), [cut] * len(configs))
+        execute_group(first, Execution(checkpoint_s=0), [cut] * len(configs))
     assert all(Attempt(a.folder).checkpoint.exists() for a in first)
     folders = [a.folder for a in first]
     found = []
@@ -493,9 +493,9 @@ def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> N
 
     first = assignments(configs, tmp_path / "many")
     with contextlib.suppress(Cut):
-        run_group(first[:2], Execution(checkpoint_s=0), [cut] * 2)
+        execute_group(first[:2], Execution(checkpoint_s=0), [cut] * 2)
     again = assignments(configs, tmp_path / "many", [a.folder for a in first])
-    found = run_group(again, Execution(), [lambda p: seen.append(p["step"])] * 5)
+    found = execute_group(again, Execution(), [lambda p: seen.append(p["step"])] * 5)
     assert [r["cost"]["company"] for r in found] == [2, 2, 3, 3, 3] and min(seen) == 1
     assert [outcome(r) for r in found] == [
         outcome(r) for r in by_themselves(configs, tmp_path / "one")
@@ -506,7 +506,7 @@ def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> N
 
 
 def test_kinds_differ_in_all_but_seed_and_rate() -> None:
-    assert len({kind_of(c) for c in company()}) == 1 and kind_of(config()) is not None
+    assert len({stacking_kind(c) for c in company()}) == 1 and stacking_kind(config()) is not None
     other = [
         config("lsq"),
         config(task="linreg"),
@@ -518,7 +518,7 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
         dataclasses.replace(config(), weights=Quantization(*words))
         for words in (("int1", "channel"), ("int2", "tensor"))
     ]
-    assert len({kind_of(c) for c in [config(), *other]}) == 8
+    assert len({stacking_kind(c) for c in [config(), *other]}) == 8
 
 
 @pytest.mark.parametrize(
@@ -531,16 +531,16 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
 )  # fmt: skip
 def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str) -> None:
     c = dataclasses.replace(config(), **changed)
-    assert sentence in str(alone(c)) and kind_of(c) is None
+    assert sentence in str(why_alone(c)) and stacking_kind(c) is None
 
 
 def test_a_task_that_is_not_written_for_company_trains_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(DigitsProblem, "beside", Problem.beside)
+    monkeypatch.setattr(DigitsProblem, "beside", Problem.stack)
     assert (
-        "digits has not been written for runs side by side" in str(alone(config()))
-        and kind_of(config()) is None
+        "digits has not been written for runs side by side" in str(why_alone(config()))
+        and stacking_kind(config()) is None
     )
 
 
@@ -575,7 +575,7 @@ def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> Non
     model, gigabyte = sized("text", "1m"), 2**30
     large, small, tiny = (group_size(model, "cuda", memory * gigabyte) for memory in (140, 16, 1))
     assert group_size(model, "cuda") == large == 18 > small > tiny == 1
-    assert small * work(model).memory < 8 * gigabyte < (small + 1) * work(model).memory
+    assert small * estimate_work(model).memory < 8 * gigabyte < (small + 1) * estimate_work(model).memory
     assert (
         group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"]
         and group_size(sized("text", "10m"), "cuda") == 1
@@ -596,7 +596,7 @@ def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         loss = problem.loss(problem.model(batch.inputs), batch)
     assert loss.isfinite()
-    estimated = work(c).memory - 32 * work(c).parameters
+    estimated = estimate_work(c).memory - 32 * estimate_work(c).parameters
     assert (
         0.3 * estimated
         < sum(size for where, size in kept.items() if where not in known)
@@ -611,7 +611,7 @@ def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyP
     )
     groups = {}
     for device, group in (("cpu", None), ("cuda:1", None), ("cuda:1", 50)):
-        queue = Queue(Execution(device=device, group=group))
+        queue = RunQueue(Execution(device=device, group=group))
         for place in range(100):
             queue.push(place, str(place), "a")
         groups[device, group] = len(queue.pop(1, lambda _: sized("text", "1m")))
@@ -628,7 +628,7 @@ def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyP
 def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(
     kinds: list[str], idle: int, most: int | None
 ) -> None:
-    queue, c = Queue(Execution(device="cpu", group=most)), config()
+    queue, c = RunQueue(Execution(device="cpu", group=most)), config()
     for place, kind in enumerate(kinds):
         queue.push(place, str(place), None if kind == "-" else kind)
     groups = []
@@ -651,7 +651,7 @@ def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(
     [(6, 2, [3, 3]), (7, 3, [3, 2, 2]), (2, 4, [1, 1]), (100, 2, [32, 32])],
 )
 def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> None:
-    queue = Queue(Execution(device="cpu"))
+    queue = RunQueue(Execution(device="cpu"))
     for place in range(runs):
         queue.push(place, str(place), "a")
     assert [
@@ -661,21 +661,21 @@ def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> 
 
 def test_groups_are_sized_for_the_machines_that_train_them() -> None:
     """A coordinator without a GPU may have nodes that have one, of a memory that it does not know."""
-    queue = Queue(Execution(device="cuda"), "cuda")
+    queue = RunQueue(Execution(device="cuda"), "cuda")
     for place in range(300):
         queue.push(place, str(place), "a")
     assert len(queue.pop(1, lambda _: config())) == MOST["cuda"]
 
 
 def test_a_kind_stays_whole_where_there_are_others_for_the_rest() -> None:
-    queue = Queue(Execution(device="cpu"))
+    queue = RunQueue(Execution(device="cpu"))
     for place, kind in enumerate("aaaabbbb"):
         queue.push(place, str(place), kind)
     assert [len(queue.pop(idle, lambda _: config())) for idle in (2, 1)] == [4, 4]
 
 
 def test_a_run_that_is_tried_again_is_tried_alone() -> None:
-    queue = Queue(Execution(device="cpu"))
+    queue = RunQueue(Execution(device="cpu"))
     for place in range(4):
         queue.push(place, str(place), "a")
     assert queue.pop(2, lambda _: config()) == ["0", "1"]
@@ -737,15 +737,15 @@ def test_a_linear_layer_of_runs_can_be_differentiated_twice() -> None:
 @pytest.mark.parametrize("row", [1, 7, 16, 17, 32, 64])
 def test_functions_of_elements_do_not_depend_on_where_they_stand(row: int) -> None:
     x = torch.randn(6, row, generator=torch.Generator().manual_seed(row))
-    assert torch.equal(by_run(torch.exp2, x, 1), torch.stack([one.clone().exp2() for one in x]))
+    assert torch.equal(per_run(torch.exp2, x, 1), torch.stack([one.clone().exp2() for one in x]))
 
 
 def test_products_of_matrices_run_by_run() -> None:
     a, b = torch.randn(3, 2, 5), torch.randn(3, 5, 4)
     assert (
-        torch.equal(times(a, b)[1], a[1] @ b[1])
-        and torch.equal(times(a, b[0])[2], a[2] @ b[0])
-        and torch.equal(times(a[0], b[0]), a[0] @ b[0])
+        torch.equal(matmul_per_run(a, b)[1], a[1] @ b[1])
+        and torch.equal(matmul_per_run(a, b[0])[2], a[2] @ b[0])
+        and torch.equal(matmul_per_run(a[0], b[0]), a[0] @ b[0])
     )
 
 
@@ -784,10 +784,10 @@ class NowAndThen(Method):
     def quantizer(self, site: Site) -> Quantizer:
         return load_method("lsq")().quantizer(site)  # type: ignore[return-value]
 
-    def prepare(self, run: Run, batches: Any) -> None:
-        run.calibrate(batches)
+    def prepare(self, run: TrainingRun, batches: Any) -> None:
+        run.network.calibrate_inputs(batches)
 
-    def after_backward(self, run: Run) -> None:
+    def after_backward(self, run: TrainingRun) -> None:
         for quantizer in run.quantizers() if run.step % 2 == 0 and run.step >= self.since else ():
             for parameter in quantizer.parameters():
                 parameter.grad = None

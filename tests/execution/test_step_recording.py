@@ -26,16 +26,16 @@ from qbench.cli.options import cli
 from qbench.execution import execute
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.compile import compile_run, records
-from qbench.execution.execute import run_group
-from qbench.execution.side_by_side import side_by_side
-from qbench.execution.step_recording import BEFORE, Found, Recorded
+from qbench.execution.execute import execute_group
+from qbench.execution.stacking import stack_runs
+from qbench.execution.step_recording import BEFORE, Found, RecordedStep
 from qbench.numerics import batched_math
 from qbench.plugins import registry
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import RunConfig
-from qbench.submissions.strict_json import conforms
-from qbench.training.loop import one_step, update
-from qbench.training.run import Run
+from qbench.submissions.strict_json import require_schema
+from qbench.training.loop import take_step, update
+from qbench.training.run import TrainingRun
 from tests.execution.test_stacked_runs import (
     CPU,
     INT4,
@@ -60,7 +60,7 @@ TAKEN, REPEATED = Execution(compile=False), Execution(compile=False, graphs=True
 def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[tuple[Any, ...]]:
     """What each run came to: its artefact, its losses on the way, and what its method says of itself."""
     doing = assignments(configs, folder / str(execution.graphs))
-    results = run_group(doing, execution, [lambda _: None] * len(doing))
+    results = execute_group(doing, execution, [lambda _: None] * len(doing))
     assert [r["state"] for r in results] == ["ok"] * len(results), [r["message"] for r in results]
     lines = [curve(folder / str(execution.graphs), c) for c in configs]
     said = [bool(json.loads((a.folder / "env.json").read_text()).get("recorded")) for a in doing]
@@ -134,7 +134,7 @@ def cut_at(step: int, doing: list[Assignment], execution: Execution) -> None:
         if progress["step"] > step:
             raise Cut
 
-    run_group(doing, execution, [report] * len(doing))
+    execute_group(doing, execution, [report] * len(doing))
 
 
 # ---- what is repeated ----
@@ -143,25 +143,25 @@ def cut_at(step: int, doing: list[Assignment], execution: Execution) -> None:
 def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path: Path) -> None:
     run, called = prepared(config("ste"), tmp_path), []
 
-    def watched(run: Run, batch: Batch) -> Any:
+    def watched(run: TrainingRun, batch: Batch) -> Any:
         called.append(run.step)
         return update(run, batch)
 
-    run.recorded = Recorded(run, watched)
-    losses = [float(one_step(run, step)[0]["task"]) for step in range(12)]
+    run.recording = RecordedStep(run, watched)
+    losses = [float(take_step(run, step)[0]["task"]) for step in range(12)]
     assert called == [*range(BEFORE), BEFORE] and len(set(losses)) == len(losses)
 
 
 def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
     """As it does in a step that is taken: on it products know that they are one."""
-    run = side_by_side(
+    run = stack_runs(
         [prepared(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)]
     )
     assert run is not None
-    run.recorded = Recorded(run, update)
+    run.recording = RecordedStep(run, update)
     for step in range(BEFORE + 2):
-        one_step(run, step)
-    kept, now = run.recorded.batch, run.batch(BEFORE + 1)
+        take_step(run, step)
+    kept, now = run.recording.batch, run.batch(BEFORE + 1)
     assert kept is not None and kept.inputs is not None and kept.targets is not None
     assert kept.inputs.stride(0) == kept.targets.stride(0) == 0 and torch.equal(
         kept.inputs, now.inputs
@@ -174,9 +174,9 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
     """Inputs and targets of a language model are views of one window, and a compiler compiles for their strides."""
     for count in (1, 2):
         runs = [prepared(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
-        run = side_by_side(runs) if count > 1 else runs[0]
+        run = stack_runs(runs) if count > 1 else runs[0]
         assert run is not None
-        now, kept = run.batch(0), Recorded(run, update).bring(run.batch(0))
+        now, kept = run.batch(0), RecordedStep(run, update).bring(run.batch(0))
         for x, own in ((now.inputs, kept.inputs), (now.targets, kept.targets)):
             assert (
                 x is not None
@@ -189,7 +189,7 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
 class Anew:
     """A recorder that records nothing: it calls, and so a compiler hears of it."""
 
-    def usual(self, f: Callable[[], Found]) -> Found:
+    def run_normally(self, f: Callable[[], Found]) -> Found:
         return f()
 
     def record(self, f: Callable[[], Found]) -> Found:
@@ -214,45 +214,45 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(
     counters.clear()
     run = prepared(config(method, task), tmp_path)
     compile_run(run)
-    run.recorded = Recorded(run, update)
-    run.recorded.recorder = Anew()
+    run.recording = RecordedStep(run, update)
+    run.recording.recorder = Anew()
     for step in range(BEFORE + 2):
-        one_step(run, step)
+        take_step(run, step)
     assert counters["stats"]["unique_graphs"] > 0
 
 
 def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
     """A graph reads memory, whoever owns it by then: here each run's strength."""
     methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
-    run = side_by_side(
+    run = stack_runs(
         [
             prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path)
             for params in methods
         ]
     )
     assert run is not None
-    batched_math.numbers.clear()
-    run.recorded = Recorded(run, update)
-    run.recorded.recorder = Anew()
+    batched_math.constant_cache.clear()
+    run.recording = RecordedStep(run, update)
+    run.recording.recorder = Anew()
     for step in range(BEFORE + 1):
-        one_step(run, step)
-    read = [weakref.ref(x) for x in batched_math.numbers.values()]
-    batched_math.numbers.clear()
+        take_step(run, step)
+    read = [weakref.ref(x) for x in batched_math.constant_cache.values()]
+    batched_math.constant_cache.clear()
     assert read and all(x() is not None for x in read)
 
 
 def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
-    run = side_by_side(
+    run = stack_runs(
         [prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)]
     )
     assert run is not None
-    one_step(run, 0)
-    before = len(batched_math.numbers)
+    take_step(run, 0)
+    before = len(batched_math.constant_cache)
     x = torch.zeros(2, 1, 1)
     for step in range(5):
         run.write([step, step + 0.1], x)
         assert x.flatten().tolist() == [step, pytest.approx(step + 0.1)]
-    assert len(batched_math.numbers) == before
+    assert len(batched_math.constant_cache) == before
 
 
 def test_when_the_steps_are_over_nothing_holds_the_record(
@@ -261,8 +261,8 @@ def test_when_the_steps_are_over_nothing_holds_the_record(
     """Its memory is as large as a step's, and goes without waiting for a collector."""
     made = []
 
-    def watched(run: Run, update: Any) -> Recorded:
-        made.append(weakref.ref(found := Recorded(run, update)))
+    def watched(run: TrainingRun, update: Any) -> RecordedStep:
+        made.append(weakref.ref(found := RecordedStep(run, update)))
         return found
 
     monkeypatch.setattr(execute, "Recorded", watched)
@@ -290,11 +290,11 @@ class Careless(Method):
     def quantizer(self, site: Site) -> Quantizer | None:
         return load_method("ste")().quantizer(site)
 
-    def prepare(self, run: Run, batches: list[Batch]) -> None:
+    def prepare(self, run: TrainingRun, batches: list[Batch]) -> None:
         self.carried = torch.zeros(())
 
-    def after_backward(self, run: Run) -> None:
-        weight = run.bundles[0].layers[0].weight
+    def after_backward(self, run: TrainingRun) -> None:
+        weight = run.weights[0].layers[0].weight
         assert weight.grad is not None
         if self.does == "number":
             weight.grad *= 1 - run.progress
@@ -412,7 +412,7 @@ def test_a_sweep_records_and_a_record_says_so(tmp_path: Path) -> None:
     envs = [json.loads(path.read_text()) for path in (tmp_path / "repeated").rglob("env.json")]
     assert len(envs) == 4 and all(env["recorded"] for env in envs)
     for env in envs:
-        conforms(env, "env", "env.json")
+        require_schema(env, "env", "env.json")
     key = next(iter(shas[1]))
     again = CliRunner().invoke(cli, ["reproduce", key, "--results", str(tmp_path / "repeated")])
     assert again.exit_code == 0 and "nothing in the environment" in again.output, again.output

@@ -19,7 +19,7 @@ from qbench_methods.ewgs import (
     EWGSQuantizer,
     curvature_ratios,
     measure_delta,
-    plan,
+    affordable_probes,
 )
 from torch import Tensor
 
@@ -29,10 +29,10 @@ from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.quant.straight_through import straight_through
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups, set_learning_rates
-from qbench.training.run import Run
-from qbench.training.setup import attach, frozen_copy, open_problem
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run, frozen_copy, open_problem
 
 SHAPE = (4, 64)
 BITS = (1, 2, 3, 4, 8)
@@ -72,9 +72,9 @@ def attached(
     task: str = "toy",
     steps: int = 60,
     **options: Any,
-) -> Run:
+) -> TrainingRun:
     """The method on a fresh problem, ready to be stepped."""
-    config = Kit("ste", Path()).config(
+    config = Kit("ste", Path()).make_config(
         weights, "tensor" if task == "linreg" else "channel", activations=activations, steps=steps
     )
     config = dataclasses.replace(
@@ -84,8 +84,8 @@ def attached(
         recipe=dataclasses.replace(config.recipe, weight_decay=0.1),
     )
     _, problem = open_problem(config, torch.device("cpu"))
-    run = attach(problem, method, config)
-    for bundle in run.bundles:
+    run = make_run(problem, method, config)
+    for bundle in run.weights:
         bundle.quantizer.reset(bundle.stack().detach())
     method.prepare(run, run.probe_batches(2))
     run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
@@ -272,7 +272,7 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
         run.reference = frozen_copy(run.model) if trained else None
         sizes = []
         for step in range(10):
-            one_step(run, step)
+            take_step(run, step)
             sizes.append(
                 torch.cat([p.detach().flatten() for q in run.quantizers() for p in q.parameters()])
             )
@@ -295,7 +295,7 @@ def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
 
 def test_the_interval_never_closes() -> None:
     run = attached(EWGS(delta=0.0))
-    q = run.bundles[0].quantizer
+    q = run.weights[0].quantizer
     assert isinstance(q, EWGSQuantizer)
     width = (q.high - q.low).detach().clone()
     with torch.no_grad():
@@ -312,9 +312,9 @@ def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = attached(EWGS(), task="linreg", start=1.0)
-    quantizer, plain = run.bundles[0].quantizer, run.problem.loss
+    quantizer, plain = run.weights[0].quantizer, run.problem.loss
     monkeypatch.setattr(run.problem, "loss", lambda output, batch: factor * plain(output, batch))
-    diagonal = run.problem.hessian_diagonal(run.bundles[0].layers[0])
+    diagonal = run.problem.hessian_diagonal(run.weights[0].layers[0])
     _, made = run.probe_loss(run.problem.batch(-1))
     assert diagonal is not None and isinstance(quantizer, EWGSQuantizer)
     leaf = made["line"].detach().requires_grad_()
@@ -328,7 +328,7 @@ def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size
 def test_hutchinson_finds_the_trace_of_a_full_hessian() -> None:
     """Turned at random the Hessian keeps its trace, and many probes find it."""
     run = attached(EWGS(), task="linreg", start=1.0, rotated=True)
-    quantizer = run.bundles[0].quantizer
+    quantizer = run.weights[0].quantizer
     assert isinstance(quantizer, EWGSQuantizer)
     _, made = run.probe_loss(run.problem.batch(-1))
     leaf = made["line"].detach().requires_grad_()
@@ -362,7 +362,7 @@ def test_delta_stays_between_nought_and_where_gradients_would_turn_round(
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
     measure_delta(run, run.probe_batches(2), probes=8)
-    assert float(run.bundles[0].quantizer.delta) == pytest.approx(wanted)  # type: ignore[arg-type]
+    assert float(run.weights[0].quantizer.delta) == pytest.approx(wanted)  # type: ignore[arg-type]
     assert calls == 2 + 8  # a gradient for each batch and a second derivative for each probe
 
 
@@ -370,7 +370,7 @@ def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then(
     run = attached(EWGS(), activations="int4", steps=60)
     run.recipes = (Recipe(steps=60, batch=64, lr=1e-3),)
     for step in range(8):
-        one_step(run, step)
+        take_step(run, step)
         deltas = torch.cat([q.delta.flatten() for q in run.quantizers()])  # type: ignore[union-attr, operator]
         assert (deltas > 0).sum() >= 4 if step >= 6 else not deltas.any()
         assert (deltas < 2 * 15).all() and torch.isfinite(deltas).all()
@@ -383,7 +383,7 @@ def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then(
 
 @pytest.mark.parametrize("steps", [30, 60, 300, 400, 1000, 12_500])
 def test_probing_costs_at_most_a_tenth_of_the_run(steps: int) -> None:
-    updates, probes = plan(steps)
+    updates, probes = affordable_probes(steps)
     assert (
         updates[0] == math.ceil(0.1 * steps) and probes <= 8 and len(set(updates)) == len(updates)
     )
@@ -481,7 +481,7 @@ def test_compiled_it_keeps_its_gradient(delta: Delta) -> None:
     q, plain = weight(4, delta, x), gradients(weight(4, 0.0, x), x, g)[0]
     leaf = x.clone().requires_grad_()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's as_ewgs
         y = torch.compile(q, dynamic=False)(leaf)
         found = torch.autograd.grad(y, [leaf, q.low, q.high, q.alpha], g)
     torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-6)

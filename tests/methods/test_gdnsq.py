@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qbench_methods.gdnsq import GDNSQ, InputNoise, Noise, WeightNoise, excess
+from qbench_methods.gdnsq import GDNSQ, InputNoise, Noise, WeightNoise, excess_bits
 from torch import Tensor
 
 from qbench import Site
@@ -20,13 +20,13 @@ from qbench.api.batch import Batch
 from qbench.checks.method_kit import Kit
 from qbench.checks.toy_task import ToyProblem
 from qbench.errors import UsageError
-from qbench.execution.workload import refusal
+from qbench.execution.workload import refusal_of
 from qbench.plugins import registry
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.run import Run
-from qbench.training.setup import attach, frozen_copy
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run, frozen_copy
 
 SHAPE = (4, 64)
 INTS = [f"int{bits}" for bits in range(1, 9)]
@@ -204,7 +204,7 @@ def test_the_gradient_of_weights_is_exact_straight_through_and_the_same_for_ever
         q = weight("int2", scale_gradient=rule).double()
         set_bits(q, x, 2.5)
         for seed in range(3):
-            q.seed(seed, ["w"])
+            q.set_seed(seed, ["w"])
             assert torch.equal(slopes(q, x, g)["x"], g)
 
 
@@ -219,7 +219,7 @@ def test_the_mean_gradient_of_the_step_is_lsqs_and_its_variance_is_that_of_the_c
     for rule in ("released", "dither", "lsq"):
         q = weight("int3", granularity, (count, 1, 64), scale_gradient=rule).double()
         set_bits(q, many, 3.3)
-        q.seed(3, [str(index) for index in range(count)])
+        q.set_seed(3, [str(index) for index in range(count)])
         found[rule] = slopes(q, many, grads)["log_step"] / math.log(2) / q.log_step.detach().exp2()
     group, s = q.site.grouping.group, q.log_step.detach().exp2()[0]
     v = (group(x) - group(x).amin(-1, keepdim=True)) / s
@@ -238,14 +238,14 @@ def test_the_mean_gradient_of_the_step_is_lsqs_and_its_variance_is_that_of_the_c
 
 @pytest.mark.parametrize("rule", ["released", "dither", "lsq"])
 def test_the_table_of_slopes_of_inputs(rule: str) -> None:
-    """Element by element in range, below and above it, against the table, with the coins that the rule drew."""
+    """Element by element in range, below and above it, against the table, with the random_halves that the rule drew."""
     q, x = inputs("int4", scale_gradient=rule).double(), 2 * draw(8)
-    q.seed(1, ["w.input"])
+    q.set_seed(1, ["w.input"])
     q.step.fill_(5)
     with torch.no_grad():
         q.offset.fill_(-0.4), q.log_range.fill_(1.3), q.log_step.fill_(-1.17)  # type: ignore[func-returns-value]
     b, width, s = -0.4, 2**1.3, 2**-1.17
-    coin = torch.where(q.draw(x) < 0.5, -0.5, 0.5).double()
+    coin = torch.where(q.random(x) < 0.5, -0.5, 0.5).double()
     seen = set()
     for row in range(2):
         for column in range(SHAPE[1]):
@@ -279,7 +279,7 @@ def test_the_worked_example_above_the_range() -> None:
         found = slopes(q, x, torch.ones_like(x))
         assert float(found["x"]) == 0.0 and float(found["offset"]) == 1.0
         assert float(found["log_range"]) / (math.log(2) * 2**1.3) == pytest.approx(1.0, rel=1e-12)
-        both[float(q.draw(x)) < 0.5] = float(found["log_step"]) / (math.log(2) * 2**-1.17)
+        both[float(q.random(x)) < 0.5] = float(found["log_step"]) / (math.log(2) * 2**-1.17)
     assert (both[True] + both[False]) / 2 == pytest.approx(-0.540438, abs=5e-7)
 
 
@@ -310,7 +310,7 @@ def test_compiled_gradients_are_the_eager_ones() -> None:
         if isinstance(q, InputNoise):
             with torch.no_grad():
                 q.log_range.sub_(0.7), q.log_step.sub_(0.7)
-        q.seed(0, ["w"])
+        q.set_seed(0, ["w"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own
             compiled = torch.compile(q, dynamic=False)
@@ -333,14 +333,14 @@ def test_compiled_gradients_are_the_eager_ones() -> None:
 
 def toy(
     weights: str = "int4", activations: str | None = None, steps: int = 40, **params: object
-) -> Run:
+) -> TrainingRun:
     """A run on the kit's toy problem, ready for its first step. With `distill`, it goes on from the network it was given."""
-    config = Kit("ste", Path()).config(weights, activations=activations)
+    config = Kit("ste", Path()).make_config(weights, activations=activations)
     config = dataclasses.replace(config, recipe=Recipe(steps=steps, lr=1e-2, weight_decay=0.1))
-    run = attach(ToyProblem(0, 64, torch.device("cpu")), GDNSQ(**params), config)  # type: ignore[arg-type]
+    run = make_run(ToyProblem(0, 64, torch.device("cpu")), GDNSQ(**params), config)  # type: ignore[arg-type]
     if params.get("distill"):
         run.reference = frozen_copy(run.problem.model)
-    for bundle in run.bundles:
+    for bundle in run.weights:
         bundle.quantizer.reset(bundle.stack().detach())
     run.method.prepare(run, run.probe_batches(2))
     run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
@@ -348,13 +348,13 @@ def toy(
     return run
 
 
-def noises(run: Run) -> list[Noise]:
+def noises(run: TrainingRun) -> list[Noise]:
     return [q for q in run.quantizers() if isinstance(q, Noise)]
 
 
 @torch.no_grad()
-def all_to(run: Run, bits: float, role: str | None = None) -> None:
-    for bundle in run.bundles:
+def all_to(run: TrainingRun, bits: float, role: str | None = None) -> None:
+    for bundle in run.weights:
         if role in (None, "weight"):
             set_bits(bundle.quantizer, bundle.stack(), bits)  # type: ignore[arg-type]
     for q in run.inputs.values():
@@ -366,32 +366,32 @@ def test_the_penalty_is_zero_exactly_where_all_bits_are_a_thousandth_below_the_t
     run = toy("int4", "int4")
     for bits, zero in ((3.0, True), (3.9985, True), (3.9995, False), (4.5, False)):
         all_to(run, bits)
-        assert (float(excess(run).detach()) == 0.0) == zero, bits
+        assert (float(excess_bits(run).detach()) == 0.0) == zero, bits
     all_to(run, 3.9)
-    bundle = run.bundles[0]
+    bundle = run.weights[0]
     with torch.no_grad():
         bundle.quantizer.log_step[0, 0] -= 1.0  # one group of all  # type: ignore[operator, index]
-    assert float(excess(run).detach()) > 0
+    assert float(excess_bits(run).detach()) > 0
 
 
 def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraints_of_each_role() -> (
     None
 ):
     run = toy("int4", "int4")
-    groups = sum(b.quantizer.log_step.numel() for b in run.bundles)  # type: ignore[union-attr, misc]
+    groups = sum(b.quantizer.log_step.numel() for b in run.weights)  # type: ignore[union-attr, misc]
     all_to(run, 6.0, "weight")
     all_to(run, 5.0, "activation")
     total = groups + 3 + 1e-3
     wanted = (groups + 1e-3) / total * (2.0 + 1e-3) + (3 + 1e-3) / total * (1.0 + 1e-3)
-    assert float(excess(run).detach()) == pytest.approx(wanted, rel=1e-4)
+    assert float(excess_bits(run).detach()) == pytest.approx(wanted, rel=1e-4)
     all_to(run, 3.5, "activation")
-    assert float(excess(run).detach()) == pytest.approx(2.0 + 1e-3, rel=1e-4)
+    assert float(excess_bits(run).detach()) == pytest.approx(2.0 + 1e-3, rel=1e-4)
 
 
 def test_the_penalty_falls_with_every_step_and_never_widens_a_range() -> None:
     run = toy("int4", "int4")
     run.problem.model.zero_grad()
-    excess(run).backward()
+    excess_bits(run).backward()
     for q in noisy_of(run):
         assert q.log_step.grad is not None and (q.log_step.grad < 0).all()
     for layer in run.problem.layers().values():
@@ -404,18 +404,18 @@ def test_the_penalty_falls_with_every_step_and_never_widens_a_range() -> None:
         )
 
 
-def noisy_of(run: Run) -> list[Noise]:
+def noisy_of(run: TrainingRun) -> list[Noise]:
     found = noises(run)
-    assert len(found) == len(run.bundles) + len(run.inputs)
+    assert len(found) == len(run.weights) + len(run.inputs)
     return found
 
 
 def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
-    """L = D + t · D̄ · excess, D̄ the sum over n earlier steps over n + 1: recomputed from what the loop logged."""
+    """L = D + t · D̄ · excess_bits, D̄ the sum over n earlier steps over n + 1: recomputed from what the loop logged."""
     run = toy("int2", steps=30, pressure=5.0)
     logged = []
     for step in range(12):
-        terms, _, _ = one_step(run, step)
+        terms, _, _ = take_step(run, step)
         t = 5.0 * max(0.0, step / 30 - 0.1) / 0.5
         logged.append(float(terms["task"]))
         earlier = sum(logged[:-1]) / len(logged)
@@ -426,13 +426,13 @@ def test_the_penalty_is_weighted_by_t_and_the_mean_of_earlier_losses() -> None:
             assert (
                 0 < float(terms["penalty"]) <= 1.001 * t * earlier * (noises(run)[0].start - 2 + 1)
             )
-    run.begin(12)
+    run.begin_step(12)
     run.method.before_step(run, run.problem.batch(12))
     batch = run.problem.batch(12)
     terms = run.method.losses(run, run.network(batch.inputs), batch)
     t = 5.0 * (12 / 30 - 0.1) / 0.5
     assert float(terms["penalty"].detach()) == pytest.approx(
-        t * sum(logged) / 13 * float(excess(run).detach()), rel=1e-5
+        t * sum(logged) / 13 * float(excess_bits(run).detach()), rel=1e-5
     )
 
 
@@ -440,8 +440,8 @@ def test_micro_batches_make_the_same_mean() -> None:
     means = []
     for parts in (1, 4):
         run = toy("int4")
-        run.accumulate = parts
-        one_step(run, 0)
+        run.passes.micro_batches = parts
+        take_step(run, 0)
         means.append(float(run.method.seen))  # type: ignore[attr-defined]
     assert means[0] == pytest.approx(means[1], rel=1e-5) and means[0] > 0.5
 
@@ -451,7 +451,7 @@ def test_t_is_zero_in_the_warm_up_and_linear_after(pressure: float) -> None:
     run = toy(steps=100, pressure=pressure, warmup=0.2)
     track = []
     for step in range(100):
-        run.begin(step)
+        run.begin_step(step)
         for group in run.optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = 0.05  # the published rule adds twice the rate
         run.method.before_step(run, Batch(None, None))
@@ -470,7 +470,7 @@ def test_rates_and_decay_of_its_parameters() -> None:
     """log2 s and log2 q stand still in the first step and then go (start − target)·bits_rate a run; nothing of theirs decays."""
     run = toy("int4", "int4", steps=50, bits_rate=4.0)
     groups = {group["name"]: group for group in run.optimizer.param_groups}  # type: ignore[union-attr]
-    assert len(groups["bits"]["params"]) == len(run.bundles) + 2 * len(run.inputs)
+    assert len(groups["bits"]["params"]) == len(run.weights) + 2 * len(run.inputs)
     assert (
         groups["bits"]["weight_decay"]
         == 0.0
@@ -478,9 +478,9 @@ def test_rates_and_decay_of_its_parameters() -> None:
     )
     own = [q.log_step for q in run.inputs.values() if isinstance(q, Noise)]
     before = [p.detach().clone() for p in own]
-    one_step(run, 0)
+    take_step(run, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, own, strict=True))
-    one_step(run, 1)
+    take_step(run, 1)
     assert not any(torch.equal(a, b) for a, b in zip(before, own, strict=True))
     assert isinstance(run.lr_scale["bits"], list)
     (scale,) = run.lr_scale["bits"]
@@ -500,13 +500,13 @@ def test_a_run_converges_by_sixty_percent_and_is_not_forced(
     run.model.train()
     forced, losses = [], []
     for step in range(200):
-        terms, _, _ = one_step(run, step)
+        terms, _, _ = take_step(run, step)
         losses.append(float(terms["task"]))
         forced.append(run.method.metrics(run)["forced"])
     assert forced[0] == 1.0 and forced[-1] == 0.0 and 0.0 in forced[: int(0.6 * 200)]
     assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
     batch = run.problem.batch(-1)
-    for bundle in run.bundles:
+    for bundle in run.weights:
         x = bundle.stack().detach()
         assert torch.equal(bundle.quantizer.train()(x), bundle.quantizer.eval()(x))
     assert math.isfinite(float(run.problem.loss(run.network(batch.inputs), batch).detach()))
@@ -515,14 +515,14 @@ def test_a_run_converges_by_sixty_percent_and_is_not_forced(
 def test_bits_stay_between_the_start_and_what_ships() -> None:
     """Weights never have more than start_bits, whatever their range does; inputs use all codes of the format."""
     run = toy("int4", "int4")
-    one_step(run, 0)
+    take_step(run, 0)
     with torch.no_grad():
         for layer in run.problem.layers().values():
             layer.weight.mul_(100.0)
         for q in run.inputs.values():
             q.log_range.copy_(q.log_step + 1.0)  # type: ignore[operator, union-attr]
-    one_step(run, 1)
-    for bundle in run.bundles:
+    take_step(run, 1)
+    for bundle in run.weights:
         assert float(bundle.quantizer.bits(bundle.stack()).detach().max()) <= 7.0001  # type: ignore[operator]
     for q in run.inputs.values():
         assert 3.99 < float(q.bits(torch.zeros(1)).detach()) < 4.0  # type: ignore[operator]
@@ -531,20 +531,20 @@ def test_bits_stay_between_the_start_and_what_ships() -> None:
 def test_a_run_that_does_not_converge_says_that_it_is_forced() -> None:
     run = toy("int2", "int2", steps=10, bits_rate=0.0, start_bits=10.0)
     for step in range(10):
-        one_step(run, step)
+        take_step(run, step)
     found = run.method.metrics(run)
     assert found["forced"] == 1.0 and found["bits_weight"] > 9 and found["bits_activation"] > 9
-    for _, layer, grid in run.grids():
+    for _, layer, grid in run.network.grids():
         assert int(grid.codes(layer.matrix()).max()) == 3
 
 
 def test_rho_cools_every_rate_while_all_codes_fit() -> None:
     run = toy("int4", rho=0.5, bits_rate=0.0)
-    one_step(run, 0)
+    take_step(run, 0)
     assert set(run.lr_scale.values()) == {1.0}
     all_to(run, 3.0)
     for step, share in ((1, 0.5), (2, 0.25)):
-        run.begin(step)
+        run.begin_step(step)
         run.method.before_step(run, run.problem.batch(step))
         assert set(run.lr_scale.values()) == {share}
 
@@ -561,7 +561,7 @@ def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(
     )
     before = run.reference(batch.inputs)
     for step in range(5):
-        terms, _, _ = one_step(run, step)
+        terms, _, _ = take_step(run, step)
         assert set(terms) == {"distance", "penalty"}
     assert torch.equal(run.reference(batch.inputs), before)
     assert not torch.equal(run.problem.model(batch.inputs), before)
@@ -577,16 +577,16 @@ def test_distillation_uses_a_teacher_that_never_changes_and_no_labels(
 
 
 def test_distillation_from_scratch_is_skipped_with_a_sentence() -> None:
-    config = Kit("gdnsq", Path()).config("int4")
+    config = Kit("gdnsq", Path()).make_config("int4")
     distilled = dataclasses.replace(config, method_params={**config.method_params, "distill": True})
-    assert refusal(config) is None and "starts from scratch" in str(refusal(distilled))
-    assert refusal(dataclasses.replace(distilled, start="fp:0.5")) is None
+    assert refusal_of(config) is None and "starts from scratch" in str(refusal_of(distilled))
+    assert refusal_of(dataclasses.replace(distilled, start="fp:0.5")) is None
 
 
 def test_its_state_goes_on_where_it_was_saved() -> None:
     run = toy("int4", steps=20)
     for step in range(8):
-        one_step(run, step)
+        take_step(run, step)
     other = toy("int4", steps=20)
     other.method.load_state_dict(run.method.state_dict())
     assert (
@@ -646,12 +646,12 @@ def test_a_group_that_starts_at_zero_takes_its_step_when_it_has_a_range() -> Non
 def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
     x, g = draw(34, (3, *SHAPE)).float(), draw(35, (3, *SHAPE)).float()
     together = weight("int3", shape=(3, *SHAPE))
-    together.seed(0, ["a", "b", "c"])
+    together.set_seed(0, ["a", "b", "c"])
     together.reset(x)
     found = slopes(together, x, g)
     for index, name in enumerate("abc"):
         alone = weight("int3")
-        alone.seed(0, [name])
+        alone.set_seed(0, [name])
         alone.reset(x[index])
         assert torch.equal(together.relax(x)[index], alone.relax(x[index]))
         for key, grad in slopes(alone, x[index], g[index]).items():

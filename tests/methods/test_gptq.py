@@ -23,8 +23,8 @@ from qbench.plugins.registry import build
 from qbench.quant.formats import FORMATS
 from qbench.quant.grid import Grid
 from qbench.quant.layers import QuantConv2d, QuantLinear
-from qbench.training.run import Run
-from qbench.training.setup import attach
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run
 
 GRANULARITIES = ("tensor", "channel", "block-32")
 
@@ -260,7 +260,7 @@ def on_the_bed(name: str, seed: int, **params: object) -> float:
         problem.model.line.weight.copy_(problem.population.teacher)
     run = attached(problem, name, "int4", "tensor", **params)
     run.method.finalize(run, run.probe_batches(1))
-    with run.shipped():
+    with run.network.as_shipped():
         return float(problem.loss(run.model(None), Batch(None, None)))
 
 
@@ -328,9 +328,9 @@ def attached(
     granularity: str,
     activations: str | None = None,
     **params: object,
-) -> Run:
-    config = Kit("gptq", Path()).config(fmt, granularity, activations=activations)
-    return attach(problem, build("methods", name, params), config)
+) -> TrainingRun:
+    config = Kit("gptq", Path()).make_config(fmt, granularity, activations=activations)
+    return make_run(problem, build("methods", name, params), config)
 
 
 def toy() -> Problem:
@@ -365,19 +365,19 @@ def test_what_ships_is_what_was_compensated() -> None:
     run = attached(toy(), "gptq", "int3", "block-32", activations="int4")
     before = {name: layer.weight.detach().clone() for name, layer in run.problem.layers().items()}
     run.method.finalize(run, run.probe_batches(2))
-    for name, layer, grid in run.grids():
+    for name, layer, grid in run.network.grids():
         assert torch.equal(grid.values(grid.codes(layer.weight)), layer.weight)
         assert torch.equal(grid.scale, grid_of(before[name], "int3", "block-32").scale), (
             "scales are those of the trained weights"
         )
         assert not torch.equal(layer.weight, grid.snap(before[name]))
-    with run.shipped():
+    with run.network.as_shipped():
         assert all(
-            torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values()
+            torch.equal(layer.quantized_weight, layer.weight) for layer in run.problem.layers().values()
         )
     assert all(float(q.size) > 0 for q in run.inputs.values())
     assert all(
-        layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items()
+        layer.input_quantizer is run.inputs[name] for name, layer in run.problem.layers().items()
     )
 
 

@@ -22,15 +22,15 @@ from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.prepare import prepare
+from qbench.execution.prepare import prepare_run
 from qbench.plugins.registry import build
 from qbench.quant.formats import FORMATS
-from qbench.quant.input_quantizer import InputRange
+from qbench.quant.input_quantizer import InputQuantizer
 from qbench.quant.quantizer import Quantizer
 from qbench.runs.config import RunConfig
 from qbench.training import checkpoint
-from qbench.training.loop import one_step
-from qbench.training.run import Run
+from qbench.training.loop import take_step
+from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
@@ -500,7 +500,7 @@ def config(
     options: dict[str, Any] | None = None,
     **params: Any,
 ) -> RunConfig:
-    usual = Kit("lotion", folder).config("int4")
+    usual = Kit("lotion", folder).make_config("int4")
     method = build("methods", "lotion", params)
     found = dataclasses.replace(
         usual, method_params=method.params, task=task, task_params=options or {}
@@ -510,12 +510,12 @@ def config(
     )
 
 
-def start(cfg: RunConfig, folder: Path, **execution: Any) -> Run:
+def start(cfg: RunConfig, folder: Path, **execution: Any) -> TrainingRun:
     _, problem = open_problem(cfg, CPU)
-    return prepare(Assignment(cfg, folder / "1"), Execution(**execution), problem, CPU)
+    return prepare_run(Assignment(cfg, folder / "1"), Execution(**execution), problem, CPU)
 
 
-def task_gradients(run: Run, index: int) -> dict[str, Tensor]:
+def task_gradients(run: TrainingRun, index: int) -> dict[str, Tensor]:
     """The task's gradient in the weights as they are, from the loss of the latent network."""
     batch = run.problem.batch(index)
     layers = run.problem.layers()
@@ -527,7 +527,7 @@ def task_gradients(run: Run, index: int) -> dict[str, Tensor]:
 
 
 def check_gradients(
-    run: Run, before: dict[str, tuple[Tensor, Tensor]], curvature: dict[str, Tensor]
+    run: TrainingRun, before: dict[str, tuple[Tensor, Tensor]], curvature: dict[str, Tensor]
 ) -> None:
     """What the optimizer was given is the task's gradient plus that of ½ Σ curvature · σ²."""
     for name, layer in run.problem.layers().items():
@@ -552,7 +552,7 @@ def test_the_own_fisher_average_is_that_of_the_task_gradient(
         }
         for name, grad in grads.items():
             totals[name] = 0.9 * totals.get(name, torch.zeros_like(grad)) + 0.1 * grad**2
-        one_step(run, step)
+        take_step(run, step)
         check_gradients(
             run,
             before,
@@ -582,7 +582,7 @@ def test_the_optimizer_s_second_moment_serves_instead(tmp_path: Path) -> None:
                 for name, m in moments.items()
                 if m is not None
             }
-        one_step(run, step)
+        take_step(run, step)
         if step:
             check_gradients(run, before, curvature)
         else:
@@ -601,7 +601,7 @@ def test_the_exact_hessian_needs_no_label_count(exact: bool, tmp_path: Path) -> 
     layers = run.problem.layers()
     before = {name: (layer.weight.detach().clone(), grads[name]) for name, layer in layers.items()}
     curvature = {name: 0.5 * run.problem.hessian_diagonal(layer) for name, layer in layers.items()}  # type: ignore[operator]
-    one_step(run, 0)
+    take_step(run, 0)
     check_gradients(run, before, curvature)
     assert run.method.metrics(run)["lambda"] == 0.5 and run.method.state_dict()["average"] == {}
 
@@ -612,17 +612,17 @@ def test_what_a_run_cannot_give_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer")
     run = start(cfg, tmp_path)
     with pytest.raises(UsageError, match="needs one that keeps a second moment"):
-        one_step(run, 0)
+        take_step(run, 0)
     off = start(
         config(tmp_path, recipe={"optimizer": "sgd"}, fisher="optimizer", lam=0.0), tmp_path
     )
-    one_step(off, 0)  # at zero nothing is asked for
+    take_step(off, 0)  # at zero nothing is asked for
 
 
 def test_at_lambda_zero_it_is_the_training_of_rtn_bit_for_bit(tmp_path: Path) -> None:
     kit, rtn = Kit("lotion", tmp_path), Kit("rtn", tmp_path)
     plain, _ = rtn.run(rtn.config("int4"))
-    base = dataclasses.replace(kit.config("int4"))
+    base = dataclasses.replace(kit.make_config("int4"))
     off, _ = kit.run(dataclasses.replace(base, method_params={**base.method_params, "lam": 0.0}))
     on, _ = kit.run(base)
     assert (
@@ -634,15 +634,15 @@ def test_at_lambda_zero_it_is_the_training_of_rtn_bit_for_bit(tmp_path: Path) ->
 def test_the_forward_pass_sees_the_weights_themselves(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     run, seen = start(cfg, tmp_path), []
-    for bundle in run.bundles:
+    for bundle in run.weights:
         assert bundle.quantizer.training
-        bundle.refresh()
-        seen += [torch.equal(layer.effective, layer.weight) for layer in bundle.layers]
-        bundle.release()
+        bundle.quantize()
+        seen += [torch.equal(layer.quantized_weight, layer.weight) for layer in bundle.layers]
+        bundle.use_latent()
     assert seen == [True] * 3
-    with run.shipped():
+    with run.network.as_shipped():
         assert not any(
-            torch.equal(layer.effective, layer.weight) for layer in run.problem.layers().values()
+            torch.equal(layer.quantized_weight, layer.weight) for layer in run.problem.layers().values()
         )
 
 
@@ -650,12 +650,12 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     cfg = config(tmp_path, decay=0.9)
     whole = start(cfg, tmp_path)
     for step in range(6):
-        one_step(whole, step)
+        take_step(whole, step)
         if step == 2:
             checkpoint.save(whole, 3, 1.5, tmp_path / "state")
     again = start(cfg, tmp_path)
     for step in range(checkpoint.load(again, tmp_path / "state")[0], 6):
-        one_step(again, step)
+        take_step(again, step)
     assert all(
         torch.equal(a, b)
         for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True)
@@ -695,10 +695,10 @@ def test_on_the_diagonal_bed_it_beats_rounding_the_teacher(seed: int, tmp_path: 
         )  # type: ignore[type-var]
         run = start(cfg, tmp_path)
         for step in range(cfg.recipe.steps):
-            one_step(run, step)
-        with run.shipped():
+            take_step(run, step)
+        with run.network.as_shipped():
             found = float(run.problem.loss(run.model(None), run.problem.batch(0)))
-        (bundle,) = run.bundles
+        (bundle,) = run.weights
         goal = run.problem.population.teacher  # type: ignore[attr-defined]
         return found, float(
             run.problem.population.excess(bundle.quantizer.grid(goal[None]).snap(goal[None]))
@@ -757,7 +757,7 @@ def test_wrong_parameters_are_one_line(params: dict[str, Any], message: str) -> 
 
 def test_inputs_are_quantized_by_the_common_rule() -> None:
     assert isinstance(
-        LOTION().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange
+        LOTION().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputQuantizer
     )
 
 

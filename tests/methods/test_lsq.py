@@ -20,9 +20,9 @@ from qbench.checks.toy_task import ToyProblem
 from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.setup import attach
+from qbench.training.setup import make_run
 
 SHAPE = (4, 64)
 INTS = [f"int{bits}" for bits in range(2, 9)]
@@ -276,12 +276,12 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
     """By the loop's own pieces: steps of weights and inputs are trained, never decayed, and at `rate` times the learning rate."""
     kit = Kit("ste", Path())
     config = dataclasses.replace(
-        kit.config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2)
+        kit.make_config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2)
     )
     moved = {}
     for rate in (0.0, 1.0):
-        run = attach(ToyProblem(0, 64, torch.device("cpu")), LSQ(rate=rate), config)
-        for bundle in run.bundles:
+        run = make_run(ToyProblem(0, 64, torch.device("cpu")), LSQ(rate=rate), config)
+        for bundle in run.weights:
             bundle.quantizer.reset(bundle.stack().detach())
         run.method.prepare(run, run.probe_batches(2))
         groups = parameter_groups(run)
@@ -289,7 +289,7 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
         run.optimizer = make_optimizer(groups, config.recipe)
         before = [p.detach().clone() for q in run.quantizers() for p in q.parameters()]
         for step in range(20):
-            one_step(run, step)
+            take_step(run, step)
         moved[rate] = [
             not torch.equal(p, b)
             for p, b in zip(
@@ -299,7 +299,7 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
     assert (
         all(moved[1.0])
         and not any(moved[0.0])
-        and len(moved[1.0]) == len(run.bundles) + len(run.inputs)
+        and len(moved[1.0]) == len(run.weights) + len(run.inputs)
     )
 
 

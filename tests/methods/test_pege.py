@@ -1,4 +1,4 @@
-"""PEGE against its equations: the mixture, its schedule, its masks, and a gradient that is that of a loss."""
+"""PEGE against its equations: the mix, its schedule, its masks, and a gradient that is that of a loss."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.quant.formats import FORMATS
 from qbench.runs.config import Recipe
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.run import Run
-from qbench.training.setup import attach, open_problem
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run, open_problem
 
 SHAPE = (4, 64)
 
@@ -40,7 +40,7 @@ def weight(
     **fields: Any,
 ) -> Any:
     q = PEGE(**fields).quantizer(Site("w", "weight", fmt, granularity, shape))
-    q.seed(0, [f"w{i}" for i in range(math.prod(shape[:-2]))])
+    q.set_seed(0, [f"w{i}" for i in range(math.prod(shape[:-2]))])
     q.rate.fill_(rate)
     q.error_weight = torch.full_like(q.error_weight, u, dtype=torch.float64)
     return q
@@ -65,14 +65,14 @@ def attached(
     activations: str | None = None,
     task: str = "toy",
     steps: int = 60,
-) -> Run:
+) -> TrainingRun:
     """The method on a fresh problem, ready to be stepped."""
     config = dataclasses.replace(
-        Kit("ste", Path()).config(weights, activations=activations, steps=steps), task=task
+        Kit("ste", Path()).make_config(weights, activations=activations, steps=steps), task=task
     )
     _, problem = open_problem(config, torch.device("cpu"))
-    run = attach(problem, method, config)
-    for bundle in run.bundles:
+    run = make_run(problem, method, config)
+    for bundle in run.weights:
         bundle.quantizer.reset(bundle.stack().detach())
     method.prepare(run, run.probe_batches(2))
     run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
@@ -116,13 +116,13 @@ def test_the_other_schedules() -> None:
 def test_a_run_sets_the_rate_before_each_step_and_records_it() -> None:
     run = attached(PEGE(ramp=0.5), activations="int4", steps=60)
     for step, wanted in ((0, 0.0), (15, 0.6201), (30, 1.0), (59, 1.0)):
-        run.begin(step)
+        run.begin_step(step)
         run.method.before_step(run, run.problem.batch(step))
         assert [float(q.rate) for q in run.quantizers()] == pytest.approx([wanted] * 6, abs=6e-5)  # type: ignore[arg-type]
         assert run.method.metrics(run)["replaced"] == pytest.approx(wanted, abs=6e-5)
 
 
-# ---- the mixture ----
+# ---- the mix ----
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -192,7 +192,7 @@ def test_masks_are_keyed_by_seed_site_and_step_and_by_nothing_else() -> None:
 
     def made(seed: int = 0, site: str = "w", step: int = 7) -> Tensor:
         q = weight()
-        q.seed(seed, [site])
+        q.set_seed(seed, [site])
         q.step.fill_(step)
         q.relax(x)
         return q.relax(x)
@@ -210,7 +210,7 @@ def test_shipping_depends_on_no_schedule_and_draws_nothing() -> None:
     first = q(x)
     q.rate.fill_(0.9)
     q.step.fill_(5)
-    q.seed(3, ["other"])
+    q.set_seed(3, ["other"])
     assert torch.equal(q(x), first) and torch.equal(first, q.grid(x).snap(x))
 
 
@@ -238,7 +238,7 @@ def test_the_gradient_is_that_of_the_loss_form(fmt: str, granularity: str, base:
     within = (z - z.clamp(grid.levels.low, grid.levels.high)).abs() < (1.0 if fmt == "fp4" else 0.5)
     z = torch.where(within, z, z.detach())
     x_n = z + (z.clamp(grid.levels.low, grid.levels.high) - z).detach()
-    mask = group(q.draw(x) < 0.5)
+    mask = group(q.random(x) < 0.5)
     x_m = torch.where(mask, code, x_n).detach()
     y = (grid.scale * (x_n + (x_m - x_n).detach()) + offset).reshape(x.shape)
     (loss(y) + 0.7 / 2 * (mask * (x_n - code)).square().sum()).backward()
@@ -248,7 +248,7 @@ def test_the_gradient_is_that_of_the_loss_form(fmt: str, granularity: str, base:
 
 
 def test_the_penalty_adds_nothing_to_the_scale() -> None:
-    """Under absmax the scale hangs on the largest element: with a pull a hundred times the gradient it still gets its own alone."""
+    """Under absmax the scale hangs on the largest element: with a pull a hundred times the gradient it still gets its as_pege alone."""
     x, g = draw(10), draw(11)
     largest = x.abs() == x.abs().amax(-1, keepdim=True)
     pulled = gradient(weight(rate=1.0, u=100.0), x, g)
@@ -289,10 +289,10 @@ def test_clipped_inputs_get_no_gradient_and_replaced_ones_their_pull() -> None:
 
 @pytest.mark.parametrize("schedule", ["log", "full"])
 def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
-    """kappa = RMS(x_n − x_q)·u/RMS(g_m), by a pass of one's own with nothing replaced."""
+    """kappa = RMS(x_n − x_q)·u/RMS(g_m), by a pass of one's as_pege with nothing replaced."""
     run = attached(PEGE(kappa=0.3, schedule=schedule), activations="int4")
     batch = run.problem.batch(0)
-    run.begin(0)
+    run.begin_step(0)
     run.method.before_step(run, batch)
     seen: dict[str, Tensor] = {}
 
@@ -303,7 +303,7 @@ def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
         return seen[name]
 
     for name, layer in run.problem.layers().items():
-        layer.see_input_through(functools.partial(clipped, name))
+        layer.set_input_quantizer(functools.partial(clipped, name))
     run.problem.loss(run.model(batch.inputs), batch).backward()
 
     def kappa(x: Tensor, s: Tensor, u: Tensor) -> float:
@@ -313,7 +313,7 @@ def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
             (z - z.round()).square().mean().sqrt() * u / (s * x.grad).square().mean().sqrt()
         )
 
-    for bundle in run.bundles:
+    for bundle in run.weights:
         for index, layer in enumerate(bundle.layers):
             scale = layer.weight.detach().abs().amax(1, keepdim=True) / 7
             assert kappa(
@@ -332,10 +332,10 @@ def test_kappa_is_measured_on_the_weights_as_they_are(base: Any, fmt: str) -> No
     """Not on clipped ones, from which another grid would follow."""
     run = attached(PEGE(kappa=0.3, base=base), weights=fmt)
     batch = run.problem.batch(0)
-    run.begin(0)
+    run.begin_step(0)
     run.method.before_step(run, batch)
     used: list[tuple[Any, Tensor, Tensor]] = []
-    for bundle in run.bundles:
+    for bundle in run.weights:
         weights = bundle.stack().detach()
         grid = bundle.quantizer.grid(weights)
         for index, layer in enumerate(bundle.layers):
@@ -354,8 +354,8 @@ def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
     run = attached(PEGE(schedule=schedule), task="linreg", steps=100)
     run.recipes = (Recipe(steps=100, lr=0.1, clip=0.0),)
     for step in range(31):
-        one_step(run, step)
-        u = float(run.bundles[0].quantizer.error_weight)
+        take_step(run, step)
+        u = float(run.weights[0].quantizer.error_weight)
         assert (u == 0) == (step < 10) and math.isfinite(u)
     assert u > 0
 
@@ -364,7 +364,7 @@ def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
     plain, pulled = (attached(PEGE(kappa=k, decoupled=True, schedule="full")) for k in (0.0, 0.5))
     for run in (plain, pulled):
         run.recipes = (Recipe(steps=60, batch=64, lr=0.01, schedule="constant", warmup=0.0),)
-        one_step(run, 0)
+        take_step(run, 0)
     for (_, a, grid), (_, b, _) in zip(plain.grids(), pulled.grids(), strict=True):
         w = a.weight.detach()
         torch.testing.assert_close(
@@ -379,10 +379,10 @@ def test_the_pull_brings_weights_to_their_levels() -> None:
         run = attached(PEGE(kappa=kappa, schedule="full"))
         run.recipes = (Recipe(steps=60, batch=64, lr=0.01),)
         for step in range(60):
-            one_step(run, step)
+            take_step(run, step)
         gaps = [
             ((w := layer.weight.detach()) - grid.snap(w)).div(grid.scale).square().mean()
-            for _, layer, grid in run.grids()
+            for _, layer, grid in run.network.grids()
         ]
         return float(sum(gaps)) / len(gaps)
 
@@ -433,7 +433,7 @@ def test_sites_side_by_side_get_the_bits_they_get_alone() -> None:
     grad = gradient(together, x, g)
     for index in range(3):
         alone = weight()
-        alone.seed(0, [f"w{index}"])
+        alone.set_seed(0, [f"w{index}"])
         assert torch.equal(together.relax(x)[index], alone.relax(x[index])) and torch.equal(
             grad[index], gradient(alone, x[index], g[index])
         )
@@ -446,7 +446,7 @@ def test_compiled_it_keeps_its_gradient() -> None:
     q.error_weight = q.error_weight.float()
     leaf = x.clone().requires_grad_()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own
+        warnings.simplefilter("ignore")  # the compiler's as_pege
         compiled = torch.compile(q, dynamic=False)
         for step in range(2):
             q.step.fill_(step)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qbench_methods.placebo import Placebo, stretched
+from qbench_methods.placebo import Placebo, stretch
 
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment
 from qbench.plugins import registry
 from qbench.runs.config import RunConfig
-from qbench.training.run import Run
-from qbench.training.setup import attach, open_problem
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run, open_problem
 
 
 @given(st.integers(0, 10**6), st.floats(0, 0.99), st.sampled_from([torch.float32, torch.float64]))
@@ -29,19 +29,19 @@ def test_the_norm_of_each_site_is_kept_and_no_sign_changes(
         -6, 6, (3, 1, 1), generator=draw
     )
     g[1, 2] = 0
-    found = stretched(g, torch.rand(g.shape, generator=draw, dtype=dtype), strength)
+    found = stretch(g, torch.rand(g.shape, generator=draw, dtype=dtype), strength)
     torch.testing.assert_close(found.norm(dim=(1, 2)), g.norm(dim=(1, 2)))
     assert torch.equal(found.sign(), g.sign())
 
 
-def test_nothing_is_stretched_to_nan() -> None:
+def test_nothing_is_stretch_to_nan() -> None:
     assert torch.equal(
-        stretched(torch.zeros(2, 3, 4), torch.rand(2, 3, 4), 0.5), torch.zeros(2, 3, 4)
+        stretch(torch.zeros(2, 3, 4), torch.rand(2, 3, 4), 0.5), torch.zeros(2, 3, 4)
     )
 
 
 def config(kit: Kit, **params: object) -> RunConfig:
-    plain = kit.config("int2")
+    plain = kit.make_config("int2")
     return dataclasses.replace(plain, method_params={**plain.method_params, **params})
 
 
@@ -52,16 +52,16 @@ def test_without_strength_it_is_ste_bit_for_bit(tmp_path: Path) -> None:
         for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))
     ]
     assert results[0]["artefact_sha256"] == results[1]["artefact_sha256"]
-    stretched_run = run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
-    assert stretched_run["artefact_sha256"] != results[0]["artefact_sha256"]
+    stretch_run = run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
+    assert stretch_run["artefact_sha256"] != results[0]["artefact_sha256"]
 
 
 def test_slopes_are_fresh_at_every_step_and_the_same_again(tmp_path: Path) -> None:
     def gradient(step: int) -> torch.Tensor:
         conf = config(Kit("placebo", tmp_path))
         _, problem = open_problem(conf, torch.device("cpu"))
-        run: Run = attach(problem, registry.build("methods", "placebo", {}), conf)
-        run.begin(step)
+        run: TrainingRun = make_run(problem, registry.build("methods", "placebo", {}), conf)
+        run.begin_step(step)
         run.method.step(run, problem.batch(0))
         run.method.after_backward(run)
         grad = problem.layers()["hidden"].weight.grad

@@ -16,12 +16,12 @@ from qbench import Quantizer, Site
 from qbench.checks.method_kit import Kit
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.prepare import prepare
+from qbench.execution.prepare import prepare_run
 from qbench.plugins.registry import build
 from qbench.quant.formats import FORMATS
-from qbench.quant.input_quantizer import InputRange
+from qbench.quant.input_quantizer import InputQuantizer
 from qbench.runs.attempts import Attempt
-from qbench.training.loop import one_step
+from qbench.training.loop import take_step
 from qbench.training.setup import open_problem
 
 SHAPE = (4, 16)
@@ -39,7 +39,7 @@ def quantizer(
         Site(",".join(names), "weight", fmt, granularity, shape)
     )
     assert isinstance(found, Quantizer)
-    found.seed(0, list(names))
+    found.set_seed(0, list(names))
     return found
 
 
@@ -93,7 +93,7 @@ def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> Non
     first, second = many(q, x, 2)
     assert not torch.equal(first, second) and torch.equal(first, many(q, x, 1)[0])
     other, reseeded = quantizer("int2", names=("v",)), quantizer("int2")
-    reseeded.seed(1, ["w"])
+    reseeded.set_seed(1, ["w"])
     assert not torch.equal(first, many(other, x, 1)[0]) and not torch.equal(
         first, many(reseeded, x, 1)[0]
     )
@@ -174,25 +174,25 @@ def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
 
 def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Path) -> None:
     kit = Kit("rr", tmp_path)
-    config = kit.config("int4", activations="int8")
+    config = kit.make_config("int4", activations="int8")
     _, problem = open_problem(config, torch.device("cpu"))
-    run = prepare(
+    run = prepare_run(
         Assignment(config, tmp_path / "1"), Execution(accumulate=2), problem, torch.device("cpu")
     )
     seen = []
-    relax = run.bundles[0].quantizer.relax
-    run.bundles[0].quantizer.relax = lambda x: seen.append(relax(x)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
-    one_step(run, 0)
-    one_step(run, 1)
+    relax = run.weights[0].quantizer.relax
+    run.weights[0].quantizer.relax = lambda x: seen.append(relax(x)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
+    take_step(run, 0)
+    take_step(run, 1)
     assert len(seen) == 2
-    with run.shipped():
-        for _, layer, grid in run.grids():
-            assert torch.equal(layer.effective, grid.snap(layer.matrix()))
+    with run.network.as_shipped():
+        for _, layer, grid in run.network.grids():
+            assert torch.equal(layer.quantized_weight, grid.snap(layer.matrix()))
 
 
 def test_the_curve_and_the_roundings_are_recorded(tmp_path: Path) -> None:
     kit = Kit("rr", tmp_path)
-    result, folder = kit.run(kit.config("int4"))
+    result, folder = kit.run(kit.make_config("int4"))
     assert (
         result["state"] == "ok" and result["audit"]["passed"] and result["scores"]["rr_count"] == 5
     )
@@ -203,7 +203,7 @@ def test_the_curve_and_the_roundings_are_recorded(tmp_path: Path) -> None:
 
 def test_inputs_are_quantized_by_the_common_rule_and_wrong_parameters_refused() -> None:
     assert isinstance(
-        RR().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputRange
+        RR().quantizer(Site("w.input", "activation", "int4", "tensor", (1, 16))), InputQuantizer
     )
     with pytest.raises(UsageError, match="unknown value 'msee'; did you mean mse"):
         build("methods", "rr", {"scale": "msee"})

@@ -16,12 +16,12 @@ from qbench.api.batch import Batch
 from qbench.checks.method_kit import Kit
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.prepare import prepare
+from qbench.execution.prepare import prepare_run
 from qbench.plugins.registry import build, plugins
 from qbench.quant.formats import FORMATS
 from qbench.quant.scale_rules import absmax_scale, searched_scale
 from qbench.quant.scaled_quantizer import ScaledQuantizer
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.plan import make_plan
 from qbench.training import loop
 from qbench.training.setup import open_problem
@@ -95,7 +95,7 @@ def test_the_gradient_mask_is_that_of_the_rounded_code(
 def test_a_searched_scale_clips() -> None:
     """So that the test above can fail."""
     q, x = quantizer("ste", "int2", scale="mse"), draw(0)
-    assert not q.grid(x).inside(x).all()
+    assert not q.grid(x).needs_no_clipping(x).all()
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
@@ -223,24 +223,24 @@ def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
     wanted = torch.autograd.grad((y * g).sum(), s)[0] / (SHAPE[-1] * high) ** 0.5
     assert q.size.grad is not None and leaf.grad is not None
     torch.testing.assert_close(q.size.grad, wanted)
-    assert torch.equal(leaf.grad != 0, q.grid(x).inside(x))
+    assert torch.equal(leaf.grad != 0, q.grid(x).needs_no_clipping(x))
 
 
 def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Path) -> None:
-    config = Kit("ste", tmp_path).config("int2", steps=20)
+    config = Kit("ste", tmp_path).make_config("int2", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "learned"})
-    run = prepare(
+    run = prepare_run(
         Assignment(config, tmp_path),
         Execution(),
         open_problem(config, torch.device("cpu"))[1],
         torch.device("cpu"),
     )
-    start = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
+    start = [b.quantizer.size.detach().clone() for b in run.weights]  # type: ignore[union-attr, operator]
     for step in range(20):
-        loop.one_step(run, step)
-    moved = [b.quantizer.size.detach().clone() for b in run.bundles]  # type: ignore[union-attr, operator]
+        loop.take_step(run, step)
+    moved = [b.quantizer.size.detach().clone() for b in run.weights]  # type: ignore[union-attr, operator]
     run.method.finalize(run, run.probe_batches(2))
-    for bundle, before, after in zip(run.bundles, start, moved, strict=True):
+    for bundle, before, after in zip(run.weights, start, moved, strict=True):
         assert not torch.equal(before, after) and torch.equal(bundle.quantizer.size, after)  # type: ignore[arg-type]
     assert run.optimizer is not None
     assert {g["name"]: g["weight_decay"] for g in run.optimizer.param_groups}["quantizer"] == 0
@@ -249,22 +249,22 @@ def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Pat
 def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(
     tmp_path: Path,
 ) -> None:
-    config = Kit("ste", tmp_path).config("int2", activations="int4", steps=20)
+    config = Kit("ste", tmp_path).make_config("int2", activations="int4", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "hessian"})
-    run = prepare(
+    run = prepare_run(
         Assignment(config, tmp_path),
         Execution(),
         open_problem(config, torch.device("cpu"))[1],
         torch.device("cpu"),
     )
-    quantizer = run.bundles[0].quantizer
+    quantizer = run.weights[0].quantizer
     assert isinstance(quantizer, ScaledQuantizer)
     seen = []
     for step in range(20):
         before = [
             t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
         ]
-        loop.one_step(run, step)
+        loop.take_step(run, step)
         now = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
         if any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)):
             seen.append(step)
@@ -292,7 +292,7 @@ PRESETS = [
 def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
     text = 'board = "p"\ntrack = "as-published"\nmethods = ["fp"]\ntasks = ["digits"]\nformats = ["int4"]\n'
     plan = make_plan(
-        read_text(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml")
+        parse_sweep(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml")
     )
     published = load_method(name).presets[preset]
     (cell,) = (c for c in plan.cells if c.label == f"{name} as published ({preset})")
@@ -342,8 +342,8 @@ def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
 
 
 def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
-    config = Kit("ste", tmp_path).config("int2", activations="int4")
-    run = prepare(
+    config = Kit("ste", tmp_path).make_config("int2", activations="int4")
+    run = prepare_run(
         Assignment(config, tmp_path),
         Execution(),
         open_problem(config, torch.device("cpu"))[1],
@@ -353,9 +353,9 @@ def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
         run.problem.batch(-1),
         Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0),
     )
-    run.calibrate([full])
+    run.network.calibrate_inputs([full])
     alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
-    run.calibrate([empty, full, empty])
+    run.network.calibrate_inputs([empty, full, empty])
     assert torch.equal(run.inputs["hidden"].size, alone)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from qbench.quant.grid import Grid
 from qbench.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.straight_through import straight_through
-from qbench.quant.weight_stack import Bundle
+from qbench.quant.weight_stack import WeightStack
 
 
 def test_alone_in_three_lines() -> None:
@@ -70,15 +70,15 @@ def test_runs_side_by_side_compute_what_each_would_alone(
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def bundle_of(layers: list[QuantLayer], method: str = "ste") -> Bundle:
+def bundle_of(layers: list[QuantLayer], method: str = "ste") -> WeightStack:
     names = [f"w{i}" for i in range(len(layers))]
     site = Site(names[0], "weight", "int2", "channel", tuple(layers[0].matrix().shape)).stacked(
         ",".join(names), len(names)
     )
     quantizer = load_method(method)().quantizer(site)
     assert quantizer is not None
-    quantizer.seed(0, names)
-    return Bundle(names, layers, quantizer)
+    quantizer.set_seed(0, names)
+    return WeightStack(names, layers, quantizer)
 
 
 def test_a_bundle_gives_the_gradient_of_quantizing_in_each_layer() -> None:
@@ -86,10 +86,10 @@ def test_a_bundle_gives_the_gradient_of_quantizing_in_each_layer() -> None:
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
     layers = random_layers(2, QuantLinear, 6, 6)
     bundle = bundle_of(layers)
-    bundle.refresh()
+    bundle.quantize()
     for half in x.split([2, 3]):
         layers[1](F.relu(layers[0](half))).square().sum().backward()
-    bundle.pull_back()
+    bundle.backward_through_quantizer()
     found = [layer.weight.grad for layer in layers]
     quantizers = [bundle_of([layer]).quantizer for layer in layers]
     used = [q.relax(layer.weight[None])[0] for q, layer in zip(quantizers, layers, strict=True)]
@@ -109,16 +109,16 @@ def test_an_input_quantizer_is_not_part_of_the_model() -> None:
     )
     assert quantizer is not None
     quantizer.reset(torch.tensor([[0.0, 1.5]]))
-    layer.see_input_through(quantizer.eval())
+    layer.set_input_quantizer(quantizer.eval())
     assert set(layer.state_dict()) == before and not list(layer.children())
     x = torch.rand(2, 3, 4)
-    assert len(layer.quantized(x).unique()) <= 16 and layer.quantized(x).shape == x.shape
+    assert len(layer.quantize_input(x).unique()) <= 16 and layer.quantize_input(x).shape == x.shape
 
 
 def test_conv_inputs_are_seen_as_samples_by_features() -> None:
     seen = []
     layer = QuantConv2d(2, 4, 3)
-    layer.see_input_through(lambda x: (seen.append(x.shape), x)[1])
+    layer.set_input_quantizer(lambda x: (seen.append(x.shape), x)[1])
     layer(torch.zeros(5, 2, 8, 8))
     assert seen == [(5, 128)]
 

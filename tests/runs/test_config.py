@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qbench.errors import QbenchError, UsageError
-from qbench.runs.config import Quantization, Recipe, RunConfig, canonical
+from qbench.runs.config import Quantization, Recipe, RunConfig, canonical_json
 from qbench.util.checked_values import coerce
 
 CONFIG = RunConfig(
@@ -29,7 +29,7 @@ GOLDEN = (
 
 def test_the_bytes_of_a_key_are_pinned() -> None:
     """If this fails, every stored run would be looked for under another key: raise KEY_VERSION, or do not change the bytes."""
-    assert canonical(CONFIG.to_json()) == GOLDEN
+    assert canonical_json(CONFIG.to_json()) == GOLDEN
     assert CONFIG.key == "934fa8b6dcf5f2129413295def1296eb"
 
 
@@ -52,19 +52,19 @@ def test_every_field_moves_the_key(field: str) -> None:
 @given(st.integers(-(2**53) + 1, 2**53 - 1))
 def test_a_whole_number_has_one_spelling(n: int) -> None:
     if float(n) == n:
-        assert canonical({"x": n}) == canonical({"x": float(n)})
+        assert canonical_json({"x": n}) == canonical_json({"x": float(n)})
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive(x: float) -> None:
-    assert json.loads(canonical([x])) == [x]
+    assert json.loads(canonical_json([x])) == [x]
 
 
 def test_negative_zero_is_zero_and_nan_is_refused() -> None:
-    assert canonical(-0.0) == canonical(0) == "0"
+    assert canonical_json(-0.0) == canonical_json(0) == "0"
     for bad in (float("nan"), float("inf")):
         with pytest.raises(UsageError):
-            canonical({"x": bad})
+            canonical_json({"x": bad})
 
 
 @given(
@@ -75,7 +75,7 @@ def test_negative_zero_is_zero_and_nan_is_refused() -> None:
     )
 )
 def test_order_does_not_matter(data: dict[str, Any]) -> None:
-    assert canonical(dict(reversed(data.items()))) == canonical(data)
+    assert canonical_json(dict(reversed(data.items()))) == canonical_json(data)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_whole_numbers_may_stand_for_floats() -> None:
     ],
 )
 def test_a_recipe_out_of_its_domain_says_so(field: str, value: object) -> None:
-    assert Recipe().problem() is None
-    problem = dataclasses.replace(Recipe(), **{field: value}).problem()  # type: ignore[arg-type]
+    assert Recipe().find_problem() is None
+    problem = dataclasses.replace(Recipe(), **{field: value}).find_problem()  # type: ignore[arg-type]
     assert problem and field in problem

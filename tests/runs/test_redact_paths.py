@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment
-from qbench.runs.attempts import Attempt, new_attempt
+from qbench.runs.attempts import Attempt, create_attempt
 from qbench.runs.config import Recipe
-from qbench.store.file_rows import row_of
+from qbench.store.file_rows import make_run_row
 from qbench.util.redact_paths import unplaced
-from tests.made_runs import config, make
+from tests.run_folders import make_run_config, make_attempt
 
 KEY = "0123456789abcdef" * 2
 
@@ -65,10 +65,10 @@ def test_whatever_stands_around_it_no_folder_of_a_path_is_left(
 
 def test_a_failed_run_keeps_its_message_without_the_place(tmp_path: Path) -> None:
     """The task's own words, with a path in them, through a real run, its record and its row."""
-    spec = Kit("fp", tmp_path).config("int4", steps=2)
+    spec = Kit("fp", tmp_path).make_config("int4", steps=2)
     gone = tmp_path / "somewhere" / "weights"
     spec = type(spec).from_json({**spec.to_json(), "base": "0" * 32, "start": "fp:0.5"})
-    attempt = new_attempt(tmp_path, spec.key)
+    attempt = create_attempt(tmp_path, spec.key)
     run_one(Assignment(spec, attempt.folder, base=gone))
     result = attempt.read("result") or {}
     assert (
@@ -76,11 +76,11 @@ def test_a_failed_run_keeps_its_message_without_the_place(tmp_path: Path) -> Non
         and "weights.safetensors" in result["message"]
         and str(tmp_path) not in json.dumps(result)
     )
-    assert str(tmp_path) not in str((row_of(Attempt(attempt.folder)) or {})["message"])
+    assert str(tmp_path) not in str((make_run_row(Attempt(attempt.folder)) or {})["message"])
 
 
 def test_a_record_that_has_a_place_in_it_reaches_no_table(tmp_path: Path) -> None:
-    attempt = make(tmp_path, config(recipe=Recipe(steps=10)), state="failed", reason="data")
+    attempt = make_attempt(tmp_path, make_run_config(recipe=Recipe(steps=10)), state="failed", reason="data")
     result = {**(attempt.read("result") or {}), "message": "no such file: /home/ada/c.txt"}
     (attempt.folder / "result.json").write_text(json.dumps(result))
-    assert (row_of(attempt) or {})["message"] == "no such file: c.txt"
+    assert (make_run_row(attempt) or {})["message"] == "no such file: c.txt"

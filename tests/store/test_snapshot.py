@@ -7,27 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from qbench.runs.attempts import all_attempts
-from qbench.store import database, schema
-from qbench.store.database import SNAPSHOT, Store
-from qbench.store.snapshot import view
-from tests.made_runs import config, make
+from qbench.runs.attempts import iterate_attempts
+from qbench.store import schema
+from qbench.store.connection import SNAPSHOT
+from qbench.store.database import Store
+from qbench.store.snapshot import open_snapshot
+from tests.run_folders import make_attempt, make_run_config
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_they_bring_its_snapshot_up_to_date(
+def test_a_reader_migrates_an_older_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
 ) -> None:
-    make(tmp_path, config())
+    make_attempt(tmp_path, make_run_config())
     with Store(tmp_path) as writer:
-        writer.ingest(all_attempts(tmp_path))
-        writer.snapshot()
-    old = (tmp_path / SNAPSHOT).read_bytes()
-    newer = "ALTER TABLE runs ADD COLUMN mood VARCHAR; UPDATE runs SET mood = 'good';"
-    monkeypatch.setattr(database, "MIGRATIONS", (*schema.MIGRATIONS, newer))
+        writer.ingest_attempts(iterate_attempts(tmp_path))
+        writer.write_snapshot()
+    before = (tmp_path / SNAPSHOT).read_bytes()
+    migration = "ALTER TABLE runs ADD COLUMN mood VARCHAR; UPDATE runs SET mood = 'good';"
+    old_migrations = schema.MIGRATIONS
     with Store(tmp_path) if locked else contextlib.nullcontext():
-        with view(tmp_path) as connection:
-            assert connection.execute("SELECT DISTINCT mood FROM runs").fetchall() == [("good",)]
-        assert ((tmp_path / SNAPSHOT).read_bytes() == old) == locked, (
-            "what somebody else writes is read from a copy"
+        # Only now, so that the writer which holds the lock has not migrated its database.
+        monkeypatch.setattr(schema, "MIGRATIONS", (*old_migrations, migration))
+        with open_snapshot(tmp_path) as connection:
+            moods = connection.execute("SELECT DISTINCT mood FROM runs").fetchall()
+        assert moods == [("good",)]
+        assert ((tmp_path / SNAPSHOT).read_bytes() == before) == locked, (
+            "while another process writes, a copy of its snapshot is migrated"
         )

@@ -19,34 +19,34 @@ import pytest
 
 import qbench
 from qbench.errors import LockedError, QbenchError, UsageError
-from qbench.runs.attempts import all_attempts
-from qbench.runs.lookup import only
+from qbench.runs.attempts import iterate_attempts
+from qbench.runs.lookup import find_key
 from qbench.store import database, schema
-from qbench.store.board_members import write
-from qbench.store.check import check, rebuild
+from qbench.store.board_members import save_board_members
+from qbench.store.consistency import check_store, rebuild_store
 from qbench.store.database import DATABASE, SNAPSHOT, Store
-from qbench.store.file_rows import Batch, NotARun, row_of
-from qbench.store.snapshot import view
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.board_roster import roster_of
-from tests.made_runs import config, make, roster
+from qbench.store.file_rows import IncomingRows, InvalidRunFolder, make_run_row
+from qbench.store.snapshot import open_snapshot
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.board_members import make_board_members
+from tests.run_folders import make_run_config, make_attempt, fake_board_members
 
 
 def rows(results: Path) -> set[tuple[Any, ...]]:
-    with view(results) as connection:
+    with open_snapshot(results) as connection:
         return set(connection.execute("SELECT key, attempt, state, packed FROM runs").fetchall())
 
 
 def some(results: Path, count: int = 5) -> list[Any]:
-    return [make(results, config(seed), score=0.1 * seed) for seed in range(count)]
+    return [make_attempt(results, make_run_config(seed), score=0.1 * seed) for seed in range(count)]
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
     with Store(tmp_path) as open_store:
-        assert not open_store.ingest(some(tmp_path))
-        open_store.set_board(roster("b", [(config(), None)], 5))
-        open_store.snapshot()
+        assert not open_store.ingest_attempts(some(tmp_path))
+        open_store.save_board(fake_board_members("b", [(make_run_config(), None)], 5))
+        open_store.write_snapshot()
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_what_goes_in_comes_out(filled: Path) -> None:
     row = found.runs.set_index("seed").loc[3]
     assert (
         row["packed"] == 0.1 * 3
-        and row["key"] == config(3).key
+        and row["key"] == make_run_config(3).key
         and row["params"] == '{"scale": "absmax"}'
     )
     assert (row["method"], row["weights_format"], row["act_format"], row["steps"], row["lr"]) == (
@@ -75,14 +75,14 @@ def test_what_goes_in_comes_out(filled: Path) -> None:
         and row["effect"] == 0.01
     )
     assert (
-        list(found.curve(config(3).key[:8])["loss"]) == [1.0, 1 / 2, 1 / 3]
+        list(found.curve(make_run_config(3).key[:8])["loss"]) == [1.0, 1 / 2, 1 / 3]
         and len(found.curves) == 15
     )
     assert list(found.boards["board"]) == ["b"]
 
 
 def test_the_tables_have_exactly_the_columns_that_are_filled(filled: Path) -> None:
-    with view(filled) as connection:
+    with open_snapshot(filled) as connection:
         columns = {
             r[0]
             for r in connection.execute(
@@ -95,30 +95,30 @@ def test_the_tables_have_exactly_the_columns_that_are_filled(filled: Path) -> No
                 "SELECT column_name FROM duckdb_columns() WHERE table_name = 'curves'"
             ).fetchall()
         }
-    assert columns == {"key", "attempt", "audit_failures", *(c.name for c in schema.RUN)}
-    assert curves == {"key", "attempt", "more", *schema.CURVE}
+    assert columns == {"key", "attempt", "audit_failures", *(c.name for c in schema.RUN_COLUMNS)}
+    assert curves == {"key", "attempt", "more", *schema.CURVE_COLUMNS}
 
 
 def test_twice_is_once(filled: Path) -> None:
     before = rows(filled)
     with Store(filled) as open_store:
-        open_store.ingest(list(database.all_attempts(filled)) * 2)
-        open_store.snapshot()
+        open_store.ingest_attempts(list(database.all_attempts(filled)) * 2)
+        open_store.write_snapshot()
     assert rows(filled) == before and len(before) == 5
 
 
 def test_a_number_that_is_not_finite_is_null_and_its_kind_is_kept(tmp_path: Path) -> None:
-    make(tmp_path, config(), score=None)
+    make_attempt(tmp_path, make_run_config(), score=None)
     with Store(tmp_path) as open_store:
-        open_store.snapshot()
+        open_store.write_snapshot()
     row = qbench.results(tmp_path).runs.iloc[0]
     assert math.isnan(row["packed"]) and json.loads(row["kinds"]) == {"packed": "nan"}
-    with view(tmp_path) as connection:
+    with open_snapshot(tmp_path) as connection:
         assert connection.execute("SELECT packed IS NULL FROM runs").fetchall() == [(True,)]
 
 
 def test_a_failed_run_has_a_row(tmp_path: Path) -> None:
-    attempt = make(tmp_path, config())
+    attempt = make_attempt(tmp_path, make_run_config())
     attempt.write(
         "result",
         {
@@ -130,7 +130,7 @@ def test_a_failed_run_has_a_row(tmp_path: Path) -> None:
         },
     )
     with Store(tmp_path) as open_store:
-        open_store.snapshot()
+        open_store.write_snapshot()
     row = qbench.results(tmp_path).runs.iloc[0]
     assert (row["state"], row["reason"], row["message"]) == (
         "failed",
@@ -140,10 +140,10 @@ def test_a_failed_run_has_a_row(tmp_path: Path) -> None:
 
 
 def test_an_attempt_without_a_result_is_not_a_row(tmp_path: Path) -> None:
-    (make(tmp_path, config()).folder / "result.json").unlink()
-    assert row_of(make(tmp_path, config(1))) is not None
+    (make_attempt(tmp_path, make_run_config()).folder / "result.json").unlink()
+    assert make_run_row(make_attempt(tmp_path, make_run_config(1))) is not None
     with Store(tmp_path) as open_store:
-        assert len(open_store.known) == 1
+        assert len(open_store.known_attempts) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,37 +159,37 @@ def test_an_attempt_without_a_result_is_not_a_row(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_what_it_says_is_refused(
     tmp_path: Path, file: str, change: dict[str, Any]
 ) -> None:
-    attempt = make(tmp_path, config())
+    attempt = make_attempt(tmp_path, make_run_config())
     attempt.write(file, {**(attempt.read(file) or {}), **change})
-    with pytest.raises(NotARun, match=attempt.key):
-        row_of(attempt)
-    assert len(rebuild(tmp_path).refused) == 1
+    with pytest.raises(InvalidRunFolder, match=attempt.key):
+        make_run_row(attempt)
+    assert len(rebuild_store(tmp_path).refused) == 1
 
 
 def test_a_result_without_its_spec_is_refused(tmp_path: Path) -> None:
-    attempt = make(tmp_path, config())
+    attempt = make_attempt(tmp_path, make_run_config())
     (attempt.folder / "spec.json").unlink()
     with Store(tmp_path) as open_store:
-        assert not open_store.known and "without a spec.json" in open_store.refused[0]
+        assert not open_store.known_attempts and "without a spec.json" in open_store.refused[0]
 
 
 def test_a_curve_that_was_cut_short_keeps_its_whole_lines(tmp_path: Path) -> None:
-    attempt = make(tmp_path, config(), points=4)
+    attempt = make_attempt(tmp_path, make_run_config(), points=4)
     attempt.curve.write_text(attempt.curve.read_text()[:-20])
-    batch = Batch()
+    batch = IncomingRows()
     batch.add(attempt)
     assert batch.curves["step"] == [0, 1, 2] and len(batch.runs) == 1
 
 
 def test_terms_and_metrics_of_a_curve_are_kept(tmp_path: Path) -> None:
-    attempt = make(tmp_path, config(), points=0)
+    attempt = make_attempt(tmp_path, make_run_config(), points=0)
     attempt.curve.write_text(
         json.dumps(
             {"step": 1, "loss": 3.0, "terms": {"task": 1.0, "pull": 2.0}, "metrics": {"flips": 4}}
         )
         + "\n"
     )
-    batch = Batch()
+    batch = IncomingRows()
     batch.add(attempt)
     assert json.loads(batch.curves["more"][0]) == {
         "terms": {"task": 1.0, "pull": 2.0},
@@ -204,7 +204,7 @@ def test_rebuild_gives_the_same_rows(filled: Path) -> None:
     before = rows(filled), qbench.results(filled).board("b")
     for name in (DATABASE, SNAPSHOT):
         (filled / name).unlink()
-    report = rebuild(filled)
+    report = rebuild_store(filled)
     assert report.runs == 5 and (rows(filled), qbench.results(filled).board("b")) == before
 
 
@@ -246,8 +246,8 @@ def test_whoever_opens_a_damaged_database_mends_it(
     before = rows(filled)
     damaged(how, filled / DATABASE, random.Random(how))
     with Store(filled) as open_store:
-        assert len(open_store.known) == 5
-        open_store.snapshot()
+        assert len(open_store.known_attempts) == 5
+        open_store.write_snapshot()
     assert "was damaged and has been made again" in capfd.readouterr().err
     assert len(list(filled.glob(f"{DATABASE}.damaged-*"))) == 1 and rows(filled) == before
 
@@ -261,7 +261,7 @@ def test_a_reader_mends_a_damaged_snapshot(filled: Path) -> None:
 def test_a_lost_write_ahead_log_loses_nothing(filled: Path) -> None:
     """A writer that is killed leaves a log behind; even without it every row comes back."""
     code = (
-        "import os, sys; from pathlib import Path; from qbench.store.database import Store; from tests.made_runs import config, make\n"
+        "import os, sys; from pathlib import Path; from qbench.store.database import Store; from tests.run_folders import make_run_config, make_attempt\n"
         f"root = Path({str(filled)!r})\n"
         "with Store(root) as s:\n"
         "    s.ingest([make(root, config(9), score=0.9)])\n"
@@ -271,14 +271,14 @@ def test_a_lost_write_ahead_log_loses_nothing(filled: Path) -> None:
     log = database._wal(filled / DATABASE)
     assert log.stat().st_size > 0
     log.unlink()
-    assert not check(filled).agrees and check(filled).missing == [f"{config(9).key}/1"]
-    rebuild(filled)
-    assert check(filled).agrees and len(rows(filled)) == 6
+    assert not check_store(filled).agrees and check_store(filled).missing == [f"{make_run_config(9).key}/1"]
+    rebuild_store(filled)
+    assert check_store(filled).agrees and len(rows(filled)) == 6
 
 
 def test_what_a_killed_writer_has_committed_reaches_readers(filled: Path) -> None:
     code = (
-        "import os, time; from pathlib import Path; from qbench.store.database import Store; from tests.made_runs import config, make\n"
+        "import os, time; from pathlib import Path; from qbench.store.database import Store; from tests.run_folders import make_run_config, make_attempt\n"
         f"root = Path({str(filled)!r})\n"
         "with Store(root) as s:\n"
         "    s.ingest([make(root, config(9), score=0.9)])\n"
@@ -294,7 +294,7 @@ def test_what_a_killed_writer_has_committed_reaches_readers(filled: Path) -> Non
         assert writer.stdout and writer.stdout.readline() == "in\n"
         writer.send_signal(signal.SIGKILL)
     os.utime(filled / SNAPSHOT, (0, 0))
-    assert (config(9).key, 1, "ok", 0.9) in rows(filled)
+    assert (make_run_config(9).key, 1, "ok", 0.9) in rows(filled)
 
 
 # ---- one writer, many readers ----
@@ -310,18 +310,18 @@ def test_a_second_writer_is_turned_away(filled: Path) -> None:
 
 def test_readers_see_the_snapshot_while_somebody_writes(filled: Path) -> None:
     with Store(filled) as open_store:
-        open_store.ingest([make(filled, config(9), score=0.9)])
+        open_store.ingest_attempts([make_attempt(filled, make_run_config(9), score=0.9)])
         assert len(rows(filled)) == 5
-        open_store.snapshot()
+        open_store.write_snapshot()
         assert len(rows(filled)) == 6
 
 
 def test_a_snapshot_of_nothing_new_is_not_written(filled: Path) -> None:
     with Store(filled) as open_store:
-        open_store.snapshot()
+        open_store.write_snapshot()
         before = (filled / SNAPSHOT).stat().st_mtime_ns
         time.sleep(0.01)
-        open_store.snapshot()
+        open_store.write_snapshot()
     assert (filled / SNAPSHOT).stat().st_mtime_ns == before
 
 
@@ -347,9 +347,9 @@ def test_migrations_bring_an_older_store_up_to_date(
         ),
     )
     with Store(filled) as open_store:
-        open_store.changed = True
-        open_store.snapshot()
-    with view(filled) as connection:
+        open_store.snapshot_is_stale = True
+        open_store.write_snapshot()
+    with open_snapshot(filled) as connection:
         assert connection.execute("SELECT DISTINCT mood FROM runs").fetchall() == [("good",)]
         assert database._version(connection) == len(schema.MIGRATIONS) + 1
 
@@ -363,10 +363,10 @@ def test_an_older_release_of_the_database_engine_can_read_it(filled: Path) -> No
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(QbenchError, match="no runs here yet; `qbench sweep`"), view(tmp_path):
+    with pytest.raises(QbenchError, match="no runs here yet; `qbench sweep`"), open_snapshot(tmp_path):
         pass
     with pytest.raises(QbenchError, match="nothing to rebuild from"):
-        rebuild(tmp_path)
+        rebuild_store(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -374,18 +374,18 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_check_finds_every_difference(filled: Path) -> None:
-    assert check(filled).agrees and check(filled).runs == 5
-    changed = database.Attempt(filled / "runs" / config(1).key[:2] / config(1).key / "1")
+    assert check_store(filled).agrees and check_store(filled).runs == 5
+    changed = database.Attempt(filled / "runs" / make_run_config(1).key[:2] / make_run_config(1).key / "1")
     changed.write("result", {**(changed.read("result") or {}), "message": "another"})
-    shutil.rmtree(filled / "runs" / config(2).key[:2] / config(2).key)
-    make(filled, config(3), number=2)
-    cut = database.Attempt(filled / "runs" / config(4).key[:2] / config(4).key / "1")
+    shutil.rmtree(filled / "runs" / make_run_config(2).key[:2] / make_run_config(2).key)
+    make_attempt(filled, make_run_config(3), number=2)
+    cut = database.Attempt(filled / "runs" / make_run_config(4).key[:2] / make_run_config(4).key / "1")
     cut.curve.write_text(cut.curve.read_text().splitlines(keepends=True)[0])
-    (make(filled, config(8)).folder / "result.json").unlink()
-    report = check(filled)
+    (make_attempt(filled, make_run_config(8)).folder / "result.json").unlink()
+    report = check_store(filled)
     assert not report.agrees and report.unfinished == 1
-    assert report.missing == [f"{config(3).key}/2"] and report.foreign == [f"{config(2).key}/1"]
-    assert sorted(report.different) == sorted([f"{config(1).key}/1", f"{config(4).key}/1"])
+    assert report.missing == [f"{make_run_config(3).key}/2"] and report.foreign == [f"{make_run_config(2).key}/1"]
+    assert sorted(report.different) == sorted([f"{make_run_config(1).key}/1", f"{make_run_config(4).key}/1"])
     assert "db rebuild" in str(report)
 
 
@@ -394,13 +394,13 @@ def test_check_finds_every_difference(filled: Path) -> None:
 
 def test_a_board_shows_what_is_missing_and_what_was_skipped(filled: Path) -> None:
     cells = [
-        (config(), None),
-        (config(method="fp", fmt=None), None),
-        (config(method="x"), "x has no rule for int4"),
+        (make_run_config(), None),
+        (make_run_config(method="fp", fmt=None), None),
+        (make_run_config(method="x"), "x has no rule for int4"),
     ]
     with Store(filled) as open_store:
-        open_store.set_board(roster("b", cells, 7, title="A board"))
-        open_store.snapshot()
+        open_store.save_board(fake_board_members("b", cells, 7, title="A board"))
+        open_store.write_snapshot()
     board = qbench.results(filled).board("b")
     states = {
         row.method: (row.cells[0].state, row.cells[0].seeds, row.cells[0].asked)
@@ -420,8 +420,8 @@ def test_a_board_shows_what_is_missing_and_what_was_skipped(filled: Path) -> Non
 
 def test_a_board_that_is_swept_again_is_replaced(filled: Path) -> None:
     with Store(filled) as open_store:
-        open_store.set_board(roster("b", [(config(), None)], 2))
-        open_store.snapshot()
+        open_store.save_board(fake_board_members("b", [(make_run_config(), None)], 2))
+        open_store.write_snapshot()
     assert qbench.results(filled).board("b").runs == 2
 
 
@@ -434,7 +434,7 @@ def test_the_roster_is_a_file_that_restores_the_board(filled: Path) -> None:
 def test_a_damaged_roster_is_one_line(filled: Path) -> None:
     (filled / "boards" / "b.json").write_text("{")
     with pytest.raises(QbenchError, match=r"b\.json: damaged; sweep the board's file again"):
-        rebuild(filled)
+        rebuild_store(filled)
     assert len(rows(filled)) == 5
 
 
@@ -442,8 +442,8 @@ def test_a_real_plan_makes_a_roster() -> None:
     from qbench.sweeps.plan import make_plan
 
     text = 'board = "r"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int2"]\n'
-    plan = make_plan(read_text(text, "r.toml"))
-    made = roster_of(plan)
+    plan = make_plan(parse_sweep(text, "r.toml"))
+    made = make_board_members(plan)
     assert sorted(key for cell in made["cells"] for key in cell["keys"]) == sorted(plan.runs)
     assert {cell["label"] for cell in made["cells"]} == {"fp", "rtn", "ste"} and "scale" in made[
         "defaults"
@@ -454,14 +454,14 @@ def test_a_base_that_nobody_asked_for_is_not_on_the_board() -> None:
     from qbench.sweeps.plan import make_plan
 
     plan = make_plan(
-        read_text('board = "r"\nmethods = ["rtn"]\ntasks = ["toy"]\nformats = ["int2"]\n', "r.toml")
+        parse_sweep('board = "r"\nmethods = ["rtn"]\ntasks = ["toy"]\nformats = ["int2"]\n', "r.toml")
     )
-    assert len(plan.runs) == 2 and [cell["label"] for cell in roster_of(plan)["cells"]] == ["rtn"]
+    assert len(plan.runs) == 2 and [cell["label"] for cell in make_board_members(plan)["cells"]] == ["rtn"]
 
 
 def test_unknown_boards_and_runs_are_one_line(filled: Path) -> None:
-    write(filled, roster("quack", [(config(), None)], 1))
-    rebuild(filled)
+    save_board_members(filled, fake_board_members("quack", [(make_run_config(), None)], 1))
+    rebuild_store(filled)
     with pytest.raises(UsageError, match="unknown board 'quick'; did you mean quack"):
         qbench.results(filled).board("quick")
     with pytest.raises(UsageError, match="0 runs with a curve"):
@@ -469,17 +469,17 @@ def test_unknown_boards_and_runs_are_one_line(filled: Path) -> None:
 
 
 def test_what_is_no_beginning_of_a_key_stands_for_no_run(tmp_path: Path) -> None:
-    spec = config()
-    make(tmp_path, spec)
-    assert only(tmp_path, spec.key[:6]) == only(tmp_path, spec.key) == spec.key
+    spec = make_run_config()
+    make_attempt(tmp_path, spec)
+    assert find_key(tmp_path, spec.key[:6]) == find_key(tmp_path, spec.key) == spec.key
     for word in ("", "*", f"{spec.key[:6]}*", "..", f"{spec.key[:6]}/..", spec.key + "0"):
         with pytest.raises(UsageError):
-            only(tmp_path, word)
+            find_key(tmp_path, word)
 
 
 def test_an_artefact_that_is_gone_is_listed_and_the_store_agrees(filled: Path) -> None:
     """Made runs have none; of a merged run it may never have come."""
-    whole, gone, merged, failed, *_ = all_attempts(filled)
+    whole, gone, merged, failed, *_ = iterate_attempts(filled)
     whole.export.mkdir()
     whole.artefact.write_bytes(b"")
     merged.write("trust", {"level": "claimed"})
@@ -491,8 +491,8 @@ def test_an_artefact_that_is_gone_is_listed_and_the_store_agrees(filled: Path) -
             if name != "artefact_sha256"
         },
     )
-    rebuild(filled)
-    found = check(filled)
+    rebuild_store(filled)
+    found = check_store(filled)
     name = f"{gone.key}/{gone.number}"
     assert found.agrees and name in found.lost and len(found.lost) == 2
     assert f"without its artefact: {name}" in str(found) and str(found).endswith(

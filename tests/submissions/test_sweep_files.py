@@ -1,10 +1,10 @@
-"""Boards travel with their runs: whoever receives them knows what to ask for next, and nothing that is there is written over."""
+"""A bundle brings the sweep files of its boards, which are checked and never overwrite a file."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,255 +14,247 @@ import pytest
 
 from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
-from qbench.submissions import canonical_zip
-from qbench.submissions.bundle import MANIFEST, Bundle, spell
-from qbench.submissions.merge import merge
-from qbench.submissions.report import Report
-from qbench.submissions.strict_json import Refused
-from qbench.submissions.submit import submit
-from qbench.submissions.sweep_files import checked
-from qbench.submissions.verify import examine
+from qbench.submissions import bundle
+from qbench.submissions.bundle import MANIFEST, encode_manifest
+from qbench.submissions.canonical_zip import CanonicalZip
+from qbench.submissions.merge import MergeOutcome, merge_bundle
+from qbench.submissions.report import VerificationReport
+from qbench.submissions.strict_json import SubmissionError
+from qbench.submissions.submit import submit_runs
+from qbench.submissions.sweep_files import decode_sweep_file
+from qbench.submissions.verify import verify_open_bundle
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import builtin_board, read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.status import status
+from qbench.sweepfile.read import load_builtin_board, parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.status import read_sweep_status
+from tests.bundles import encode_members, open_bundle_data
 
-TEXT = '# who\tknows\nboard = "b"\nmethods = ["fp"]\ntasks = ["toy"]\nformats = ["int2"]\nrecipe.steps = 5\n'
+# With a comment, a tab and a trailing line: the text must arrive byte for byte.
+SWEEP_TEXT = (
+    '# who\tknows\nboard = "b"\nmethods = ["fp"]\ntasks = ["toy"]\nformats = ["int2"]\n'
+    "recipe.steps = 5\n"
+)
 
 
-def swept(config: SweepConfig, results: Path) -> None:
-    with local_engine(config, Execution(device="cpu"), 1) as engine:
-        assert sweep(config, results, engine, Execution(device="cpu")).code == 0
+def sweep_on_cpu(config: SweepConfig, results: Path) -> None:
+    execution = Execution(device="cpu")
+    with local_engine(config, execution, 1) as engine:
+        assert run_sweep(config, results, engine, execution).code == 0
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("theirs")
-    swept(read_text(TEXT, "s.toml"), results)
+def swept_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The submitter's results folder with the one finished run of board `b`."""
+    results = tmp_path_factory.mktemp("swept")
+    sweep_on_cpu(parse_sweep(SWEEP_TEXT, "s.toml"), results)
     return results
 
 
 @pytest.fixture(scope="module")
-def good(theirs: Path) -> Path:
-    found = submit(theirs, ["b"], theirs / "b.zip")
-    assert found.boards == ("b",) and "1 run and the sweep file of b, " in str(found)
-    return theirs / "b.zip"
+def board_bundle(swept_results: Path) -> Path:
+    """The bundle of board `b` with its sweep file."""
+    written = submit_runs(swept_results, ["b"], swept_results / "b.zip")
+    assert written.boards == ("b",) and "1 run and the sweep file of b, " in str(written)
+    return swept_results / "b.zip"
 
 
-def members(file: Path) -> dict[str, bytes]:
-    archive = canonical_zip.Archive(io.BytesIO(file.read_bytes()))
-    return {name: archive.read(name, 1 << 30) for name in archive.members}
+def read_members(file: Path) -> dict[str, bytes]:
+    archive = CanonicalZip(io.BytesIO(file.read_bytes()))
+    return {name: archive.read_member(name, 1 << 30) for name in archive.members}
 
 
-def with_board(file: Path, out: Path, data: bytes, name: str = "b") -> Path:
-    """The bundle with another sweep file in it, in a manifest that fits."""
-    import hashlib
-
-    found = members(file)
-    manifest = json.loads(found[MANIFEST])
-    manifest["boards"] = [
-        {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    ]
-    runs = {path: own for path, own in found.items() if path.startswith("runs/")}
-    with open(out, "wb") as archive:
-        canonical_zip.write(
-            archive, [(MANIFEST, spell(manifest)), (f"boards/{name}.toml", data), *runs.items()]
-        )
+def replace_sweep_file(file: Path, out: Path, data: bytes, name: str = "b") -> Path:
+    """Write the bundle with another sweep file and a manifest that fits."""
+    members = read_members(file)
+    manifest = json.loads(members[MANIFEST])
+    digest = hashlib.sha256(data).hexdigest()
+    manifest["boards"] = [{"name": name, "sha256": digest, "size": len(data)}]
+    board = (f"boards/{name}.toml", data)
+    runs = [member for member in members.items() if member[0].startswith("runs/")]
+    out.write_bytes(encode_members([(MANIFEST, encode_manifest(manifest)), board, *runs]))
     return out
 
 
-def test_who_receives_runs_sweeps_their_board_and_trains_nothing(
-    good: Path, tmp_path: Path
+# ---- What a merge does with a sweep file ----
+
+
+def test_a_recipient_can_sweep_the_board_and_trains_nothing(
+    board_bundle: Path, tmp_path: Path
 ) -> None:
-    (taken,) = merge(tmp_path, good).boards
+    (received,) = merge_bundle(tmp_path, board_bundle).boards
     file = tmp_path / "b" / "sweep.toml"
-    assert (taken.board, taken.state, taken.file, taken.next) == (
-        "b",
-        "written",
-        str(file),
-        f"qbench sweep {file}",
-    )
-    assert file.read_text() == TEXT
-    assert [
-        line.standing.state for line in status(read_text(file.read_text(), "s.toml"), tmp_path)
-    ] == ["cached"]
-    again = merge(tmp_path, good)
-    assert [(board.state, board.next) for board in again.boards] == [
-        ("same", f"qbench sweep {file}")
-    ]
-    swept(read_text(TEXT, "s.toml"), tmp_path)
-    assert [(board.state, board.next) for board in merge(tmp_path, good).boards] == [
-        ("same", "qbench show b")
-    ]
-    assert (
-        str(again).splitlines()[1]
-        == f"board b: its sweep file is {file}; next: qbench sweep {file}"
-    )
+    assert (received.board, received.state) == ("b", "written")
+    assert (received.file, received.next) == (str(file), f"qbench sweep {file}")
+    assert file.read_text() == SWEEP_TEXT
+    lines = read_sweep_status(parse_sweep(file.read_text(), "s.toml"), tmp_path)
+    assert [line.run_state.state for line in lines] == ["cached"]
+    again = merge_bundle(tmp_path, board_bundle)
+    assert states_and_commands(again) == [("same", f"qbench sweep {file}")]
+    last_line = f"board b: its sweep file is {file}; next: qbench sweep {file}"
+    assert str(again).splitlines()[1] == last_line
+    sweep_on_cpu(parse_sweep(SWEEP_TEXT, "s.toml"), tmp_path)
+    after_sweep = merge_bundle(tmp_path, board_bundle)
+    assert states_and_commands(after_sweep) == [("same", "qbench show b")]
 
 
-def test_a_sweep_file_that_is_there_stays(good: Path, tmp_path: Path) -> None:
-    file = tmp_path / "b" / "sweep.toml"
+def states_and_commands(outcome: MergeOutcome) -> list[tuple[str, str]]:
+    return [(board.state, board.next) for board in outcome.boards]
+
+
+def test_an_existing_sweep_file_is_kept(board_bundle: Path, tmp_path: Path) -> None:
+    file, own_text = tmp_path / "b" / "sweep.toml", SWEEP_TEXT.replace("5", "6")
     file.parent.mkdir()
-    file.write_text(TEXT.replace("5", "6"))
-    found = merge(tmp_path, good)
-    assert file.read_text() == TEXT.replace("5", "6") and found.added == 1
-    assert (
-        str(found.boards[0])
-        == f"board b: your {file} differs from theirs and stays; next: qbench sweep {file}"
-    )
+    file.write_text(own_text)
+    outcome = merge_bundle(tmp_path, board_bundle)
+    assert file.read_text() == own_text and outcome.added == 1
+    message = f"board b: your {file} differs from theirs and is kept; next: qbench sweep {file}"
+    assert str(outcome.boards[0]) == message
 
 
-def test_a_link_is_not_followed_and_a_folder_that_cannot_be_made_fails_nothing(
-    good: Path, tmp_path: Path
+def test_links_are_not_followed_and_a_file_that_cannot_be_written_is_no_failure(
+    board_bundle: Path, tmp_path: Path
 ) -> None:
     linked, blocked = tmp_path / "linked", tmp_path / "blocked"
     (linked / "b").mkdir(parents=True)
     (linked / "b" / "sweep.toml").symlink_to(tmp_path / "elsewhere")
     blocked.mkdir()
-    (blocked / "b").write_text("")
+    (blocked / "b").write_text("")  # where the board's folder would be
     for results in (linked, blocked):
-        found = merge(results, good)
-        assert found.added == 1 and found.boards[0].state == "not written", found.boards
+        outcome = merge_bundle(results, board_bundle)
+        assert outcome.added == 1 and outcome.boards[0].state == "not written", outcome.boards
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_board_that_was_cut_short_or_needs_what_is_not_here(
-    theirs: Path, good: Path, tmp_path: Path
+def test_a_shortened_board_sends_no_file(tmp_path: Path) -> None:
+    sweep_on_cpu(parse_sweep(SWEEP_TEXT, "s.toml").shorten(2, None), tmp_path / "short")
+    written = submit_runs(tmp_path / "short", ["b-2-steps"], tmp_path / "short.zip")
+    assert written.boards == (), "its file belongs to another board"
+
+
+def test_a_method_that_is_not_installed_is_reported(board_bundle: Path, tmp_path: Path) -> None:
+    text = SWEEP_TEXT.replace('["fp"]', '["fp", "unheard"]').encode()
+    changed = replace_sweep_file(board_bundle, tmp_path / "b.zip", text)
+    (received,) = merge_bundle(tmp_path / "ours", changed).boards
+    assert received.state == "written" and "unknown method 'unheard'" in (received.problem or "")
+
+
+def test_the_file_of_a_built_in_board_is_not_written(board_bundle: Path, tmp_path: Path) -> None:
+    quick = load_builtin_board("quick").text.encode()
+    changed = replace_sweep_file(board_bundle, tmp_path / "q.zip", quick, "quick")
+    (received,) = merge_bundle(tmp_path, changed).boards
+    assert (received.state, received.next) == ("built in", "qbench sweep quick")
+    assert not (tmp_path / "quick").exists()
+
+
+def test_absolute_paths_are_shortened_in_the_submitted_file(
+    swept_results: Path, tmp_path: Path
 ) -> None:
-    swept(read_text(TEXT, "s.toml").shortened(2, None), tmp_path / "short")
-    assert submit(tmp_path / "short", ["b-2-steps"], tmp_path / "short.zip").boards == (), (
-        "its file is another board's"
-    )
-    strange = TEXT.replace('["fp"]', '["fp", "unheard"]').encode()
-    (taken,) = merge(tmp_path / "ours", with_board(good, tmp_path / "strange.zip", strange)).boards
-    assert taken.state == "written" and "unknown method 'unheard'" in (taken.problem or "")
-
-
-def test_the_built_in_board_needs_no_file(theirs: Path, good: Path, tmp_path: Path) -> None:
-    quick = builtin_board("quick").text.encode()
-    (taken,) = merge(tmp_path, with_board(good, tmp_path / "q.zip", quick, "quick")).boards
-    assert (taken.state, taken.next) == ("built in", "qbench sweep quick") and not (
-        tmp_path / "quick"
-    ).exists()
-
-
-def test_places_of_the_machine_do_not_travel(theirs: Path, tmp_path: Path) -> None:
-    roster = json.loads((theirs / "boards" / "b.json").read_text())
+    members = json.loads((swept_results / "boards" / "b.json").read_text())
+    task = '[[task]]\nname = "text"\ncorpus = "path:/home/ada/texts/c.txt"\n'
+    members["sweep"] = SWEEP_TEXT + task
     (tmp_path / "boards").mkdir()
-    (tmp_path / "runs").symlink_to(theirs / "runs")
-    roster["sweep"] = TEXT + '[[task]]\nname = "text"\ncorpus = "path:/home/ada/texts/c.txt"\n'
-    (tmp_path / "boards" / "b.json").write_text(json.dumps(roster))
-    submit(tmp_path, ["b"], tmp_path / "b.zip")
-    assert b'corpus = "path:c.txt"' in members(tmp_path / "b.zip")["boards/b.toml"]
+    (tmp_path / "boards" / "b.json").write_text(json.dumps(members))
+    (tmp_path / "runs").symlink_to(swept_results / "runs")
+    submit_runs(tmp_path, ["b"], tmp_path / "b.zip")
+    assert b'corpus = "path:c.txt"' in read_members(tmp_path / "b.zip")["boards/b.toml"]
+
+
+def test_a_bundle_of_version_1_without_boards_can_be_merged(
+    board_bundle: Path, tmp_path: Path
+) -> None:
+    members = read_members(board_bundle)
+    manifest: dict[str, Any] = {**json.loads(members[MANIFEST]), "bundle_version": 1}
+    del manifest["boards"]
+    runs = [member for member in members.items() if member[0].startswith("runs/")]
+    old_bundle = tmp_path / "old.zip"
+    old_bundle.write_bytes(encode_members([(MANIFEST, encode_manifest(manifest)), *runs]))
+    outcome = merge_bundle(tmp_path / "ours", old_bundle)
+    assert (outcome.added, outcome.boards) == (1, [])
+
+
+def test_the_merge_command_says_what_to_do_next(board_bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qbench", "merge", str(board_bundle), "--results", "ours"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    file = Path("ours") / "b" / "sweep.toml"
+    last_line = f"board b: its sweep file is now {file}; next: qbench sweep {file}"
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == last_line
+
+
+# ---- What is refused ----
 
 
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("data", "message"),
     [
-        (b"\xff", "not TOML"),
-        (b"board = ", "not TOML"),
-        (b"a = " + b"[" * 60_000, "not TOML"),
-        (b"a = " + b"9" * 5000, "not TOML"),
-        (b'board = "c"', "of another board"),
-        (b"title = 3", "of another board"),
-        ('board = "b" # \u202e'.encode(), "not to be printed"),
-        ('board = "b"\ntitle = "\u2028"'.encode(), "not to be printed"),
+        (b"\xff", "not valid TOML"),
+        (b"board = ", "not valid TOML"),
+        (b"a = " + b"[" * 60_000, "not valid TOML"),
+        (b"a = " + b"9" * 5000, "not valid TOML"),
+        (b'board = "c"', "belongs to another board"),
+        (b"title = 3", "belongs to another board"),
+        ('board = "b" # \u202e'.encode(), "not printable"),
+        ('board = "b"\ntitle = "\u2028"'.encode(), "not printable"),
     ],
 )
-def test_what_is_no_sweep_file_of_the_board_is_refused(
-    data: bytes, sentence: str, good: Path, tmp_path: Path
+def test_a_file_that_is_not_a_sweep_file_of_the_board_is_refused(
+    data: bytes, message: str, board_bundle: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=sentence):
-        checked(data, "b")
-    found = merge(tmp_path / "ours", with_board(good, tmp_path / "b.zip", data))
-    assert (
-        not found.report.passed
-        and sentence in found.report.failures()[0]
-        and not (tmp_path / "ours").exists()
-    )
+    with pytest.raises(SubmissionError, match=message):
+        decode_sweep_file(data, "b")
+    changed = replace_sweep_file(board_bundle, tmp_path / "b.zip", data)
+    outcome = merge_bundle(tmp_path / "ours", changed)
+    assert not outcome.report.passed and message in outcome.report.failures()[0]
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize("name", ["runs", "boards", "Boards"])
-def test_a_board_cannot_be_called_like_a_folder_of_ours(name: str) -> None:
-    with pytest.raises(Refused, match="cannot be called so"):
-        checked(f'board = "{name}"'.encode(), name)
+def test_a_board_cannot_have_the_name_of_another_folder(name: str) -> None:
+    with pytest.raises(SubmissionError, match="reserved name"):
+        decode_sweep_file(f'board = "{name}"'.encode(), name)
 
 
 @pytest.mark.parametrize("name", ["../b", ".b", "a/b", "b" * 65, "", "b\n"])
-def test_a_name_that_is_no_boards_is_refused(name: str, good: Path, tmp_path: Path) -> None:
-    found = merge(tmp_path / "ours", with_board(good, tmp_path / "b.zip", TEXT.encode(), name))
-    assert not found.report.passed and not (tmp_path / "ours").exists()
+def test_an_invalid_board_name_is_refused(name: str, board_bundle: Path, tmp_path: Path) -> None:
+    changed = replace_sweep_file(board_bundle, tmp_path / "b.zip", SWEEP_TEXT.encode(), name)
+    outcome = merge_bundle(tmp_path / "ours", changed)
+    assert not outcome.report.passed and not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("meddle", ["hash", "twice", "unlisted", "missing", "large"])
-def test_a_manifest_that_lies_about_boards_is_found_out(
-    meddle: str, good: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", ["hash", "twice", "unlisted", "missing", "large"])
+def test_a_manifest_that_is_wrong_about_boards_is_refused(
+    error: str, board_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qbench.submissions import bundle
-
-    found = members(good)
-    manifest = json.loads(found[MANIFEST])
-    files: list[tuple[str, bytes]] = [
-        (name, data) for name, data in found.items() if name != MANIFEST
-    ]
+    members = read_members(board_bundle)
+    manifest = json.loads(members.pop(MANIFEST))
     (listed,) = manifest["boards"]
-    if meddle == "hash":
+    if error == "hash":
         listed["sha256"] = "0" * 64
-    elif meddle == "twice":
+    elif error == "twice":
         manifest["boards"] = [listed, listed]
-    elif meddle == "unlisted":
+    elif error == "unlisted":
         manifest["boards"] = []
-    elif meddle == "missing":
-        files = files[1:]
+    elif error == "missing":
+        del members["boards/b.toml"]
     else:
-        monkeypatch.setitem(bundle.MOST, bundle.BOARD, 8)
-    out = io.BytesIO()
-    canonical_zip.write(out, [(MANIFEST, spell(manifest)), *files])
-    report = Report()
+        monkeypatch.setitem(bundle.MAX_BYTES_OF_FILE, bundle.BOARD_FILE, 8)
+    data = encode_members([(MANIFEST, encode_manifest(manifest)), *members.items()])
+    report = VerificationReport()
     try:
-        examine(Bundle(out), report, score=False)
-    except Refused:
+        verify_open_bundle(open_bundle_data(data), report, score=False)
+    except SubmissionError:
         return
-    assert not report.passed and meddle in ("hash", "large")
+    # These two are found only when the file itself is read.
+    assert not report.passed and error in ("hash", "large")
 
 
-def test_every_byte_of_a_sweep_file_counts(good: Path) -> None:
-    data = good.read_bytes()
-    start = data.index(TEXT.encode())
-    for place in range(start, start + len(TEXT)):
-        report = Report()
+def test_a_change_of_any_byte_of_a_sweep_file_is_detected(board_bundle: Path) -> None:
+    data = board_bundle.read_bytes()
+    start = data.index(SWEEP_TEXT.encode())
+    for place in range(start, start + len(SWEEP_TEXT)):
+        changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        report = VerificationReport()
         try:
-            examine(
-                Bundle(io.BytesIO(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])),
-                report,
-                score=False,
-            )
-        except Refused:
+            verify_open_bundle(open_bundle_data(changed), report, score=False)
+        except SubmissionError:
             continue
         assert not report.passed
-
-
-def test_a_bundle_without_boards_of_the_first_format_is_still_read(
-    good: Path, tmp_path: Path
-) -> None:
-    found = members(good)
-    manifest: dict[str, Any] = {**json.loads(found[MANIFEST]), "bundle_version": 1}
-    del manifest["boards"]
-    with open(tmp_path / "old.zip", "wb") as archive:
-        runs = [(name, data) for name, data in found.items() if name.startswith("runs/")]
-        canonical_zip.write(archive, [(MANIFEST, spell(manifest)), *runs])
-    merged = merge(tmp_path / "ours", tmp_path / "old.zip")
-    assert (merged.added, merged.boards) == (1, [])
-
-
-def test_the_command_says_what_to_do_next(good: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench", "merge", str(good), "--results", "ours"],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ},
-    )  # fmt: skip
-    file = Path("ours") / "b" / "sweep.toml"
-    assert (
-        done.returncode == 0
-        and done.stdout.splitlines()[-1]
-        == f"board b: its sweep file is now {file}; next: qbench sweep {file}"
-    )

@@ -17,7 +17,7 @@ import pytest
 from qbench.errors import UsageError
 from qbench.runs.config import RunConfig
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import builtin_board, builtin_boards, plugin_modules, read, read_text
+from qbench.sweepfile.read import load_builtin_board, list_builtin_boards, list_plugin_modules, read_sweep_file, parse_sweep
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
 from tests.stage import ROOT, set_up, stage
@@ -70,7 +70,7 @@ steps_seen = [1, 2]
 
 
 def plan_of(text: str) -> Plan:
-    return make_plan(read_text(text, "s.toml"))
+    return make_plan(parse_sweep(text, "s.toml"))
 
 
 def test_a_file_in_six_lines() -> None:
@@ -362,7 +362,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path, "cannot be read"),
     ):
         with pytest.raises(UsageError, match=expected):
-            read(path)
+            read_sweep_file(path)
 
 
 def test_a_plugin_that_cannot_be_imported_is_one_line() -> None:
@@ -371,23 +371,23 @@ def test_a_plugin_that_cannot_be_imported_is_one_line() -> None:
 
 
 def test_the_quick_board_ships_and_is_the_tracked_one() -> None:
-    assert "quick" in builtin_boards()
-    config = builtin_board("quick")
+    assert "quick" in list_builtin_boards()
+    config = load_builtin_board("quick")
     assert config.text == (ROOT / "results" / "quick" / "sweep.toml").read_text()
     assert (
         config.board == "quick"
         and len(config.seeds) == 3
         and config.formats.weights == ("int2", "int4")
     )
-    assert plugin_modules(config)[0] == "qbench_methods.fp"
+    assert list_plugin_modules(config)[0] == "qbench_methods.fp"
     plan = make_plan(config)
     assert len(plan.runs) == 3 * len(plan.cells) and not any(c.extra for c in plan.cells)
     with pytest.raises(UsageError, match="did you mean quick"):
-        builtin_board("quik")
+        load_builtin_board("quik")
 
 
 def test_a_bad_file_is_refused_without_torch() -> None:
-    code = "import sys; from qbench.sweepfile.read import read_text\ntry: read_text('board = ', 'x')\nexcept Exception as e: print(e, 'torch' in sys.modules)"
+    code = "import sys; from qbench.sweepfile.read import parse_sweep\ntry: read_text('board = ', 'x')\nexcept Exception as e: print(e, 'torch' in sys.modules)"
     assert (
         "False"
         in subprocess.run(
@@ -398,15 +398,15 @@ def test_a_bad_file_is_refused_without_torch() -> None:
 
 def test_planning_is_linear() -> None:
     """Twenty thousand runs in a second or so: a hundred thousand stay far below five."""
-    config = read_text(SMALL.replace("seeds = 2", "seeds = 7000"), "s.toml")
-    make_plan(read_text(SMALL, "s.toml"))
+    config = parse_sweep(SMALL.replace("seeds = 2", "seeds = 7000"), "s.toml")
+    make_plan(parse_sweep(SMALL, "s.toml"))
     began = time.process_time()
     assert len(make_plan(config).runs) == 21_000
     assert time.process_time() - began < 5
 
 
 def test_a_config_holds_what_was_written() -> None:
-    config = read_text(RICH, "s.toml")
+    config = parse_sweep(RICH, "s.toml")
     assert (
         isinstance(config, SweepConfig)
         and config.text == RICH
@@ -425,4 +425,4 @@ def test_two_entrants_cannot_share_a_label() -> None:
     with pytest.raises(
         UsageError, match="'rtn' is what another entrant is called: give it a label of its own"
     ):
-        make_plan(read_text(text, "s.toml"))
+        make_plan(parse_sweep(text, "s.toml"))

@@ -18,11 +18,11 @@ from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
 from qbench.boards.markdown import to_markdown
 from qbench.errors import UsageError
 from qbench.store.database import Store
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.board_roster import roster_of
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.board_members import make_board_members
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
-from tests.made_runs import make
+from tests.run_folders import make_attempt
 from tests.synthetic_runs import DEFAULTS, frame, runs
 
 SEEDS = 12
@@ -32,7 +32,7 @@ TABLE = f'[[retired]]\nmethod = "pege"\nversion = 1\nreason = "{REASON}"\n'
 
 
 def plan(text: str = SWEEP + TABLE) -> Plan:
-    return make_plan(read_text(text, "s.toml"))
+    return make_plan(parse_sweep(text, "s.toml"))
 
 
 def scores(mean: float) -> list[float]:
@@ -91,12 +91,12 @@ def test_the_board_of_a_results_folder_shows_it_and_comes_back_from_its_rows(
     for seed in (0, 1):
         for run in made.runs.values():
             if run.seed == seed:
-                make(tmp_path, run.config, score=0.5 - 0.1 * seed)
+                make_attempt(tmp_path, run.config, score=0.5 - 0.1 * seed)
         for cell in made.retired[:1]:
-            make(tmp_path, dataclasses.replace(cell.example, seed=seed), score=0.9)
-    with Store(tmp_path, anew=True) as store:
-        store.set_board(roster_of(made))
-        store.snapshot()
+            make_attempt(tmp_path, dataclasses.replace(cell.example, seed=seed), score=0.9)
+    with Store(tmp_path, rebuild=True) as store:
+        store.save_board(make_board_members(made))
+        store.write_snapshot()
     found = Results(tmp_path)
     (section,) = found.board("b").sections
     assert [row.entrant for row in section.rows] == [
@@ -112,7 +112,7 @@ def test_the_board_of_a_results_folder_shows_it_and_comes_back_from_its_rows(
         section.rows[-1].cells[0].score is not None and section.rows[-1].cells[0].score.value == 0.9
     )
     text = runs_csv(found.board_runs("b"))
-    again = build_board(read_runs_csv(io.StringIO(text)), defaults=roster_of(made)["defaults"])
+    again = build_board(read_runs_csv(io.StringIO(text)), defaults=make_board_members(made)["defaults"])
     assert [row.entrant for row in again.sections[0].rows] == [row.entrant for row in section.rows]
     assert {c.section for c in found.compare("pege", "rtn", "b")} == {"digits/xs"}
 

@@ -1,4 +1,4 @@
-"""A sweep file's downstream tasks: asked of runs that are finished, once, and never a reason to train again."""
+"""Downstream questions of a sweep: finished runs are asked once, and never trained again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qbench.engines.local import LocalEngine
 from qbench.errors import UsageError
 from qbench.execution.assignment import Execution
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import plugin_modules, read_text
+from qbench.sweepfile.read import list_plugin_modules, parse_sweep
 from qbench.sweeps import downstream_questions
-from qbench.sweeps.coordinator import sweep
+from qbench.sweeps.coordinator import run_sweep
 from qbench.sweeps.plan import make_plan
-from qbench.sweeps.status import status
+from qbench.sweeps.status import read_sweep_status
 
 FILE = """
 board = "asked"
@@ -29,13 +29,13 @@ tasks = {names}
 """
 
 
-def config(*names: str, more: str = "") -> SweepConfig:
-    return read_text(FILE.format(names=json.dumps(names)) + more, "asked.toml")
+def make_config(*names: str, more: str = "") -> SweepConfig:
+    return parse_sweep(FILE.format(names=json.dumps(names)) + more, "asked.toml")
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    engine = LocalEngine(1, "cpu", plugin_modules(config("grammar_recall")))
+    engine = LocalEngine(1, "cpu", list_plugin_modules(make_config("grammar_recall")))
     engine.start()
     yield engine
     engine.close()
@@ -44,11 +44,11 @@ def engine() -> Iterator[LocalEngine]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, engine: LocalEngine) -> Path:
     folder = tmp_path_factory.mktemp("asked")
-    assert sweep(config("grammar_recall"), folder, engine).code == 0
+    assert run_sweep(make_config("grammar_recall"), folder, engine).code == 0
     return folder
 
 
-def answers(results: Path) -> dict[str, list[str]]:
+def read_answered_tasks(results: Path) -> dict[str, list[str]]:
     return {
         str(path.parent): list(json.loads(path.read_text())["tasks"])
         for path in results.rglob("downstream.json")
@@ -61,36 +61,43 @@ def test_finished_runs_are_asked_once_and_not_trained_again(
 ) -> None:
     before = {path: path.read_bytes() for path in results.rglob("result.json")}
     assert vars(
-        downstream_questions.ask(config("grammar_recall"), results, engine, Execution(device="cpu"))
+        downstream_questions.ask_finished_runs(
+            make_config("grammar_recall"), results, engine, Execution(device="cpu")
+        )
     ) == {
         "asked": 2,
         "failures": [],
     }
-    assert list(answers(results).values()) == [["grammar_recall"]] * 2, (
-        "the language models, and nobody else"
+    assert list(read_answered_tasks(results).values()) == [["grammar_recall"]] * 2, (
+        "only the language models are asked"
     )
     assert (
-        downstream_questions.ask(
-            config("grammar_recall"), results, engine, Execution(device="cpu")
+        downstream_questions.ask_finished_runs(
+            make_config("grammar_recall"), results, engine, Execution(device="cpu")
         ).asked
         == 0
     )
-    more = config("grammar_recall", "grammar_nesting")
-    assert {todo.names for todo in downstream_questions.lacking(more, results)} == {
+    more = make_config("grammar_recall", "grammar_nesting")
+    assert {todo.names for todo in downstream_questions.find_unanswered(more, results)} == {
         ("grammar_nesting",)
     }
-    assert downstream_questions.ask(more, results, engine, Execution(device="cpu")).asked == 2
-    assert list(answers(results).values()) == [["grammar_nesting", "grammar_recall"]] * 2
+    assert (
+        downstream_questions.ask_finished_runs(more, results, engine, Execution(device="cpu")).asked
+        == 2
+    )
+    assert (
+        list(read_answered_tasks(results).values()) == [["grammar_nesting", "grammar_recall"]] * 2
+    )
     assert {path: path.read_bytes() for path in results.rglob("result.json")} == before
 
 
 @pytest.mark.slow
-def test_answers_to_another_definition_are_asked_again_and_others_stay(
+def test_only_answers_to_an_old_definition_are_asked_again(
     results: Path, engine: LocalEngine
 ) -> None:
-    sweep_file = config("grammar_recall")
-    downstream_questions.ask(sweep_file, results, engine, Execution(device="cpu"))
-    assert not list(downstream_questions.lacking(sweep_file, results))
+    sweep_file = make_config("grammar_recall")
+    downstream_questions.ask_finished_runs(sweep_file, results, engine, Execution(device="cpu"))
+    assert not list(downstream_questions.find_unanswered(sweep_file, results))
     files = sorted(results.rglob("downstream.json"))
     before = [file.read_bytes() for file in files]
     old = json.loads(before[0])
@@ -106,25 +113,30 @@ def test_answers_to_another_definition_are_asked_again_and_others_stay(
             }
         )
     )
-    (todo,) = downstream_questions.lacking(sweep_file, results)
+    (todo,) = downstream_questions.find_unanswered(sweep_file, results)
     assert (todo.attempt.folder, todo.names) == (files[0].parent, ("grammar_recall",))
-    assert {line.unanswered for line in status(sweep_file, results)} == {(), ("grammar_recall",)}
-    assert vars(downstream_questions.ask(sweep_file, results, engine, Execution(device="cpu"))) == {
+    assert {line.unanswered for line in read_sweep_status(sweep_file, results)} == {
+        (),
+        ("grammar_recall",),
+    }
+    assert vars(
+        downstream_questions.ask_finished_runs(sweep_file, results, engine, Execution(device="cpu"))
+    ) == {
         "asked": 1,
         "failures": [],
     }
     assert [file.read_bytes() for file in files] == before and not list(
-        downstream_questions.lacking(sweep_file, results)
+        downstream_questions.find_unanswered(sweep_file, results)
     )
 
 
-def test_the_hash_of_a_quiz_is_the_one_that_lm_eval_would_be_asked_under() -> None:
+def test_quiz_hashes_agree_with_those_that_lm_eval_tasks_get() -> None:
     from qbench.downstream import lm_eval_tasks
 
-    for run in make_plan(config()).runs.values():
+    for run in make_plan(make_config()).runs.values():
         present, quizzes = (
-            downstream_questions.hashes(run.config),
-            downstream_questions.quizzes(run.config.task, run.config.task_params),
+            downstream_questions.quiz_hashes(run.config),
+            downstream_questions.load_quizzes(run.config.task, run.config.task_params),
         )
         asked = lm_eval_tasks.find(list(quizzes), quizzes)
         assert [present(one.name) for one in asked] == [one.sha256 for one in asked]
@@ -136,21 +148,22 @@ def test_the_hash_of_a_quiz_is_the_one_that_lm_eval_would_be_asked_under() -> No
 
 
 @pytest.mark.slow
-def test_what_cannot_be_answered_is_told_and_fails_no_run(
+def test_an_unanswerable_question_is_reported_and_fails_no_run(
     results: Path, engine: LocalEngine, tmp_path: Path
 ) -> None:
     (tmp_path / "odd.yaml").write_text(
-        "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\ntest_split: test\noutput_type: multiple_choice\n"
+        "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
     )
-    found = downstream_questions.ask(
-        config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu")
+    found = downstream_questions.ask_finished_runs(
+        make_config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu")
     )
     assert found.asked == 2 and len(found.failures) == 2
     title, message = found.failures[0]
     assert title == "fp grammar/xs seed 0" and message.startswith(
         f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task"
     )
-    assert str(downstream_questions.complain(found.failures)).endswith(
+    assert str(downstream_questions.make_failure_error(found.failures)).endswith(
         "(and 1 more run); the scores stand, and the next sweep asks again"
     )
     assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {
@@ -158,23 +171,27 @@ def test_what_cannot_be_answered_is_told_and_fails_no_run(
     }
 
 
-def test_what_is_asked_moves_no_key() -> None:
-    assert list(make_plan(config()).runs) == list(make_plan(config("grammar_recall")).runs)
+def test_downstream_questions_change_no_key() -> None:
+    assert list(make_plan(make_config()).runs) == list(
+        make_plan(make_config("grammar_recall")).runs
+    )
 
 
-def test_a_task_of_its_own_answers_instead_of_the_sweeps() -> None:
+def test_questions_of_a_task_table_replace_those_of_the_sweep() -> None:
     own = '[[task]]\nname = "grammar"\nrecipe = { steps = 4 }\ndownstream = ["grammar_nesting"]\n'
-    file = config("grammar_recall", more=own).text.replace(
+    file = make_config("grammar_recall", more=own).text.replace(
         'tasks = ["grammar", "digits"]', 'tasks = ["digits"]'
     )
-    chosen = read_text(file, "asked.toml")
+    chosen = parse_sweep(file, "asked.toml")
     configs = {run.config.task: run.config for run in make_plan(chosen).runs.values()}
-    assert downstream_questions.wanted(chosen, configs["grammar"]) == ("grammar_nesting",)
-    assert downstream_questions.wanted(chosen, configs["digits"]) == ()
+    assert downstream_questions.questions_for_run(chosen, configs["grammar"]) == (
+        "grammar_nesting",
+    )
+    assert downstream_questions.questions_for_run(chosen, configs["digits"]) == ()
 
 
-def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None:
-    """A run does not know which table it is of: the first one's list would be asked of all."""
+def test_tables_of_one_task_must_ask_the_same_questions() -> None:
+    """A run does not know its table, so two tables with different lists are refused."""
     tables = "".join(
         f'[[task]]\nname = "grammar"\nsizes = ["{size}"]\ndownstream = [{asked}]\n'
         for size, asked in (("xs", '"grammar_recall"'), ("s", ""))
@@ -182,11 +199,11 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
     file = FILE.split("[downstream]")[0].format().replace('tasks = ["grammar", "digits"]\n', "")
     with pytest.raises(
         UsageError,
-        match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same",
+        match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same qu",
     ):
-        downstream_questions.check(read_text(file + tables, "asked.toml"))
-    downstream_questions.check(
-        read_text(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml")
+        downstream_questions.check_downstream_names(parse_sweep(file + tables, "asked.toml"))
+    downstream_questions.check_downstream_names(
+        parse_sweep(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml")
     )
 
 
@@ -208,7 +225,7 @@ def test_tables_of_one_task_that_ask_for_different_answers_are_refused() -> None
 def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, line: str) -> None:
     file = FILE.split("tasks =")[0].format() + f'tasks = ["{task}"]\n{more}\n'
     with pytest.raises(UsageError, match=line) as error:
-        downstream_questions.check(read_text(file, "asked.toml"))
+        downstream_questions.check_downstream_names(parse_sweep(file, "asked.toml"))
     assert "did you mean" not in str(error.value)
 
 
@@ -217,7 +234,8 @@ def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, 
     [
         (
             'tasks = ["grammar_nestin"]',
-            r"asked.toml: \[downstream\]: unknown downstream task 'grammar_nestin'; did you mean grammar_nesting",
+            r"asked.toml: \[downstream\]: unknown downstream task 'grammar_nestin';"
+            r" did you mean grammar_nesting",
         ),
         (
             'task = ["grammar_nesting"]',
@@ -226,10 +244,10 @@ def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, 
         ("tasks = 3", r"asked.toml: \[downstream\]: tasks: "),
     ],
 )
-def test_what_is_wrong_in_the_file_is_one_line(text: str, line: str) -> None:
+def test_errors_in_the_file_are_one_line(text: str, line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        downstream_questions.check(
-            read_text(
+        downstream_questions.check_downstream_names(
+            parse_sweep(
                 FILE.split("[downstream]")[0].format() + f"[downstream]\n{text}\n", "asked.toml"
             )
         )

@@ -1,4 +1,4 @@
-"""Sweeps in groups: the same files as run by run, whatever happens to a worker."""
+"""Sweeps with stacked runs give the same artefacts as runs trained alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from qbench.engines.local import LocalEngine
 from qbench.execution.assignment import Execution
 from qbench.runs.attempts import Attempt
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.listener import Silence, Summary
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.listener import NullListener, SweepSummary
 
 BOARD = """
 board = "b"
@@ -38,11 +38,12 @@ def engine() -> Iterator[LocalEngine]:
         yield engine
 
 
-def swept(
+def run_board(
     engine: LocalEngine, folder: Path, listener: Any = None, **execution: Any
-) -> tuple[Summary, dict[str, list[Attempt]]]:
-    summary = sweep(
-        read_text(BOARD, "b.toml"), folder, engine, Execution(device="cpu", **execution), listener
+) -> tuple[SweepSummary, dict[str, list[Attempt]]]:
+    """Run the sweep, and return its summary and the finished attempts of each run by key."""
+    summary = run_sweep(
+        parse_sweep(BOARD, "b.toml"), folder, engine, Execution(device="cpu", **execution), listener
     )
     found: dict[str, list[Attempt]] = {}
     for path in sorted(folder.glob("runs/*/*/*/result.json")):
@@ -50,45 +51,44 @@ def swept(
     return summary, found
 
 
-def artefacts(found: dict[str, list[Attempt]]) -> dict[str, str]:
+def artefact_hashes(found: dict[str, list[Attempt]]) -> dict[str, str]:
     return {
         key: (attempts[-1].read("result") or {})["artefact_sha256"]
         for key, attempts in found.items()
     }
 
 
-def companies(found: dict[str, list[Attempt]]) -> list[int]:
+def stack_sizes(found: dict[str, list[Attempt]]) -> list[int]:
     return sorted(
         (attempts[-1].read("result") or {})["cost"].get("company", 1) for attempts in found.values()
     )
 
 
 @pytest.fixture(scope="module")
-def one_by_one(
+def trained_alone(
     engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[Attempt]]:
-    summary, found = swept(engine, tmp_path_factory.mktemp("one"), group=1)
-    assert summary.ok == len(found) == 48 and companies(found) == [1] * 48
+    summary, found = run_board(engine, tmp_path_factory.mktemp("one"), group=1)
+    assert summary.ok == len(found) == 48 and stack_sizes(found) == [1] * 48
     return found
 
 
-def test_a_board_in_groups_is_the_board_run_by_run(
-    engine: LocalEngine, one_by_one: dict[str, list[Attempt]], tmp_path: Path
+def test_stacked_runs_have_the_artefacts_of_runs_trained_alone(
+    engine: LocalEngine, trained_alone: dict[str, list[Attempt]], tmp_path: Path
 ) -> None:
-    summary, found = swept(engine, tmp_path)
-    assert (summary.ok, summary.failed, summary.left) == (48, 0, 0) and artefacts(
-        found
-    ) == artefacts(one_by_one)
-    assert companies(found)[:12] == [1] * 12 and min(companies(found)[12:]) >= 3, (
-        "all but what is not trained"
+    summary, found = run_board(engine, tmp_path)
+    assert (summary.ok, summary.failed, summary.left) == (48, 0, 0)
+    assert artefact_hashes(found) == artefact_hashes(trained_alone)
+    assert stack_sizes(found)[:12] == [1] * 12 and min(stack_sizes(found)[12:]) >= 3, (
+        "all are stacked except RTN, which is not trained"
     )
-    assert swept(engine, tmp_path)[0].cached == 48
+    assert run_board(engine, tmp_path)[0].cached == 48
 
 
-def test_formats_train_side_by_side_where_a_number_is_asked_for(
+def test_formats_are_stacked_if_a_group_size_is_requested(
     engine: LocalEngine, tmp_path: Path
 ) -> None:
-    """By itself a sweep keeps them apart, so that every step is timed in as large a company as full precision's."""
+    """By default formats are not stacked, so that step times compare with full precision's."""
     board = (
         BOARD.replace('formats = ["int4"]', 'formats = ["int4", "int2"]')
         .replace('"lotion"]', '"lotion"]\n')
@@ -96,8 +96,8 @@ def test_formats_train_side_by_side_where_a_number_is_asked_for(
     )
     digests = []
     for group, size in ((None, 3), (16, 6)):
-        sweep(
-            read_text(board, "b.toml"),
+        run_sweep(
+            parse_sweep(board, "b.toml"),
             tmp_path / str(size),
             engine,
             Execution(device="cpu", group=group),
@@ -111,15 +111,15 @@ def test_formats_train_side_by_side_where_a_number_is_asked_for(
     assert digests[0] == digests[1]
 
 
-def test_a_group_is_no_larger_than_asked(
-    engine: LocalEngine, one_by_one: dict[str, list[Attempt]], tmp_path: Path
+def test_a_group_is_no_larger_than_requested(
+    engine: LocalEngine, trained_alone: dict[str, list[Attempt]], tmp_path: Path
 ) -> None:
-    _, found = swept(engine, tmp_path, group=2)
-    assert max(companies(found)) == 2 and artefacts(found) == artefacts(one_by_one)
+    _, found = run_board(engine, tmp_path, group=2)
+    assert max(stack_sizes(found)) == 2 and artefact_hashes(found) == artefact_hashes(trained_alone)
 
 
-class Assassin(Silence):
-    """Kills the worker of the first group that is on its way."""
+class KillingListener(NullListener):
+    """Kills the worker of the first group that reaches step 51."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self.engine, self.killed, self.retried = engine, 0, 0
@@ -131,14 +131,14 @@ class Assassin(Silence):
             os.kill(self.killed, signal.SIGKILL)
 
 
-def test_runs_of_a_killed_worker_go_on_by_themselves(
-    engine: LocalEngine, one_by_one: dict[str, list[Attempt]], tmp_path: Path
+def test_runs_of_a_killed_worker_continue_alone(
+    engine: LocalEngine, trained_alone: dict[str, list[Attempt]], tmp_path: Path
 ) -> None:
-    assassin = Assassin(engine)
-    summary, found = swept(engine, tmp_path, assassin, checkpoint_s=0)
-    assert assassin.killed and assassin.retried >= 3 and (summary.ok, summary.failed) == (48, 0)
-    assert artefacts(found) == artefacts(one_by_one)
+    listener = KillingListener(engine)
+    summary, found = run_board(engine, tmp_path, listener, checkpoint_s=0)
+    assert listener.killed and listener.retried >= 3 and (summary.ok, summary.failed) == (48, 0)
+    assert artefact_hashes(found) == artefact_hashes(trained_alone)
     again = [attempts[-1] for attempts in found.values() if attempts[-1].number == 2]
-    assert len(again) == assassin.retried and all(
+    assert len(again) == listener.retried and all(
         "company" not in (a.read("result") or {})["cost"] for a in again
     )

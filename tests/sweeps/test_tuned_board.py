@@ -1,4 +1,4 @@
-"""Tuned sweeps for real: trials, choice, final runs, whatever happens in between; and the boards that come of them."""
+"""Tuned sweeps that really train: trials, choices, final runs, interruptions, and the boards."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
 from qbench.plugins.describe import defaults
 from qbench.plugins.registry import load
-from qbench.publish.site import publish
-from qbench.runs.attempts import all_attempts
-from qbench.store.check import rebuild
+from qbench.publish.site import publish_site
+from qbench.runs.attempts import iterate_attempts
+from qbench.store.consistency import rebuild_store
 from qbench.store.database import Store
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.listener import Summary
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.listener import SweepSummary
 from qbench.sweeps.plan import make_plan
-from qbench.sweeps.status import status
+from qbench.sweeps.status import read_sweep_status
 from qbench.terminal.board import show_board
 from qbench.terminal.plan import show_plan
 from tests import SOAK
 from tests.stage import stage
-from tests.sweeps.test_coordinator import DRIVER, Command, command, until
+from tests.sweeps.test_coordinator import DRIVER, StartProcess, start_process, wait_until
 
-__all__ = ["command", "stage"]
+__all__ = ["stage", "start_process"]
 
 
 pytestmark = pytest.mark.usefixtures("stage")
@@ -54,7 +54,10 @@ QUICK = Execution(device="cpu", checkpoint_s=0.2)
 HEAD = (
     'board = "tuned"\nseeds = 3\ntasks = ["toy"]\nformats = ["int2", "int4"]\nrecipe.steps = 20\n'
 )
-FOUR = "[tuning]\ntrials = 4\nlr = { low = 1e-4, high = 1e-1, log = true }\nweight_decay = { values = [0.0, 0.1, 0.2] }\n"
+FOUR = (
+    "[tuning]\ntrials = 4\nlr = { low = 1e-4, high = 1e-1, log = true }\n"
+    "weight_decay = { values = [0.0, 0.1, 0.2] }\n"
+)
 BOARD = (
     HEAD
     + 'methods = ["fp", "rtn", "ste", "lsq"]\n'
@@ -88,32 +91,34 @@ lr = { low = 1e-3, high = 1e-1, log = true }
 """
 
 
-def swept(text: str, results: Path, listener: Any = None, group: int | None = None) -> Summary:
-    config, execution = read_text(text, "s.toml"), dataclasses.replace(QUICK, group=group)
+def run_sweep_text(
+    text: str, results: Path, listener: Any = None, group: int | None = None
+) -> SweepSummary:
+    config, execution = parse_sweep(text, "s.toml"), dataclasses.replace(QUICK, group=group)
     with local_engine(config, execution, 2) as engine:
-        return sweep(config, results, engine, execution, listener)
+        return run_sweep(config, results, engine, execution, listener)
 
 
 @pytest.fixture(scope="module")
 def board(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where BOARD was swept, undisturbed."""
+    """Return a folder in which BOARD was swept without interruption."""
     results = tmp_path_factory.mktemp("tuned")
-    summary = swept(BOARD, results)
+    summary = run_sweep_text(BOARD, results)
     assert (summary.failed, summary.left, summary.code) == (0, 0, 0)
     return results
 
 
-def config(text: str = BOARD) -> SweepConfig:
-    return read_text(text, "s.toml")
+def make_config(text: str = BOARD) -> SweepConfig:
+    return parse_sweep(text, "s.toml")
 
 
-def files(results: Path) -> set[str]:
-    return {f"{a.key}/{a.number}" for a in all_attempts(results)}
+def list_attempt_names(results: Path) -> set[str]:
+    return {f"{a.key}/{a.number}" for a in iterate_attempts(results)}
 
 
-def outcomes(results: Path) -> dict[str, float | None]:
-    """The validation of every finished run, from its files."""
-    found = {a.key: a.read("result") for a in all_attempts(results)}
+def read_outcomes(results: Path) -> dict[str, float | None]:
+    """Return the validation of every finished run by key, from the files; None for a failed one."""
+    found = {a.key: a.read("result") for a in iterate_attempts(results)}
     return {
         key: (r.get("scores") or {}).get("validation") if r["state"] == "ok" else None
         for key, r in found.items()
@@ -121,7 +126,7 @@ def outcomes(results: Path) -> dict[str, float | None]:
     }
 
 
-def cells(shown: Board) -> Iterator[tuple[str, str, Cell]]:
+def iterate_cells(shown: Board) -> Iterator[tuple[str, str, Cell]]:
     for row in shown.sections[0].rows:
         for column, cell in zip(
             ["fp32"] if row.spans else [c.format for c in shown.sections[0].columns],
@@ -131,7 +136,7 @@ def cells(shown: Board) -> Iterator[tuple[str, str, Cell]]:
             yield row.entrant, column, cell
 
 
-def printed(shown: Board, width: int = 160) -> str:
+def print_board(shown: Board, width: int = 160) -> str:
     out = io.StringIO()
     show_board(shown, Console(file=out, width=width))
     return out.getvalue()
@@ -140,18 +145,18 @@ def printed(shown: Board, width: int = 160) -> str:
 # ---- what is trained ----
 
 
-def test_trials_then_choices_then_final_runs_and_the_same_call_again_trains_nothing(
+def test_trials_are_followed_by_final_runs_and_a_second_sweep_trains_nothing(
     board: Path,
 ) -> None:
-    plan, before = make_plan(config(), outcomes(board)), files(board)
+    plan, before = make_plan(make_config(), read_outcomes(board)), list_attempt_names(board)
     assert not plan.waiting and {f"{key}/1" for key in plan.runs} == before
     stages = Counter((run.cell.stage, run.seed) for run in plan.runs.values() if not run.cell.extra)
     assert stages == {("trial", 1000): 4 * 7} | {("final", seed): 7 for seed in range(3)}
-    summary = swept(BOARD, board)
-    assert summary.cached == len(plan.runs) == summary.ok and files(board) == before
+    summary = run_sweep_text(BOARD, board)
+    assert summary.cached == len(plan.runs) == summary.ok and list_attempt_names(board) == before
 
 
-def test_the_choice_is_the_best_validation_of_the_trials(board: Path) -> None:
+def test_the_trial_with_the_best_validation_is_chosen(board: Path) -> None:
     frame = Results(board).board_runs("tuned")
     for _, cell in frame.groupby(["label", frame["weights_format"].fillna("")]):
         trials, finals = cell[cell["stage"] == "trial"], cell[cell["stage"] == "final"]
@@ -166,11 +171,11 @@ def test_the_choice_is_the_best_validation_of_the_trials(board: Path) -> None:
 
 
 class Crash(BaseException):
-    """What no part of a sweep expects."""
+    """An error that no part of a sweep handles."""
 
 
-class Saboteur:
-    """Ends the sweep between two phases, or after so many runs."""
+class CrashingListener:
+    """Crashes the sweep after `at` runs, or between two phases if `at` is None."""
 
     def __init__(self, at: int | None) -> None:
         self.at, self.finished, self.plans, self.counts = at, 0, list[int](), (0, 0)
@@ -188,40 +193,46 @@ class Saboteur:
     def stop(self, summary: Any) -> None: ...
 
 
-def test_killed_between_and_within_the_phases_it_comes_to_the_same(
+def test_a_sweep_that_crashes_in_any_phase_gives_the_same_board(
     board: Path, tmp_path: Path
 ) -> None:
     for at in (3, None, 2, None, 4):
         with pytest.raises(Crash):
-            swept(BOARD, tmp_path, Saboteur(at))
-    summary = swept(BOARD, tmp_path)
+            run_sweep_text(BOARD, tmp_path, CrashingListener(at))
+    summary = run_sweep_text(BOARD, tmp_path)
     assert (summary.failed, summary.left) == (0, 0)
-    assert set(outcomes(tmp_path)) == set(outcomes(board)) and outcomes(tmp_path) == outcomes(board)
-    assert frozen(Results(tmp_path).board()) == frozen(Results(board).board())
+    assert set(read_outcomes(tmp_path)) == set(read_outcomes(board)) and read_outcomes(
+        tmp_path
+    ) == read_outcomes(board)
+    assert board_without_costs(Results(tmp_path).board()) == board_without_costs(
+        Results(board).board()
+    )
 
 
 @pytest.mark.slow
-def test_killed_from_outside_at_any_moment_it_comes_to_the_same(
-    command: Command, board: Path, tmp_path: Path
+def test_a_sweep_killed_at_any_moment_gives_the_same_board(
+    start_process: StartProcess, board: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "s.toml").write_text(BOARD)
     (tmp_path / "driver.py").write_text(DRIVER)
     chance, results, done = random.Random(), tmp_path / "killed", 0
     for _ in range(40 if SOAK else 3):
-        process = command(tmp_path / "driver.py", tmp_path / "s.toml", results)
-        until(lambda p=process, n=done: len(outcomes(results)) > n or p.poll() is not None)  # type: ignore[misc]
+        process = start_process(tmp_path / "driver.py", tmp_path / "s.toml", results)
+        wait_until(
+            lambda p=process, n=done: len(read_outcomes(results)) > n or p.poll() is not None
+        )  # type: ignore[misc]
         time.sleep(chance.uniform(0, 1))
         process.kill()
         process.wait()
-        done = len(outcomes(results))
-    swept(BOARD, results)
-    assert outcomes(results) == outcomes(board) and frozen(Results(results).board()) == frozen(
-        Results(board).board()
-    )
+        done = len(read_outcomes(results))
+    run_sweep_text(BOARD, results)
+    assert read_outcomes(results) == read_outcomes(board) and board_without_costs(
+        Results(results).board()
+    ) == board_without_costs(Results(board).board())
 
 
-def frozen(shown: Board) -> dict[str, Any]:
-    """A board without what a clock says."""
+def board_without_costs(shown: Board) -> dict[str, Any]:
+    """Return a board as plain data, without measured times."""
     data = shown.to_json()
     for section in data["sections"]:
         for row in section["rows"]:
@@ -229,17 +240,17 @@ def frozen(shown: Board) -> dict[str, Any]:
     return data
 
 
-def test_an_interrupted_sweep_says_what_it_waits_for(board: Path, tmp_path: Path) -> None:
-    class Interrupter(Saboteur):
+def test_status_of_an_interrupted_sweep_lists_pending_choices(board: Path, tmp_path: Path) -> None:
+    class Interrupter(CrashingListener):
         def event(self, kind: str, run_label: str, **details: Any) -> None:
             self.finished += kind == "finished"
             if self.finished == 2:
                 raise Crash
 
     with pytest.raises(Crash):
-        swept(BOARD, tmp_path, Interrupter(None), group=1)
-    lines = status(config(), tmp_path)
-    states = Counter(line.standing.state for line in lines)
+        run_sweep_text(BOARD, tmp_path, Interrupter(None), group=1)
+    lines = read_sweep_status(make_config(), tmp_path)
+    states = Counter(line.run_state.state for line in lines)
     assert (
         states["cached"] in (2, 3)
         and states["waiting"] == 7
@@ -251,32 +262,39 @@ def test_an_interrupted_sweep_says_what_it_waits_for(board: Path, tmp_path: Path
     assert (
         "ste int2 toy/xs  " in said and "3 runs, chosen when its trials are done: 4 to go" in said
     )
-    assert "21    chosen when their trials are done" in said, "final runs, not cells"
-    assert {state for _, _, cell in cells(Results(tmp_path).board()) for state in [cell.state]} == {
-        "planned"
-    }
+    assert "21    chosen when their trials are done" in said, "final runs are counted, not cells"
+    assert {
+        state for _, _, cell in iterate_cells(Results(tmp_path).board()) for state in [cell.state]
+    } == {"planned"}
     assert len(
-        [line for line in status(config(), board) if line.standing.state == "cached"]
-    ) == len(files(board))
+        [
+            line
+            for line in read_sweep_status(make_config(), board)
+            if line.run_state.state == "cached"
+        ]
+    ) == len(list_attempt_names(board))
 
 
-def test_a_listener_hears_how_many_runs_there_will_be(tmp_path: Path) -> None:
-    class Counting(Saboteur):
+def test_a_listener_receives_the_number_of_runs(tmp_path: Path) -> None:
+    class Counting(CrashingListener):
         def event(self, kind: str, run_label: str, **details: Any) -> None:
             if kind == "planned":
                 self.plans.append(details["total"])
             self.finished += kind == "finished"
 
     heard = Counting(None)
-    swept(HALVED, tmp_path, heard)
+    run_sweep_text(HALVED, tmp_path, heard)
     assert heard.counts == (3 * (4 + 2 + 3), 0), (
-        "what is still to be chosen is counted, what it goes on from is not known yet"
+        "final runs are counted before they are chosen; their bases are not known yet"
     )
-    assert heard.plans[-1] == heard.finished == len(files(tmp_path)) and len(heard.plans) >= 2
+    assert (
+        heard.plans[-1] == heard.finished == len(list_attempt_names(tmp_path))
+        and len(heard.plans) >= 2
+    )
 
 
 def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
-    swept(HALVED, tmp_path)
+    run_sweep_text(HALVED, tmp_path)
     found = Results(tmp_path)
     frame = found.board_runs("tuned")
     trials = frame[frame["stage"] == "trial"]
@@ -287,7 +305,7 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
     }
     shown = found.board()
     assert len(shown.sections) == 1 and "20 steps" in shown.sections[0].setting
-    for label, _, cell in cells(shown):
+    for label, _, cell in iterate_cells(shown):
         own = trials[trials["label"] == label]
         short, whole = own[own["rung"] == 0], own[own["rung"] == 1]
         assert set(whole["trial"]) == set(short.nsmallest(2, "validation")["trial"])
@@ -295,29 +313,29 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
         assert cell.trials == 4 and cell.best_of_share == 0.25 and len(cell.best_of) == 4
         assert cell.best_of[-1] == pytest.approx(
             short.loc[short["validation"].idxmin(), "packed"]
-        ), "the curve is of the rung with every trial"
+        ), "the curve is computed at the rung that has all trials"
     assert "4 trials with 25 % of the steps" in best_of(shown.sections[0])[0]
-    assert to_csv(again(found, HALVED)) == to_csv(shown)
+    assert to_csv(rebuild_from_csv(found, HALVED)) == to_csv(shown)
 
 
 # ---- what fails ----
 
 
-def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(
+def test_a_cell_whose_trials_all_failed_is_shown_as_failed(
     tmp_path: Path,
 ) -> None:
-    knobs = "[tuning.own.actor]\nseconds = { values = [0.0, 0.001] }\n"
-    summary = swept(FRAGILE + knobs, tmp_path)
+    own_axes = "[tuning.own.actor]\nseconds = { values = [0.0, 0.001] }\n"
+    summary = run_sweep_text(FRAGILE + own_axes, tmp_path)
     assert summary.failed == 4 * 2 and summary.code == 3
     lines = [
         line
-        for line in status(config(FRAGILE + knobs), tmp_path)
-        if line.standing.state == "untuned"
+        for line in read_sweep_status(make_config(FRAGILE + own_axes), tmp_path)
+        if line.run_state.state == "untuned"
     ]
     assert [line.title for line in lines] == ["Fragile int4 stage/xs", "Hopeless int4 stage/xs"]
     found = Results(tmp_path)
-    for shown in (found.board(), again(found, FRAGILE + knobs)):
-        by_label = {label: cell for label, _, cell in cells(shown) if label != "fp"}
+    for shown in (found.board(), rebuild_from_csv(found, FRAGILE + own_axes)):
+        by_label = {label: cell for label, _, cell in iterate_cells(shown) if label != "fp"}
         assert set(by_label) >= {"plain", "Fragile", "Hopeless"}
         for label in ("Fragile", "Hopeless"):
             cell = by_label[label]
@@ -334,18 +352,18 @@ def test_a_cell_without_a_trial_that_came_through_is_marked_failed_and_no_hole(
             )
         assert by_label["plain"].state == "ok"
         assert "untuned" in to_markdown(shown)
-    assert to_csv(again(found, FRAGILE + knobs)) == to_csv(found.board())
+    assert to_csv(rebuild_from_csv(found, FRAGILE + own_axes)) == to_csv(found.board())
 
 
-def test_some_failed_trials_are_counted_and_never_chosen(tmp_path: Path) -> None:
+def test_failed_trials_are_counted_and_never_chosen(tmp_path: Path) -> None:
     text = (
         FRAGILE[: FRAGILE.index("[[method]]")]
         + '[[method]]\nname = "actor"\nrole = "nan"\nlabel = "Fragile"\n'
     )
     text += FRAGILE[FRAGILE.index("[tuning]") :] + "[tuning.own.actor]\nat = { values = [3, 50] }\n"
-    swept(text, tmp_path)
+    run_sweep_text(text, tmp_path)
     shown = Results(tmp_path).board()
-    (fragile,) = (cell for label, _, cell in cells(shown) if label == "Fragile")
+    (fragile,) = (cell for label, _, cell in iterate_cells(shown) if label == "Fragile")
     assert fragile.state == "ok" and fragile.chosen["at"] == 50
     failed = sum(value is None for value in fragile.best_of)
     assert (
@@ -353,7 +371,7 @@ def test_some_failed_trials_are_counted_and_never_chosen(tmp_path: Path) -> None
     ), "two of four trials have at = 3"
 
 
-def test_a_trial_that_is_tried_again_is_waited_for_and_may_change_the_choice(
+def test_the_choice_waits_for_a_retried_trial_and_may_change(
     tmp_path: Path,
 ) -> None:
     actor = f'[[method]]\nname = "actor"\nrole = "raise"\nonce = "{tmp_path / "once"}"\n'
@@ -362,45 +380,51 @@ def test_a_trial_that_is_tried_again_is_waited_for_and_may_change_the_choice(
         + actor
         + FRAGILE[FRAGILE.index("[tuning]") :]
     )
-    first = swept(text, tmp_path)
-    assert first.failed in (1, 2) and first.left == 0, "two workers may come to the marker at once"
+    first = run_sweep_text(text, tmp_path)
+    assert first.failed in (1, 2) and first.left == 0, (
+        "two workers may reach the marker at the same time"
+    )
     assert [
         cell.state
-        for label, _, cell in cells(Results(tmp_path).board())
+        for label, _, cell in iterate_cells(Results(tmp_path).board())
         if label.startswith("actor")
     ] == ["ok"]
     waiting = [
-        line.title for line in status(config(text), tmp_path) if line.standing.state == "waiting"
+        line.title
+        for line in read_sweep_status(make_config(text), tmp_path)
+        if line.run_state.state == "waiting"
     ]
     assert len(waiting) == 1 and waiting[0].startswith("actor"), (
-        "its failed trial is made again, and chooses, too"
+        "its failed trial is trained again and takes part in the choice"
     )
-    second = swept(text, tmp_path)
+    second = run_sweep_text(text, tmp_path)
     assert (second.failed, second.left) == (0, 0)
     frame = Results(tmp_path).board_runs("again")
     own = frame[frame["label"].str.startswith("actor") & (frame["state"] == "ok")]
     trials = own[own["stage"] == "trial"]
     (cell,) = (
-        cell for label, _, cell in cells(Results(tmp_path).board()) if label.startswith("actor")
+        cell
+        for label, _, cell in iterate_cells(Results(tmp_path).board())
+        if label.startswith("actor")
     )
     assert len(trials) == 4 and cell.chosen == json.loads(
         trials.loc[trials["validation"].idxmin(), "chosen"]
     )
-    assert swept(text, tmp_path).cached == second.ok
+    assert run_sweep_text(text, tmp_path).cached == second.ok
 
 
 # ---- what is shown ----
 
 
-def test_entrants_are_labels_and_sections_do_not_differ_by_what_was_chosen(board: Path) -> None:
+def test_sections_do_not_depend_on_the_chosen_values(board: Path) -> None:
     shown = Results(board).board()
-    assert len(shown.sections) == 1 and Counter(label for label, _, _ in cells(shown)) == {
+    assert len(shown.sections) == 1 and Counter(label for label, _, _ in iterate_cells(shown)) == {
         "fp": 1,
         "rtn": 2,
         "ste": 2,
         "lsq": 2,
     }
-    for label, _, cell in cells(shown):
+    for label, _, cell in iterate_cells(shown):
         assert (
             cell.state == "ok"
             and cell.asked == cell.seeds == 3
@@ -416,10 +440,10 @@ def test_entrants_are_labels_and_sections_do_not_differ_by_what_was_chosen(board
     assert any(row.main and row.role == "control" for row in shown.sections[0].rows)
 
 
-def test_the_curve_is_of_trials_alone(board: Path) -> None:
+def test_the_best_of_n_curve_is_computed_from_trials_only(board: Path) -> None:
     frame = Results(board).board_runs("tuned")
     frame = frame[frame["stage"] == "trial"]
-    for label, column, cell in cells(Results(board).board()):
+    for label, column, cell in iterate_cells(Results(board).board()):
         own = frame[(frame["label"] == label) & (frame["weights_format"].fillna("fp32") == column)]
         validation, test = own["validation"].tolist(), own["packed"].tolist()
         for n, expected in enumerate(cell.best_of, 1):
@@ -430,7 +454,7 @@ def test_the_curve_is_of_trials_alone(board: Path) -> None:
             assert expected == pytest.approx(math.fsum(best) / len(best))
 
 
-def test_the_notes_say_how_it_was_tuned(board: Path) -> None:
+def test_the_notes_describe_the_tuning(board: Path) -> None:
     notes = Results(board).board().sections[0].notes
     (how,) = (note for note in notes if note.startswith("tuned on validation"))
     assert how == (
@@ -440,9 +464,9 @@ def test_the_notes_say_how_it_was_tuned(board: Path) -> None:
     assert not any("learning rates" in note for note in notes)
 
 
-def test_values_at_the_edge_are_flagged_by_entrant_and_column(board: Path) -> None:
+def test_chosen_values_at_the_edge_of_their_range_are_flagged(board: Path) -> None:
     shown, flagged = Results(board).board(), 0
-    for _, _, cell in cells(shown):
+    for _, _, cell in iterate_cells(shown):
         ends = [f"weight_decay={cell.chosen['weight_decay']:g}"] * (
             cell.chosen["weight_decay"] != 0.1
         )
@@ -464,14 +488,14 @@ def test_values_at_the_edge_are_flagged_by_entrant_and_column(board: Path) -> No
         ) == said
         flagged += bool(ends)
     assert flagged
-    wider = again(Results(board), BOARD.replace("0.1, 0.2]", "0.1, 0.2, 0.3]"))
-    assert not any("weight_decay=0.2" in cell.at_edge for _, _, cell in cells(wider)), (
-        "0.2 is an end of the one list and not of the other"
+    wider = rebuild_from_csv(Results(board), BOARD.replace("0.1, 0.2]", "0.1, 0.2, 0.3]"))
+    assert not any("weight_decay=0.2" in cell.at_edge for _, _, cell in iterate_cells(wider)), (
+        "0.2 is an end of the first list, but not of the second"
     )
 
 
-def again(found: Results, text: str) -> Board:
-    """The board out of its runs.csv and its sweep file."""
+def rebuild_from_csv(found: Results, text: str) -> Board:
+    """Rebuild a board from its runs.csv and its sweep file."""
     csv = runs_csv(found.board_runs(found.board_name(None)))
     assert csv == runs_csv(found.board_runs(found.board_name(None)))
     runs = read_runs_csv(io.StringIO(csv))
@@ -481,13 +505,13 @@ def again(found: Results, text: str) -> Board:
         runs,
         defaults=json.loads(json.dumps(known)),
         title=found.board().title,
-        tuning=config(text).tuning,
+        tuning=make_config(text).tuning,
     )
 
 
-def test_it_comes_out_of_its_runs_csv(board: Path) -> None:
+def test_the_board_can_be_rebuilt_from_its_runs_csv(board: Path) -> None:
     found = Results(board)
-    assert again(found, BOARD).to_json() == found.board().to_json()
+    assert rebuild_from_csv(found, BOARD).to_json() == found.board().to_json()
     csv = runs_csv(found.board_runs("tuned"))
     head = csv.splitlines()[0].split(",")
     assert (
@@ -496,19 +520,19 @@ def test_it_comes_out_of_its_runs_csv(board: Path) -> None:
     )
 
 
-def test_it_comes_out_of_the_files(board: Path) -> None:
+def test_the_board_can_be_rebuilt_from_the_run_folders(board: Path) -> None:
     before = Results(board).board().to_json()
-    rebuild(board)
+    rebuild_store(board)
     assert Results(board).board().to_json() == before
     with Store(board) as store:
-        store.snapshot()
+        store.write_snapshot()
     assert Results(board).board().to_json() == before
 
 
-def test_it_is_printed_with_what_was_chosen_and_the_best_of_n(board: Path) -> None:
+def test_the_printed_board_shows_chosen_values_and_the_best_of_n(board: Path) -> None:
     shown = Results(board).board()
-    wide, page = printed(shown), to_markdown(shown)
-    for _, _, cell in cells(shown):
+    wide, page = print_board(shown), to_markdown(shown)
+    for _, _, cell in iterate_cells(shown):
         assert f"lr {cell.chosen['lr']:g}" in wide and f"lr {cell.chosen['lr']:g}, " in page
     assert "Expected test score of the best of n trials on validation, at the tuning seeds:" in wide
     assert "fp32, 1, 2, 4 trials: fp " in wide and "- int2, 1, 2, 4 trials: " in page
@@ -521,31 +545,31 @@ def test_it_is_printed_with_what_was_chosen_and_the_best_of_n(board: Path) -> No
     assert data["chosen"].keys() == {"lr", "weight_decay"} and len(data["best_of"]) == 4
 
 
-def test_its_page_shows_what_was_chosen_beside_each_score(board: Path, tmp_path: Path) -> None:
-    publish(Results(board), None, tmp_path / "site")
+def test_the_page_shows_the_chosen_values_next_to_each_score(board: Path, tmp_path: Path) -> None:
+    publish_site(Results(board), None, tmp_path / "site")
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<small class="chosen">([^<]*)</small>', page)
     assert sorted(shown) == sorted(
-        chosen(cell) for *_, cell in cells(Results(board).board())
+        chosen(cell) for *_, cell in iterate_cells(Results(board).board())
     ) and all("lr " in words for words in shown)
 
 
-def test_a_board_that_is_not_tuned_says_nothing_of_tuning(tmp_path: Path) -> None:
+def test_an_untuned_board_does_not_mention_tuning(tmp_path: Path) -> None:
     text = (
         HEAD.replace("tuned", "plain").replace("seeds = 3", "seeds = 1")
         + 'methods = ["fp", "rtn"]\n'
     )
-    swept(text, tmp_path)
+    run_sweep_text(text, tmp_path)
     found = Results(tmp_path)
     assert "stage" not in found.board_runs("plain") and "chosen" not in found.cells()
-    assert "trials" not in printed(found.board()) and {
-        cell.trials for _, _, cell in cells(found.board())
+    assert "trials" not in print_board(found.board()) and {
+        cell.trials for _, _, cell in iterate_cells(found.board())
     } == {0}
 
 
 @contextmanager
-def deleted(folder: Path) -> Iterator[None]:
-    """As if somebody had made room."""
+def moved_away(folder: Path) -> Iterator[None]:
+    """Move a folder away, as if somebody had deleted it, and back unless it was made again."""
     aside = folder.with_name(f"{folder.name}-aside")
     folder.rename(aside)
     yield
@@ -553,39 +577,37 @@ def deleted(folder: Path) -> Iterator[None]:
         aside.rename(folder)
 
 
-def test_an_artefact_that_is_gone_is_made_again_without_another_choice(
-    board: Path, tmp_path: Path
-) -> None:
-    """`rtn` at another seed goes on from a network that was trained, stored and cleared away: it is trained again, and nothing else is."""
-    plan = make_plan(config(), outcomes(board))
+def test_a_deleted_artefact_is_made_again_without_a_new_choice(board: Path, tmp_path: Path) -> None:
+    """The base of an `rtn` run was deleted. Only the base and that run are trained again."""
+    plan = make_plan(make_config(), read_outcomes(board))
     final = next(
         run
         for run in plan.runs.values()
         if run.base and run.cell.stage == "final" and run.seed == 2
     )
-    base = next(a for a in all_attempts(board) if a.key == final.base)
-    lost = next(a for a in all_attempts(board) if a.key == final.key)
-    before = files(board)
+    base = next(a for a in iterate_attempts(board) if a.key == final.base)
+    lost = next(a for a in iterate_attempts(board) if a.key == final.key)
+    before = list_attempt_names(board)
     (lost.folder / "result.json").unlink()
-    with deleted(base.export):
-        summary = swept(BOARD, board)
+    with moved_away(base.export):
+        summary = run_sweep_text(BOARD, board)
     assert (summary.failed, summary.left) == (0, 0)
-    assert files(board) - before == {f"{final.base}/2", f"{final.key}/2"}
+    assert list_attempt_names(board) - before == {f"{final.base}/2", f"{final.key}/2"}
 
 
-def test_a_tuned_board_may_start_from_a_network_that_all_trials_share(tmp_path: Path) -> None:
+def test_all_trials_of_a_tuned_board_may_start_from_one_network(tmp_path: Path) -> None:
     text = HALVED.replace("seeds = 3", 'seeds = 2\nstart = "fp:0.5"')
-    summary = swept(text, tmp_path)
+    summary = run_sweep_text(text, tmp_path)
     assert (summary.failed, summary.left) == (0, 0)
-    specs = [attempt.read("spec") or {} for attempt in all_attempts(tmp_path)]
+    specs = [attempt.read("spec") or {} for attempt in iterate_attempts(tmp_path)]
     networks = [spec for spec in specs if spec["start"] == "scratch"]
     assert sorted(spec["seed"] for spec in networks) == [0, 1, 1000] and {
         spec["recipe"]["steps"] for spec in networks
     } == {10}
     shown = Results(tmp_path).board()
     assert len(shown.sections) == 1 and {
-        label for label, _, cell in cells(shown) if cell.state == "ok"
+        label for label, _, cell in iterate_cells(shown) if cell.state == "ok"
     } == {"fp", "rtn", "ste"}
-    assert all(cell.trials == 4 and cell.seeds == 2 for _, _, cell in cells(shown))
-    assert swept(text, tmp_path).cached == summary.ok
-    assert to_csv(again(Results(tmp_path), text)) == to_csv(shown)
+    assert all(cell.trials == 4 and cell.seeds == 2 for _, _, cell in iterate_cells(shown))
+    assert run_sweep_text(text, tmp_path).cached == summary.ok
+    assert to_csv(rebuild_from_csv(Results(tmp_path), text)) == to_csv(shown)

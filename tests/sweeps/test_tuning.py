@@ -1,4 +1,4 @@
-"""Tuning without training: what may be written, which points are drawn, who goes on, who is chosen, and what the best of n would have scored."""
+"""Tuning without training: the table, the drawn points, halving, choices, and the best of n."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.stats.trial_selection import best_of, leaders, ranked
-from qbench.sweepfile.read import read_text
-from qbench.sweepfile.tuning_space import Axis, Tuning
-from qbench.sweepfile.tuning_table import read_tuning
-from qbench.sweeps.board_roster import roster_of
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweepfile.tuning_space import Tuning, TuningAxis
+from qbench.sweepfile.tuning_table import read_tuning_table
+from qbench.sweeps.board_members import make_board_members
 from qbench.sweeps.cells import Plan, PlannedRun
 from qbench.sweeps.plan import Planner, make_plan
 from tests.stage import stage
@@ -44,78 +44,75 @@ HALVED = FOUR + "halving = { rungs = [0.25, 0.5], keep = 0.5 }\n"
 Judge = Callable[[PlannedRun], float | None]
 
 
-def plan(text: str, known: Mapping[str, float | None] | None = None) -> Plan:
-    return make_plan(read_text(text, "s.toml"), known)
+def plan_text(text: str, known: Mapping[str, float | None] | None = None) -> Plan:
+    return make_plan(parse_sweep(text, "s.toml"), known)
 
 
-def tuning(text: str) -> Tuning:
-    found = read_text(SMALL + text, "s.toml").tuning
+def read_tuning_of(text: str) -> Tuning:
+    found = parse_sweep(SMALL + text, "s.toml").tuning
     assert found is not None
     return found
 
 
-def played(text: str, judge: Judge) -> tuple[Plan, dict[str, float | None]]:
-    """A sweep whose runs all end as they are told, planned until nothing more comes."""
-    planner, known = Planner(read_text(text, "s.toml")), dict[str, float | None]()
+def simulate_sweep(text: str, judge: Judge) -> tuple[Plan, dict[str, float | None]]:
+    """Plan a sweep whose runs end as `judge` says, until no new runs follow."""
+    planner, known = Planner(parse_sweep(text, "s.toml")), dict[str, float | None]()
     while new := [run for key, run in planner.plan(known).runs.items() if key not in known]:
         known |= {run.key: judge(run) for run in new}
     return planner.plan(known), known
 
 
-def by_rate(run: PlannedRun) -> float:
-    """Lower is better, and the best rate is the lowest."""
+def score_by_rate(run: PlannedRun) -> float:
+    """Return the learning rate as the validation: the lowest rate is the best."""
     return run.config.recipe.lr
 
 
 # ---- what is drawn ----
 
 
-def test_every_method_gets_the_same_points_and_its_own_knobs_lie_beside_them() -> None:
-    found = tuning(FOUR + OWN)
-    shared, own = found.draw("plain"), found.draw("actor")
+def test_every_method_gets_the_same_points_and_its_own_values_in_addition() -> None:
+    found = read_tuning_of(FOUR + OWN)
+    shared, own = found.draw_trials("plain"), found.draw_trials("actor")
     assert len(shared) == 4 and [{"lr": point["lr"]} for point in own] == shared
     assert (
         all(0 <= point["seconds"] <= 0.01 for point in own)
         and len({point["seconds"] for point in own}) == 4
     )
-    assert tuning(FOUR).draw("actor") == shared, "somebody's own range moves nobody's shared points"
+    assert read_tuning_of(FOUR).draw_trials("actor") == shared, (
+        "a method's own range changes no shared points"
+    )
 
 
-def test_the_draws_are_pinned() -> None:
-    """They are in keys: other numbers are other runs, and every tuned board would be tuned again."""
-    assert [point["lr"] for point in tuning(FOUR).draw("plain")] == [
+def test_the_drawn_values_are_pinned() -> None:
+    """The values are in keys. Other numbers would mean that every board is tuned again."""
+    assert [point["lr"] for point in read_tuning_of(FOUR).draw_trials("plain")] == [
         0.006605,
         0.03687,
         0.02659,
         0.00149,
     ]
-    assert [point["lr"] for point in tuning(FOUR + 'sampler = "halton"\n').draw("plain")] == [
-        0.02597,
-        0.002597,
-        0.08212,
-        0.008212,
-    ]
 
 
-def test_the_order_of_words_in_the_file_moves_no_point() -> None:
+def test_the_order_of_keys_in_the_file_changes_no_point() -> None:
     decay = "weight_decay = { values = [0.0, 0.1] }\n"
-    one, other = tuning(FOUR + decay), tuning(FOUR.replace(RATES, decay + RATES))
-    assert one.draw("plain") == other.draw("plain") and str(one) == str(other)
+    one, other = read_tuning_of(FOUR + decay), read_tuning_of(FOUR.replace(RATES, decay + RATES))
+    assert one.draw_trials("plain") == other.draw_trials("plain") and str(one) == str(other)
 
 
-@pytest.mark.parametrize("sampler", ["sobol", "halton"])
 @given(st.integers(1, 40), st.integers(0, 2**31 - 1))
 @settings(max_examples=20, deadline=None)
-def test_more_trials_only_add_points(sampler: str, trials: int, seed: int) -> None:
+def test_more_trials_only_add_points(trials: int, seed: int) -> None:
     made = [
-        Tuning({"lr": Axis(1e-4, 1e-1, True)}, n, sampler, seed).draw("x")
+        Tuning({"lr": TuningAxis(1e-4, 1e-1, True)}, n, seed=seed).draw_trials("x")
         for n in (trials, 2 * trials)
     ]
     assert made[1][:trials] == made[0] and len({point["lr"] for point in made[1]}) == 2 * trials
 
 
-def test_sixteen_points_of_sobol_fall_one_into_each_sixteenth_of_the_range() -> None:
-    points = Tuning({"lr": Axis(1e-4, 1e-1, True), "clip": Axis(0.0, 1.0)}, 16).draw("x")
+def test_each_sixteenth_of_the_range_has_one_of_sixteen_sobol_points() -> None:
+    points = Tuning(
+        {"lr": TuningAxis(1e-4, 1e-1, True), "clip": TuningAxis(0.0, 1.0)}, 16
+    ).draw_trials("x")
     places = [int(16 * math.log(point["lr"] / 1e-4) / math.log(1e3)) for point in points]
     assert sorted(places) == sorted(int(16 * point["clip"]) for point in points) == list(range(16))
 
@@ -124,22 +121,23 @@ def test_sixteen_points_of_sobol_fall_one_into_each_sixteenth_of_the_range() -> 
     st.floats(1e-9, 1e6), st.floats(1.001, 1e6), st.booleans(), st.floats(0, 1, exclude_max=True)
 )
 def test_a_point_lies_in_its_range(low: float, factor: float, log: bool, share: float) -> None:
-    axis = Axis(low, low * factor, log)
-    assert axis.low <= axis.at(share) <= axis.high
+    axis = TuningAxis(low, low * factor, log)
+    assert axis.low <= axis.value_at(share) <= axis.high
 
 
 def test_a_grid_is_the_product_of_its_lists() -> None:
-    grid = tuning(
-        '[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.01] }\nbeta2 = { values = [0.9, 0.99, 0.999] }\n'
+    grid = read_tuning_of(
+        '[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.01] }\n'
+        "beta2 = { values = [0.9, 0.99, 0.999] }\n"
     )
-    assert grid.trials == 6 and [(p["lr"], p["beta2"]) for p in grid.draw("actor")] == [
+    assert grid.trials == 6 and [(p["lr"], p["beta2"]) for p in grid.draw_trials("actor")] == [
         (lr, b) for b, lr in itertools.product([0.9, 0.99, 0.999], [0.1, 0.01])
-    ]  # fmt: skip
+    ]
 
 
-def test_a_value_near_an_end_is_at_the_edge_and_of_two_values_none_is() -> None:
-    rate, flat = Axis(1e-4, 1.0, True), Axis(0.0, 10.0)
-    assert [rate.at_edge(x) for x in (1e-4, 1.5e-4, 1.7e-4, 1e-2, 0.6, 0.7)] == [
+def test_values_near_an_end_are_at_the_edge_unless_there_are_only_two() -> None:
+    rate, flat = TuningAxis(1e-4, 1.0, True), TuningAxis(0.0, 10.0)
+    assert [rate.is_at_edge(x) for x in (1e-4, 1.5e-4, 1.7e-4, 1e-2, 0.6, 0.7)] == [
         True,
         True,
         False,
@@ -147,24 +145,25 @@ def test_a_value_near_an_end_is_at_the_edge_and_of_two_values_none_is() -> None:
         False,
         True,
     ]
-    assert [flat.at_edge(x) for x in (0.0, 0.49, 0.51, 9.4, 9.6)] == [
+    assert [flat.is_at_edge(x) for x in (0.0, 0.49, 0.51, 9.4, 9.6)] == [
         True,
         True,
         False,
         False,
         True,
     ]
-    assert [Axis(values=(3, 1, 2)).at_edge(x) for x in (1, 2, 3)] == [True, False, True]
-    assert not any(Axis(values=(0.0, 0.1)).at_edge(x) for x in (0.0, 0.1))
-    assert not Axis(values=("absmax", "mse", "hessian")).at_edge("absmax")
+    assert [TuningAxis(values=(3, 1, 2)).is_at_edge(x) for x in (1, 2, 3)] == [True, False, True]
+    assert not any(TuningAxis(values=(0.0, 0.1)).is_at_edge(x) for x in (0.0, 0.1))
+    assert not TuningAxis(values=("absmax", "mse", "hessian")).is_at_edge("absmax")
 
 
-def test_it_survives_json() -> None:
-    found = tuning(HALVED + OWN + "at = { values = [1, 2] }\n")
+def test_tuning_can_be_written_to_json_and_read_back() -> None:
+    found = read_tuning_of(HALVED + OWN + "at = { values = [1, 2] }\n")
     assert Tuning.from_json(json.loads(json.dumps(found.to_json()))) == found
     assert str(found) == (
-        "4 trials for everyone (sobol, seed 0), at seed 1000: lr from 0.001 to 0.1 (log); and of its own for actor at in {1, 2}, "
-        "seconds from 0 to 0.01; halving: 4 with 25 % of the steps, then 2 with 50 % of the steps, then 1 with 100 % of the steps"
+        "4 trials for everyone (sobol, seed 0), at seed 1000: lr from 0.001 to 0.1 (log);"
+        " and of its own for actor at in {1, 2}, seconds from 0 to 0.01; halving: 4 with 25 % of"
+        " the steps, then 2 with 50 % of the steps, then 1 with 100 % of the steps"
     )
 
 
@@ -176,7 +175,7 @@ VALIDATIONS = st.lists(
 
 
 @given(VALIDATIONS, st.randoms(use_true_random=False), st.sampled_from(["lower", "higher"]))
-def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(
+def test_best_of_n_is_the_mean_over_all_subsets_of_n_trials(
     validation: list[float | None], chance: random.Random, better: str
 ) -> None:
     test = [
@@ -186,7 +185,7 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(
     assert len(curve) == len(validation)
     for n, expected in enumerate(curve, 1):
         scores = [
-            test[best_among(drawn, validation, better)]
+            test[find_best_trial(drawn, validation, better)]
             for drawn in itertools.combinations(range(len(validation)), n)
         ]
         if None in scores:
@@ -197,8 +196,8 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(
             )
 
 
-def best_among(drawn: tuple[int, ...], validation: list[float | None], better: str) -> int:
-    """Failed trials are behind all others; of equal ones the lower number."""
+def find_best_trial(drawn: tuple[int, ...], validation: list[float | None], better: str) -> int:
+    """Return the best trial: failed ones come last, and the lower number wins a tie."""
 
     def behind(i: int) -> tuple[bool, float, int]:
         value = validation[i]
@@ -207,21 +206,21 @@ def best_among(drawn: tuple[int, ...], validation: list[float | None], better: s
     return min(drawn, key=behind)
 
 
-def test_best_of_counts_a_failed_trial_and_gives_it_no_score() -> None:
+def test_best_of_counts_a_failed_trial_without_giving_it_a_score() -> None:
     assert best_of([0.3, None, 0.1], [3.0, None, 1.0], "lower") == (None, pytest.approx(5 / 3), 1.0)
     assert best_of([None, None], [None, None], "lower") == (None, None)
 
 
-def test_the_choice_is_by_failures_then_validation_then_number() -> None:
+def test_trials_are_ranked_by_failures_then_validation_then_number() -> None:
     runs = {0: [0.1, None], 1: [0.5, 0.5], 2: [0.4, 0.6], 3: [None, None], 4: [0.6, 0.6]}
     assert ranked(runs, "lower") == [1, 2, 4, 0] and ranked(runs, "higher") == [4, 1, 2, 0]
     assert ranked({0: [None]}, "lower") == []
 
 
-def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
+def test_a_lead_changes_only_by_the_minimum_effect() -> None:
     curves = {"a": [1.0, 0.9, 0.8, 0.8], "b": [2.0, 0.89, 0.7, 0.5], "c": [None, None, 0.79, 0.1]}
     assert leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], (
-        "the best of one or two of c's trials may be one that failed"
+        "the best of one or two trials of c may be a failed one"
     )
     assert leaders(curves, "lower", 5.0) == [("b", 3)]
     assert leaders({name: curves[name] for name in "ab"}, "lower", 0.05) == [("a", 1), ("b", 3)]
@@ -235,15 +234,18 @@ def test_a_lead_is_lost_by_the_minimum_effect_and_not_to_noise() -> None:
 
 
 @pytest.mark.parametrize("more", ["", "halving = { rungs = [0.25], keep = 0.5 }\n"])
-def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
-    """A network a seed, trained at the values that the recipe has without tuning, for a share of the whole budget."""
-    text = 'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+def test_all_trials_start_from_one_network(more: str) -> None:
+    """Each seed has one network, trained at the untuned recipe with a share of all steps."""
+    text = (
+        'board = "b"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\n'
+        'formats = ["int4"]\nstart = "fp:0.5"\nrecipe.steps = 40\n'
+    )
     text += (
-        "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\nweight_decay = { values = [0.0, 0.5] }\n"
-        + more
+        "[tuning]\ntrials = 4\nlr = { low = 0.001, high = 0.1, log = true }\n"
+        "weight_decay = { values = [0.0, 0.5] }\n" + more
     )
     known: dict[str, float | None] = {}
-    sweep = read_text(text, "s.toml")
+    sweep = parse_sweep(text, "s.toml")
     while (found := make_plan(sweep, known)).waiting:
         known |= {key: float(n) for n, key in enumerate(found.runs) if key not in known}
     networks = [run for run in found.runs.values() if run.config.start == "scratch"]
@@ -273,8 +275,8 @@ def test_trials_all_start_from_one_network_whatever_they_try(more: str) -> None:
     )
 
 
-def test_everybody_has_the_same_trials_controls_included() -> None:
-    first = plan(SMALL + FOUR + OWN)
+def test_all_entrants_and_controls_have_the_same_trials() -> None:
+    first = plan_text(SMALL + FOUR + OWN)
     trials = Counter((c.label, c.example.format_label) for c in first.cells if not c.extra)
     assert trials == dict.fromkeys(
         [("plain", "fp32"), *itertools.product(("after", "actor"), ("int2", "int4"))], 4
@@ -292,30 +294,30 @@ def test_everybody_has_the_same_trials_controls_included() -> None:
     assert rates["plain"] == rates["after"] == rates["actor"]
 
 
-def test_trials_of_a_post_training_method_go_through_the_recipe_of_its_base() -> None:
-    first = plan(SMALL + FOUR)
+def test_trials_of_a_post_training_method_tune_the_recipe_of_its_base() -> None:
+    first = plan_text(SMALL + FOUR)
     for run in first.runs.values():
         if run.cell.label == "after":
             assert run.base and first.runs[run.base].config.recipe == run.config.recipe
-    alone = plan(SMALL.replace('"plain", ', "").replace('"actor"', "") + FOUR)
+    alone = plan_text(SMALL.replace('"plain", ', "").replace('"actor"', "") + FOUR)
     assert set(alone.runs) < set(first.runs) and {c.label for c in alone.cells if c.extra} == {
         "plain"
     }
 
 
-def test_the_chosen_runs_are_the_runs_that_a_file_with_these_values_asks_for() -> None:
+def test_final_runs_equal_those_of_a_file_with_the_chosen_values() -> None:
     text = SMALL + FOUR
-    whole, _ = played(text, by_rate)
+    whole, _ = simulate_sweep(text, score_by_rate)
     finals = {key: run for key, run in whole.runs.items() if run.cell.stage == "final"}
-    lowest = min(point["lr"] for point in tuning(FOUR).draw("plain"))
-    assert set(finals) == set(plan(SMALL + f"recipe.lr = {lowest}").runs)
+    lowest = min(point["lr"] for point in read_tuning_of(FOUR).draw_trials("plain"))
+    assert set(finals) == set(plan_text(SMALL + f"recipe.lr = {lowest}").runs)
     assert {run.seed for run in finals.values()} == {0, 1} and {
         run.cell.chosen["lr"] for run in finals.values()
     } == {lowest}
     assert not whole.waiting and not whole.failed and len(whole.runs) == 4 * 5 + 2 * 5
 
 
-def test_each_cell_chooses_for_itself() -> None:
+def test_each_cell_chooses_its_own_values() -> None:
     def judge(run: PlannedRun) -> float:
         return (
             -run.config.recipe.lr
@@ -323,18 +325,23 @@ def test_each_cell_chooses_for_itself() -> None:
             else run.config.recipe.lr
         )
 
-    whole, _ = played(SMALL + FOUR, judge)
-    rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
+    whole, _ = simulate_sweep(SMALL + FOUR, judge)
+    rates = sorted(point["lr"] for point in read_tuning_of(FOUR).draw_trials("plain"))
     chosen = {
         (c.label, c.example.format_label): c.chosen["lr"]
         for c in whole.cells
         if c.stage == "final" and not c.extra
     }
-    assert chosen == {("plain", "fp32"): rates[0], ("after", "int2"): rates[-1], ("after", "int4"): rates[0],
-                      ("actor", "int2"): rates[-1], ("actor", "int4"): rates[0]}  # fmt: skip
+    assert chosen == {
+        ("plain", "fp32"): rates[0],
+        ("after", "int2"): rates[-1],
+        ("after", "int4"): rates[0],
+        ("actor", "int2"): rates[-1],
+        ("actor", "int4"): rates[0],
+    }
     extra = [cell for cell in whole.cells if cell.extra]
     assert [(c.label, c.example.recipe.lr) for c in extra] == [("plain", rates[-1])], (
-        "what after int2 goes on from"
+        "the base of after int2"
     )
 
 
@@ -342,10 +349,10 @@ def test_each_cell_chooses_for_itself() -> None:
     st.randoms(use_true_random=False), st.sampled_from([FOUR, HALVED + "seeds = 2\n", FOUR + OWN])
 )
 @settings(max_examples=15, deadline=None)
-def test_the_order_in_which_trials_end_is_irrelevant_and_no_run_is_taken_back(
+def test_the_order_in_which_trials_end_does_not_matter_and_no_run_is_dropped(
     chance: random.Random, table: str
 ) -> None:
-    config = read_text(SMALL + table, "s.toml")
+    config = parse_sweep(SMALL + table, "s.toml")
     planner, known = Planner(config), dict[str, float | None]()
 
     def judge(key: str) -> float | None:
@@ -361,14 +368,14 @@ def test_the_order_in_which_trials_end_is_irrelevant_and_no_run_is_taken_back(
         runs = grown
     again = make_plan(config, known)
     assert list(again.runs) == list(runs) and not again.waiting
-    assert roster_of(again)["cells"] == roster_of(planner.plan(known))["cells"]
+    assert make_board_members(again)["cells"] == make_board_members(planner.plan(known))["cells"]
 
 
-def test_halving_is_the_same_for_all_and_its_rungs_are_complete_shorter_runs() -> None:
-    first = plan(SMALL + HALVED)
+def test_halving_has_the_same_rungs_of_shorter_runs_for_all() -> None:
+    first = plan_text(SMALL + HALVED)
     assert {run.config.recipe.steps for run in first.runs.values()} == {3}, "a quarter of twelve"
     assert {waiting.runs for waiting in first.waiting} == {2 + 1 + 2}
-    whole, _ = played(SMALL + HALVED, by_rate)
+    whole, _ = simulate_sweep(SMALL + HALVED, score_by_rate)
     asked = [cell for cell in whole.cells if not cell.extra and cell.stage == "trial"]
     counts = Counter(
         (c.label, c.example.format_label, c.rung, c.example.recipe.steps) for c in asked
@@ -379,29 +386,29 @@ def test_halving_is_the_same_for_all_and_its_rungs_are_complete_shorter_runs() -
         for cell in cells
         for rung, steps, n in ((0, 3, 4), (1, 6, 2), (2, 12, 1))
     }
-    rates = sorted(point["lr"] for point in tuning(FOUR).draw("plain"))
+    rates = sorted(point["lr"] for point in read_tuning_of(FOUR).draw_trials("plain"))
     assert {c.example.recipe.lr for c in asked if c.rung == 1} == set(rates[:2])
     assert (
         {c.example.recipe.lr for c in asked if c.rung == 2}
         == {rates[0]}
         == {c.chosen["lr"] for c in whole.cells if c.stage == "final"}
     )
-    assert {c.whole.recipe.steps for c in asked if c.whole} == {12}
+    assert {c.full_budget.recipe.steps for c in asked if c.full_budget} == {12}
 
 
-def test_failed_trials_do_not_go_on() -> None:
-    whole, _ = played(SMALL + HALVED, lambda run: None if run.cell.trial else 1.0)
+def test_failed_trials_are_not_promoted() -> None:
+    whole, _ = simulate_sweep(SMALL + HALVED, lambda run: None if run.cell.trial else 1.0)
     assert {cell.trial for cell in whole.cells if cell.rung} == {0}, (
-        "one of four came through, and halving leaves two at most"
+        "one of four trials succeeded, and halving keeps two at most"
     )
 
 
-def test_after_failures_as_many_go_on_as_without() -> None:
+def test_failures_do_not_reduce_the_number_of_promoted_trials() -> None:
     table = "[tuning]\ntrials = 16\n" + RATES + "halving = { rungs = [0.25, 0.5], keep = 0.5 }\n"
-    whole, _ = played(
+    whole, _ = simulate_sweep(
         SMALL + table,
         lambda run: (
-            None if run.cell.label == "actor" and (run.cell.trial or 0) > 4 else by_rate(run)
+            None if run.cell.label == "actor" and (run.cell.trial or 0) > 4 else score_by_rate(run)
         ),
     )
     counts = Counter(
@@ -411,12 +418,12 @@ def test_after_failures_as_many_go_on_as_without() -> None:
     )
     assert [counts["after", rung] for rung in range(3)] == [16, 8, 4]
     assert [counts["actor", rung] for rung in range(3)] == [16, 5, 4], (
-        "five came through; four of them go on, as for everybody"
+        "five trials succeeded, and four of them are promoted, as for every entrant"
     )
 
 
-def test_rungs_of_one_length_are_rungs_each() -> None:
-    whole, _ = played(SMALL + "[recipe]\nsteps = 1\n" + HALVED, by_rate)
+def test_rungs_with_equal_steps_are_separate_rungs() -> None:
+    whole, _ = simulate_sweep(SMALL + "[recipe]\nsteps = 1\n" + HALVED, score_by_rate)
     counts = Counter(
         (c.label, c.rung)
         for c in whole.cells
@@ -425,8 +432,8 @@ def test_rungs_of_one_length_are_rungs_each() -> None:
     assert [counts["actor", rung] for rung in range(3)] == [4, 2, 1]
 
 
-def test_a_cell_of_which_every_trial_failed_has_failed_and_is_not_attempted() -> None:
-    whole, _ = played(SMALL + FOUR, lambda run: None if run.cell.label == "actor" else 1.0)
+def test_a_cell_whose_trials_all_failed_has_no_final_runs() -> None:
+    whole, _ = simulate_sweep(SMALL + FOUR, lambda run: None if run.cell.label == "actor" else 1.0)
     assert {(c.label, c.failure) for c in whole.failed} == {
         ("actor", "none of its 4 trials succeeded, so there is nothing to choose")
     }
@@ -435,30 +442,36 @@ def test_a_cell_of_which_every_trial_failed_has_failed_and_is_not_attempted() ->
     )
     cells = [
         cell
-        for cell in roster_of(whole)["cells"]
+        for cell in make_board_members(whole)["cells"]
         if cell["label"] == "actor" and cell["stage"] == "final"
     ]
     assert [(c["keys"], c["seeds"], bool(c["failure"])) for c in cells] == [([], [0, 1], True)] * 2
 
 
-def test_a_cell_without_a_rule_is_skipped_once_and_spends_no_trials() -> None:
-    found = plan(SMALL.replace("int2", "int1") + FOUR)
+def test_a_cell_without_a_rule_is_skipped_once_and_has_no_trials() -> None:
+    found = plan_text(SMALL.replace("int2", "int1") + FOUR)
     assert [(c.title, c.refusal) for c in found.skipped] == [
         ("actor int1 stage/xs", "too coarse for an actor")
     ]
     assert not any(c.label == "actor" and c.example.format_label == "int1" for c in found.cells)
 
 
-def test_what_is_not_tuned_still_multiplies() -> None:
-    axes = 'recipe.batch = [4, 8]\n[[method]]\nname = "actor"\nlabel = "Actor"\nrole = ["good", "nan"]\n'
-    found = plan(SMALL.replace(', "actor"', "") + axes + FOUR)
+def test_axes_that_are_not_tuned_still_multiply_cells() -> None:
+    axes = (
+        'recipe.batch = [4, 8]\n[[method]]\nname = "actor"\nlabel = "Actor"\n'
+        'role = ["good", "nan"]\n'
+    )
+    found = plan_text(SMALL.replace(', "actor"', "") + axes + FOUR)
     assert Counter(c.label for c in found.cells) == {
-        "plain": 4 * 2, "after": 4 * 2 * 2, "Actor (role=good)": 4 * 2 * 2, "Actor (role=nan)": 4 * 2 * 2,
-    }  # fmt: skip
+        "plain": 4 * 2,
+        "after": 4 * 2 * 2,
+        "Actor (role=good)": 4 * 2 * 2,
+        "Actor (role=nan)": 4 * 2 * 2,
+    }
 
 
-def test_titles_tell_trials_apart() -> None:
-    whole, _ = played(SMALL + HALVED, by_rate)
+def test_titles_of_trials_are_unique() -> None:
+    whole, _ = simulate_sweep(SMALL + HALVED, score_by_rate)
     titles = [run.title for run in whole.runs.values()]
     assert len(set(titles)) == len(titles)
     assert (
@@ -472,75 +485,148 @@ def test_titles_tell_trials_apart() -> None:
 BAD = {
     "not a table": ("tuning = 16\n", "s.toml: [tuning]: a table such as"),
     "nothing tuned": ("[tuning]\ntrials = 4\n", "nothing is tuned"),
-    "unknown word": ("[tuning]\ntrails = 4\n" + RATES, "[tuning]: unknown key 'trails'; did you mean trials"),
+    "unknown word": (
+        "[tuning]\ntrails = 4\n" + RATES,
+        "[tuning]: unknown key 'trails'; did you mean trials",
+    ),
     "no trials": (f"[tuning]\n{RATES}", "trials is missing: write trials = 16"),
     "no trial": (FOUR.replace("4", "0", 1), "trials: a whole number from 1 to 4096, not 0"),
     "half a trial": (FOUR.replace("4", "4.5", 1), "trials: expected int"),
-    "unknown sampler": (FOUR + 'sampler = "sobel"\n', "sampler: unknown sampler 'sobel'; did you mean sobol"),
+    "unknown sampler": (
+        FOUR + 'sampler = "sobel"\n',
+        "sampler: unknown sampler 'sobel'; did you mean sobol",
+    ),
+    "a sampler of another kind": (
+        FOUR + 'sampler = "halton"\n',
+        "s.toml: [tuning]: sampler: unknown sampler 'halton'; known: grid, sobol",
+    ),
     "low above high": (FOUR.replace("1e-3", "1.0"), "lr: low must be below high, not 1 and 0.1"),
-    "log of nothing": (FOUR.replace("lr = { low = 1e-3", "clip = { low = 0.0"), "clip: a logarithmic range is of positive numbers, not from 0"),
+    "log of nothing": (
+        FOUR.replace("lr = { low = 1e-3", "clip = { low = 0.0"),
+        "clip: a logarithmic range needs positive numbers, not 0",
+    ),
     "a range without an end": (FOUR.replace("low = 1e-3, ", ""), "lr: a range { low = "),
-    "an unknown word of a range": (FOUR.replace("log = true", "lgo = true"), "lr: unknown key 'lgo'; did you mean low or log"),
-    "out of its domain": (FOUR + "warmup = { low = 0.0, high = 1.0 }\n", "warmup must be in [0, 1), not 1.0"),
-    "of another type": (FOUR + 'clip = { values = ["much"] }\n', "clip: expected float, not str 'much'"),
-    "a range of words": (FOUR + "schedule = { low = 0.0, high = 1.0 }\n", "schedule has no range: write schedule = { values = [...] }"),
-    "the budget": (FOUR + "steps = { values = [10, 20] }\n", "steps is not to be tuned: it is the same for everyone"),
-    "a value twice": (FOUR + "clip = { values = [1.0, 1.0] }\n", "clip: values: 1.0 is there twice"),
+    "an unknown word of a range": (
+        FOUR.replace("log = true", "lgo = true"),
+        "lr: unknown key 'lgo'; did you mean low or log",
+    ),
+    "out of its domain": (
+        FOUR + "warmup = { low = 0.0, high = 1.0 }\n",
+        "warmup must be in [0, 1), not 1.0",
+    ),
+    "of another type": (
+        FOUR + 'clip = { values = ["much"] }\n',
+        "clip: expected float, not str 'much'",
+    ),
+    "a range of words": (
+        FOUR + "schedule = { low = 0.0, high = 1.0 }\n",
+        "schedule has no range: write schedule = { values = [...] }",
+    ),
+    "the budget": (
+        FOUR + "steps = { values = [10, 20] }\n",
+        "steps cannot be tuned: it is the same for all methods",
+    ),
+    "a value twice": (
+        FOUR + "clip = { values = [1.0, 1.0] }\n",
+        "clip: values: 1.0 is there twice",
+    ),
     "no values": (FOUR + "clip = { values = [] }\n", "clip: values: a list of values, not []"),
-    "lists alone": ("[tuning]\ntrials = 4\nlr = { values = [0.1, 0.2] }\n", 'trials would repeat: write sampler = "grid"'),
-    "a grid of ranges": (FOUR + 'sampler = "grid"\n', "lr: a grid is of lists"),
+    "lists alone": (
+        "[tuning]\ntrials = 4\nlr = { values = [0.1, 0.2] }\n",
+        'trials would repeat: write sampler = "grid"',
+    ),
+    "a grid of ranges": (FOUR + 'sampler = "grid"\n', "lr: a grid needs lists"),
     "a grid with other trials": (
         '[tuning]\ntrials = 4\nsampler = "grid"\nlr = { values = [0.1, 0.2] }\n',
         "trials: the grid has 2 points, not 4: leave trials out",
     ),
-    "a grid with knobs": ('[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.2] }\n' + OWN, "on a grid knobs of its own would give"),
-    "rungs that fall": (HALVED.replace("0.25, 0.5", "0.5, 0.25"), "halving: rungs: rising shares of the steps between 0 and 1"),
+    "a grid with own hyper-parameters": (
+        '[tuning]\nsampler = "grid"\nlr = { values = [0.1, 0.2] }\n' + OWN,
+        "on a grid, own hyper-parameters would give",
+    ),
+    "rungs that fall": (
+        HALVED.replace("0.25, 0.5", "0.5, 0.25"),
+        "halving: rungs: rising shares of the steps between 0 and 1",
+    ),
     "a whole rung": (HALVED.replace("0.25, 0.5", "0.5, 1.0"), "halving: rungs: rising shares"),
-    "keep all": (HALVED.replace("keep = 0.5", "keep = 1.0"), "halving: keep: a share between 0 and 1, not 1"),
-    "half a halving": (HALVED.replace(", keep = 0.5", ""), "halving: { rungs = [0.25, 0.5], keep = 0.5 }, not"),
+    "keep all": (
+        HALVED.replace("keep = 0.5", "keep = 1.0"),
+        "halving: keep: a share between 0 and 1, not 1",
+    ),
+    "half a halving": (
+        HALVED.replace(", keep = 0.5", ""),
+        "halving: { rungs = [0.25, 0.5], keep = 0.5 }, not",
+    ),
     "no tuning seed": (FOUR + "seeds = 0\n", "[tuning]: seeds: a whole number from 1"),
-    "own of a stranger": (FOUR + OWN.replace("actor", "villain"), "own: unknown method of the sweep 'villain'; did you mean plain"),
-    "three knobs": (FOUR + OWN + "at = { values = [1] }\nrole = { values = ['good'] }\n", "own.actor: one or 2 knobs"),
-    "no knob": (FOUR + OWN.replace("seconds", "once"), "[tuning.own.actor]: once is no knob that actor has tuned: at, seconds"),
-    "a knob of one that names none": (FOUR + OWN.replace("actor", "plain"), "seconds is no knob that plain has tuned: it names none"),
-    "a knob out of its domain": (FOUR + OWN + "at = { values = [-1, 3] }\n", "[tuning.own.actor]: actor: at must not be negative"),
-    "a range of a whole number": (FOUR + OWN + "at = { low = 1, high = 5 }\n", "[tuning.own.actor]: actor.at: expected int, not float 1.0"),
-    "tuned and said": (FOUR + "[recipe]\nlr = 0.1\n", "s.toml: [recipe]: lr is tuned: take it out here or in [tuning]"),
+    "own of a stranger": (
+        FOUR + OWN.replace("actor", "villain"),
+        "own: unknown method of the sweep 'villain'; did you mean plain",
+    ),
+    "three own hyper-parameters": (
+        FOUR + OWN + "at = { values = [1] }\nrole = { values = ['good'] }\n",
+        "own.actor: one or 2 hyper-parameters",
+    ),
+    "an own value of another type": (
+        FOUR + OWN.replace("seconds", "once"),
+        "[tuning.own.actor]: actor.once: expected str, not float 0.0",
+    ),
+    "an own hyper-parameter that the method lacks": (
+        FOUR + OWN.replace("actor", "plain"),
+        "[tuning.own.plain]: plain: unknown parameter of method plain 'seconds'",
+    ),
+    "an own hyper-parameter out of its domain": (
+        FOUR + OWN + "at = { values = [-1, 3] }\n",
+        "[tuning.own.actor]: actor: at must not be negative",
+    ),
+    "a range of a whole number": (
+        FOUR + OWN + "at = { low = 1, high = 5 }\n",
+        "[tuning.own.actor]: actor.at: expected int, not float 1.0",
+    ),
+    "tuned and said": (
+        FOUR + "[recipe]\nlr = 0.1\n",
+        "s.toml: [recipe]: lr is tuned: take it out here or in [tuning]",
+    ),
     "tuned and said of a task": (
         '[[task]]\nname = "stage"\ntilt = 2\nrecipe = { lr = 0.1 }\n' + FOUR,
         "[[task]] 1: lr is tuned: take it out",
     ),
-    "tuned and an axis of a method": ('[[method]]\nname = "actor"\nat = 7\nlr = [0.1, 0.2]\n' + FOUR, "[[method]] 1: lr is tuned"),
+    "tuned and an axis of a method": (
+        '[[method]]\nname = "actor"\nat = 7\nlr = [0.1, 0.2]\n' + FOUR,
+        "[[method]] 1: lr is tuned",
+    ),
     "tuned and a parameter": (
         '[[method]]\nname = "actor"\nseconds = 0.1\n' + FOUR + OWN,
         "[[method]] 1: seconds is tuned: take it out here or in [tuning.own.actor]",
     ),
     "several rates beside": (
         "[recipe]\nlr = [0.1, 0.2]\n" + FOUR.replace("lr", "clip"),
-        "[recipe]: several rates are trials of their own",
+        "[recipe]: several learning rates cannot be combined with [tuning]",
     ),
-    "as published": ('[[method]]\nname = "actor"\nat = 7\n' + FOUR, "in the track as-published every recipe is its paper's"),
-}  # fmt: skip
+    "as published": (
+        '[[method]]\nname = "actor"\nat = 7\n' + FOUR,
+        "in the track as-published every recipe is its paper's",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_one_line(name: str) -> None:
+def test_errors_in_the_tuning_table_are_one_line(name: str) -> None:
     text, words = BAD[name]
     top = SMALL + ('track = "as-published"\n' if name == "as published" else "")
     with pytest.raises(UsageError) as error:
-        plan(top + text)
+        plan_text(top + text)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("s.toml: ")
 
 
-def test_seeds_that_tune_are_not_reported() -> None:
-    with pytest.raises(UsageError, match="seeds: 1001 is a seed of the board, too"):
-        plan(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR + "seeds = 2\n")
-    assert plan(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR).runs
-    config = read_text(SMALL + FOUR, "s.toml")
-    assert config.shortened(None, 1000).seeds == tuple(range(1000))
-    with pytest.raises(UsageError, match=r"s.toml: 1001 seeds: 1000 is a seed of the board, too"):
-        config.shortened(None, 1001)
+def test_tuning_seeds_must_not_be_board_seeds() -> None:
+    with pytest.raises(UsageError, match="seeds: 1001 is also a seed of the board"):
+        plan_text(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR + "seeds = 2\n")
+    assert plan_text(SMALL.replace("seeds = 2", "seeds = [0, 1001]") + FOUR).runs
+    config = parse_sweep(SMALL + FOUR, "s.toml")
+    assert config.shorten(None, 1000).seeds == tuple(range(1000))
+    with pytest.raises(UsageError, match=r"s.toml: 1001 seeds: 1000 is also a seed of the board"):
+        config.shorten(None, 1001)
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -553,13 +639,13 @@ NESTED = (
 
 @given(st.dictionaries(st.text(max_size=8), NESTED))
 @settings(max_examples=60, deadline=None)
-def test_no_table_is_worse_than_one_line(table: dict[str, Any]) -> None:
+def test_any_tuning_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
     base = {"trials": 4, "lr": {"low": 1e-3, "high": 1e-1}}
     for name in (None, "trials", "lr", "halving", "own", "seeds", "sampler", "seed"):
         written = {**base, **table} if name is None else {**base, name: table}
         try:
-            found = read_tuning(written, ["actor"], [0], "s.toml: [tuning]")
+            found = read_tuning_table(written, ["actor"], [0], "s.toml: [tuning]")
         except UsageError as error:
             assert "\n" not in str(error)
         else:
-            assert len(found.draw("actor")) == found.trials
+            assert len(found.draw_trials("actor")) == found.trials

@@ -114,7 +114,7 @@ def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -
         if drawn:
             together = problems[0].batch_of(torch.stack(drawn))
             assert all(
-                same(together.of(place), problem.batch(index))
+                same(together.row(place), problem.batch(index))
                 for place, problem in enumerate(problems)
             )
     assert bool(drawn) == (task.name in ("digits", "grammar", "text"))

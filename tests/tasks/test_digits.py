@@ -79,7 +79,7 @@ def test_the_body_is_quantized_and_its_inputs_cannot_be_negative(model: str) -> 
     assert all(layer.unsigned_input for layer in every)
     smallest: list[float] = []
     for layer in every:
-        layer.quantize_input = lambda x: (smallest.append(float(x.detach().min())), x)[1]
+        layer.input_quantizer = lambda x: (smallest.append(float(x.detach().min())), x)[1]
     p.model(p.batch(0).inputs)
     assert len(smallest) == 4 and min(smallest) >= 0
 

@@ -22,7 +22,7 @@ from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment
 from qbench.plugins import registry
 from qbench.quant.layers import QuantLinear
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.plan import make_plan
 
 transformers = pytest.importorskip("transformers")
@@ -183,7 +183,7 @@ fresh = {}
 )
 def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) -> None:
     plan = make_plan(
-        read_text(SWEEP.format(start, save(tmp_path / "m", tied=True), fresh), "s.toml")
+        parse_sweep(SWEEP.format(start, save(tmp_path / "m", tied=True), fresh), "s.toml")
     )
     done: dict[str, Path] = {}
     for key, run in plan.runs.items():
@@ -200,7 +200,7 @@ def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) 
 def test_a_plan_calls_checkpoints_by_their_hashes(tmp_path: Path) -> None:
     one, other = (save(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     text = SWEEP.format("scratch", "X", "false").replace('"X"', f'["{one}", "{other}"]')
-    cells = make_plan(read_text(text, "s.toml")).cells
+    cells = make_plan(parse_sweep(text, "s.toml")).cells
     assert [cell.variant for cell in cells] == [
         f"model=model:{HFCausal(model=str(folder)).checkpoint.hash()}" for folder in (one, other)
     ]

@@ -23,7 +23,7 @@ from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment
 from qbench.plugins import registry
 from qbench.runs.config import RunConfig
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
 
@@ -314,7 +314,7 @@ corpus = "{}"
 
 
 def plan(corpus: str, more: str = "") -> Plan:
-    return make_plan(read_text(SWEEP.format(corpus) + more, "sweep.toml"))
+    return make_plan(parse_sweep(SWEEP.format(corpus) + more, "sweep.toml"))
 
 
 def test_a_key_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(
         return real.__get__(task)
 
     monkeypatch.setattr(Text, "params", property(params))
-    found = make_plan(read_text(SWEEP.format("").replace('""', f'["{path}", "stdlib"]'), "s.toml"))
+    found = make_plan(parse_sweep(SWEEP.format("").replace('""', f'["{path}", "stdlib"]'), "s.toml"))
     keyed = f"data:{Text(corpus=path).tokens().hash}"
     assert {cell.variant for cell in found.cells} == {f"corpus={keyed}", "corpus=stdlib"}
     assert str(tmp_path) not in json.dumps([cell.title for cell in found.cells])

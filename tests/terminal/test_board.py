@@ -26,8 +26,8 @@ from qbench.boards.board import Board
 from qbench.boards.build import build_board
 from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
 from qbench.boards.markdown import to_markdown
-from qbench.runs.state import NEW, Standing
-from qbench.sweeps.status import Planned
+from qbench.runs.state import NEW, RunState
+from qbench.sweeps.status import RunStatus
 from qbench.terminal.board import show_board
 from qbench.terminal.plan import show_plan
 from qbench.terminal.plugins import show_methods, show_tasks
@@ -516,19 +516,19 @@ def test_sparkline_of_anything(values: list[float | None], width: int) -> None:
 # ---- plans and plugins ----
 
 PLAN = [
-    Planned("ste int4 digits/xs seed 0", NEW, "k0"),
-    Planned("ste int4 digits/xs seed 1", Standing("cached"), "k1"),
-    Planned(
-        "ste int4 digits/xs seed 2", Standing("cached", None, "diverged", "nan at step 3"), "k2"
+    RunStatus("ste int4 digits/xs seed 0", NEW, "k0"),
+    RunStatus("ste int4 digits/xs seed 1", RunState("cached"), "k1"),
+    RunStatus(
+        "ste int4 digits/xs seed 2", RunState("cached", None, "diverged", "nan at step 3"), "k2"
     ),
-    Planned("ste int4 digits/xs seed 3", Standing("cached"), "k3", "deadbeef"),
-    Planned(
-        "ste int4 digits/xs seed 4", Standing("failed", None, "oom", "out of \x1b[2Jmemory"), "k4"
+    RunStatus("ste int4 digits/xs seed 3", RunState("cached"), "k3", "deadbeef"),
+    RunStatus(
+        "ste int4 digits/xs seed 4", RunState("failed", None, "oom", "out of \x1b[2Jmemory"), "k4"
     ),
-    Planned("ste int4 digits/xs seed 5", Standing("lost"), "k5"),
-    Planned("ste int4 digits/xs seed 6", Standing("running"), "k6"),
-    Planned("pege int2 digits/xs seed 0", NEW, "k7", older="pege version 1"),
-    Planned("pege int2 digits/xs", Standing("skipped", message="no rule for two bits")),
+    RunStatus("ste int4 digits/xs seed 5", RunState("lost"), "k5"),
+    RunStatus("ste int4 digits/xs seed 6", RunState("running"), "k6"),
+    RunStatus("pege int2 digits/xs seed 0", NEW, "k7", older_version="pege version 1"),
+    RunStatus("pege int2 digits/xs", RunState("skipped", message="no rule for two bits")),
 ]
 
 

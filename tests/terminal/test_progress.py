@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from qbench.sweeps.listener import Listener, Summary
+from qbench.sweeps.listener import Listener, SweepSummary
 from qbench.terminal.progress import Live, Progress, Stream
 from qbench.terminal.progress_lines import (
     Line,
@@ -238,7 +238,7 @@ def test_plain_lines_word_for_word() -> None:
     progress.event("failed", "run 1", reason="oom", message="no room")
     clock.now += 4
     progress.event("finished", "run 2", reason=None, message=None)
-    progress.stop(Summary(ok=3, failed=1, cached=1, failures=[("run 1", "oom", "no room")]))
+    progress.stop(SweepSummary(ok=3, failed=1, cached=1, failures=[("run 1", "oom", "no room")]))
     assert out.getvalue().splitlines() == [
         "quick: 4 runs, 1 done before",
         "[ 1/4] 25 %  0 failed  elapsed 0:20  left about 1:40",
@@ -268,7 +268,7 @@ def test_nothing_to_do_is_two_lines() -> None:
     progress, out, _ = plainly()
     progress.start(4, 4)
     progress.event("draining", "", running=0)
-    progress.stop(Summary(ok=4, cached=4))
+    progress.stop(SweepSummary(ok=4, cached=4))
     assert out.getvalue() == "quick: 4 runs, 4 done before\n4 runs (4 done before): 4 ok; 0:00\n"
 
 
@@ -307,7 +307,7 @@ def test_text_of_others_carries_no_codes_and_no_markup(mode: Any) -> None:
         reason="data\r",
         message="one\ntwo\x07 [bold]\x9b2J",
     )
-    progress.stop(Summary(failed=1, left=1, failures=[("evil", "da\x1b[2Jta", "")]))
+    progress.stop(SweepSummary(failed=1, left=1, failures=[("evil", "da\x1b[2Jta", "")]))
     got = out.getvalue()
     assert "evil [red]x[/red] :boom:: data: one two [bold]" in re.sub(r"\x1b\[[0-9;]*m", "", got)
     assert "[2J" not in got and "]0;" not in got and "\x07" not in got and "\x9b" not in got
@@ -330,7 +330,7 @@ def test_auto_is_live_on_a_terminal_only(
     progress.start(1, 0)
     progress.event("started", RUN)
     progress.event("finished", RUN, reason=None, message=None)
-    progress.stop(Summary(ok=1))
+    progress.stop(SweepSummary(ok=1))
     assert (HIDE in out.getvalue()) is live and ("\x1b" in out.getvalue()) is live
     assert ("1 run, 0 done before" in out.getvalue()) is not live
     assert "1 run: 1 ok; 0:00" in out.getvalue()
@@ -342,7 +342,7 @@ def test_quiet_says_nothing() -> None:
     progress.start(2, 0)
     for kind in ("started", "step", "retry", "started", "draining", "failed", "lost"):
         progress.event(kind, RUN, step=1, steps=2, loss=1.0, reason="oom", message="no room")
-    progress.stop(Summary(failed=1, left=1, interrupted=True))
+    progress.stop(SweepSummary(failed=1, left=1, interrupted=True))
     assert out.getvalue() == ""
 
 
@@ -377,7 +377,7 @@ def test_a_stream_that_is_gone_does_not_stop_a_sweep(mode: Any, closed: bool) ->
     progress.start(2, 0)
     progress.event("started", RUN)
     progress.event("failed", RUN, reason="oom", message="no room")
-    progress.stop(Summary(failed=1, left=1))
+    progress.stop(SweepSummary(failed=1, left=1))
     assert progress.tally.failed == 1
 
 
@@ -534,7 +534,7 @@ def test_a_flood_of_steps_costs_next_to_nothing() -> None:
             progress.event("step", title, step=events, steps=10**9, loss=1.0)
         events += 64
     seconds, used = time.monotonic() - began, time.process_time() - used
-    progress.stop(Summary(left=64))
+    progress.stop(SweepSummary(left=64))
     assert out.getvalue().count("64 running") <= 8 * seconds + 4, (
         "the first, the last and eight a second"
     )
@@ -553,7 +553,7 @@ def test_lines_stay_above_the_live_region() -> None:
         "one line, which the terminal may wrap"
     )
     assert printed.index("failed ") < printed.rindex("0/2")
-    progress.stop(Summary(failed=1, left=1))
+    progress.stop(SweepSummary(failed=1, left=1))
 
 
 def test_the_echo_of_an_interrupt_has_room_behind_every_line() -> None:
@@ -637,20 +637,20 @@ def test_the_terminal_is_left_as_it_was(how: str, code: int, tmp_path: Path) -> 
     ("summary", "line"),
     [
         (
-            Summary(ok=70, failed=2, skipped=3, failures=[("a", "oom", ""), ("b", "diverged", "")]),
+            SweepSummary(ok=70, failed=2, skipped=3, failures=[("a", "oom", ""), ("b", "diverged", "")]),
             "72 runs: 70 ok, 2 failed (1 diverged, 1 oom), 3 cells skipped; 0:41",
         ),
-        (Summary(ok=1), "1 run: 1 ok; 0:41"),
-        (Summary(skipped=1), "0 runs: 1 cell skipped; 0:41"),
-        (Summary(), "0 runs: nothing to do; 0:41"),
-        (Summary(ok=30, left=42, cached=12, interrupted=True), "72 runs (12 done before): 30 ok, 42 left; 0:41; interrupted; the same command goes on"),
+        (SweepSummary(ok=1), "1 run: 1 ok; 0:41"),
+        (SweepSummary(skipped=1), "0 runs: 1 cell skipped; 0:41"),
+        (SweepSummary(), "0 runs: nothing to do; 0:41"),
+        (SweepSummary(ok=30, left=42, cached=12, interrupted=True), "72 runs (12 done before): 30 ok, 42 left; 0:41; interrupted; the same command goes on"),
         (
-            Summary(failed=3, failures=[("a", "plugin", ""), ("b", "timeout", ""), ("c", "timeout", "")]),
+            SweepSummary(failed=3, failures=[("a", "plugin", ""), ("b", "timeout", ""), ("c", "timeout", "")]),
             "3 runs: 0 ok, 3 failed (2 timeout, 1 plugin); 0:41",
         ),
     ],
 )  # fmt: skip
-def test_the_closing_line(summary: Summary, line: str) -> None:
+def test_the_closing_line(summary: SweepSummary, line: str) -> None:
     assert closing(summary, 41.3) == line
 
 

@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_leaves
 from qbench.checks.method_kit import Kit
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.prepare import prepare
-from qbench.execution.side_by_side import side_by_side
-from qbench.execution.step_recording import ASKS, BEFORE, Recorded, Tape
+from qbench.execution.prepare import prepare_run
+from qbench.execution.stacking import stack_runs
+from qbench.execution.step_recording import DEVICE_QUESTIONS, BEFORE, RecordedStep, OperationTape
 from qbench.plugins import registry
-from qbench.training.loop import one_step, update
-from qbench.training.run import Run
+from qbench.training.loop import take_step, update
+from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
 from tests import SOAK
 from tests.execution.test_stacked_runs import INT4, TASKS, config
@@ -55,20 +55,20 @@ class Impatient(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in ASKS:
+        if func in DEVICE_QUESTIONS:
             self.waits.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
-def ready(method: str, folder: Path) -> Run:
-    config = Kit(method, folder).config("int4", activations="int4", steps=STEPS)
-    run = prepare(
+def ready(method: str, folder: Path) -> TrainingRun:
+    config = Kit(method, folder).make_config("int4", activations="int4", steps=STEPS)
+    run = prepare_run(
         Assignment(config, folder),
         Execution(),
         open_problem(config, torch.device("cpu"))[1],
         torch.device("cpu"),
     )
-    one_step(run, 0)  # the first one prepares the optimizer, and may measure
+    take_step(run, 0)  # the first one prepares the optimizer, and may measure
     return run
 
 
@@ -79,7 +79,7 @@ def test_an_ordinary_step_asks_for_no_value(method: str, tmp_path: Path) -> None
     run.problem.batch = lambda index: batch  # type: ignore[method-assign]
     for step in ORDINARY:
         with Impatient() as watched:
-            one_step(run, step)
+            take_step(run, step)
         assert not watched.waits, step
 
 
@@ -162,7 +162,7 @@ def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library._destroy()
 
 
-def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Run:
+def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> TrainingRun:
     """So many runs behind their first step: two rates, and half as many seeds."""
     inputs = INT4 if bed in QUANTIZED_INPUTS else None
     configs = [
@@ -171,7 +171,7 @@ def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Run:
     ]
     configs.sort(key=lambda c: c.recipe.lr)  # as a sweep has them
     runs = [
-        prepare(
+        prepare_run(
             Assignment(c, folder),
             Execution(compile=False),
             open_problem(c, ELSEWHERE)[1],
@@ -179,15 +179,15 @@ def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Run:
         )
         for c in configs
     ]
-    run = side_by_side(runs) if count > 1 else runs[0]
+    run = stack_runs(runs) if count > 1 else runs[0]
     assert run is not None
-    one_step(run, ORDINARY[0])
+    take_step(run, ORDINARY[0])
     return run
 
 
-def calls(run: Run) -> Calls:
+def calls(run: TrainingRun) -> Calls:
     with Calls() as found:
-        one_step(run, ORDINARY[1])
+        take_step(run, ORDINARY[1])
     return found
 
 
@@ -211,12 +211,12 @@ def test_a_step_of_more_runs_is_no_more_calls(
         look_at_what_is_recorded(run)
 
 
-def look_at_what_is_recorded(run: Run) -> None:
+def look_at_what_is_recorded(run: TrainingRun) -> None:
     """A graph holds no more of the host than what it was when it was recorded: a tape refuses a step that looks there."""
-    run.recorded = Recorded(run, update)
+    run.recording = RecordedStep(run, update)
     for step in range(ORDINARY[2], ORDINARY[2] + BEFORE + 2):
-        one_step(run, step)
-    assert isinstance(run.recorded.recorder, Tape) and run.recorded.recorder.calls
+        take_step(run, step)
+    assert isinstance(run.recording.recorder, OperationTape) and run.recording.recorder.calls
 
 
 def test_a_tape_hears_of_the_host(elsewhere: None, tmp_path: Path) -> None:

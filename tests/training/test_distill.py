@@ -18,11 +18,11 @@ from qbench.checks.toy_task import ToyProblem
 from qbench.engines.dispatch import run_one
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.execute import run_group
-from qbench.execution.group_policy import alone, kind_of
-from qbench.runs.attempts import new_attempt
+from qbench.execution.execute import execute_group
+from qbench.execution.group_policy import why_alone, stacking_kind
+from qbench.runs.attempts import create_attempt
 from qbench.runs.config import Recipe, RunConfig
-from qbench.sweepfile.read import read_text
+from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
 from tests.execution.test_stacked_runs import config, curve, outcome, small_models
@@ -40,13 +40,13 @@ formats = ["int4"]
 
 
 def plan(text: str = SWEEP, recipe: str = "") -> Plan:
-    return make_plan(read_text(f"{text}\n[recipe]\nsteps = 20\n{recipe}", "s.toml"))
+    return make_plan(parse_sweep(f"{text}\n[recipe]\nsteps = 20\n{recipe}", "s.toml"))
 
 
 def trained(
     config: RunConfig, folder: Path, base: Path | None = None
 ) -> tuple[dict[str, Any], Path]:
-    attempt = new_attempt(folder, config.key)
+    attempt = create_attempt(folder, config.key)
     return run_one(Assignment(config, attempt.folder, base=base)), attempt.folder
 
 
@@ -107,9 +107,9 @@ def test_everybody_learns_from_the_start_and_not_from_labels(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Recipe(steps=20, batch=32, lr=0.01)
-    base = dataclasses.replace(Kit("fp", tmp_path).config(None), recipe=whole)
+    base = dataclasses.replace(Kit("fp", tmp_path).make_config(None), recipe=whole)
     _, start = trained(base, tmp_path)
-    config = Kit(method, tmp_path).config("int2" if method != "fp" else None)
+    config = Kit(method, tmp_path).make_config("int2" if method != "fp" else None)
     config = dataclasses.replace(
         config,
         recipe=dataclasses.replace(whole, objective="distill"),
@@ -144,7 +144,7 @@ def test_everybody_learns_from_the_start_and_not_from_labels(
 
 def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
     base = dataclasses.replace(
-        Kit("fp", tmp_path).config(None), recipe=Recipe(steps=5, batch=8, lr=0.01)
+        Kit("fp", tmp_path).make_config(None), recipe=Recipe(steps=5, batch=8, lr=0.01)
     )
     base = dataclasses.replace(
         base,
@@ -154,7 +154,7 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
         task_params=Digits().params,
     )
     _, start = trained(base, tmp_path)
-    config = Kit("ste", tmp_path).config("int2", activations="int2")
+    config = Kit("ste", tmp_path).make_config("int2", activations="int2")
     same = {
         name: getattr(base, name)
         for name in ("task", "task_version", "data", "task_params", "size")
@@ -212,13 +212,13 @@ def imitators(
 )
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:
     configs, bases = imitators(task, method, tmp_path)
-    assert all(alone(c) is None for c in configs) and len({kind_of(c) for c in configs}) == 1
+    assert all(why_alone(c) is None for c in configs) and len({stacking_kind(c) for c in configs}) == 1
     many = [
-        Assignment(c, new_attempt(tmp_path / "many", c.key).folder, base=base)
+        Assignment(c, create_attempt(tmp_path / "many", c.key).folder, base=base)
         for c, base in zip(configs, bases, strict=True)
     ]
     for result, c, base in zip(
-        run_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True
+        execute_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True
     ):
         one, _ = trained(c, tmp_path / "one", base)
         assert result["state"] == "ok" and result["cost"]["company"] == 3, result["message"]

@@ -25,17 +25,17 @@ from qbench.execution.assignment import Assignment, Execution
 from qbench.plugins import registry
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.site import Site
-from qbench.runs.attempts import Attempt, attempts, new_attempt
+from qbench.runs.attempts import Attempt, list_attempts, create_attempt
 from qbench.runs.config import RunConfig
 from qbench.training import checkpoint, schedules
-from qbench.training.run import Run
+from qbench.training.run import TrainingRun
 from qbench.util.json_files import finite
 
 
 def train(
     config: RunConfig, folder: Path, execution: Execution = Execution(), **more: Any
 ) -> tuple[dict[str, Any], Attempt]:
-    attempt = new_attempt(folder, config.key)
+    attempt = create_attempt(folder, config.key)
     return run_one(Assignment(config, attempt.folder, **more), execution), attempt
 
 
@@ -45,9 +45,9 @@ def kit(tmp_path: Path) -> Kit:
 
 
 def test_a_run_leaves_its_files(kit: Kit) -> None:
-    config = kit.config("int2")
+    config = kit.make_config("int2")
     beats: list[dict[str, Any]] = []
-    attempt = new_attempt(kit.folder, config.key)
+    attempt = create_attempt(kit.folder, config.key)
     result = run_one(Assignment(config, attempt.folder), report=beats.append)
     assert sorted(p.name for p in attempt.folder.iterdir()) == [
         "curve.jsonl",
@@ -74,7 +74,7 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
         60,
     ]
     assert result["size"]["bits_per_weight"] == 2 + 32 * 128 / 5120 and result["audit"]["passed"]
-    assert result["cost"]["step_s_median"] > 0 and attempts(kit.folder, config.key) == [attempt]
+    assert result["cost"]["step_s_median"] > 0 and list_attempts(kit.folder, config.key) == [attempt]
 
 
 def test_a_score_that_is_not_finite_is_recorded_as_such(
@@ -87,7 +87,7 @@ def test_a_score_that_is_not_finite_is_recorded_as_such(
         "score",
         lambda self, model, split: dict.fromkeys(scored(self, model, split), math.inf),
     )
-    result, _ = train(kit.config("int4", steps=4), kit.folder)
+    result, _ = train(kit.make_config("int4", steps=4), kit.folder)
     assert (
         result["state"] == "ok"
         and result["scores"]["packed"] is None
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(
         if progress["step"] > 30:
             raise Cut
 
-    config, attempt = kit.config("int4"), new_attempt(kit.folder, kit.config("int4").key)
+    config, attempt = kit.make_config("int4"), create_attempt(kit.folder, kit.make_config("int4").key)
     with contextlib.suppress(Cut):
         run_one(Assignment(config, attempt.folder), Execution(checkpoint_s=0), cut)
     assert attempt.checkpoint.exists()
@@ -118,15 +118,15 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(
     steps: list[int] = []
     monkeypatch.setattr(checkpoint, "made_by", lambda device: ["other code"])
     run_one(
-        Assignment(config, new_attempt(kit.folder, config.key).folder, resume=attempt.folder),
+        Assignment(config, create_attempt(kit.folder, config.key).folder, resume=attempt.folder),
         report=lambda p: steps.append(p["step"]),
     )
     assert steps[0] == 1
 
 
 def test_micro_batches_give_the_same_gradient(kit: Kit) -> None:
-    whole, _ = train(kit.config("int4"), kit.folder)
-    parts, _ = train(kit.config("int4"), kit.folder, Execution(accumulate=4))
+    whole, _ = train(kit.make_config("int4"), kit.folder)
+    parts, _ = train(kit.make_config("int4"), kit.folder, Execution(accumulate=4))
     assert parts["scores"]["packed"] == pytest.approx(whole["scores"]["packed"], rel=1e-3)
     assert parts["train"]["final_loss"] == pytest.approx(whole["train"]["final_loss"], rel=1e-3)
 
@@ -143,7 +143,7 @@ def test_micro_batches_give_the_same_gradient(kit: Kit) -> None:
     ],
 )
 def test_recipes_train(kit: Kit, recipe: dict[str, Any]) -> None:
-    config = kit.config("int4")
+    config = kit.make_config("int4")
     result, _ = train(
         dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe)), kit.folder
     )
@@ -153,16 +153,16 @@ def test_recipes_train(kit: Kit, recipe: dict[str, Any]) -> None:
 
 
 def test_masters_stay_float32_under_bf16(kit: Kit) -> None:
-    config = kit.config("int8")
+    config = kit.make_config("int8")
     config = dataclasses.replace(
         config, recipe=dataclasses.replace(config.recipe, precision="bf16")
     )
     seen = set()
 
-    run = kit.attached(config)
-    run.autocast = torch.bfloat16
-    relax = run.bundles[0].quantizer.relax
-    run.bundles[0].quantizer.relax = lambda x: (seen.add((x.dtype, relax(x).dtype)), relax(x))[1]  # type: ignore[method-assign]
+    run = kit.attach(config)
+    run.passes.precision = torch.bfloat16
+    relax = run.weights[0].quantizer.relax
+    run.weights[0].quantizer.relax = lambda x: (seen.add((x.dtype, relax(x).dtype)), relax(x))[1]  # type: ignore[method-assign]
     run.backward(run.problem.batch(0))
     assert seen == {(torch.float32, torch.float32)}
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in run.model.parameters())
@@ -172,7 +172,7 @@ def test_masters_stay_float32_under_bf16(kit: Kit) -> None:
 def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
     """Cut at every place in turn, and the undisturbed run's bits come out."""
     kit = Kit(method, tmp_path)
-    config = kit.config("int2", activations="int4")
+    config = kit.make_config("int2", activations="int4")
     whole, attempt = train(config, tmp_path / "whole")
 
     class Cut(BaseException):
@@ -184,7 +184,7 @@ def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
             if beat["step"] > place:
                 raise Cut
 
-        first = new_attempt(tmp_path / str(place), config.key)
+        first = create_attempt(tmp_path / str(place), config.key)
         with contextlib.suppress(Cut):
             run_one(Assignment(config, first.folder), Execution(checkpoint_s=0), cut)
         assert first.read("result") is None
@@ -204,7 +204,7 @@ def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
 
 
 def test_full_precision_counts_nothing_as_quantized(tmp_path: Path) -> None:
-    result, _ = train(Kit("fp", tmp_path).config("int4"), tmp_path)
+    result, _ = train(Kit("fp", tmp_path).make_config("int4"), tmp_path)
     scores = result["scores"]
     assert scores["packed"] == scores["simulated"] == scores["latent"] and scores["rr_count"] == 0
     assert (
@@ -216,8 +216,8 @@ def test_full_precision_counts_nothing_as_quantized(tmp_path: Path) -> None:
 
 def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
-    result, _ = kit.run(kit.config("int8"))
-    fp, _ = kit.run(kit.config("int8", method="fp"))
+    result, _ = kit.run(kit.make_config("int8"))
+    fp, _ = kit.run(kit.make_config("int8", method="fp"))
     assert result["scores"]["latent"] == fp["scores"]["packed"]
     assert (
         result["scores"]["packed"] == pytest.approx(fp["scores"]["packed"], rel=1e-2)
@@ -227,9 +227,9 @@ def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
 
 
 def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
-    _, folder = Kit("fp", tmp_path).run(Kit("fp", tmp_path).config("int4"))
+    _, folder = Kit("fp", tmp_path).run(Kit("fp", tmp_path).make_config("int4"))
     config = dataclasses.replace(
-        Kit("ste", tmp_path).config("int4", steps=2), start="fp:0.5", base="0" * 32
+        Kit("ste", tmp_path).make_config("int4", steps=2), start="fp:0.5", base="0" * 32
     )
     seen: list[float] = []
 
@@ -240,7 +240,7 @@ def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
         def quantizer(self, site: Site) -> Quantizer | None:
             return load_method("ste")().quantizer(site)
 
-        def before_step(self, run: Run, batch: Batch) -> None:
+        def before_step(self, run: TrainingRun, batch: Batch) -> None:
             assert run.reference is not None and not any(
                 p.requires_grad for p in run.reference.parameters()
             )
@@ -280,21 +280,21 @@ class Breaks(Method):
     def quantizer(self, site: Site) -> Quantizer | None:
         return load_method("ste")().quantizer(site)
 
-    def after_backward(self, run: Run) -> None:
+    def after_backward(self, run: TrainingRun) -> None:
         if run.step == 20:
             type(self).how(run)
 
 
-def poison(run: Run) -> None:
+def poison(run: TrainingRun) -> None:
     for p in run.model.parameters():
         p.data.fill_(math.nan)
 
 
-def crash(run: Run) -> None:
+def crash(run: TrainingRun) -> None:
     raise ValueError("two\nlines")
 
 
-def out_of_memory(run: Run) -> None:
+def out_of_memory(run: TrainingRun) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
@@ -305,7 +305,7 @@ def test_failures_are_rows_with_a_reason(
 ) -> None:
     Breaks.how = how
     config = dataclasses.replace(
-        Kit("ste", tmp_path).config("int4"), method="breaks", method_params={}
+        Kit("ste", tmp_path).make_config("int4"), method="breaks", method_params={}
     )
     with registered(Breaks):
         result, attempt = train(config, tmp_path)
@@ -326,7 +326,7 @@ def test_data_that_fails_is_blamed_on_the_task(
             (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index)
         ),
     )
-    result, _ = train(Kit("ste", tmp_path).config("int4"), tmp_path)
+    result, _ = train(Kit("ste", tmp_path).make_config("int4"), tmp_path)
     assert (result["state"], result["reason"], result["message"]) == (
         "failed",
         "data",
@@ -340,7 +340,7 @@ def test_evaluation_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         "score",
         lambda self, model, split: {"loss": 1.0} if split == "val" else {}["loss"],
     )
-    result, _ = train(Kit("ste", tmp_path).config("int4"), tmp_path)
+    result, _ = train(Kit("ste", tmp_path).make_config("int4"), tmp_path)
     assert (result["state"], result["reason"]) == ("failed", "eval")
 
 
@@ -352,7 +352,7 @@ def test_a_full_disk_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     with registered(Breaks), pytest.raises(OSError, match="No space"):
         train(
             dataclasses.replace(
-                Kit("ste", tmp_path).config("int4"), method="breaks", method_params={}
+                Kit("ste", tmp_path).make_config("int4"), method="breaks", method_params={}
             ),
             tmp_path,
         )
@@ -360,7 +360,7 @@ def test_a_full_disk_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     result, _ = train(
-        dataclasses.replace(Kit("ste", tmp_path).config("int4"), method_version=99), tmp_path
+        dataclasses.replace(Kit("ste", tmp_path).make_config("int4"), method_version=99), tmp_path
     )
     assert (
         result["reason"] == "plugin" and "version 1 here, the run asks for 99" in result["message"]

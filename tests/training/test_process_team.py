@@ -18,12 +18,12 @@ from qbench.engines.local import local_engine
 from qbench.errors import QbenchError, UsageError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.plugins import registry
-from qbench.runs.attempts import Attempt, attempts
-from qbench.sweepfile.read import read_text
-from qbench.sweeps.coordinator import sweep
-from qbench.sweeps.listener import Summary
+from qbench.runs.attempts import Attempt, list_attempts
+from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.listener import SweepSummary
 from qbench.sweeps.plan import make_plan
-from qbench.training.process_team import Team, cut
+from qbench.training.process_team import ProcessTeam, cut_batch
 from tests.stage import stage
 
 __all__ = ["stage"]
@@ -41,7 +41,7 @@ MAGNIFIES = {"gdnsq": 2}
 def trained(
     method: str, folder: Path, execution: Execution, **recipe: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    config = Kit(method, folder).config("int4", activations="int4", steps=STEPS)
+    config = Kit(method, folder).make_config("int4", activations="int4", steps=STEPS)
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **recipe))
     attempt = Attempt(folder / config.key / "1")
     result = run_one(Assignment(config, attempt.folder), execution)
@@ -75,7 +75,7 @@ def test_three_processes_share_a_batch_that_three_do_not_divide(tmp_path: Path) 
 
 def test_micro_batches_of_slices_are_as_many_everywhere_and_cover_the_batch_in_order() -> None:
     batch = ToyProblem(0, 11, torch.device("cpu")).batch(0)
-    per_process = [list(Team(rank, 3).parts(batch, 4)) for rank in range(3)]
+    per_process = [list(ProcessTeam(rank, 3).parts(batch, 4)) for rank in range(3)]
     assert {len(parts) for parts in per_process} == {3}
     firsts = [(first, part.count) for parts in per_process for first, part in parts]
     assert [first for first, _ in firsts] == [
@@ -101,13 +101,13 @@ fsdp = {fsdp}
 
 
 def asked(methods: str, fsdp: bool = False, count: int = 2) -> Any:
-    return read_text(FILE.format(methods=methods, fsdp=str(fsdp).lower(), count=count), "f.toml")
+    return parse_sweep(FILE.format(methods=methods, fsdp=str(fsdp).lower(), count=count), "f.toml")
 
 
-def swept(config: Any, results: Path) -> Summary:
+def swept(config: Any, results: Path) -> SweepSummary:
     execution = Execution(device="cpu", checkpoint_s=0, **vars(config.engine))
     with local_engine(config, execution, 1) as engine:
-        return sweep(config, results, engine, execution)
+        return run_sweep(config, results, engine, execution)
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "divided"])
@@ -126,7 +126,7 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
     second = swept(config, tmp_path)
     assert second.code == 0
     (run,) = make_plan(config).runs.values()
-    one, two, three = attempts(tmp_path, run.key)
+    one, two, three = list_attempts(tmp_path, run.key)
     assert [a.read("result") and a.read("result")["state"] for a in (one, two, three)] == [
         None,
         "failed",
@@ -139,7 +139,7 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
     assert three.read("env")["processes"] == 2  # type: ignore[index]
     undisturbed = tmp_path / "undisturbed"
     assert swept(config, undisturbed).code == 0  # it has died as often as it wants to
-    (whole,) = attempts(undisturbed, run.key)
+    (whole,) = list_attempts(undisturbed, run.key)
     assert three.read("result")["artefact_sha256"] == whole.read("result")["artefact_sha256"]  # type: ignore[index]
 
 
@@ -147,7 +147,7 @@ def test_what_is_made_after_training_takes_one_process(tmp_path: Path) -> None:
     config = asked('methods = ["plain", "after"]')
     assert swept(config, tmp_path).code == 0
     environments = {
-        run.config.method: attempts(tmp_path, run.key)[-1].read("env") or {}
+        run.config.method: list_attempts(tmp_path, run.key)[-1].read("env") or {}
         for run in make_plan(config).runs.values()
     }
     assert {name: env.get("processes", 1) for name, env in environments.items()} == {
@@ -186,7 +186,7 @@ def test_the_engine_is_part_of_no_key() -> None:
     assert (
         make_plan(asked(methods)).runs.keys()
         == make_plan(
-            read_text(FILE.split("[engine]")[0].format(methods=methods), "f.toml")
+            parse_sweep(FILE.split("[engine]")[0].format(methods=methods), "f.toml")
         ).runs.keys()
     )
 
@@ -224,10 +224,10 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(
     tasks = "" if "[[task]]" in text else 'tasks = ["stage"]\n'
     file = f'board = "x"\nmethods = ["actor"]\nformats = ["int4"]\n{tasks}{text}\n'
     if complaint is None:
-        make_plan(read_text(file, "f.toml"))
+        make_plan(parse_sweep(file, "f.toml"))
         return
     with pytest.raises(UsageError) as error:
-        make_plan(read_text(file, "f.toml"))
+        make_plan(parse_sweep(file, "f.toml"))
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 

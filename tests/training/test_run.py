@@ -14,12 +14,12 @@ from torch import Tensor
 from qbench.api.problem import Problem
 from qbench.checks.method_kit import Kit
 from qbench.plugins import registry
-from qbench.training.run import Run
-from qbench.training.setup import attach, open_problem
+from qbench.training.run import TrainingRun
+from qbench.training.setup import make_run, open_problem
 
 
-def attached(weights: str, activations: str | None = None) -> Run:
-    run = Kit("ste", Path()).attached(Kit("ste", Path()).config(weights, activations=activations))
+def attached(weights: str, activations: str | None = None) -> TrainingRun:
+    run = Kit("ste", Path()).attach(Kit("ste", Path()).make_config(weights, activations=activations))
     run.method.prepare(run, run.probe_batches(2))
     return run
 
@@ -27,11 +27,11 @@ def attached(weights: str, activations: str | None = None) -> Run:
 def test_a_probe_names_every_quantized_tensor_and_leaves_nothing_behind() -> None:
     run = attached("int4", "int4")
     loss, made = run.probe_loss(run.problem.batch(-1))
-    assert set(made) == set(run.declared)
-    for name, layer, grid in run.grids():
+    assert set(made) == set(run.network.declared)
+    for name, layer, grid in run.network.grids():
         assert torch.equal(made[name], grid.snap(layer.matrix())) and layer.used is None
     assert all(
-        layer.quantize_input is run.inputs[name] for name, layer in run.problem.layers().items()
+        layer.input_quantizer is run.inputs[name] for name, layer in run.problem.layers().items()
     )
     assert loss.requires_grad and all(p.grad is None for p in run.model.parameters())
 
@@ -70,9 +70,9 @@ def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_
 
 
 def test_attention_can_be_probed_twice() -> None:
-    config = dataclasses.replace(Kit("ste", Path()).config("int4"), task="grammar")
+    config = dataclasses.replace(Kit("ste", Path()).make_config("int4"), task="grammar")
     _, problem = open_problem(config, torch.device("cpu"))
-    run = attach(problem, registry.build("methods", "ste", {}), config)
+    run = make_run(problem, registry.build("methods", "ste", {}), config)
     loss, made = run.probe_loss(problem.batch(-1))
     gradients = torch.autograd.grad(loss, list(made.values()), create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(made.values()))  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_attention_can_be_probed_twice() -> None:
 def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) -> None:
     """Three uneven parts; in `grammar` a sample is a row for each of its tokens, in the `cnn` of digits an image."""
     seen: dict[int, dict[str, Tensor]] = {}
-    config = dataclasses.replace(Kit("ste", Path()).config("int4", activations="int4"), task=task)
+    config = dataclasses.replace(Kit("ste", Path()).make_config("int4", activations="int4"), task=task)
     if task == "digits":
         config = dataclasses.replace(config, task_params={"model": "cnn"})
     for parts in (1, 3):
@@ -91,15 +91,15 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
             dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, batch=8)),
             torch.device("cpu"),
         )
-        run = attach(problem, registry.build("methods", "ste", {}), config)
+        run = make_run(problem, registry.build("methods", "ste", {}), config)
         run.method.prepare(run, run.probe_batches(1))
-        run.accumulate = parts
+        run.passes.micro_batches = parts
         drawn: dict[str, list[Tensor]] = {name: [] for name in run.inputs}
         for name, quantizer in run.inputs.items():
-            quantizer.relax = lambda x, q=quantizer, to=drawn[name]: to.append(q.draw(x)) or x  # type: ignore[assignment, misc]
-        run.begin(4)
+            quantizer.relax = lambda x, q=quantizer, to=drawn[name]: to.append(q.random(x)) or x  # type: ignore[assignment, misc]
+        run.begin_step(4)
         run.backward(run.problem.batch(4))
         assert all(len(of) == parts for of in drawn.values())
         seen[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
-        assert run.part[0] == 0
+        assert run.batch_slice[0] == 0
     assert seen[1] and all(torch.equal(whole, seen[3][name]) for name, whole in seen[1].items())

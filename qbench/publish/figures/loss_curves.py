@@ -1,10 +1,14 @@
-"""The losses of runs → a mean curve a cell: each run averaged within stretches of progress, then the mean and the extremes over seeds."""
+"""Average the training losses of a cell's runs into one curve per cell.
+
+A run's losses are first averaged within equal stretches of its training, so that runs of different
+lengths and logging intervals can be compared. Then the seeds of a cell are averaged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -12,14 +16,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-MOST_POINTS, FEWEST_POINTS = 32, 12
-BUDGET = 2000
-"""Points of all curves of a page, about: many cells get shorter curves."""
+MAX_POINTS, MIN_POINTS = 32, 12
+"""The number of points of a curve."""
+PAGE_POINTS = 2000
+"""Roughly how many points all curves of a page may have: many cells get shorter curves."""
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Progress; of the seeds the mean loss, the least and the greatest. A t interval of three seeds would cover the panel, and zero."""
+class LossCurve:
+    """The loss of a cell against progress: the mean over its seeds, the lowest and the highest.
+
+    The band shows extremes, because a t interval of three seeds would often cover the whole panel.
+    """
 
     progress: list[float]
     mean: list[float]
@@ -27,36 +35,50 @@ class Curve:
     high: list[float]
 
 
-def curves(losses: pd.DataFrame, cells: Mapping[str, str]) -> dict[str, Curve]:
-    """By cell. `losses` has key, step and loss, `cells` the cell of each run."""
+def average_loss_curves(losses: pd.DataFrame, cells: Mapping[str, str]) -> dict[str, LossCurve]:
+    """Return the curve of each cell, by the cell's id.
+
+    Args:
+        losses: one row per recorded loss, with the columns key, step and loss.
+        cells: the cell id of each run, by the run's key.
+    """
     if losses.empty or not cells:
         return {}
     names = sorted(set(cells.values()))
-    place = {name: i for i, name in enumerate(names)}
-    cell = (
-        losses["key"]
-        .map({key: place[name] for key, name in cells.items()})
-        .to_numpy(dtype=np.float64, na_value=np.nan)
+    points = _select_points(losses, cells, names)
+    count = max(MIN_POINTS, min(MAX_POINTS, PAGE_POINTS // len(names)))
+    # `progress` is relative to the last step that any seed of the cell has reached.
+    last = points.groupby("cell")["step"].transform("max").clip(lower=1)
+    points = points.assign(
+        bucket=np.minimum(points["step"] * count // last, count - 1),
+        progress=points["step"] / last,
     )
-    good = np.isfinite(cell) & np.isfinite(
-        losses["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
-    )
-    part = losses[good].assign(cell=cell[good].astype(np.int64))
-    buckets = max(FEWEST_POINTS, min(MOST_POINTS, BUDGET // len(names)))
-    last = part.groupby("cell")["step"].transform("max").clip(lower=1)
-    part = part.assign(
-        bucket=np.minimum(part["step"] * buckets // last, buckets - 1), progress=part["step"] / last
-    )
-    by_run = part.groupby(["cell", "key", "bucket"], sort=True)[["progress", "loss"]].mean()
-    found = by_run.groupby(["cell", "bucket"], sort=True).agg(
+    # Each run is averaged first: otherwise a run that logs more often would weigh more.
+    by_run = points.groupby(["cell", "key", "bucket"], sort=True)[["progress", "loss"]].mean()
+    by_cell = by_run.groupby(["cell", "bucket"], sort=True).agg(
         progress=("progress", "mean"),
         mean=("loss", "mean"),
         low=("loss", "min"),
         high=("loss", "max"),
     )
+    columns = ("progress", "mean", "low", "high")
     return {
-        names[int(c)]: Curve(
-            *(group[name].tolist() for name in ("progress", "mean", "low", "high"))
-        )
-        for c, group in found.groupby("cell", sort=True)
+        names[cast(int, number)]: LossCurve(*(group[name].tolist() for name in columns))
+        for number, group in by_cell.groupby("cell", sort=True)
     }
+
+
+def _select_points(
+    losses: pd.DataFrame, cells: Mapping[str, str], names: list[str]
+) -> pd.DataFrame:
+    """Return the finite losses of the runs in `cells`, with the number of each one's cell."""
+    number = {name: i for i, name in enumerate(names)}
+    cell = (
+        losses["key"]
+        .map({key: number[name] for key, name in cells.items()})
+        .to_numpy(dtype=np.float64, na_value=np.nan)
+    )
+    loss = losses["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    usable = np.isfinite(cell) & np.isfinite(loss)
+    points: pd.DataFrame = losses[usable].assign(cell=cell[usable].astype(np.int64))
+    return points

@@ -1,6 +1,8 @@
-"""Inline SVG: elements as safe markup, marks that differ in shape as well as in colour, and the frame of a panel.
+"""Build inline SVG: elements as safe markup, the marks of entrants, and the frame of a panel.
 
-Colours come from the page's style sheet through classes (`c0` … `c7`, `ref`, `ctl`), so that a figure follows the page into dark mode and onto paper.
+Marks differ in shape as well as in colour. Colours come from the page's style sheet through classes
+(`c0` to `c7`, `ref`, `ctl`), so that a figure follows the page into dark mode and onto paper.
+Coordinates are written in tenths of a pixel, as short as SVG allows: a page has thousands of them.
 """
 
 from __future__ import annotations
@@ -12,24 +14,24 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from qbench.publish.figures.axes import Axis, spell
+from qbench.publish.figures.axes import PlotAxis, format_tick
 from qbench.util import text
 
-COLOURS = 8
-ANCHORS = {"end": "r", "middle": "k"}
-"""Classes, as they are shorter than the attribute."""
-SHAPES = 5
-NEAR = 0.5
-"""Pixels by which a thinned curve may differ: a third of its stroke."""
+COLOURS, SHAPES = 8, 5
+"""How many colours and shapes of marks there are."""
+ANCHOR_CLASSES = {"end": "r", "middle": "k"}
+"""Classes for text-anchor: they are shorter than the attribute."""
+TOLERANCE = 0.5
+"""By how many pixels a simplified line may differ from the original: a third of its stroke."""
 
 
 @dataclass(frozen=True)
-class Style:
+class EntrantStyle:
     """How an entrant looks in every figure of the page."""
 
     name: str
     number: int
-    """Of the entrant: what a legend hides and a row lights up."""
+    """Identifies the entrant in the page's script, which hides and highlights its marks."""
     colour: str
     shape: int
 
@@ -43,161 +45,191 @@ class Panel:
     """One picture of a figure."""
 
     title: str
-    said: str
-    """The same in words, for who cannot see it."""
+    description: str
+    """What the picture shows, in words, for readers who cannot see it."""
     width: int
     height: int
     body: Markup
     column: int | None = None
-    """Of the section, where it shows one format: what a filter of formats hides."""
+    """The column of the section's table, where the panel shows one format: a filter hides it."""
 
-    def markup(self) -> Markup:
-        # A label, and no title element, which would follow the pointer all over the panel.
-        words = f"{text.plain(self.title)}: {text.plain(self.said, 1000)}"
-        labels = {
+    def to_markup(self) -> Markup:
+        """Return the panel as an svg element."""
+        # An aria-label, not a title element: a browser would show a title as a tooltip everywhere.
+        words = f"{text.plain(self.title)}: {text.plain(self.description, 1000)}"
+        attributes = {
             "role": "img",
             "aria-label": words,
             "data-f": None if self.column is None else str(self.column),
         }
-        return el(
+        return make_element(
             "svg",
             self.body,
             viewBox=f"0 0 {self.width} {self.height}",
             width=self.width,
             height=self.height,
-            **labels,
+            **attributes,
         )
 
 
-def el(tag: str, inside: Markup | str = "", **attributes: str | float | None) -> Markup:
-    """An element; `cls` is its class, text is escaped."""
+# ---- elements ----
+
+
+def make_element(tag: str, inside: Markup | str = "", **attributes: str | float | None) -> Markup:
+    """Return an element with escaped content and attributes.
+
+    `cls` becomes the attribute class. Attributes that are None are left out.
+    """
     words = [
-        f' {_attribute(k)}="{escape(_value(v))}"' for k, v in attributes.items() if v is not None
+        f' {"class" if name == "cls" else name}="{escape(_format_value(value))}"'
+        for name, value in attributes.items()
+        if value is not None
     ]
     opening = f"<{tag}{''.join(words)}"
     return Markup(f"{opening}>{escape(inside)}</{tag}>") if inside else Markup(f"{opening}/>")
 
 
-def join(parts: Iterable[Markup]) -> Markup:
+def join_markup(parts: Iterable[Markup]) -> Markup:
+    """Return the parts as one piece of markup."""
     return Markup("").join(parts)
 
 
-def label(
+def draw_label(
     x: float, y: float, words: str, cls: str = "", anchor: str | None = None, longest: int = 24
 ) -> Markup:
-    # A title's letters may run from right to left; the style sheet isolates them.
-    classes = " ".join(filter(None, (cls, anchor and ANCHORS[anchor])))
-    return el("text", text.plain(words, longest), x=x, y=y, cls=classes or None)
+    """Return a text element with at most `longest` letters."""
+    # A name may be written from right to left; the style sheet isolates each text element.
+    classes = " ".join(filter(None, (cls, anchor and ANCHOR_CLASSES[anchor])))
+    return make_element("text", text.plain(words, longest), x=x, y=y, cls=classes or None)
 
 
-def mark(
+def draw_mark(
     x: float,
     y: float,
-    style: Style,
+    style: EntrantStyle,
     size: float = 3.6,
     title: str = "",
     extra: str = "",
     inside: Markup | str = "",
 ) -> Markup:
-    """A point of an entrant, by its shape and colour, with what hovering tells."""
-    tip = el("title", title) if title else Markup("")
-    return el(
+    """Return a group with an entrant's mark at a point.
+
+    `title` is the tooltip, `extra` more classes, and `inside` markup to draw below the mark.
+    """
+    tooltip = make_element("title", title) if title else Markup("")
+    shape = make_element("path", d=encode_outline(x, y, style.shape, size))
+    return make_element(
         "g",
-        join([Markup(inside), el("path", d=outline(x, y, style.shape, size)), tip]),
+        join_markup([Markup(inside), shape, tooltip]),
         cls=f"{style.classes} m {extra}".strip(),
     )
 
 
-def path(points: Sequence[tuple[float, float]], close: bool = False, unit: int = 1) -> str:
-    """Through points, relative and in tenths of a pixel, or in more of them: short."""
+def draw_frame(
+    x: PlotAxis,
+    y: PlotAxis,
+    x_title: str,
+    y_title: str = "",
+    ticks: Sequence[float] | None = None,
+    tick_axis: PlotAxis | None = None,
+) -> Markup:
+    """Return grid lines, ticks and names of two axes, of which `y` runs upward.
+
+    `tick_axis` places the ticks below, where the marks use a shorter axis than the frame.
+    """
+    left, right, bottom, top = x.start, x.stop, y.start, y.stop
+    ends = f"{_format_value(left)} {{}}H{_format_value(right)}"
+    lines = "".join("M" + ends.format(_format_value(y(t))) for t in y.ticks())
+    side = join_markup(draw_label(left - 5, y(t) + 3.5, format_tick(t)) for t in y.ticks())
+    x_name = x_title + (" (log)" if x.log else "")
+    parts = [
+        make_element("path", d=lines, cls="grid"),
+        make_element("g", side, cls="tick r"),
+        draw_tick_labels(tick_axis or x, bottom, x.ticks() if ticks is None else ticks),
+        make_element("path", d="M" + ends.format(_format_value(bottom)), cls="axis"),
+        draw_label((left + right) / 2, bottom + 29, x_name, "name", "middle", 60),
+    ]
+    if y_title:
+        y_name = y_title + (" (log)" if y.log else "")
+        parts.append(draw_label(4, top - 9, y_name, "name", None, 44))
+    return join_markup(parts)
+
+
+def draw_tick_labels(x: PlotAxis, bottom: float, ticks: Sequence[float]) -> Markup:
+    """Return the numbers below an axis."""
+    labels = (draw_label(x(t), bottom + 14, format_tick(t)) for t in ticks)
+    return make_element("g", join_markup(labels), cls="tick k")
+
+
+def spread_labels(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move labels apart so that neighbours are at least `gap` apart, and return their places.
+
+    The order is kept. Labels stay between `low` and `high` as long as there is room for all.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = list(places)
+    # Push labels down from the top, then up from the bottom: the second pass has the last word.
+    for before, i in zip([None, *order], order, strict=False):
+        moved[i] = max(moved[i], low if before is None else moved[before] + gap)
+    for after, i in zip([None, *order[::-1]], order[::-1], strict=False):
+        moved[i] = min(moved[i], high if after is None else moved[after] - gap)
+    return moved
+
+
+# ---- paths ----
+
+
+def encode_path(points: Sequence[tuple[float, float]], close: bool = False, unit: int = 1) -> str:
+    """Return the path data of a line through points.
+
+    Steps are relative, so that they are short. Places are rounded to `unit` tenths of a pixel
+    before steps are taken, so that rounding errors do not add up.
+    """
     rounded = [(unit * round(10 * x / unit), unit * round(10 * y / unit)) for x, y in points]
     if not rounded:
         return ""
-    words, before = f"M{_tenths(rounded[0][0])} {_tenths(rounded[0][1])}", "M"
+    data = f"M{_format_tenths(rounded[0][0])} {_format_tenths(rounded[0][1])}"
+    previous = "M"
     for (px, py), (x, y) in itertools.pairwise(rounded):
-        letter, steps = (
-            ("h", (x - px,))
-            if y == py
-            else ("v", (y - py,))
-            if x == px
-            else ("l", (x - px, y - py))
-        )
-        words += _numbers(steps, letter == before) if letter == before else letter + _numbers(steps)
-        before = letter
-    return words + ("z" if close else "")
+        command, steps = "l", [x - px, y - py]
+        if y == py:
+            command, steps = "h", [x - px]
+        elif x == px:
+            command, steps = "v", [y - py]
+        # A repeated command may be left out.
+        repeated = command == previous
+        data += ("" if repeated else command) + _format_steps(steps, repeated)
+        previous = command
+    return data + ("z" if close else "")
 
 
-def thin(points: Sequence[tuple[float, float]], near: float = NEAR) -> list[tuple[float, float]]:
-    """Only the points without which the line would move by more than a pixel can show (Ramer, Douglas and Peucker)."""
+def simplify_path(
+    points: Sequence[tuple[float, float]], tolerance: float = TOLERANCE
+) -> list[tuple[float, float]]:
+    """Return only the points without which the line would visibly move.
+
+    This is the algorithm of Ramer, Douglas and Peucker: keep the point that is farthest from the
+    straight line between the ends, and treat both halves in the same way.
+    """
     if len(points) < 3:
         return list(points)
     (ax, ay), (bx, by) = points[0], points[-1]
     length = math.hypot(bx - ax, by - ay) or 1.0
-    away = [abs((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length for x, y in points[1:-1]]
-    far = max(range(len(away)), key=away.__getitem__) + 1
-    if away[far - 1] <= near:
+    distances = [abs((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length for x, y in points[1:-1]]
+    farthest = max(range(len(distances)), key=distances.__getitem__) + 1
+    if distances[farthest - 1] <= tolerance:
         return [points[0], points[-1]]
-    return thin(points[: far + 1], near)[:-1] + thin(points[far:], near)
+    first = simplify_path(points[: farthest + 1], tolerance)
+    return first[:-1] + simplify_path(points[farthest:], tolerance)
 
 
-def frame(
-    x: Axis,
-    y: Axis,
-    x_title: str,
-    y_title: str = "",
-    ticks: Sequence[float] | None = None,
-    of: Axis | None = None,
-) -> Markup:
-    """Grid lines, ticks and the names of the axes; `y` runs upward. Ticks stand where `of` puts them, which may leave room at the sides."""
-    left, right, bottom, top = x.start, x.stop, y.start, y.stop
-    parts = [
-        el(
-            "path",
-            d="".join(f"M{_value(left)} {_value(y(t))}H{_value(right)}" for t in y.ticks()),
-            cls="grid",
-        )
-    ]
-    parts.append(
-        el("g", join(label(left - 5, y(t) + 3.5, spell(t)) for t in y.ticks()), cls="tick r")
-    )
-    parts.append(numbers(of or x, bottom, x.ticks() if ticks is None else ticks))
-    parts.append(el("path", d=f"M{_value(left)} {_value(bottom)}H{_value(right)}", cls="axis"))
-    parts.append(
-        label(
-            (left + right) / 2,
-            bottom + 29,
-            x_title + (" (log)" if x.log else ""),
-            "name",
-            "middle",
-            60,
-        )
-    )
-    if y_title:
-        parts.append(label(4, top - 9, y_title + (" (log)" if y.log else ""), "name", None, 44))
-    return join(parts)
-
-
-def numbers(x: Axis, bottom: float, ticks: Sequence[float]) -> Markup:
-    """Below an axis; the group has the class that each of them would have."""
-    return el("g", join(label(x(t), bottom + 14, spell(t)) for t in ticks), cls="tick k")
-
-
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels, as near as can be to where they belong and no closer to each other than a gap."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    found = list(places)
-    for before, i in zip([None, *order], order, strict=False):
-        found[i] = max(found[i], low if before is None else found[before] + gap)
-    for after, i in zip([None, *order[::-1]], order[::-1], strict=False):
-        found[i] = min(found[i], high if after is None else found[after] - gap)
-    return found
-
-
-def outline(x: float, y: float, shape: int, r: float) -> str:
-    """Circle, square, diamond and two triangles of about the same area."""
+def encode_outline(x: float, y: float, shape: int, r: float) -> str:
+    """Return the path data of a mark: circle, square, diamond or triangle, of similar area."""
     if shape == 0:
-        arc = f"{_value(r)} {_value(r)} 0 1 0"
-        return f"M{_value(x - r)} {_value(y)}a{arc} {_value(2 * r)} 0 {arc}{_value(-2 * r)} 0z"
+        arc = f"{_format_value(r)} {_format_value(r)} 0 1 0"
+        width = 2 * r
+        start = f"M{_format_value(x - r)} {_format_value(y)}"
+        return f"{start}a{arc} {_format_value(width)} 0 {arc}{_format_value(-width)} 0z"
     s, t = 0.88 * r, 1.15 * r
     corners = {
         1: [(-s, -s), (s, -s), (s, s), (-s, s)],
@@ -205,27 +237,23 @@ def outline(x: float, y: float, shape: int, r: float) -> str:
         3: [(0, -1.25 * t), (1.15 * t, 0.75 * t), (-1.15 * t, 0.75 * t)],
         4: [(0, 1.25 * t), (1.15 * t, -0.75 * t), (-1.15 * t, -0.75 * t)],
     }[shape]
-    return path([(x + dx, y + dy) for dx, dy in corners], close=True)
+    return encode_path([(x + dx, y + dy) for dx, dy in corners], close=True)
 
 
-def _attribute(name: str) -> str:
-    return "class" if name == "cls" else name
-
-
-def _numbers(tenths: Iterable[int], after: bool = False) -> str:
-    """Numbers side by side; a minus sign separates as well as a blank does."""
+def _format_steps(tenths: Iterable[int], after_number: bool = False) -> str:
+    """Return numbers in a row; a minus sign separates them as well as a blank does."""
     words = ""
-    for number in map(_tenths, tenths):
-        words += f" {number}" if (words or after) and number[0] != "-" else number
+    for number in map(_format_tenths, tenths):
+        words += f" {number}" if (words or after_number) and number[0] != "-" else number
     return words
 
 
-def _value(v: str | float) -> str:
-    return v if isinstance(v, str) else _tenths(round(10 * v))
+def _format_value(value: str | float) -> str:
+    return value if isinstance(value, str) else _format_tenths(round(10 * value))
 
 
-def _tenths(n: int) -> str:
-    """A tenth of an integer, without a needless zero: `12`, `-.5`."""
+def _format_tenths(n: int) -> str:
+    """Return a tenth of an integer, without needless zeros: `12`, `-.5`."""
     whole, rest = divmod(abs(n), 10)
     sign = "-" if n < 0 else ""
     return f"{sign}{whole}" if not rest else f"{sign}{whole or ''}.{rest}"

@@ -1,39 +1,49 @@
-// The page's data as embedding.py found it: shared columns of runs back in their cells, keys as hexadecimal, each cell with its format and state.
-const model = text => {
+// Restores the page's data from what embed.py has packed: values that cells share are copied back
+// into each cell, and keys become hexadecimal again.
+const parseData = json => {
   "use strict";
-  const SHAPE = ["seed", "state", "audit", "trust", "environment"];
-  const data = JSON.parse(text);
-  const estimate = e => (e ? { value: e[0], low: e[1], high: e[2] } : null);
-  const hex = (bytes, from) => Array.from({ length: 16 }, (_, i) => bytes.charCodeAt(from + i).toString(16).padStart(2, "0")).join("");
+  const SHARED_RUN_COLUMNS = ["seed", "state", "audit", "trust", "environment"];
+  const KEY_BYTES = 16;
+  const data = JSON.parse(json);
 
-  // A run a place: a column of one value has it for all.
-  function unfold([shape, keys, score, trained]) {
-    const bytes = atob(keys), count = bytes.length / 16;
-    const column = values => (Array.isArray(values) ? values : new Array(count).fill(values));
-    const runs = Object.fromEntries(SHAPE.map((name, i) => [name, column(data.shapes[shape][i])]));
-    return { ...runs, score, train_s: column(trained), get key() { return Array.from({ length: count }, (_, i) => hex(bytes, 16 * i)); } };
+  const unpackEstimate = e => (e ? { value: e[0], low: e[1], high: e[2] } : null);
+
+  function unpackKey(bytes, run) {
+    const key = [...bytes.slice(KEY_BYTES * run, KEY_BYTES * (run + 1))];
+    return key.map(byte => byte.charCodeAt(0).toString(16).padStart(2, "0")).join("");
   }
 
-  const NOTHING = { key: [], score: [], train_s: [], ...Object.fromEntries(SHAPE.map(name => [name, []])) };
-  for (const section of data.sections) for (const row of section.rows) {
-    row.role ||= "";
-    row.method ||= row.entrant;
-    row.provenance ||= "paper";
-    row.spans = row.role === "reference" && row.cells.length === 1;
-    row.cells.forEach((cell, i) => {
-      const folded = cell.runs;
-      Object.assign(cell, data.likes[cell.like]);
-      cell.format = row.spans ? "fp32" : section.formats[i];
-      cell.state ||= "ok";
-      cell.score = estimate(cell.score);
-      cell.gap = estimate(cell.gap);
-      // Only cells that are ranked or looked at are unfolded.
-      Object.defineProperty(cell, "runs", { configurable: true, get() {
-        const value = folded ? unfold(folded) : NOTHING;
-        Object.defineProperty(cell, "runs", { value });
-        return value;
-      } });
-    });
+  // Returns the runs of a cell as columns of equal length.
+  function unpackRuns([shared, keys, score, trained]) {
+    const bytes = atob(keys), count = bytes.length / KEY_BYTES;
+    const column = values => (Array.isArray(values) ? values : new Array(count).fill(values));
+    const runs = { score, train_s: column(trained) };
+    SHARED_RUN_COLUMNS.forEach((name, i) => { runs[name] = column(data.shared_runs[shared][i]); });
+    runs.key = Array.from({ length: count }, (_, run) => unpackKey(bytes, run));
+    return runs;
+  }
+
+  const NO_RUNS = { key: [], score: [], train_s: [] };
+  for (const name of SHARED_RUN_COLUMNS) NO_RUNS[name] = [];
+
+  function unpackCell(cell, format) {
+    const packed = cell.runs;
+    Object.assign(cell, data.shared_cells[cell.shared], { format });
+    cell.state ||= "ok";
+    cell.score = unpackEstimate(cell.score);
+    cell.gap = unpackEstimate(cell.gap);
+    // Only the runs of a cell that somebody opens are needed: unpacking all would take long.
+    Object.defineProperty(cell, "runs", { get: () => (packed ? unpackRuns(packed) : NO_RUNS) });
+  }
+
+  for (const section of data.sections) {
+    for (const row of section.rows) {
+      row.role ||= "";
+      row.method ||= row.entrant;
+      row.provenance ||= "paper";
+      row.spans = row.role === "reference" && row.cells.length === 1;
+      row.cells.forEach((cell, i) => unpackCell(cell, row.spans ? "fp32" : section.formats[i]));
+    }
   }
   return data;
 };

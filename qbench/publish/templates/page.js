@@ -1,295 +1,367 @@
-// The page: sorting, filtering, ranks of what is shown, details of a cell, the theme. Without it the page is a plain table with its figures.
+// Adds to the page what needs a script: filters, sorting, details of a cell, highlights, the theme.
+// Without it the page is a set of plain tables with their figures.
 (() => {
   "use strict";
-  const data = model(document.getElementById("data").textContent);
-  const build = details(data);
-  const $ = (selector, root = document) => root.querySelector(selector);
-  const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const make = (tag, attributes = {}, ...children) => {
+  const data = parseData(document.getElementById("data").textContent);
+  const buildDetails = makeDetailsBuilder(data);
+
+  const find = (selector, root = document) => root.querySelector(selector);
+  const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  function create(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     element.append(...children);
     return element;
-  };
+  }
 
-  // ---- the model: data and elements side by side ----
+  // ---- tables: their data and their elements ----
 
+  const FIRST_SCORE = 2; // columns of a table: method, rank, a score per format, costs
   const cells = new Map();
-  const sections = data.sections.map((section, s) => {
-    const root = document.getElementById(`s${s}`), body = $("tbody", root), elements = [...body.rows];
-    const rows = section.rows.map((row, r) => {
-      const element = elements[r];
-      row.cells.forEach((cell, c) => cells.set(element.cells[2 + c].id.slice(5), { section, row, cell }));
-      const words = `${row.entrant} ${row.method} ${JSON.stringify(row.params || {})} ${section.heading} ${section.setting}`.toLowerCase();
-      return { row, element, order: r, words, entrant: +element.dataset.e, rank: row.rank || null };
+
+  const tables = data.sections.map((section, number) => {
+    const root = document.getElementById(`s${number}`);
+    const body = find("tbody", root), elements = [...body.rows];
+    const rows = section.rows.map((row, order) => {
+      const element = elements[order];
+      row.cells.forEach((cell, c) => {
+        const id = element.cells[FIRST_SCORE + c].id.slice("cell=".length);
+        cells.set(id, { section, row, cell });
+      });
+      const params = JSON.stringify(row.params || {});
+      const words = [row.entrant, row.method, params, section.heading, section.setting];
+      const searchable = words.join(" ").toLowerCase();
+      return { row, element, order, searchable, entrant: +element.dataset.e };
     });
-    return { section, root, body, rows, heads: [...$("thead", root).rows[0].cells], ranking: $(".ranking", root), said: $(".ranking", root).textContent, sort: null };
+    const heads = [...find("thead", root).rows[0].cells];
+    return { section, root, body, rows, heads, panels: null, sort: null };
   });
 
+  // ---- filters ----
+
+  // Formats and entrants are those that are hidden.
   const filter = { words: "", place: "", formats: new Set(), entrants: new Set() };
-  const filtered = () => Boolean(filter.words || filter.place || filter.formats.size || filter.entrants.size);
+  const isFiltered = () =>
+    Boolean(filter.words || filter.place || filter.formats.size || filter.entrants.size);
 
-  const scoresOf = cell => {
-    if (!cell.scores) {
-      cell.scores = new Map();
-      const { seed, score } = cell.runs;
-      score.forEach((value, i) => { if (value !== null && !cell.scores.has(seed[i])) cell.scores.set(seed[i], value); });
+  // Shows the rows and columns that pass the filter. Ranks and best scores stay as they are: were
+  // they computed from the visible rows, a reader could choose a method's rivals.
+  function applyFilter() {
+    let rowCount = 0, tableCount = 0;
+    for (const table of tables) {
+      const { section } = table;
+      const visible = section.formats.map((format, c) => (filter.formats.has(format) ? -1 : c));
+      const columns = new Set(visible.filter(c => c >= 0));
+      const rows = new Set(table.rows.filter(r =>
+        !filter.entrants.has(r.entrant) && r.searchable.includes(filter.words)));
+      const chosen = !filter.place || filter.place === `${section.task}/${section.size}`;
+      const hasColumns = columns.size > 0 || !section.formats.length;
+      table.root.hidden = !(chosen && hasColumns && rows.size > 0);
+      if (table.root.hidden) continue;
+      tableCount++;
+      rowCount += rows.size;
+      for (const r of table.rows) r.element.hidden = !rows.has(r);
+      showColumns(table, columns);
+      showDownstreamRows(table, new Set([...rows].map(r => r.entrant)), columns);
     }
-    return cell.scores;
-  };
-  const whole = cell => cell.state === "ok" && !cell.audits_failed;
-
-  // The mean over the shown columns within each seed, over the seeds that all of them have.
-  const over = columns => {
-    const seeds = [...columns[0].keys()].filter(seed => columns.every(column => column.has(seed)));
-    return new Map(seeds.map(seed => [seed, stats.mean(columns.map(column => column.get(seed)))]));
-  };
-
-  // ---- ranks ----
-
-  function ranksOf(part, rows, columns) {
-    const fit = rows.filter(r => r.row.role !== "reference" && !r.row.retired && columns.every(c => whole(r.row.cells[c])));
-    const scores = columns.length ? fit.map(r => over(columns.map(c => scoresOf(r.row.cells[c])))) : [];
-    const shared = scores.length ? [...scores[0].keys()].filter(seed => scores.every(s => s.has(seed))).length : 0;
-    if (fit.length < 2 || shared < data.ranked_from) return { ranks: new Map(), shared, fit };
-    const ranges = stats.rankRanges(scores, part.section.better, part.section.minimum_effect);
-    return { ranks: new Map(fit.map((r, i) => [r, ranges[i]])), shared, fit };
+    showMarks();
+    find("#status").textContent = describeFilter(rowCount, tableCount);
+    find("#filters .reset").hidden = !isFiltered();
   }
 
-  const spellRank = range => (range ? (range[0] === range[1] ? `${range[0]}` : `${range[0]}–${range[1]}`) : "–");
-
-  function showRanks(part, rows, columns) {
-    const { ranks, shared, fit } = ranksOf(part, rows, columns);
-    for (const r of part.rows) { r.rank = ranks.get(r) || null; r.element.cells[1].textContent = spellRank(r.rank); }
-    const rivals = columns.map(c => rows.filter(r => r.row.role !== "reference" && !r.row.retired && whole(r.row.cells[c])));
-    const bests = stats.clearBests(rivals.map((fit, i) => fit.map(r => scoresOf(r.row.cells[columns[i]]))), part.section.better, part.section.minimum_effect);
-    columns.forEach((c, i) => part.rows.forEach(r => { if (!r.row.spans) cellElement(r, c).classList.toggle("best", bests[i] >= 0 && rivals[i][bests[i]] === r); }));
-    const names = columns.map(c => part.section.formats[c]).join(", ");
-    const few = shared < data.ranked_from ? `unranked (${shared} shared seed${shared === 1 ? "" : "s"}; ranks need ${data.ranked_from})` : "unranked (nobody to compare with)";
-    part.ranking.textContent = filtered() ? (ranks.size ? `Ranks of the ${fit.length} shown, over ${names}.` : `Of what is shown: ${few}.`) : part.said;
+  function describeFilter(rowCount, tableCount) {
+    if (!isFiltered()) return "";
+    if (!tableCount) return "Nothing matches.";
+    const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+    return `${count(rowCount, "row")} in ${count(tableCount, "table")} shown.`;
   }
 
-  const cellElement = (r, c) => r.element.cells[2 + (r.row.spans ? 0 : c)];
-
-  // ---- filtering ----
-
-  function apply() {
-    let shown = 0, boards = 0;
-    for (const part of sections) {
-      const { section } = part, here = !filter.place || filter.place === `${section.task}/${section.size}`;
-      const columns = section.formats.map((_, c) => c).filter(c => !filter.formats.has(section.formats[c]));
-      const rows = part.rows.filter(r => !filter.entrants.has(r.entrant) && r.words.includes(filter.words));
-      const visible = here && rows.length > 0 && (columns.length > 0 || !section.formats.length);
-      part.root.hidden = !visible;
-      if (!visible) continue;
-      boards++;
-      shown += rows.length;
-      const keep = new Set(rows);
-      for (const r of part.rows) r.element.hidden = !keep.has(r);
-      showColumns(part, new Set(columns));
-      showRanks(part, rows, columns);
-      const kept = new Set(rows.map(r => r.entrant));
-      for (const line of $$(".downstream tbody tr", part.root)) line.hidden = !kept.has(+line.dataset.e) || (line.dataset.f !== "" && !columns.includes(+line.dataset.f));
-    }
-    showEntrants();
-    $("#status").textContent = filtered() ? (boards ? `${shown} rows in ${boards} table${boards === 1 ? "" : "s"} shown; ranks are of these.` : "Nothing matches.") : "";
-    $("#filters .reset").hidden = !filtered();
-  }
-
-  // Of thousands of marks only those are touched whose entrant comes or goes.
-  const hidden = new Set();
-  function showEntrants() {
-    for (const entrant of new Set([...hidden, ...filter.entrants])) {
-      const off = filter.entrants.has(entrant);
-      if (off === hidden.has(entrant)) continue;
-      for (const element of $$(`.figures svg .e${entrant}`)) element.classList.toggle("off", off);
-      if (off) hidden.add(entrant); else hidden.delete(entrant);
-    }
-    $$(".profile").forEach(thinOut);
-  }
-
-  // A dozen bands on each other say nothing; three do.
-  const thinOut = figure => figure.classList.toggle("few", $$("svg .m:not(.off)", figure).length <= 3);
-
-  function showColumns(part, columns) {
-    part.panels ||= part.section.formats.map((_, c) => $$(`.figures [data-f="${c}"]`, part.root));
-    part.section.formats.forEach((_, c) => {
+  function showColumns(table, columns) {
+    table.panels ||= table.section.formats.map((_, c) =>
+      findAll(`.figures [data-f="${c}"]`, table.root));
+    table.section.formats.forEach((_, c) => {
       const off = !columns.has(c);
-      part.heads[2 + c].hidden = off;
-      for (const r of part.rows) if (!r.row.spans) cellElement(r, c).hidden = off;
-      for (const panel of part.panels[c]) panel.classList.toggle("off", off);
+      table.heads[FIRST_SCORE + c].hidden = off;
+      for (const { row, element } of table.rows) {
+        if (!row.spans) element.cells[FIRST_SCORE + c].hidden = off;
+      }
+      for (const panel of table.panels[c]) panel.classList.toggle("off", off);
     });
-    for (const r of part.rows) if (r.row.spans) r.element.cells[2].colSpan = Math.max(columns.size, 1);
+    for (const { row, element } of table.rows) {
+      if (row.spans) element.cells[FIRST_SCORE].colSpan = Math.max(columns.size, 1);
+    }
   }
 
-  function toggle(set, value, buttons) {
-    if (!set.delete(value)) set.add(value);
-    for (const button of buttons) button.setAttribute("aria-pressed", String(!set.has(value)));
-    apply();
+  function showDownstreamRows(table, entrants, columns) {
+    for (const line of findAll(".downstream tbody tr", table.root)) {
+      const column = line.dataset.f; // empty for full precision, which has one line for all
+      line.hidden = !entrants.has(+line.dataset.e) || (column !== "" && !columns.has(+column));
+    }
   }
 
-  function chips(label, values, set) {
-    if (values.length < 2) return "";
-    const buttons = values.map(value => {
-      const button = make("button", { type: "button", class: "chip", "aria-pressed": "true" }, value);
-      button.addEventListener("click", () => toggle(set, value, [button]));
-      return button;
+  // There are thousands of marks: only those of entrants that come or go are touched.
+  const hiddenEntrants = new Set();
+  function showMarks() {
+    for (const entrant of new Set([...hiddenEntrants, ...filter.entrants])) {
+      const off = filter.entrants.has(entrant);
+      if (off === hiddenEntrants.has(entrant)) continue;
+      for (const mark of findAll(`.figures svg .e${entrant}`)) mark.classList.toggle("off", off);
+      if (off) hiddenEntrants.add(entrant); else hiddenEntrants.delete(entrant);
+    }
+    findAll(".profile").forEach(showBandsOfFew);
+  }
+
+  // A dozen bands on top of each other cannot be read; three can.
+  function showBandsOfFew(figure) {
+    figure.classList.toggle("few", findAll("svg .m:not(.off)", figure).length <= 3);
+  }
+
+  function toggle(hidden, value, buttons) {
+    if (!hidden.delete(value)) hidden.add(value);
+    for (const button of buttons) button.setAttribute("aria-pressed", String(!hidden.has(value)));
+    applyFilter();
+  }
+
+  function addFilters() {
+    const bar = find("#filters");
+    const search = createSearch(), select = createTaskSelect(), reset = createReset(search, select);
+    const formats = [...new Set(data.sections.flatMap(section => section.formats))];
+    const first = create("div", { class: "row" }, search, reset);
+    if (select.options.length > 2) search.after(select); // a choice between tasks
+    bar.prepend(first, createFormatChips(formats), createMethodChips());
+    bar.hidden = false;
+  }
+
+  function createSearch() {
+    const attributes = { type: "search", placeholder: "method, task, parameter …" };
+    const search = create("input", { ...attributes, "aria-label": "Search" });
+    search.addEventListener("input", () => {
+      filter.words = search.value.trim().toLowerCase();
+      applyFilter();
     });
-    return make("div", { class: "chips", role: "group", "aria-label": label }, make("span", { class: "label" }, label), ...buttons);
+    return search;
   }
 
-  function filters() {
-    const bar = $("#filters");
-    const search = make("input", { type: "search", placeholder: "method, task, parameter …", "aria-label": "Search" });
-    search.addEventListener("input", () => { filter.words = search.value.trim().toLowerCase(); apply(); });
+  function createTaskSelect() {
     const places = [...new Set(data.sections.map(s => `${s.task}/${s.size}`))];
-    const select = make("select", { "aria-label": "Task and size" }, make("option", { value: "" }, "all tasks"), ...places.map(p => make("option", { value: p }, p)));
-    select.addEventListener("change", () => { filter.place = select.value; apply(); });
-    const reset = make("button", { type: "button", class: "reset" }, "show all");
+    const select = create("select", { "aria-label": "Task and size" },
+      create("option", { value: "" }, "all tasks"),
+      ...places.map(place => create("option", { value: place }, place)));
+    select.addEventListener("change", () => { filter.place = select.value; applyFilter(); });
+    return select;
+  }
+
+  function createReset(search, select) {
+    const reset = create("button", { type: "button", class: "reset" }, "show all");
     reset.addEventListener("click", () => {
       Object.assign(filter, { words: "", place: "" });
       filter.formats.clear();
       filter.entrants.clear();
       search.value = select.value = "";
-      for (const button of $$("[aria-pressed]")) button.setAttribute("aria-pressed", "true");
-      apply();
+      for (const button of findAll("[aria-pressed]")) button.setAttribute("aria-pressed", "true");
+      applyFilter();
     });
     reset.hidden = true;
-    bar.append(make("div", { class: "row" }, search, ...(places.length > 1 ? [select] : []), reset), chips("Formats", [...new Set(data.sections.flatMap(s => s.formats))], filter.formats), methods());
-    bar.hidden = false;
+    return reset;
   }
 
-  // Every legend is the same filter: in the bar and under each table.
-  function methods() {
-    const seen = new Map();
-    for (const part of sections) for (const r of part.rows) if (!seen.has(r.entrant)) {
-      const [swatch, name] = $("th", r.element).children;
-      seen.set(r.entrant, make("li", { "data-e": r.entrant }, swatch.cloneNode(), name.cloneNode(true)));
+  function createFormatChips(formats) {
+    if (formats.length < 2) return "";
+    const buttons = formats.map(format => {
+      const attributes = { type: "button", class: "chip", "aria-pressed": "true" };
+      const button = create("button", attributes, format);
+      button.addEventListener("click", () => toggle(filter.formats, format, [button]));
+      return button;
+    });
+    const label = create("span", { class: "label" }, "Formats");
+    const group = { class: "chips", role: "group", "aria-label": "Formats" };
+    return create("div", group, label, ...buttons);
+  }
+
+  function createMethodChips() {
+    const items = new Map();
+    for (const { entrant, element } of tables.flatMap(table => table.rows)) {
+      if (items.has(entrant)) continue;
+      const [swatch, name] = find("th", element).children;
+      const parts = [swatch.cloneNode(), name.cloneNode(true)];
+      items.set(entrant, create("li", { "data-e": entrant }, ...parts));
     }
-    const list = make("ul", { class: "key", "aria-label": "Methods" }, ...[...seen].sort((a, b) => a[0] - b[0]).map(([, item]) => item));
-    press(list);
-    return make("div", { class: "chips" }, make("span", { class: "label" }, "Methods"), list);
+    const ordered = [...items].sort((a, b) => a[0] - b[0]).map(([, item]) => item);
+    const list = create("ul", { class: "key", "aria-label": "Methods" }, ...ordered);
+    addLegendButtons(list);
+    const label = create("span", { class: "label" }, "Methods");
+    return create("div", { class: "chips" }, label, list);
   }
 
-  function press(list) {
-    for (const item of $$("[data-e]", list)) {
+  // Every legend is the same filter: the one in the bar and those of the figures.
+  function addLegendButtons(list) {
+    for (const item of findAll("[data-e]", list)) {
       const entrant = +item.dataset.e, pressed = String(!filter.entrants.has(entrant));
-      const button = make("button", { type: "button", class: "chip", "aria-pressed": pressed }, ...item.childNodes);
+      const attributes = { type: "button", class: "chip", "aria-pressed": pressed };
+      const button = create("button", attributes, ...item.childNodes);
       item.append(button);
-      button.addEventListener("click", () => toggle(filter.entrants, entrant, $$(`.key [data-e="${entrant}"] button`)));
+      button.addEventListener("click", () =>
+        toggle(filter.entrants, entrant, findAll(`.key [data-e="${entrant}"] button`)));
     }
   }
 
   // ---- figures ----
 
-  // Where scripts run a figure is text in a noscript, which costs nothing, until the browser has time for it, or the page is printed.
-  const waiting = $$(".figures").filter(box => $("noscript", box));
+  // Where scripts run, the browser reads the figures inside noscript as text, which is fast. They
+  // are drawn one after the other when the browser is idle, or at once when the page is printed.
+  const waiting = findAll(".figures").filter(box => find("noscript", box));
 
-  function draw() {
-    const box = waiting.shift(), part = sections.find(({ root }) => root.contains(box));
-    box.innerHTML = $("noscript", box).textContent;
-    press($(".key", box));
-    for (const entrant of hidden) for (const element of $$(`svg .e${entrant}`, box)) element.classList.add("off");
-    $$(".profile", box).forEach(thinOut);
-    if (!part) return;
-    part.panels = null;
-    for (const panel of $$("[data-f]", box)) panel.classList.toggle("off", filter.formats.has(part.section.formats[panel.dataset.f]));
+  function drawFigures() {
+    const box = waiting.shift(), table = tables.find(({ root }) => root.contains(box));
+    // Not hostile: page.py has escaped every name, and the content security policy stops scripts.
+    box.innerHTML = find("noscript", box).textContent;
+    addLegendButtons(find(".key", box));
+    // A filter may have been set before the figures were there.
+    for (const entrant of hiddenEntrants) {
+      for (const mark of findAll(`svg .e${entrant}`, box)) mark.classList.add("off");
+    }
+    findAll(".profile", box).forEach(showBandsOfFew);
+    if (!table) return;
+    table.panels = null;
+    for (const panel of findAll("[data-f]", box)) {
+      panel.classList.toggle("off", filter.formats.has(table.section.formats[panel.dataset.f]));
+    }
   }
 
-  const idle = window.requestIdleCallback || setTimeout;
-  function drawNext() { if (waiting.length) { draw(); idle(drawNext); } }
-  addEventListener("beforeprint", () => { while (waiting.length) draw(); });
+  const whenIdle = window.requestIdleCallback || setTimeout;
+  function drawWhenIdle() {
+    if (!waiting.length) return;
+    drawFigures();
+    whenIdle(drawWhenIdle);
+  }
+  addEventListener("beforeprint", () => { while (waiting.length) drawFigures(); });
 
   // ---- sorting ----
 
-    function valueOf(part, head) {
-    if (head === 0) return r => r.row.entrant.toLowerCase();
-    if (head === 1) return r => (r.rank ? r.rank[0] + r.rank[1] / 1e4 : null);
-    const formats = Math.max(part.section.formats.length, 1);
-    if (head < 2 + formats) return r => { const cell = r.row.cells[r.row.spans ? 0 : head - 2]; return cell && cell.score ? cell.score.value : null; };
-    return r => r.row.cost[head - 2 - formats];
+  const countScoreColumns = table => Math.max(table.section.formats.length, 1);
+  const isScoreColumn = (table, head) =>
+    head >= FIRST_SCORE && head < FIRST_SCORE + countScoreColumns(table);
+
+  // Returns a function that gives a row's value in a column, or null.
+  function makeValueGetter(table, head) {
+    if (head === 0) return ({ row }) => row.entrant.toLowerCase();
+    // Ranges such as 2–4 are ordered by their start, then by their end.
+    if (head === 1) return ({ row }) => (row.rank ? row.rank[0] + row.rank[1] / 1e4 : null);
+    if (!isScoreColumn(table, head)) {
+      return ({ row }) => row.cost[head - FIRST_SCORE - countScoreColumns(table)];
+    }
+    return ({ row }) => {
+      const cell = row.cells[row.spans ? 0 : head - FIRST_SCORE];
+      return cell && cell.score ? cell.score.value : null;
+    };
   }
 
-  // Best first, then the other way round, then as it was. What has no number stays at the end.
-  function sortBy(part, head) {
-    const score = head >= 2 && head < 2 + Math.max(part.section.formats.length, 1);
-    const first = score && part.section.better === "higher" ? -1 : 1;
-    const now = part.sort && part.sort.head === head ? part.sort.direction : 0;
-    part.sort = now === 0 ? { head, direction: first } : now === first ? { head, direction: -first } : null;
-    const value = valueOf(part, head), direction = part.sort ? part.sort.direction : 1;
+  // The first click on a head sorts best first, the second worst first, the third restores the
+  // order of the board. Rows without a value stay at the end.
+  function sortBy(table, head) {
+    const { better } = table.section;
+    const best = isScoreColumn(table, head) && better === "higher" ? -1 : 1;
+    const now = table.sort && table.sort.head === head ? table.sort.direction : 0;
+    const direction = now === 0 ? best : now === best ? -best : 0;
+    table.sort = direction ? { head, direction } : null;
+    const getValue = makeValueGetter(table, head);
     const compare = (a, b) => {
-      const x = value(a), y = value(b);
+      if (!direction) return a.order - b.order;
+      const x = getValue(a), y = getValue(b);
       if (x === null || y === null) return (x === null) - (y === null) || a.order - b.order;
       return (x < y ? -1 : x > y ? 1 : 0) * direction || a.order - b.order;
     };
-    const rows = [...part.rows].sort(part.sort ? compare : (a, b) => a.order - b.order);
-    part.body.append(...rows.map(r => r.element));
-    part.heads.forEach((th, i) => {
-      if (part.sort && i === head) th.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
-      else th.removeAttribute("aria-sort");
+    table.body.append(...[...table.rows].sort(compare).map(r => r.element));
+    table.heads.forEach((th, i) => {
+      if (direction && i === head) {
+        th.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
+      } else {
+        th.removeAttribute("aria-sort");
+      }
     });
   }
 
-  for (const part of sections) part.heads.forEach((th, i) => {
-    const button = make("button", { type: "button", class: "sort" }, ...th.childNodes);
-    th.append(button);
-    button.addEventListener("click", () => sortBy(part, i));
-  });
+  function addSortButtons() {
+    for (const table of tables) {
+      table.heads.forEach((th, head) => {
+        const button = create("button", { type: "button", class: "sort" }, ...th.childNodes);
+        th.append(button);
+        button.addEventListener("click", () => sortBy(table, head));
+      });
+    }
+  }
 
-  // ---- details ----
+  // ---- details of a cell ----
 
-  const dialog = $("#cell");
+  // The address of the page names the open cell, so that it can be linked and the browser's "back"
+  // closes it.
+  const dialog = find("#cell");
   let opener = null;
 
-  function route() {
-    const hash = decodeURIComponent(location.hash.slice(1)), found = hash.startsWith("cell=") && cells.get(hash.slice(5));
-    if (!found) { if (dialog.open) dialog.close(); return; }
+  function showLinkedCell() {
+    const hash = decodeURIComponent(location.hash.slice(1));
+    const linked = hash.startsWith("cell=") && cells.get(hash.slice("cell=".length));
+    if (!linked) {
+      if (dialog.open) dialog.close();
+      return;
+    }
     opener = document.getElementById(hash);
-    dialog.replaceChildren(...build(found.section, found.row, found.cell, () => dialog.close()));
+    const close = () => dialog.close();
+    dialog.replaceChildren(...buildDetails(linked.section, linked.row, linked.cell, close));
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
-    $("#cell-title", dialog).focus();
+    find("#cell-title", dialog).focus();
   }
   dialog.addEventListener("close", () => {
     if (location.hash.startsWith("#cell=")) history.replaceState(null, "", "#");
-    const link = opener && $("a", opener);
+    const link = opener && find("a", opener);
     if (link) link.focus({ preventScroll: true });
   });
   dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
-  addEventListener("hashchange", route);
+  addEventListener("hashchange", showLinkedCell);
 
-  // ---- an entrant lit up in the figures ----
+  // ---- highlighting an entrant in the figures ----
 
-  function light(event) {
-    const item = event.target.closest ? event.target.closest("[data-e]") : null, root = item && item.closest("section");
-    for (const box of $$(".figures.focus")) { box.classList.remove("focus"); $$(".lit", box).forEach(e => e.classList.remove("lit")); }
-    const box = root && $(".figures", root);
+  function highlight(event) {
+    for (const box of findAll(".figures.focus")) {
+      box.classList.remove("focus");
+      findAll(".lit", box).forEach(mark => mark.classList.remove("lit"));
+    }
+    const item = event.target.closest ? event.target.closest("[data-e]") : null;
+    const section = item && item.closest("section"), box = section && find(".figures", section);
     if (!box) return;
     box.classList.add("focus");
-    $$(`svg .e${item.dataset.e}`, box).forEach(e => e.classList.add("lit"));
+    findAll(`svg .e${item.dataset.e}`, box).forEach(mark => mark.classList.add("lit"));
   }
-  document.addEventListener("mouseover", light, { passive: true });
-  document.addEventListener("focusin", light);
+  document.addEventListener("mouseover", highlight, { passive: true });
+  document.addEventListener("focusin", highlight);
 
-  // ---- the theme ----
+  // ---- theme ----
 
-  function theme() {
+  function addThemeButton() {
     const names = ["auto", "light", "dark"], root = document.documentElement;
-    const remembered = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
-    let now = names.includes(remembered) ? remembered : "auto";
-    const button = make("button", { type: "button", class: "theme" });
-    const set = () => {
-      if (now === "auto") delete root.dataset.theme; else root.dataset.theme = now;
-      button.textContent = `Theme: ${now}`;
-      try { localStorage.setItem("theme", now); } catch { /* a page from a file may remember nothing */ }
+    let theme = "auto";
+    // A page that was opened from a disk may have no storage: reading and writing throw.
+    try { theme = localStorage.getItem("theme"); } catch { /* stay with the default */ }
+    if (!names.includes(theme)) theme = "auto";
+    const button = create("button", { type: "button", class: "theme" });
+    const applyTheme = () => {
+      if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
+      button.textContent = `Theme: ${theme}`;
+      try { localStorage.setItem("theme", theme); } catch { /* nothing is remembered */ }
     };
-    button.addEventListener("click", () => { now = names[(names.indexOf(now) + 1) % 3]; set(); });
-    set();
-    $(".actions").append(button);
+    button.addEventListener("click", () => {
+      theme = names[(names.indexOf(theme) + 1) % names.length];
+      applyTheme();
+    });
+    applyTheme();
+    find(".actions").append(button);
   }
 
-  theme();
-  filters();
-  route();
-  idle(drawNext);
+  addThemeButton();
+  addFilters();
+  addSortButtons();
+  showLinkedCell();
+  whenIdle(drawWhenIdle);
 })();

@@ -1,4 +1,4 @@
-"""A plan to the list of members of its board."""
+"""Describe the members of a board as plain data, for the file that the store keeps of them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from qbench.plugins.registry import load
-from qbench.store.board_members import ROSTER_VERSION
+from qbench.store.board_members import BOARD_MEMBERS_VERSION
 from qbench.util.redact_paths import unplaced
 
 if TYPE_CHECKING:
     from qbench.sweeps.cells import Cell, Plan
 
 
-def roster_of(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data. Cells that only others go on from are not the board's; one that waits for its choice has no keys yet."""
+def make_board_members(plan: Plan) -> dict[str, Any]:
+    """Return the members of a plan's board as plain data.
+
+    Cells that are only a base of others are left out. A cell whose values are not chosen yet has
+    no keys.
+    """
     from qbench.plugins.describe import defaults
 
-    runnable = [cell for cell in plan.cells if not cell.extra]
-    others = [*plan.skipped, *(w.cell for w in plan.waiting), *plan.failed]
-    examples = [cell.example for cell in (*runnable, *others)]
+    with_runs = [cell for cell in plan.cells if not cell.extra]
+    without_runs = [*plan.skipped, *(pending.cell for pending in plan.waiting), *plan.failed]
+    examples = [cell.example for cell in (*with_runs, *without_runs)]
     names = {("methods", c.method) for c in examples} | {("tasks", c.task) for c in examples}
     return {
-        "roster_version": ROSTER_VERSION,
+        "roster_version": BOARD_MEMBERS_VERSION,
         "board": plan.sweep.board,
         "version": plan.sweep.version,
         "title": plan.sweep.title,
@@ -35,13 +39,14 @@ def roster_of(plan: Plan) -> dict[str, Any]:
             name: defaults(load("methods" if kind == "methods" else "tasks", name))
             for kind, name in sorted(names)
         },
-        "cells": [_cell(cell, plan, True) for cell in runnable]
-        + [_cell(cell, plan, False) for cell in others]
-        + [{**_cell(cell, plan, True), "retired": cell.retired} for cell in plan.retired],
+        "cells": [_describe_cell(cell, plan, True) for cell in with_runs]
+        + [_describe_cell(cell, plan, False) for cell in without_runs]
+        + [{**_describe_cell(cell, plan, True), "retired": cell.retired} for cell in plan.retired],
     }
 
 
-def _cell(cell: Cell, plan: Plan, runs: bool) -> dict[str, Any]:
+def _describe_cell(cell: Cell, plan: Plan, has_runs: bool) -> dict[str, Any]:
+    """Return one cell as plain data, with the keys of its runs if it has any."""
     from qbench.api.load import load_method
 
     seeds = list(plan.seeds(cell))
@@ -58,7 +63,8 @@ def _cell(cell: Cell, plan: Plan, runs: bool) -> dict[str, Any]:
         "variant": cell.variant,
         "provenance": load_method(cell.example.method).provenance,
         "refusal": cell.refusal and unplaced(cell.refusal),
-        "spec": (cell.whole or cell.example).to_json(),
-        "keys": [cell.key(seed) for seed in seeds] if runs else [],
+        # Trials of all rungs are stored with the full budget, so that they are of one cell.
+        "spec": (cell.full_budget or cell.example).to_json(),
+        "keys": [cell.key(seed) for seed in seeds] if has_runs else [],
         **(tuned if cell.stage else {}),
     }
