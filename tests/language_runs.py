@@ -36,7 +36,7 @@ recipe = { steps = 4 }
 
 
 @dataclass(frozen=True)
-class Runs:
+class LanguageRuns:
     """Keys of the runs by what they are."""
 
     results: Path
@@ -56,7 +56,7 @@ def named(config: RunConfig) -> str:
 
 
 @pytest.fixture(scope="session")
-def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageRuns]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     results, keys = tmp_path_factory.mktemp("language"), {}
@@ -72,11 +72,11 @@ def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
                 == "ok"
             )
             keys[name] = key
-    yield Runs(results, **keys)
+    yield LanguageRuns(results, **keys)
     torch.set_num_threads(threads)
 
 
-def loaded(runs: Runs, key: str) -> Problem:
+def load_problem(runs: LanguageRuns, key: str) -> Problem:
     """A run's task with the weights of its artefact."""
     import json
 
@@ -87,7 +87,7 @@ def loaded(runs: Runs, key: str) -> Problem:
     return problem
 
 
-class Counted(nn.Module):
+class CountingModel(nn.Module):
     """A network, and the tokens that have gone through it."""
 
     def __init__(self, network: nn.Module) -> None:

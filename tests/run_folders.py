@@ -1,4 +1,4 @@
-"""Make run folders without training: the files that a run writes, with scores that a test chooses."""
+"""Make run folders without training: the files of a run, with scores that a test chooses."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _make_point(step: int) -> dict[str, Any]:
 def fake_board_members(
     board: str, cells: list[tuple[RunConfig, str | None]], seeds: int, title: str = ""
 ) -> dict[str, Any]:
-    """Return the members of a board; each cell has a configuration, and why it is skipped or None."""
+    """Return the members of a board, whose cells are (configuration, why it is skipped or None)."""
     return {
         "roster_version": BOARD_MEMBERS_VERSION,
         "board": board,

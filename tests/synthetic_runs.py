@@ -19,7 +19,7 @@ DEFAULTS = {
 }
 
 
-IDENTITY = (
+KEY_COLUMNS = (
     *(
         "method",
         "method_version",
@@ -37,7 +37,7 @@ IDENTITY = (
 """What a key is made of."""
 
 
-def run(
+def make_run(
     method: str, fmt: str | None, seed: int, score: float | None, **more: Any
 ) -> dict[str, Any]:
     """One row; `more` over the defaults."""
@@ -54,18 +54,18 @@ def run(
         "audit_passed": True if state == "ok" else None, "device_name": "cpu",
     }  # fmt: skip
     row.update(more)
-    identity = [v for k, v in row.items() if k in IDENTITY]
+    identity = [v for k, v in row.items() if k in KEY_COLUMNS]
     row["key"] = more.get("key") or hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return row
 
 
-def runs(
+def make_runs(
     method: str, fmt: str | None, scores: Sequence[float | None], **more: Any
 ) -> list[dict[str, Any]]:
-    return [run(method, fmt, seed, score, **more) for seed, score in enumerate(scores)]
+    return [make_run(method, fmt, seed, score, **more) for seed, score in enumerate(scores)]
 
 
-def failed(
+def make_failed_run(
     method: str,
     fmt: str | None,
     seed: int,
@@ -76,7 +76,7 @@ def failed(
     unknown = dict.fromkeys(
         ("step_s_median", "train_s", "peak_memory_bytes", "levels", "bits_per_weight")
     )
-    return run(
+    return make_run(
         method,
         fmt,
         seed,
@@ -85,7 +85,7 @@ def failed(
     )
 
 
-def unborn(
+def make_planned_run(
     method: str,
     fmt: str | None,
     seed: int,
@@ -95,7 +95,7 @@ def unborn(
 ) -> dict[str, Any]:
     """A run that is only asked for: nothing of it is known but what it would be."""
     unknown = ("metric", "better", "unit", "digits", "device_name", "attempt", "audit_passed")
-    return failed(
+    return make_failed_run(
         method,
         fmt,
         seed,
@@ -103,23 +103,23 @@ def unborn(
     )
 
 
-def frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def make_frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([row for part in parts for row in part])
 
 
-def small() -> pd.DataFrame:
+def make_small_board_frame() -> pd.DataFrame:
     """One of everything: what a board can be made to show."""
-    return frame(
-        runs("fp", None, [0.100, 0.102, 0.098]),
-        runs("rtn", "int2", [1.000, 1.020, 0.990]),
-        runs("rtn", "int4", [0.110, 0.112, 0.111]),
-        runs("rtn", "int2", [0.800, 0.805, 0.795], params={"scale": "mse"}),
-        runs("rtn", "int4", [0.108, 0.110, 0.109], params={"scale": "mse"}),
-        runs("ste", "int2", [0.300, 0.310, 0.295]),
-        runs("ste", "int4", [0.101, 0.104, 0.099]),
-        runs("lotion", "int2", [0.400, 0.420], provenance="reconstructed"),
+    return make_frame(
+        make_runs("fp", None, [0.100, 0.102, 0.098]),
+        make_runs("rtn", "int2", [1.000, 1.020, 0.990]),
+        make_runs("rtn", "int4", [0.110, 0.112, 0.111]),
+        make_runs("rtn", "int2", [0.800, 0.805, 0.795], params={"scale": "mse"}),
+        make_runs("rtn", "int4", [0.108, 0.110, 0.109], params={"scale": "mse"}),
+        make_runs("ste", "int2", [0.300, 0.310, 0.295]),
+        make_runs("ste", "int4", [0.101, 0.104, 0.099]),
+        make_runs("lotion", "int2", [0.400, 0.420], provenance="reconstructed"),
         [
-            failed(
+            make_failed_run(
                 "lotion",
                 "int2",
                 2,
@@ -128,10 +128,10 @@ def small() -> pd.DataFrame:
             )
         ],
         [
-            failed("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed")
+            make_failed_run("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed")
             for s in range(3)
         ],
-        [unborn("pege", "int2", s, "skipped", "pege has no rule for two bits") for s in range(3)],
-        [run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
-        [unborn("pege", "int4", s) for s in (1, 2)],
+        [make_planned_run("pege", "int2", s, "skipped", "pege has no rule for two bits") for s in range(3)],
+        [make_run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
+        [make_planned_run("pege", "int4", s) for s in (1, 2)],
     )

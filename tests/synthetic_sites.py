@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from qbench.analysis.summary import Summary, summarise
+from qbench.analysis.summary import BoardSummary, summarise_board
 from qbench.boards.board import Board
-from qbench.boards.build import build_board, section_makers
+from qbench.boards.build import build_board, make_section_builders
 from qbench.publish.document import BoardDescription
 from qbench.publish.site import build_site_files
-from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs
+from tests.synthetic_runs import DEFAULTS, make_failed_run, make_frame, make_run, make_runs
 
 MEANS = {
     "rtn": (0.90, 0.30),
@@ -62,30 +62,31 @@ def make_ranked_runs(
         def draw_scores(mean: float, effects: Sequence[float] = seed_effects) -> list[float]:
             return [mean + effect + rng.gauss(0, noise) for effect in effects]
 
-        parts.append(runs("fp", None, draw_scores(0.2), task=task, **ENV))
+        parts.append(make_runs("fp", None, draw_scores(0.2), task=task, **ENV))
         for method in methods:
             for fmt, mean in zip(FORMATS, MEANS[method], strict=True):
-                parts.append(runs(method, fmt, draw_scores(mean), task=task, **ENV))
-    return frame(*parts)
+                parts.append(make_runs(method, fmt, draw_scores(mean), task=task, **ENV))
+    return make_frame(*parts)
 
 
 def make_varied_runs() -> pd.DataFrame:
     """Return runs with all outcomes: a failed cell, one that failed in part, a failed audit."""
-    diverged = failed("lotion", "int2", 2, message="the loss is nan at step 57", **ENV)
+    diverged = make_failed_run("lotion", "int2", 2, message="the loss is nan at step 57", **ENV)
     out_of_memory = [
-        failed("lotion", "int4", seed, "oom", "out of memory on cpu", **ENV) for seed in range(3)
+        make_failed_run("lotion", "int4", seed, "oom", "out of memory on cpu", **ENV)
+        for seed in range(3)
     ]
     failed_audit = [
-        run("pege", "int2", s, 0.35, audit_passed=False, provenance="reconstructed", **ENV)
+        make_run("pege", "int2", s, 0.35, audit_passed=False, provenance="reconstructed", **ENV)
         for s in range(3)
     ]
-    return frame(
-        runs("fp", None, [0.1, 0.12, 0.09], **ENV),
-        runs("rtn", "int2", [0.9, 0.92, 0.88], **ENV),
-        runs("rtn", "int4", [0.2, 0.21, 0.2], **ENV),
-        runs("ste", "int2", [0.3, 0.31, 0.3], **ENV),
-        runs("ste", "int4", [0.15, 0.15, 0.16], **ENV),
-        runs("lotion", "int2", [0.4, 0.41], **ENV),
+    return make_frame(
+        make_runs("fp", None, [0.1, 0.12, 0.09], **ENV),
+        make_runs("rtn", "int2", [0.9, 0.92, 0.88], **ENV),
+        make_runs("rtn", "int4", [0.2, 0.21, 0.2], **ENV),
+        make_runs("ste", "int2", [0.3, 0.31, 0.3], **ENV),
+        make_runs("ste", "int4", [0.15, 0.15, 0.16], **ENV),
+        make_runs("lotion", "int2", [0.4, 0.41], **ENV),
         [diverged],
         out_of_memory,
         failed_audit,
@@ -116,8 +117,8 @@ HOSTILE_NAMES = (
 def make_hostile_runs() -> pd.DataFrame:
     """Return runs where every text that a plugin or a submission chooses is a hostile one."""
     rows = [
-        *runs("fp", None, [0.1, 0.2, 0.15], **ENV),
-        *runs("rtn", "int2", [0.9, 0.8, 0.85], **ENV),
+        *make_runs("fp", None, [0.1, 0.2, 0.15], **ENV),
+        *make_runs("rtn", "int2", [0.9, 0.8, 0.85], **ENV),
     ]
     for n, name in enumerate(HOSTILE_NAMES):
         texts = {
@@ -128,9 +129,9 @@ def make_hostile_runs() -> pd.DataFrame:
             "commit_id": name,
             "provenance": "paper",
         }
-        rows += runs(f"m{n}{name}", "int2", [0.5, 0.6, 0.55], **{**ENV, **texts})
+        rows += make_runs(f"m{n}{name}", "int2", [0.5, 0.6, 0.55], **{**ENV, **texts})
     texts = {"task": HOSTILE_NAMES[1], "metric": HOSTILE_NAMES[0], "unit": HOSTILE_NAMES[7]}
-    return frame([{**row, **texts} for row in rows])
+    return make_frame([{**row, **texts} for row in rows])
 
 
 def make_losses(rows: pd.DataFrame, points: int = 20) -> pd.DataFrame:
@@ -141,11 +142,11 @@ def make_losses(rows: pd.DataFrame, points: int = 20) -> pd.DataFrame:
     return losses.assign(loss=losses["packed"] + 3 / losses["step"]).drop(columns="packed")
 
 
-def build_board_and_summary(rows: pd.DataFrame, **options: Any) -> tuple[Board, Summary]:
+def build_board_and_summary(rows: pd.DataFrame, **options: Any) -> tuple[Board, BoardSummary]:
     """Return the board of some runs and its summary; `options` go to `build_board`."""
-    _, makers = section_makers(rows, options.pop("planned", None), DEFAULTS)
+    _, makers = make_section_builders(rows, options.pop("planned", None), DEFAULTS)
     board = build_board(rows, defaults=DEFAULTS, **{"title": "Made up", **options})
-    return board, summarise(makers, {})
+    return board, summarise_board(makers, {})
 
 
 def make_site_files(rows: pd.DataFrame, name: str = "made", **options: Any) -> Mapping[str, bytes]:

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
-TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
+TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).post_training)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the syntax trees."""
+"""Who may import whom: one table of packages, and what must start without heavy libraries."""
 
 from __future__ import annotations
 
@@ -8,188 +8,156 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "qbench").rglob("*.py"))
-METHODS, TASKS = (
-    sorted((ROOT / kind / f"qbench_{kind}").glob("*.py")) for kind in ("methods", "tasks")
-)
+METHODS = sorted((ROOT / "methods" / "qbench_methods").glob("*.py"))
+TASKS = sorted((ROOT / "tasks" / "qbench_tasks").glob("*.py"))
 
-ONLY = {
-    "duckdb": {"store"},
-    "lm_eval": {"downstream"},
-    "rich": {"render", "overview", "listing", "progress", "cli.common"},
-    "ray": {"engines.raydriver"},
-    "fastjsonschema": {"submissions.strict"},
-    "pyarrow": {"publish.archive"},
+# Everybody may import these.
+COMMON = {"errors", "util", "version"}
+
+# What each package may import besides. A package stands below everything that it imports.
+MAY_IMPORT = {
+    "numerics": {},
+    "stats": {},
+    "quant": {"numerics"},
+    "plugins": {},
+    "runs": {},
+    "sweepfile": {"plugins", "runs"},
+    "store": {"runs"},
+    "api": {"numerics", "quant", "plugins", "runs"},
+    "training": {"numerics", "quant", "plugins", "runs", "api"},
+    "artefact": {"quant", "runs", "api", "training"},
+    "execution": {"numerics", "quant", "plugins", "runs", "api", "training", "artefact"},
+    "downstream": {"plugins", "runs", "api", "training", "artefact"},
+    "engines": {"plugins", "runs", "sweepfile", "training", "execution", "downstream"},
+    "sweeps": {
+        "stats", "quant", "plugins", "runs", "sweepfile", "store", "api", "training", "execution",
+        "downstream", "engines",
+    },
+    "boards": {"stats", "sweepfile"},
+    "analysis": {"stats", "runs", "sweepfile", "store", "boards"},
+    "terminal": {"stats", "boards", "analysis"},
+    "publish": {"stats", "store", "boards"},
+    "checks": {
+        "numerics", "quant", "plugins", "runs", "store", "api", "training", "execution", "engines",
+    },
+    "submissions": {
+        "plugins", "runs", "sweepfile", "store", "api", "training", "artefact", "checks",
+    },
+    "cli": {
+        "plugins", "runs", "sweepfile", "store", "artefact", "execution", "downstream", "engines",
+        "sweeps", "boards", "analysis", "terminal", "publish", "checks", "submissions",
+    },
+}  # fmt: skip
+
+# Libraries that only some modules may import.
+HOME_OF_LIBRARY = {
+    "duckdb": ("store/",),
+    "lm_eval": ("downstream/",),
+    "rich": ("terminal/", "cli/options.py"),
+    "ray": ("engines/ray_driver.py", "engines/ray_worker.py"),
+    "fastjsonschema": ("submissions/strict_json.py",),
+    "pyarrow": ("publish/site_folder.py",),
 }
-"""Who alone may import a library."""
-METHOD_MAY = {
-    "formats",
-    "grid",
-    "method",
-    "noise",
-    "quantizer",
-    "rounding",
-    "run",
-    "scales",
-    "schedule",
-}
-LIGHT = (
-    "cli",
-    "config",
-    "errors",
-    "frames",
-    "intake",
-    "leaderboard",
-    "plaintext",
-    "progress",
-    "record",
-    "registry",
-    "render",
-    "roster",
-    "schema",
-)
-"""Modules that must not bring in torch; with those below, nor anything that they import."""
-LIGHT += (
-    "equaltime",
-    "summary",
-    "overview",
-    "stats",
-    "store",
-    "table",
-    "compare",
-    "sweep",
-    "sweepfile",
-    "standing",
-    "text",
-    "tidy",
-    "upkeep",
-    "plan",
-    "board",
-    "listing",
-    "axes",
-    "lock",
-    "outlook",
-    "processes",
-    "retired",
-    "values",
-    "withdrawn",
-    "search",
-    "trials",
-    "tuning",
-    "catalogue",
-    "scaffold",
-    "publish",
-    "answers",
-    "asking",
-    "grades",
-    "marks",
-    "shard",
-    "gather",
-    "source",
-    "places",
-    "definition",
-)
-LIGHT += tuple(
-    f"submissions.{name}"
-    for name in (
-        "artefact",
-        "boards",
-        "bundle",
-        "checks",
-        "merge",
-        "refused",
-        "strict",
-        "verify",
-        "zipped",
-    )
-)
+
+# Packages that a command imports before it knows whether anything is to be trained.
+LIGHT = {
+    "analysis", "boards", "cli", "plugins", "publish", "runs", "stats", "store", "submissions",
+    "sweepfile", "sweeps", "terminal", "util",
+}  # fmt: skip
+HEAVY_MODULES = {"qbench.submissions.reevaluate", "qbench.submissions.worker"}
+"""Modules of light packages that are imported only when runs are evaluated again."""
 
 
-def name_of(file: Path) -> str:
-    return ".".join(file.relative_to(ROOT / "qbench").with_suffix("").parts)
-
-
-def imports(file: Path) -> Iterator[tuple[str, bool]]:
-    """Modules that a file imports, and whether only for the type checker."""
+def find_imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the modules that a file imports, and whether only for type checking."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    typing = {
-        n
+    typing_only = {
+        inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for n in ast.walk(node)
+        for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node in typing) for alias in node.names)
+            yield from ((alias.name, node in typing_only) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            assert node.module
-            yield node.module, node in typing
-            if node.module == "qbench":
-                yield from ((f"qbench.{alias.name}", node in typing) for alias in node.names)
+            assert node.level == 0 and node.module, f"{file}: relative import"
+            names = [f"qbench.{alias.name}" for alias in node.names]
+            modules = names if node.module == "qbench" else [node.module]
+            yield from ((module, node in typing_only) for module in modules)
 
 
-@pytest.mark.parametrize("file", CORE, ids=name_of)
-def test_the_core_knows_no_method_and_no_task(file: Path) -> None:
-    for module, _ in imports(file):
-        assert module.partition(".")[0] not in ("qbench_methods", "qbench_tasks")
+def package_of(file: Path) -> str:
+    parts = file.relative_to(ROOT / "qbench").parts
+    return parts[0] if len(parts) > 1 else ""
 
 
-@pytest.mark.parametrize("file", CORE, ids=name_of)
-def test_libraries_have_one_home(file: Path) -> None:
-    for module, typing_only in imports(file):
-        homes = ONLY.get(module.partition(".")[0])
-        assert homes is None or typing_only or name_of(file) in homes, (
-            f"{name_of(file)} imports {module}"
-        )
+def test_packages_import_only_what_the_table_allows() -> None:
+    wrong = []
+    for file in CORE:
+        package = package_of(file)
+        for module, typing_only in find_imports(file):
+            top, _, rest = module.partition(".")
+            assert top not in ("qbench_methods", "qbench_tasks"), f"{file} imports {module}"
+            other = rest.partition(".")[0]
+            allowed = {package, *COMMON, *MAY_IMPORT.get(package, ())}
+            if top == "qbench" and package not in COMMON | {""} and not typing_only:
+                wrong += [f"{file.relative_to(ROOT)}: {module}"] if other not in allowed else []
+    assert not wrong
 
 
-@pytest.mark.parametrize("file", METHODS, ids=lambda f: f.stem)
-def test_methods_import_their_contract_and_no_other_method(file: Path) -> None:
-    for module, _ in imports(file):
-        package, _, rest = module.partition(".")
-        assert package not in ("qbench_tasks", "qbench_methods"), f"{file.name} imports {module}"
-        assert package != "qbench" or not rest or rest in METHOD_MAY, (
-            f"{file.name} imports {module}"
-        )
+def test_the_table_has_no_cycle_and_names_every_package() -> None:
+    packages = {package_of(file) for file in CORE} - {"", *COMMON}
+    assert packages == set(MAY_IMPORT)
+    placed: set[str] = set()
+    while placed != packages:
+        free = {name for name in packages - placed if set(MAY_IMPORT[name]) <= placed}
+        assert free, f"a cycle among {sorted(packages - placed)}"
+        placed |= free
 
 
-@pytest.mark.parametrize("file", TASKS, ids=lambda f: f.stem)
-def test_tasks_import_their_contract_and_no_method(file: Path) -> None:
-    for module, _ in imports(file):
-        package, _, rest = module.partition(".")
-        assert package != "qbench_methods" and (package != "qbench" or rest in ("", "task")), (
-            f"{file.name} imports {module}"
-        )
+def test_libraries_have_one_home() -> None:
+    for file in CORE:
+        place = file.relative_to(ROOT / "qbench").as_posix()
+        for module, typing_only in find_imports(file):
+            homes = HOME_OF_LIBRARY.get(module.partition(".")[0], ("",))
+            assert typing_only or place.startswith(homes), f"{place} imports {module}"
 
 
-@pytest.mark.parametrize("file", [*CORE, *METHODS, *TASKS], ids=lambda f: f.stem)
-def test_no_module_is_long(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+def test_methods_and_tasks_import_the_api_alone() -> None:
+    for file, own in [(f, "") for f in METHODS] + [(f, "qbench_tasks") for f in TASKS]:
+        for module, _ in find_imports(file):
+            top = module.partition(".")[0]
+            if top == "qbench":
+                assert module == "qbench.api", f"{file.name} imports {module}"
+            assert top not in ("qbench_methods", "qbench_tasks") or top == own, file.name
+
+
+def test_no_file_is_long_and_no_package_is_large() -> None:
+    for file in [*CORE, *METHODS, *TASKS]:
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file
+    for folder in {file.parent for file in CORE}:
+        files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+        assert len(files) <= 12, folder
 
 
 def loaded_by(code: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """Return the modules that a fresh interpreter has loaded after running some code."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_light_modules_do_without_torch(module: str) -> None:
-    assert not loaded_by(f"import qbench.{module}") & {
-        "torch",
-        "scipy.stats",
-        "sklearn",
-        "lm_eval",
-        "matplotlib",
-    }
+def test_light_packages_do_without_torch() -> None:
+    modules = []
+    for file in CORE:
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if package_of(file) in LIGHT and name not in HEAVY_MODULES:
+            modules.append(name)
+    loaded = loaded_by("import " + ", ".join(modules))
+    assert not loaded & {"torch", "sklearn", "lm_eval", "matplotlib"}
 
 
 def test_the_command_line_starts_with_click_alone() -> None:

@@ -32,6 +32,8 @@ from qbench.api import INPUT, Batch, Grid, Method, Preset, Quantizer, Run, Site,
 
 HALF_NORMAL = math.sqrt(1 - 2 / math.pi)
 """The standard deviation of |x| for x ~ N(0, 1)."""
+UPDATES = (0.1, 0.3, 0.5, 0.7)
+"""When δ is measured, as fractions of the run."""
 PROBES, PROBE_STEPS = 8, 3
 """Largest number of probes of an update, and how many steps of training a probe costs."""
 FITS = 50
@@ -45,7 +47,6 @@ class EWGS(Method):
     name = "ewgs"
     title = "Element-wise gradient scaling"
     paper = "arXiv 2104.00903"
-    probe_at = (0.1, 0.3, 0.5, 0.7)
     presets = {
         "cifar": Preset(
             "arXiv 2104.00903, CIFAR",
@@ -101,11 +102,13 @@ class EWGS(Method):
         early = run.reference is None and 0 < run.progress <= self.follow
         return early and run.step % max(1, run.steps // FITS) == 0
 
+    def probes(self, run: Run) -> bool:
+        return self.delta == "hessian" and run.step in affordable_probes(run.steps)[0]
+
     def probe(self, run: Run, batch: Batch) -> None:
-        """Measure δ. Short runs can afford fewer updates than `probe_at` asks for."""
-        updates, probes = affordable_probes(run.steps)
-        if self.delta == "hessian" and run.step in updates:
-            measure_delta(run, run.probe_batches(min(2, probes)), probes)
+        """Measure δ."""
+        _, probes = affordable_probes(run.steps)
+        measure_delta(run, run.probe_batches(min(2, probes)), probes)
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
@@ -264,8 +267,8 @@ def affordable_probes(steps: int) -> tuple[list[int], int]:
     All probes of a run cost a tenth of it.
     """
     affordable = max(1, steps // (10 * PROBE_STEPS))
-    updates = min(len(EWGS.probe_at), affordable)
-    steps_of_updates = [math.ceil(share * steps) for share in EWGS.probe_at[:updates]]
+    updates = min(len(UPDATES), affordable)
+    steps_of_updates = [math.ceil(share * steps) for share in UPDATES[:updates]]
     return steps_of_updates, min(PROBES, affordable // updates)
 
 

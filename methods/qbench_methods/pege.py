@@ -58,7 +58,6 @@ class PEGE(Method):
     title = "Progressive element-wise gradient estimation"
     paper = "arXiv 2509.00097"
     provenance = "reconstructed"
-    probe_at = tuple(tenth / 10 for tenth in range(10))
 
     base: Literal["absmax", "mse", "hessian", "learned", "affine"] = "absmax"
     """The grid: a scale rule of the symmetric one, or the affine one."""
@@ -106,6 +105,9 @@ class PEGE(Method):
         return not self.decoupled
 
     def recalibrates(self, run: Run) -> bool:
+        return is_tenth(run)
+
+    def probes(self, run: Run) -> bool:
         return is_tenth(run)
 
     def probe(self, run: Run, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The runs of a board out of the index."""
+"""Read the runs of a board from the index (DuckDB) into a `RunTable`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qbench.boards import downstream_scores
-from qbench.boards.run_table import NUMBERS, TEXT, Table
+from qbench.boards.run_table import NUMBER_COLUMNS, TEXT_COLUMNS, RunTable
 from qbench.store.schema import SHARED_COLUMNS
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-ASKED = "entries e JOIN cells c USING (board, cell)"
-OF_CELLS = {
+BOARD_ENTRIES = "entries e JOIN cells c USING (board, cell)"
+"""SQL for the runs that boards ask for, each with its cell."""
+CELL_COLUMNS = {
     "label",
     "provenance",
     "stage",
@@ -27,135 +28,167 @@ OF_CELLS = {
     "retired",
     *(column.name for column in SHARED_COLUMNS),
 }
-"""What a cell says of its runs."""
-BUDGET = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}
-"""Numbers of cells beside their runs' own: under halving a trial's run has a share of the steps."""
-ANSWERS = "downstream"
-"""The one column of text that is made here, of a table of its own."""
+"""The columns that are read from the cell and not from the run."""
+BUDGET_COLUMNS = {"rung": "c.rung", "trial": "c.trial", "budget": "c.steps"}
+"""SQL for the numbers that say what share of its cell's steps a trial was trained for."""
+ANSWERS_COLUMN = "downstream"
+"""The one text column that is not read by SQL alone: it comes from a table of its own."""
 UNTUNED = "untuned"
-"""Why a run was not attempted of whose cell every trial failed."""
+"""The reason of runs that are not attempted because every trial of their cell failed."""
 
 
 # ---- a board's runs ----
 
 
-def finished(connection: DuckDBPyConnection, board: str) -> Table:
-    """The finished attempts at a board's runs, with what they answered downstream."""
-    text = {name: f"{'c' if name in OF_CELLS else 'r'}.{name}" for name in TEXT if name != ANSWERS}
-    found = _fetch(
-        connection,
-        board,
-        f"{ASKED} JOIN runs r USING (key)",
-        "r.key",
-        text,
-        {name: f"r.{name}" for name in NUMBERS} | BUDGET,
+def query_finished_runs(connection: DuckDBPyConnection, board: str) -> RunTable:
+    """Return the finished attempts at a board's runs, with their downstream answers."""
+    text = {
+        name: f"{'c' if name in CELL_COLUMNS else 'r'}.{name}"
+        for name in TEXT_COLUMNS
+        if name != ANSWERS_COLUMN
+    }
+    numbers = {name: f"r.{name}" for name in NUMBER_COLUMNS} | BUDGET_COLUMNS
+    runs = _query_run_table(
+        connection, board, f"{BOARD_ENTRIES} JOIN runs r USING (key)", "r.key", text, numbers
     )
-    if not (told := answers(connection, board)):
-        return found
-    place = {run: code for code, run in enumerate(told, 1)}
+    answers = query_downstream_answers(connection, board)
+    return _add_answers(runs, answers) if answers else runs
+
+
+def _add_answers(runs: RunTable, answers: Mapping[tuple[str, int], str]) -> RunTable:
+    # Code 0 stands for the empty text, so the answers are numbered from 1.
+    codes_of_runs = {run: code for code, run in enumerate(answers, 1)}
     codes = [
-        place.get((key, int(number)), 0)
-        for key, number in zip(found.columns["key"], found.columns["attempt"], strict=True)
+        codes_of_runs.get((key, int(attempt)), 0)
+        for key, attempt in zip(runs.columns["key"], runs.columns["attempt"], strict=True)
     ]
-    columns = found.columns | {ANSWERS: np.array(codes, dtype=np.int64)}
-    return Table(columns, found.words | {ANSWERS: ["", *told.values()]})
+    return RunTable(
+        runs.columns | {ANSWERS_COLUMN: np.array(codes, dtype=np.int64)},
+        runs.vocabularies | {ANSWERS_COLUMN: ["", *answers.values()]},
+    )
 
 
-def answers(connection: DuckDBPyConnection, board: str) -> dict[tuple[str, int], str]:
-    """What the attempts at a board's runs answered downstream, as JSON by task (`grades.spelled`)."""
-    of = "key IN (SELECT key FROM entries WHERE board = ?) ORDER BY key, attempt, task"
+def query_downstream_answers(
+    connection: DuckDBPyConnection, board: str
+) -> dict[tuple[str, int], str]:
+    """Return the downstream answers of a board's runs, by key and attempt.
+
+    The answers of a run are JSON by task, as `downstream_scores.answers_to_json` writes it.
+    """
+    fields = downstream_scores.ANSWER_FIELDS
     rows = connection.execute(
-        f"SELECT key, attempt, task, {', '.join(downstream_scores.STORED)} FROM downstream WHERE {of}",
+        f"SELECT key, attempt, task, {', '.join(fields)} FROM downstream "
+        "WHERE key IN (SELECT key FROM entries WHERE board = ?) ORDER BY key, attempt, task",
         [board],
     ).fetchall()
-    each = itertools.groupby(rows, key=lambda row: row[:2])
+    # groupby needs the rows of one run to be adjacent; the query sorts them.
     return {
-        run: downstream_scores.spelled(
-            {row[2]: dict(zip(downstream_scores.STORED, row[3:], strict=True)) for row in told}
+        run: downstream_scores.answers_to_json(
+            {row[2]: dict(zip(fields, row[3:], strict=True)) for row in rows_of_run}
         )
-        for run, told in each
+        for run, rows_of_run in itertools.groupby(rows, key=lambda row: row[:2])
     }
 
 
-def missing(connection: DuckDBPyConnection, board: str) -> Table:
-    """What a board asks for and nobody has finished, what was skipped and why, and what is not attempted as every trial failed."""
-    text = {name: f"c.{name}" for name in TEXT if name in OF_CELLS} | {
+def query_missing_runs(connection: DuckDBPyConnection, board: str) -> RunTable:
+    """Return the runs that a board asks for and that nobody has finished, with the reason.
+
+    Their state is "planned", "skipped" if the method or task refuses the cell, or "failed" if
+    they are not attempted because every trial of their cell failed.
+    """
+    text = {name: f"c.{name}" for name in TEXT_COLUMNS if name in CELL_COLUMNS} | {
         "message": "c.refusal",
         "reason": "c.failure",
     }
-    numbers = (
-        {name: f"c.{name}" for name in NUMBERS if name in OF_CELLS} | {"seed": "e.seed"} | BUDGET
+    numbers = {name: f"c.{name}" for name in NUMBER_COLUMNS if name in CELL_COLUMNS}
+    numbers |= {"seed": "e.seed"} | BUDGET_COLUMNS
+    runs = _query_run_table(
+        connection, board, f"{BOARD_ENTRIES} ANTI JOIN runs r USING (key)", "e.key", text, numbers
     )
-    found = _fetch(
-        connection, board, f"{ASKED} ANTI JOIN runs r USING (key)", "e.key", text, numbers
-    )
-    found = found.take(found.columns["retired"] == 0)
-    refusal, failure = found.columns["message"], found.columns["reason"]
-    refusals, failures = found.words["message"], found.words["reason"]
+    return _add_states(runs.take(runs.columns["retired"] == 0))
+
+
+def _add_states(runs: RunTable) -> RunTable:
+    """Derive state, reason and message, given refusals as messages and failures as reasons."""
+    refusal, failure = runs.columns["message"], runs.columns["reason"]
+    refusals, failures = runs.vocabularies["message"], runs.vocabularies["reason"]
     columns = {
         "state": np.where(failure > 0, 3, np.where(refusal > 0, 2, 1)),
         "reason": np.where(failure > 0, 1, 0),
+        # Both kinds of message share one vocabulary: the failures follow the refusals, without
+        # the empty text that each of the two begins with.
         "message": np.where(failure > 0, len(refusals) + failure - 1, refusal),
     }
-    words = {
+    vocabularies = {
         "state": ["", "planned", "skipped", "failed"],
         "reason": ["", UNTUNED],
         "message": [*refusals, *failures[1:]],
     }
-    return Table({**found.columns, **columns}, {**found.words, **words})
+    return RunTable({**runs.columns, **columns}, {**runs.vocabularies, **vocabularies})
 
 
-def _fetch(
+# ---- from SQL to columns ----
+
+
+def _query_run_table(
     connection: DuckDBPyConnection,
     board: str,
     source: str,
     key: str,
     text: Mapping[str, str],
     numbers: Mapping[str, str],
-) -> Table:
-    """Columns by their expressions. Text comes as numbers of an ENUM's words, and not at all where there is only one word."""
-    words = _words(connection, board, text)
-    asked = [
+) -> RunTable:
+    """Return a board's rows from `source`; `text` and `numbers` hold SQL by column name.
+
+    Strings are slow to bring from DuckDB to NumPy. So DuckDB is given the different words of each
+    text column as an ENUM and returns their numbers. A column with a single word needs only a
+    test for its presence, and an empty column is not queried at all.
+    """
+    words = _query_distinct_words(connection, board, text)
+    selected = [
         f"coalesce({key}, '') AS key",
-        *(f"CAST({expression} AS DOUBLE) AS {name}" for name, expression in numbers.items()),
+        *(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in numbers.items()),
     ]
-    for name, expression in text.items():
+    for name, sql in text.items():
         if len(words[name]) > 1:
-            enum = f"ENUM({', '.join(map(_quoted, words[name]))})"
-            asked.append(
-                f"coalesce(enum_code(CAST(nullif({expression}, '') AS {enum})) + 1, 0) AS {name}"
+            enum = f"ENUM({', '.join(map(_quote_sql, words[name]))})"
+            selected.append(
+                f"coalesce(enum_code(CAST(nullif({sql}, '') AS {enum})) + 1, 0) AS {name}"
             )
         elif words[name]:
-            asked.append(f"(coalesce({expression}, '') <> '') AS {name}")
-    found: dict[str, Any] = connection.execute(
-        f"SELECT {', '.join(asked)} FROM {source} WHERE e.board = ?", [board]
+            selected.append(f"(coalesce({sql}, '') <> '') AS {name}")
+    columns: dict[str, Any] = connection.execute(
+        f"SELECT {', '.join(selected)} FROM {source} WHERE e.board = ?", [board]
     ).fetchnumpy()
     coded = {
-        name: (found[name].astype(np.int64), ["", *words[name]]) for name in text if words[name]
+        name: (columns[name].astype(np.int64), ["", *words[name]]) for name in text if words[name]
     }
-    return Table.of(
-        found["key"],
-        coded,
-        {name: np.ma.filled(found[name].astype(np.float64), np.nan) for name in numbers},
-    )
+    # DuckDB returns columns with NULL as masked arrays.
+    values = {name: np.ma.filled(columns[name].astype(np.float64), np.nan) for name in numbers}
+    return RunTable.from_columns(columns["key"], coded, values)
 
 
-def _words(
+def _query_distinct_words(
     connection: DuckDBPyConnection, board: str, text: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """The different words of each expression, from the smallest table that has them all."""
-    runs, cells = "runs r", f"(FROM cells WHERE board = {_quoted(board)}) c"
-    columns = (
-        f"SELECT DISTINCT '{name}', {told} AS word FROM {cells if told.startswith('c.') else runs}"
-        for name, told in text.items()
+    """Return the different words of each text column, sorted.
+
+    The words of runs are taken from all runs, not only from those of the board: a scan of one
+    column is faster than the join, and additional words do no harm.
+    """
+    cells = f"(FROM cells WHERE board = {_quote_sql(board)}) c"
+    queries = (
+        f"SELECT DISTINCT '{name}', {sql} AS word "
+        f"FROM {cells if sql.startswith('c.') else 'runs r'}"
+        for name, sql in text.items()
     )
-    found: dict[str, list[str]] = {name: [] for name in text}
+    words: dict[str, list[str]] = {name: [] for name in text}
     for name, word in connection.execute(
-        f"FROM ({' UNION ALL '.join(columns)}) WHERE word <> '' ORDER BY word"
+        f"FROM ({' UNION ALL '.join(queries)}) WHERE word <> '' ORDER BY word"
     ).fetchall():
-        found[name].append(word)
-    return found
+        words[name].append(word)
+    return words
 
 
-def _quoted(word: str) -> str:
+def _quote_sql(word: str) -> str:
     return "'" + word.replace("'", "''") + "'"

@@ -1,8 +1,9 @@
-"""Two entrants beside each other: paired by seed, section by section, with a verdict in words.
+"""Compare two entrants of a board, section by section, and state the result in words.
 
-The unit is the seed: the mean of a seed's scores over the formats that both entrants have, so formats that share their seeds are not counted
-as if they were independent. Entrants that share no seed are held against each other as independent samples, and that is said. Sections are
-corrected for one another by Holm.
+The unit is the seed. A seed's score is its mean over the formats that both entrants have, so that
+formats that share their seeds are not counted as if they were independent. Entrants that share
+seeds are compared in pairs. Entrants that share none are compared as independent samples, and the
+verdict says so. The p values of a board's sections are adjusted by Holm's correction.
 """
 
 from __future__ import annotations
@@ -11,168 +12,205 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qbench.boards.board import place_names
-from qbench.boards.section import SectionMaker
-from qbench.errors import UsageError, unknown
-from qbench.stats.comparisons import Paired, holm, paired_test, unpaired_test
+from qbench.analysis.section_cells import label_column
+from qbench.boards.board import name_sections
+from qbench.boards.section import FULL_PRECISION, SectionBuilder
+from qbench.errors import UsageError, unknown_name_error
+from qbench.stats.comparisons import DifferenceTest, adjust_by_holm, paired_test, unpaired_test
 from qbench.stats.intervals import CONFIDENCE, Estimate
 from qbench.util import text
-from qbench.util.text import count
 
 ALPHA = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A − B in one section."""
+    """The difference A − B in one section. The names of the fields are keys of `--json`."""
 
     section: str
-    """Its title, and its setting where the board has several of the title."""
+    """The section's title, with its setting if the board has several sections of this title."""
     metric: str
     better: str
     formats: tuple[str, ...]
     seeds: int
+    """The number of seeds that both have; 0 if they are compared as independent samples."""
     dropped: int
-    """Seeds that only one of the two has whole, where the others are paired."""
+    """In a paired comparison, the number of seeds for which a score of A or B is missing."""
     difference: Estimate
-    """Of pairs; where no seed is shared, of independent samples."""
     p: float | None
-    """Two-sided, corrected for the other sections."""
+    """Two-sided, adjusted for the number of sections; None where there is no test."""
     minimum_effect: float
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self)
-        return {**found, "difference": None} if math.isnan(self.difference.value) else found
+        data = dataclasses.asdict(self)
+        # JSON has no NaN, which is the difference where no seed is shared.
+        return {**data, "difference": None} if math.isnan(self.difference.value) else data
 
 
-def compare(makers: list[SectionMaker], a: str, b: str) -> list[Comparison]:
-    """Every section that has both entrants, by their labels."""
-    check_names(makers, a, b)
-    names = place_names([(maker.title(), maker.setting()) for maker in makers])
-    pairs = [
-        (maker, name, *found)
-        for maker, name in zip(makers, names, strict=True)
-        if (found := paired(maker, a, b)) is not None
-    ]
-    tests = [tested(one, other) for _, _, _, one, other, _ in pairs]
-    known = [test.p for test in tests if test.p is not None]
-    corrected = iter(holm(known))
-    return [
-        judged(
-            maker, name, (a, b), formats, test, None if test.p is None else next(corrected), dropped
-        )
-        for (maker, name, formats, _, _, dropped), test in zip(pairs, tests, strict=True)
-    ]
+def compare_entrants(builders: list[SectionBuilder], a: str, b: str) -> list[Comparison]:
+    """Return a comparison for each section in which both entrants, given by label, have scores."""
+    check_entrant_labels(builders, a, b)
+    names = name_sections([(builder.title(), builder.setting()) for builder in builders])
+    found = []
+    for builder, name in zip(builders, names, strict=True):
+        if (scores := _match_scores(builder, a, b)) is not None:
+            found.append((builder, name, scores, _test_difference(scores)))
+    tested = [test.p for *_, test in found if test.p is not None]
+    adjusted = iter(adjust_by_holm(tested))
+    comparisons = []
+    for builder, name, scores, test in found:
+        p = None if test.p is None else next(adjusted)
+        comparisons.append(_make_comparison(builder, name, (a, b), scores, test, p))
+    return comparisons
 
 
-def check_names(makers: Sequence[SectionMaker], *labels: str) -> None:
-    """Two entrants of the board."""
-    known = {entrant.label for maker in makers for entrant in maker.entrants.values()}
+def check_entrant_labels(builders: Sequence[SectionBuilder], *labels: str) -> None:
+    """Raise a `UsageError` unless the labels are those of different entrants of the board."""
+    known = {entrant.label for builder in builders for entrant in builder.entrants.values()}
     for label in labels:
         if label not in known:
-            raise unknown("entrant", label, known, listed=True)
+            raise unknown_name_error("entrant", label, known, listed=True)
     if len({*labels}) < len(labels):
-        raise UsageError(f"{labels[0]!r} is compared with itself: name two entrants")
+        raise UsageError(f"{labels[0]!r} is compared with itself: name two different entrants")
 
 
-def paired(
-    maker: SectionMaker, a: str, b: str
-) -> tuple[tuple[str, ...], dict[int, float], dict[int, float], int] | None:
-    """The formats that both have, the mean over them by seed for each, and how many seeds are left out; None where there is nothing in common."""
-    one, other = columns(maker, a), columns(maker, b)
-    shared = sorted(one.keys() & other.keys())
+# ---- scores and tests ----
+
+
+class _MatchedScores(NamedTuple):
+    """The scores of two entrants by seed, averaged over the formats that both have."""
+
+    formats: tuple[str, ...]
+    first: Mapping[int, float]
+    second: Mapping[int, float]
+    dropped: int
+    """The number of seeds that lack a score of one of the two."""
+
+
+def _match_scores(builder: SectionBuilder, a: str, b: str) -> _MatchedScores | None:
+    """Return the scores of both entrants in the formats they share, or None if there are none."""
+    first, second = _scores_by_column(builder, a), _scores_by_column(builder, b)
+    shared = sorted(first.keys() & second.keys())
     if not shared:
         return None
-    means = [mean_by_seed([scores[column] for column in shared]) for scores in (one, other)]
-    seeds = means[0].keys() & means[1].keys()
-    asked = {seed for scores in (one, other) for column in shared for seed in scores[column]}
-    formats = tuple(maker.data.columns[column] if column >= 0 else "fp32" for column in shared)
-    return formats, means[0], means[1], len(asked - seeds)
+    means = [_mean_by_seed([scores[column] for column in shared]) for scores in (first, second)]
+    complete = means[0].keys() & means[1].keys()
+    seeds = {seed for scores in (first, second) for column in shared for seed in scores[column]}
+    formats = tuple(label_column(builder, column) for column in shared)
+    return _MatchedScores(formats, means[0], means[1], len(seeds - complete))
 
 
-def tested(one: Mapping[int, float], other: Mapping[int, float]) -> Paired:
-    """By pairs, or without them where none are shared and each has a spread of its own."""
-    lonely = not one.keys() & other.keys() and min(len(one), len(other)) > 1
-    return unpaired_test(one, other) if lonely else paired_test(one, other)
+def _scores_by_column(builder: SectionBuilder, label: str) -> Mapping[int, Mapping[int, float]]:
+    """Return an entrant's scores by column and seed.
+
+    Full precision has one score for all formats, which is returned for every column.
+    """
+    scores_of_columns: dict[int, Mapping[int, float]] = {}
+    for (n, column), scores in builder.scores.items():
+        if builder.entrants[n].label == label:
+            columns = builder.columns if column == FULL_PRECISION else [column]
+            scores_of_columns |= dict.fromkeys(columns, scores)
+    return scores_of_columns
 
 
-def columns(maker: SectionMaker, label: str) -> Mapping[int, Mapping[int, float]]:
-    """An entrant's scores by column and seed; full precision has the same in every column."""
-    found: dict[int, Mapping[int, float]] = {}
-    for (n, column), scores in maker.scores.items():
-        if maker.entrants[n].label == label:
-            found |= dict.fromkeys(maker.columns, scores) if column < 0 else {column: scores}
-    return found
-
-
-def mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
+def _mean_by_seed(cells: list[Mapping[int, float]]) -> dict[int, float]:
+    """Return the mean over cells for each seed that every cell has."""
     seeds = set.intersection(*map(set, cells))
     return {seed: float(np.mean([cell[seed] for cell in cells])) for seed in seeds}
 
 
-def judged(
-    maker: SectionMaker,
+def _test_difference(scores: _MatchedScores) -> DifferenceTest:
+    """Test in pairs if there is a shared seed, else as independent samples if that is possible."""
+    first, second = scores.first, scores.second
+    # A sample of one has no spread, so an unpaired test needs two of each.
+    unpaired = not first.keys() & second.keys() and min(len(first), len(second)) > 1
+    return unpaired_test(first, second) if unpaired else paired_test(first, second)
+
+
+# ---- the verdict ----
+
+
+def _make_comparison(
+    builder: SectionBuilder,
     section: str,
-    names: tuple[str, str],
-    formats: tuple[str, ...],
-    test: Paired,
+    labels: tuple[str, str],
+    scores: _MatchedScores,
+    test: DifferenceTest,
     p: float | None,
-    dropped: int,
 ) -> Comparison:
-    verdict = " ".join(words(maker, names, test, p))
-    d, left_out = test.difference, dropped if test.seeds or p is None else 0
+    unpaired = test.seeds == 0 and p is not None
     return Comparison(
-        section, maker.metric, maker.better, formats, test.seeds, left_out, d, p, maker.effect, verdict,
-    )  # fmt: skip
+        section=section,
+        metric=builder.metric,
+        better=builder.better,
+        formats=scores.formats,
+        seeds=test.seeds,
+        # Independent samples use every seed.
+        dropped=0 if unpaired else scores.dropped,
+        difference=test.difference,
+        p=p,
+        minimum_effect=builder.minimum_effect,
+        verdict=" ".join(_phrase_verdict(builder, labels, test, p)),
+    )
 
 
-def words(
-    maker: SectionMaker, names: tuple[str, str], test: Paired, p: float | None
+def _phrase_verdict(
+    builder: SectionBuilder, labels: tuple[str, str], test: DifferenceTest, p: float | None
 ) -> Iterator[str]:
-    """What may be said, and no more."""
-    a, b = names
-    d = test.difference.value
+    """Yield the parts of a sentence that states what the test allows, and no more."""
+    a, b = labels
+    difference = test.difference.value
     if test.seeds == 0 and p is not None:
         yield "no seed in common, compared as independent samples:"
     if test.seeds < 2 and p is None:
-        yield f"nothing can be said: {count(test.seeds, 'shared seed')}, and it takes two"
+        shared = text.format_count(test.seeds, "shared seed")
+        yield f"no conclusion is possible: {shared}, but two are needed"
     elif p is None:
         yield (
-            "the same in every seed"
-            if d == 0
-            else "they differ by the same amount in every seed, so nothing is known of its spread"
+            "equal in every seed"
+            if difference == 0
+            else "they differ by the same amount in every seed, so the spread is unknown"
         )
     elif p >= ALPHA:
-        yield "they cannot be told apart" + f" over {count(test.seeds, 'seed')}" * bool(test.seeds)
+        seeds = f" over {text.format_count(test.seeds, 'seed')}" if test.seeds else ""
+        yield f"no significant difference{seeds}"
     else:
-        first = (d > 0) == (maker.better == "higher")
-        yield f"{a if first else b} is better than {b if first else a}"
-        if abs(d) < maker.effect:
-            yield f"but by less than anybody should care about ({maker.effect:g})"
+        a_wins = (difference > 0) == (builder.better == "higher")
+        yield f"{a if a_wins else b} is better than {b if a_wins else a}"
+        if abs(difference) < builder.minimum_effect:
+            yield f"but by less than the minimum effect ({builder.minimum_effect:g})"
 
 
-# ---- words ----
+# ---- as text ----
 
 
-def comparison(c: Comparison) -> str:
-    """Two lines: where, and the difference with its verdict."""
-    d, digits = c.difference, _digits(c)
-    interval = (
-        "" if d.low is None or d.high is None else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
-    )
+def format_comparison(c: Comparison) -> str:
+    """Return two lines: what was compared, and the difference with its verdict."""
+    difference, digits = c.difference, _digits_to_show(c)
+    interval = ""
+    if difference.low is not None and difference.high is not None:
+        interval = f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
     p = "" if c.p is None else f", p = {c.p:.2g}"
-    left_out = f", {c.dropped} left out" if c.dropped else ""
-    where = f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; {text.count(c.seeds, 'seed')}{left_out}"
-    return text.plain(where) + f"\n  {d.value:+.{digits}f}{interval}{p}: {text.plain(c.verdict)}"
+    dropped = f", {c.dropped} left out" if c.dropped else ""
+    heading = (
+        f"{c.section}: {c.metric}, {c.better} is better; {', '.join(c.formats)}; "
+        f"{text.format_count(c.seeds, 'seed')}{dropped}"
+    )
+    result = f"{difference.value:+.{digits}f}{interval}{p}: {text.clean_line(c.verdict)}"
+    return f"{text.clean_line(heading)}\n  {result}"
 
 
-def _digits(c: Comparison) -> int:
-    """Those that show a tenth of the minimum effect; where there is none, two of the interval's half or of the difference."""
-    sizes = (c.minimum_effect, c.difference.half, abs(c.difference.value))
-    least = next((size for size in sizes if size and math.isfinite(size)), 0.1)
-    return max(0, 1 - math.floor(math.log10(least)))
+def _digits_to_show(c: Comparison) -> int:
+    """Return how many digits after the point show a tenth of the minimum effect.
+
+    If there is no minimum effect, the half-width of the interval or the difference takes its
+    place.
+    """
+    sizes = (c.minimum_effect, c.difference.half_width, abs(c.difference.value))
+    scale = next((size for size in sizes if size and math.isfinite(size)), 0.1)
+    return max(0, 1 - math.floor(math.log10(scale)))

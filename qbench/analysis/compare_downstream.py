@@ -1,8 +1,11 @@
-"""Two entrants of a board held against each other downstream: by seed, and item by item.
+"""Compare two entrants of a board on downstream tasks: by seed, and item by item.
 
-They are a pair where section, seed, format and the definition of the task are the same. The seed is the unit, as everywhere. The items tell more
-of two artefacts, and less of two methods: they are the same questions for every seed, so McNemar's test over all of them speaks of these runs,
-and the difference by seed of the methods. Scores come out of the board's rows, items out of the run folders.
+Two answers form a pair if section, seed, format and the definition of the task are the same. Two
+tests are made, which answer different questions. The difference by seed says something about the
+methods, because the seed is the unit. McNemar's test over all items says something about these
+runs only: every seed answers the same questions, so the items are no sample of the seeds.
+
+Scores come from the board's rows, the answers to single items from the run folders.
 """
 
 from __future__ import annotations
@@ -13,32 +16,39 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qbench.analysis.compare import check_names
-from qbench.boards.board import Exam, place_names, plain
-from qbench.boards.downstream_scores import Answer
+from qbench.analysis.compare import check_entrant_labels
+from qbench.analysis.section_cells import label_column
+from qbench.boards.board import DownstreamTask, name_sections, to_plain_data
+from qbench.boards.downstream_scores import DownstreamAnswer
+from qbench.boards.section import FULL_PRECISION, SectionBuilder
 from qbench.runs.attempts import Attempt
 from qbench.runs.downstream_answers import read_answers, read_item_results
-from qbench.stats.comparisons import holm, mcnemar, paired_test
+from qbench.stats.comparisons import (
+    DiscordantItems,
+    adjust_by_holm,
+    mcnemar_test,
+    paired_test,
+)
 from qbench.stats.intervals import Estimate
 from qbench.util import text
 
-if TYPE_CHECKING:
-    from qbench.boards.section import SectionMaker
-
-__all__ = ["Difference", "compare", "in_words"]
+__all__ = ["DownstreamDifference", "compare_downstream", "format_downstream_difference"]
 
 
 DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A − B on one downstream task in one section."""
+class DownstreamDifference:
+    """The difference A − B on one downstream task in one section.
+
+    The names of the fields are keys of `--json`.
+    """
 
     section: str
-    """Its title, and its setting where the board has several of the title."""
+    """The section's title, with its setting if the board has several sections of this title."""
     setting: str
     task: str
     sha256: str
@@ -46,122 +56,174 @@ class Difference:
     formats: tuple[str, ...]
     seeds: int
     difference: Estimate
-    """Of the scores, paired by seed."""
+    """The mean difference of the scores, paired by seed."""
     p: float | None
     only_a: int
-    """Items that A alone has right, over all shared formats and seeds; and B alone."""
+    """The number of items that only A answers correctly, over all shared formats and seeds."""
     only_b: int
     p_items: float | None
-    """McNemar's, corrected by Holm over everything that is compared here; None for a task whose answers are neither right nor wrong."""
+    """McNemar's p value, adjusted by Holm's correction over all tasks of the comparison.
+
+    None if the answers of the task are neither right nor wrong, or if a run's answers are gone.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = plain(self)
-        return found
+        data: dict[str, Any] = to_plain_data(self)
+        return data
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two answers in one exam, of one seed under one format, both with a score."""
+class AnswerPair:
+    """The scores of both entrants on one task, for one seed and format; both are finite."""
 
     format: str
     seed: int
-    one: Answer
-    other: Answer
+    first: DownstreamAnswer
+    second: DownstreamAnswer
 
 
-def compare(makers: Sequence[SectionMaker], results: Path, a: str, b: str) -> list[Difference]:
-    """Every section and downstream task in one definition that both have answered, by the same metric."""
-    check_names(makers, a, b)
-    names = place_names([(maker.title(), maker.setting()) for maker in makers])
-    named = zip(makers, names, strict=True)
+def compare_downstream(
+    builders: Sequence[SectionBuilder], results: Path, a: str, b: str
+) -> list[DownstreamDifference]:
+    """Return the difference for each section and each downstream task that both have answered."""
+    check_entrant_labels(builders, a, b)
+    names = name_sections([(builder.title(), builder.setting()) for builder in builders])
     found = [
-        difference(maker, name, results, exam, pairs)
-        for maker, name in named
-        for exam, pairs in paired(maker, a, b)
+        _compare_on_task(builder, name, results, task, pairs)
+        for builder, name in zip(builders, names, strict=True)
+        for task, pairs in _pair_answers(builder, a, b)
     ]
-    known = iter(holm([d.p_items for d in found if d.p_items is not None]))
-    return [d if d.p_items is None else dataclasses.replace(d, p_items=next(known)) for d in found]
+    adjusted = iter(adjust_by_holm([d.p_items for d in found if d.p_items is not None]))
+    return [
+        d if d.p_items is None else dataclasses.replace(d, p_items=next(adjusted)) for d in found
+    ]
 
 
-def paired(maker: SectionMaker, a: str, b: str) -> Iterator[tuple[Exam, list[Pair]]]:
-    """By exam; full precision goes with every format."""
-    one, other = answers(maker, a), answers(maker, b)
-    pairs: dict[str, list[Pair]] = defaultdict(list)
-    for column, mine in one.items():
-        for place, theirs in other.items():
-            if column == place or -1 in (column, place):
-                fmt = "fp32" if column == place == -1 else maker.data.columns[max(column, place)]
-                for exam in mine.keys() & theirs.keys():
-                    seeds = [seed for seed in mine[exam] if seed in theirs[exam]]
-                    both = [Pair(fmt, seed, mine[exam][seed], theirs[exam][seed]) for seed in seeds]
-                    pairs[exam] += [
-                        p
-                        for p in both
-                        if math.isfinite(p.one.value) and math.isfinite(p.other.value)
-                    ]
-    yield from ((pairs[exam][0].one.exam, pairs[exam]) for exam in sorted(pairs) if pairs[exam])
+# ---- pairs of answers ----
 
 
-def answers(maker: SectionMaker, label: str) -> dict[int, Mapping[str, Mapping[int, Answer]]]:
-    """An entrant's, by column, exam and seed."""
+def _pair_answers(
+    builder: SectionBuilder, a: str, b: str
+) -> Iterator[tuple[DownstreamTask, list[AnswerPair]]]:
+    """Yield each downstream task, in one definition, with the pairs of answers to it."""
+    first, second = _answers_of_entrant(builder, a), _answers_of_entrant(builder, b)
+    pairs: dict[str, list[AnswerPair]] = defaultdict(list)
+    for column, own in first.items():
+        for other_column, other in second.items():
+            # Full precision is compared with every format.
+            if column != other_column and FULL_PRECISION not in (column, other_column):
+                continue
+            # FULL_PRECISION is −1, so the maximum is the column of the other one.
+            fmt = label_column(builder, max(column, other_column))
+            for task in own.keys() & other.keys():
+                pairs[task] += _pair_seeds(fmt, own[task], other[task])
+    for task in sorted(pairs):
+        if pairs[task]:
+            yield pairs[task][0].first.task, pairs[task]
+
+
+def _answers_of_entrant(
+    builder: SectionBuilder, label: str
+) -> dict[int, Mapping[str, Mapping[int, DownstreamAnswer]]]:
+    """Return an entrant's answers by column, id of the task, and seed."""
     return {
-        column: found
-        for (n, column), found in sorted(maker.answers.items())
-        if maker.entrants[n].label == label
+        column: answers
+        for (n, column), answers in sorted(builder.answers.items())
+        if builder.entrants[n].label == label
     }
 
 
-def difference(
-    maker: SectionMaker, name: str, results: Path, exam: Exam, pairs: Sequence[Pair]
-) -> Difference:
+def _pair_seeds(
+    fmt: str, first: Mapping[int, DownstreamAnswer], second: Mapping[int, DownstreamAnswer]
+) -> list[AnswerPair]:
+    """Return a pair for each seed for which both have a finite score."""
+    return [
+        AnswerPair(fmt, seed, answer, second[seed])
+        for seed, answer in first.items()
+        if seed in second and math.isfinite(answer.value) and math.isfinite(second[seed].value)
+    ]
+
+
+# ---- tests ----
+
+
+def _compare_on_task(
+    builder: SectionBuilder,
+    name: str,
+    results: Path,
+    task: DownstreamTask,
+    pairs: Sequence[AnswerPair],
+) -> DownstreamDifference:
     test = paired_test(
-        by_seed([(p.seed, p.one.value) for p in pairs]),
-        by_seed([(p.seed, p.other.value) for p in pairs]),
+        _mean_by_seed([(pair.seed, pair.first.value) for pair in pairs]),
+        _mean_by_seed([(pair.seed, pair.second.value) for pair in pairs]),
     )
-    items = [(right(results, pair.one), right(results, pair.other)) for pair in pairs]
-    whole = [(x, y) for x, y in items if x is not None and y is not None]
-    answers = [[answer for pair in whole for answer in pair[side]] for side in (0, 1)]
-    discordant = mcnemar(answers[0], answers[1]) if len(whole) == len(pairs) else None
-    return Difference(
+    items = _test_items(results, pairs)
+    return DownstreamDifference(
         section=name,
-        setting=maker.setting(),
-        task=exam.task,
-        sha256=exam.sha256,
-        metric=exam.metric,
+        setting=builder.setting(),
+        task=task.task,
+        sha256=task.sha256,
+        metric=task.metric,
         formats=tuple(dict.fromkeys(pair.format for pair in pairs)),
         seeds=test.seeds,
         difference=test.difference,
         p=test.p,
-        only_a=discordant.first if discordant else 0,
-        only_b=discordant.second if discordant else 0,
-        p_items=discordant.p if discordant else None,
+        only_a=items.first if items else 0,
+        only_b=items.second if items else 0,
+        p_items=items.p if items else None,
     )
 
 
-def by_seed(scores: Sequence[tuple[int, float]]) -> dict[int, float]:
-    """The mean over formats within each seed."""
+def _mean_by_seed(scores: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Return the mean score over formats for each seed."""
     values: dict[int, list[float]] = defaultdict(list)
     for seed, score in scores:
         values[seed].append(score)
-    return {seed: sum(each) / len(each) for seed, each in values.items()}
+    return {seed: sum(scores) / len(scores) for seed, scores in values.items()}
 
 
-def right(results: Path, answer: Answer) -> list[bool] | None:
-    """Item by item, from the folder of the run; None where they are gone, or are another definition's by now."""
+def _test_items(results: Path, pairs: Sequence[AnswerPair]) -> DiscordantItems | None:
+    """Return McNemar's test over all items of all pairs, or None if some answers are missing."""
+    first: list[bool] = []
+    second: list[bool] = []
+    for pair in pairs:
+        own = _read_correct_items(results, pair.first)
+        other = _read_correct_items(results, pair.second)
+        if own is None or other is None:
+            return None
+        first += own
+        second += other
+    return mcnemar_test(first, second)
+
+
+def _read_correct_items(results: Path, answer: DownstreamAnswer) -> list[bool] | None:
+    """Return for each item whether the run answered it correctly, from the run's folder.
+
+    None means that the answers are gone, are neither right nor wrong, or were replaced by answers
+    to another definition of the task.
+    """
     attempt = Attempt(results / "runs" / answer.key[:2] / answer.key / str(answer.attempt))
-    entry = read_answers(attempt).get(answer.exam.task) or {}
-    return read_item_results(attempt.folder, entry) if entry.get("sha256") == answer.exam.sha256 else None
+    entry = read_answers(attempt).get(answer.task.task) or {}
+    if entry.get("sha256") != answer.task.sha256:
+        return None
+    return read_item_results(attempt.folder, entry)
 
 
-def in_words(d: Difference, a: str, b: str) -> str:
-    """Two lines and a heading: what the seeds say of the methods, and the items of these runs."""
+# ---- as text ----
+
+
+def format_downstream_difference(d: DownstreamDifference, a: str, b: str) -> str:
+    """Return a heading, the difference by seed, and the result by item if there is one."""
     low, high = d.difference.low, d.difference.high
     interval = "" if low is None or high is None else f" [{low:+.{DIGITS}f}, {high:+.{DIGITS}f}]"
     p = "" if d.p is None else f", p = {d.p:.2g}"
-    seeds = text.count(d.seeds, "seed")
-    where = text.plain(f"{d.section}: {d.task} ({d.metric}); {', '.join(d.formats)}", 1000)
-    lines = [where, f"  by seed {d.difference.value:+.{DIGITS}f}{interval}{p} over {seeds}"]
-    if d.p_items is None:
-        return "\n".join(lines)
-    items = f"by item {d.only_a} that only {text.plain(a)} has right, {d.only_b} that only {text.plain(b)}, p = {d.p_items:.2g} for these runs"
-    return "\n".join([*lines, f"  {items}"])
+    seeds = text.format_count(d.seeds, "seed")
+    heading = text.clean_line(f"{d.section}: {d.task} ({d.metric}); {', '.join(d.formats)}", 1000)
+    lines = [heading, f"  by seed: {d.difference.value:+.{DIGITS}f}{interval}{p} over {seeds}"]
+    if d.p_items is not None:
+        lines.append(
+            f"  by item: {d.only_a} correct only for {text.clean_line(a)}, {d.only_b} correct only "
+            f"for {text.clean_line(b)}, p = {d.p_items:.2g} for these runs"
+        )
+    return "\n".join(lines)

@@ -1,46 +1,61 @@
-"""A section at equal training time: what each entrant's runs had reached on the validation split when full precision's runs were done.
+"""Compare the entrants of a section at equal training time instead of equal steps.
 
-Boards compare at equal steps, and a step costs one method three times what it costs another. Here the clock is the budget: T is the
-median training time of the section's full-precision runs on the same device and in as large a company, and a run counts with its validation at T, linear in time between
-its evaluations. A run that ends before T counts with its last one, and one that had not been evaluated by T with nothing.
+A step costs one method three times as much as another, and boards compare at equal steps. Here
+the budget is the time T in which full precision finished its training: the median over its runs on
+the same device and with as many stacked runs. A run counts with its validation score at T,
+interpolated linearly in time between its evaluations. A run that ended before T counts with its
+last score. A run that had not been evaluated by T has no score.
 
-What this does not say: how good an entrant is that plans for T. A run that is looked at on its way was cut short in the middle of its learning
-rate's schedule, before the decay that gives much of the score, so the slower entrant is shown at its worst; a fair race at equal time trains
-again with fewer steps (`recipe.steps` in the sweep file). The clock is that of the sweep's own runs, evaluations included, with whatever else the machine
-did; and it is validation, where boards show the test split. Entrants that take no steps have no curve and are not here.
+Read the result with care:
+
+* It does not say how good an entrant would be if it planned for the time T. A slow entrant is cut
+  off in the middle of its learning-rate schedule, before the decay that improves the score most.
+  For a fair race at equal time, train again with fewer steps (`recipe.steps` in the sweep file).
+* The time is that of the sweep's own runs, with their evaluations and with everything else that
+  the machine did.
+* The scores are of the validation split, while boards show the test split.
+
+Entrants that take no steps have no validation curve and do not appear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from qbench.boards.cell_rows import Part
+from qbench.analysis.section_cells import label_column
+from qbench.boards.cell_rows import CellRows, stack_sizes
 from qbench.boards.run_table import Array
-from qbench.boards.section import SectionMaker, alone_is_one
-from qbench.stats import intervals
-from qbench.stats.intervals import Estimate
-from qbench.util.text import count
+from qbench.boards.section import FULL_PRECISION, SectionBuilder
+from qbench.stats.intervals import Estimate, mean_interval
+from qbench.util.text import format_count
 
 
-class Evaluations(NamedTuple):
-    """When a run was evaluated on the validation split, in seconds of training and in its share of the steps, and what came out."""
+class ValidationCurve(NamedTuple):
+    """The evaluations of a run on the validation split, in the order of its steps."""
 
     seconds: Array
+    """Training time until each evaluation."""
     progress: Array
+    """The share of the steps that was done by then."""
     value: Array
+    """The scores."""
 
 
-Curves = Mapping[tuple[str, int], Evaluations]
-"""By key and attempt; runs that were never evaluated are not in it."""
+ValidationCurves = Mapping[tuple[str, int], ValidationCurve]
+"""Curves by key and attempt; runs that were never evaluated are not included."""
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One entrant under one format, on the validation split. None where a run that has a score cannot say."""
+class TimedCell:
+    """The validation scores of one entrant under one format.
+
+    A score is None if it is missing for a run that the board counts. The names of the fields are
+    keys of `--json`.
+    """
 
     entrant: str
     params: str
@@ -49,109 +64,141 @@ class Timed:
     at_steps: Estimate | None
     """At equal steps: the last evaluation of every run."""
     at_time: Estimate | None
+    """At the time when full precision finished."""
     progress: float | None
-    """The share of its steps that the median run had done by then."""
+    """The share of its steps that the median run had done by that time."""
     note: str
-    """Why something is missing."""
+    """Why a score is missing."""
 
 
 @dataclass(frozen=True)
 class EqualTime:
-    """A section's cells when full precision was done."""
+    """The cells of a section at the time when full precision finished."""
 
     seconds: Mapping[str, float]
-    """When that was, by device, and by company where runs trained side by side."""
-    cells: tuple[Timed, ...]
+    """That time, by timing group (see `label_timing_groups`)."""
+    cells: tuple[TimedCell, ...]
 
 
-def equal_time(maker: SectionMaker, curves: Curves) -> EqualTime:
-    """Every cell that has scores, in the order of entrants and columns."""
-    seconds = budgets(maker)
-    return EqualTime(
-        seconds,
-        tuple(timed(maker, n, c, curves, seconds) for n, c in maker.parts if maker.scores[n, c]),
-    )
+def compare_at_equal_time(builder: SectionBuilder, curves: ValidationCurves) -> EqualTime:
+    """Return every cell that has scores, in the order of entrants and columns."""
+    budgets = compute_time_budgets(builder)
+    cells = [
+        _compare_cell(builder, entrant, column, curves, budgets)
+        for entrant, column in builder.rows
+        if builder.scores[entrant, column]
+    ]
+    return EqualTime(budgets, tuple(cells))
 
 
-def budgets(maker: SectionMaker) -> dict[str, float]:
-    """Median training time of full precision, by where it ran."""
-    if maker.fp is None:
+# ---- the time budget ----
+
+
+def compute_time_budgets(builder: SectionBuilder) -> dict[str, float]:
+    """Return the median training time of full precision for each timing group."""
+    if builder.fp_entrant is None:
         return {}
-    part = maker.parts[maker.fp, -1]
-    found: dict[str, list[float]] = {}
-    for where, seconds, usable in zip(
-        places(maker, part),
-        part["train_s"],
-        part["good"] & np.isfinite(part["train_s"]),
-        strict=True,
+    rows = builder.rows[builder.fp_entrant, FULL_PRECISION]
+    usable = rows["good"] & np.isfinite(rows["train_s"])
+    times: dict[str, list[float]] = {}
+    for group, seconds, is_usable in zip(
+        label_timing_groups(builder, rows), rows["train_s"], usable, strict=True
     ):
-        if usable:
-            found.setdefault(where, []).append(seconds)
-    return {where: float(np.median(found[where])) for where in sorted(found)}
+        if is_usable:
+            times.setdefault(group, []).append(seconds)
+    return {group: float(np.median(times[group])) for group in sorted(times)}
 
 
-def places(maker: SectionMaker, part: Part) -> list[str]:
-    """The device that each run trained on, and in what company: among such runs times are compared."""
-    names, rows = (
-        maker.data.words["device_name"],
-        zip(part["device_name"], alone_is_one(part), strict=True),
-    )
+def label_timing_groups(builder: SectionBuilder, rows: CellRows) -> list[str]:
+    """Return for each run its device and, if it was stacked with others, how many there were.
+
+    Only times of one group may be compared: the time of a stacked run is its share of the time of
+    all of them.
+    """
+    names = builder.grouped.vocabularies["device_name"]
     return [
-        names[device] if company == 1 else f"{names[device]}, {company:.0f} side by side"
-        for device, company in rows
+        names[device] if size == 1 else f"{names[device]}, {size:.0f} stacked runs"
+        for device, size in zip(rows["device_name"], stack_sizes(rows), strict=True)
     ]
 
 
-def timed(
-    maker: SectionMaker, n: int, column: int, curves: Curves, budget: Mapping[str, float]
-) -> Timed:
-    part, entrant = maker.parts[n, column], maker.entrants[n]
-    rows = _first_of_each_seed(part)
-    runs = [
-        curves.get((part["key"][i], int(np.nan_to_num(part["attempt"][i], nan=1.0)))) for i in rows
-    ]
-    where = places(maker, part)
-    limits = [budget.get(where[i]) for i in rows]
-    whole = [run for run in runs if run is not None]
-    reached = [
-        at(run, limit)
+# ---- one cell ----
+
+
+def _compare_cell(
+    builder: SectionBuilder,
+    n: int,
+    column: int,
+    curves: ValidationCurves,
+    budgets: Mapping[str, float],
+) -> TimedCell:
+    rows, entrant = builder.rows[n, column], builder.entrants[n]
+    groups = label_timing_groups(builder, rows)
+    counted = _select_counted_runs(rows)
+    # Rows from before attempts were numbered have no number; each is the first attempt.
+    attempts = np.nan_to_num(rows["attempt"], nan=1.0)
+    runs = [curves.get((rows["key"][i], int(attempts[i]))) for i in counted]
+    limits = [budgets.get(groups[i]) for i in counted]
+    with_curve = [run for run in runs if run is not None]
+    at_limit = [
+        interpolate_at(run, limit)
         for run, limit in zip(runs, limits, strict=True)
         if run is not None and limit is not None
     ]
-    values = [value for value, _ in reached if value is not None]
-    return Timed(
-        entrant.label,
-        entrant.params,
-        maker.data.columns[column] if column >= 0 else "fp32",
-        len(rows),
-        intervals.mean_interval([float(run.value[-1]) for run in whole])
-        if len(whole) == len(rows)
+    values = [value for value, _ in at_limit if value is not None]
+    count = len(counted)
+    return TimedCell(
+        entrant=entrant.label,
+        params=entrant.params,
+        format=label_column(builder, column),
+        seeds=count,
+        at_steps=_mean_of_all([float(run.value[-1]) for run in with_curve], count),
+        at_time=_mean_of_all(values, count),
+        progress=float(np.median([progress for _, progress in at_limit]))
+        if len(at_limit) == count
         else None,
-        intervals.mean_interval(values) if len(values) == len(rows) else None,
-        float(np.median([progress for _, progress in reached]))
-        if len(reached) == len(rows)
-        else None,
-        _note(len(rows), len(whole), sum(limit is not None for limit in limits), len(values)),
+        note=_explain_missing(
+            count, len(with_curve), sum(limit is not None for limit in limits), len(values)
+        ),
     )
 
 
-def at(run: Evaluations, seconds: float) -> tuple[float | None, float]:
-    """What a run's validation was at a time, if it had been evaluated by then, and how much of its steps it had done."""
-    progress = float(np.interp(seconds, np.r_[0.0, run.seconds], np.r_[0.0, run.progress]))
-    return (
-        float(np.interp(seconds, run.seconds, run.value)) if seconds >= run.seconds[0] else None
-    ), progress
+def _select_counted_runs(rows: CellRows) -> list[int]:
+    """Return the rows that the board counts: those with a score, and one for each seed."""
+    good = np.flatnonzero(rows["good"] & np.isfinite(rows["seed"]))
+    # Of two runs with one seed, `np.unique` returns the first, as the board does.
+    first_of_seed = np.unique(rows["seed"][good], return_index=True)[1]
+    return [int(i) for i in good[first_of_seed]]
 
 
-def _first_of_each_seed(part: Part) -> list[int]:
-    """Rows with a score, as the board counts them: of two with one seed the first."""
-    good = np.flatnonzero(part["good"] & np.isfinite(part["seed"]))
-    return [int(i) for i in good[np.unique(part["seed"][good], return_index=True)[1]]]
+def interpolate_at(curve: ValidationCurve, seconds: float) -> tuple[float | None, float]:
+    """Return a run's score and progress at a time.
+
+    The score is None before the first evaluation. Progress is interpolated from 0 at the start.
+    """
+    progress = np.interp(seconds, np.r_[0.0, curve.seconds], np.r_[0.0, curve.progress])
+    if seconds < curve.seconds[0]:
+        return None, float(progress)
+    # After the last evaluation, `np.interp` returns the last value.
+    return float(np.interp(seconds, curve.seconds, curve.value)), float(progress)
 
 
-def _note(runs: int, curves: int, limits: int, values: int) -> str:
+def _mean_of_all(values: Sequence[float], count: int) -> Estimate | None:
+    """Return the mean if there is a value for each of `count` runs.
+
+    The runs that have a value are no fair sample: the slowest are missing.
+    """
+    return mean_interval(values) if len(values) == count else None
+
+
+def _explain_missing(runs: int, curves: int, limits: int, values: int) -> str:
+    """Return why fewer than all runs have a score; the arguments are numbers of runs."""
+    of_all = f"of {format_count(runs, 'run')}"
     if curves < runs:
-        return f"{runs - curves} of {count(runs, 'run')} without a validation curve"
+        return f"{runs - curves} {of_all} without a validation curve"
     if limits < runs:
-        return f"no full precision on the device and in the company of {runs - limits} of {count(runs, 'run')}"
-    return f"{runs - values} of {count(runs, 'run')} not evaluated by then" if values < runs else ""
+        return (
+            f"{runs - limits} {of_all} without a full-precision run on the same device with the "
+            "same number of stacked runs"
+        )
+    return f"{runs - values} {of_all} not evaluated by then" if values < runs else ""

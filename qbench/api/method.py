@@ -5,7 +5,8 @@ thing that must be written is `quantizer`. Every other hook does nothing unless 
 The training loop calls the hooks in this order:
 
     once            quantizer, param_groups
-    every step      recalibrates, probe, schedules, step (or losses), after_backward, after_step
+    every step      recalibrates, probes and probe, schedules, step (or losses),
+                    after_backward, after_step
     at the end      finalize
 """
 
@@ -67,9 +68,6 @@ class Method:
     """The method whose finished run this one quantizes. Nothing is trained then, and each site has
     a quantizer of its own."""
 
-    probe_at: ClassVar[Sequence[float]] = ()
-    """When `probe` is called, as fractions of the run; 0 is before the first step."""
-
     def quantizer(self, site: Site) -> Quantizer | None:
         """Return the quantizer of a site, or None to leave the site in full precision."""
         raise NotImplementedError(f"{type(self).__name__} has no quantizer")
@@ -113,8 +111,12 @@ class Method:
         """
         return False
 
+    def probes(self, run: Run) -> bool:
+        """Return whether `probe` is called before this step."""
+        return False
+
     def probe(self, run: Run, batch: Batch) -> None:
-        """Measure something expensive, such as curvature, at the times in `probe_at`.
+        """Measure something expensive, such as curvature, at the steps that `probes` names.
 
         `run` is always one run alone, also where several are stacked.
         """

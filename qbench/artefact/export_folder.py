@@ -26,7 +26,7 @@ from qbench.errors import QbenchError, UsageError
 from qbench.runs.config import RunConfig
 from qbench.runs.lookup import read_latest_attempt
 from qbench.training.setup import open_problem
-from qbench.util.json_files import like_other_files
+from qbench.util.json_files import apply_default_permissions
 
 PROVENANCE = "qbench.json"
 
@@ -65,7 +65,7 @@ def put(path: Path, content: Any) -> None:
         shutil.copyfile(content, path)
     elif path.suffix == ".safetensors":
         save_file(content, path, metadata={"format": "pt"})
-        like_other_files(path)
+        apply_default_permissions(path)
     else:
         path.write_text(
             content

@@ -24,7 +24,7 @@ from qbench.quant.layers import QuantLayer
 from qbench.quant.levels import Levels
 from qbench.quant.site import INPUT
 from qbench.training.run import TrainingRun
-from qbench.util.json_files import like_other_files
+from qbench.util.json_files import apply_default_permissions
 
 ARTEFACT = "weights.safetensors"
 NUMBERS = ("scale", "offset", "decode_scale", "decode_offset")
@@ -94,7 +94,7 @@ def export(run: TrainingRun, folder: Path) -> Artefact:
         path,
         metadata={"qbench": json.dumps(header, sort_keys=True)},
     )
-    like_other_files(path)
+    apply_default_permissions(path)
     return Artefact(
         path, hashlib.sha256(path.read_bytes()).hexdigest(), parameters, quantized, bits, payload
     )

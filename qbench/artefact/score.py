@@ -19,7 +19,7 @@ from qbench.quant.site import INPUT
 from qbench.runs.config import Metric, RunConfig
 from qbench.training.run import TrainingRun
 from qbench.training.setup import list_sites
-from qbench.util.json_files import finite
+from qbench.util.json_files import replace_non_finite
 
 ROUNDINGS = 5
 
@@ -81,10 +81,10 @@ def score(run: TrainingRun, config: RunConfig, metric: Metric, folder: Path) -> 
             roundings, dtype=torch.float64
         )  # may hold what is not finite, which the module statistics does not bear
         scores |= {"rr_mean": float(drawn.mean()), "rr_std": float(drawn.std())}
-    values, kinds = finite(scores)
+    values, kinds = replace_non_finite(scores)
     return {
         "scores": {**values, "rr_count": len(roundings)},
-        "metrics": finite(metrics)[0],
+        "metrics": replace_non_finite(metrics)[0],
         "kinds": kinds,
         "size": size(artefact, grids),
         "audit": to_json(audit(run, artefact, seen)),

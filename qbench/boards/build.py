@@ -1,32 +1,38 @@
-"""Rows to a board."""
+"""Build a board from rows of runs.
+
+Retired versions of methods are built apart. Each one gets a table of its own together with the
+controls, and its row is then moved to the end of the main table. So it has its gap recovered, and
+no number of another entrant depends on it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qbench.boards.board import Board
-from qbench.boards.retired_rows import below, parted
-from qbench.boards.row_groups import Defaults, Tidy, tidy
-from qbench.boards.run_table import Table, read_frame
-from qbench.boards.section import CONTROL, REFERENCE, SectionMaker
+from qbench.boards.board import Board, BoardCell, Row, Section
+from qbench.boards.downstream_scores import merge_downstream_tasks
+from qbench.boards.row_groups import Defaults, GroupedRows, group_rows
+from qbench.boards.run_table import RunTable, join_tables, read_frame
+from qbench.boards.section import CONTROL, REFERENCE, SectionBuilder
 from qbench.sweepfile.tuning_space import Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-OWN_RECIPE = ("recipe", "start")
-"""What entrants of the as-published track need not share."""
+PER_ENTRANT_SETTINGS = ("recipe", "start")
+"""In the track `as-published` the entrants of a section may differ in these."""
 
 
 def build_board(
-    runs: pd.DataFrame | Table,
+    runs: pd.DataFrame | RunTable,
     *,
-    planned: pd.DataFrame | Table | None = None,
+    planned: pd.DataFrame | RunTable | None = None,
     defaults: Defaults | None = None,
     reference: str = REFERENCE,
     control: str = CONTROL,
@@ -35,56 +41,139 @@ def build_board(
     track: str = "fair",
     tuning: Tuning | None = None,
 ) -> Board:
-    """The board of a frame of runs (`qbench.results`), and of `planned` runs and skipped cells that it lacks.
+    """Build the board of a table of runs (`qbench.results`).
 
-    `defaults` are the default parameters of methods and tasks by name: labels spell what differs from them, and the control is the
-    entrant of its method that has them all. `minimum_effect` is by task; without one it is the metric's own, or a unit of the last digit
-    that the metric prints. In the track `as-published` entrants of different recipes and starts share a section. `tuning` is what a tuned
-    board's notes tell of its space; what its trials came to is in the rows.
+    Args:
+        runs: The finished runs.
+        planned: Runs without a result and skipped cells; they count where `runs` lacks them.
+        defaults: The default parameters of methods and tasks by name. Labels show what differs
+            from them, and gaps are measured with the entrant of the control that has them all.
+        reference: The method that trains in full precision.
+        control: The method that rounds to nearest.
+        minimum_effect: The smallest difference that matters, by task. Without it the metric's
+            own counts, or else one unit of the last digit that the metric prints.
+        title: The title of the board.
+        track: In "as-published" entrants with different recipes and starts share a section.
+        tuning: What a tuned board searched, for its notes. The trials themselves are in `runs`.
     """
-    kept, gone = parted(runs if isinstance(runs, Table) else read_frame(runs))
-
-    def make(table: Table) -> tuple[Tidy, list[SectionMaker]]:
-        return section_makers(
-            table,
-            planned if table is kept else None,
-            defaults,
-            (reference, control),
-            minimum_effect,
-            track,
-            tuning,
-        )
-
-    data, makers = make(kept)
-    sections = [maker.build() for maker in makers]
-    if gone is not None:
-        controls = kept.take(
-            np.isin(
-                kept.columns["method"], [kept.code("method", name) for name in (reference, control)]
+    current, retired = _split_off_retired(_as_table(runs))
+    controls = (reference, control)
+    grouped, builders = make_section_builders(
+        current, planned, defaults, controls, minimum_effect, track, tuning
+    )
+    sections = [builder.build() for builder in builders]
+    if retired is not None:
+        codes = [current.get_code("method", name) for name in controls]
+        control_runs = current.take(np.isin(current.columns["method"], codes))
+        for method, reason, version in _split_versions(retired):
+            _, own_builders = make_section_builders(
+                join_tables(control_runs, version),
+                None,
+                defaults,
+                controls,
+                minimum_effect,
+                track,
+                tuning,
             )
-        )
-        sections = below(sections, makers, gone, controls, lambda table: make(table)[1])
-    return Board(title, tuple(sections), tuple(data.notes), len(data.rows["key"]))
+            _append_retired(sections, builders, own_builders, method, reason)
+    return Board(title, tuple(sections), tuple(grouped.notes), len(grouped.rows["key"]))
 
 
-def section_makers(
-    runs: pd.DataFrame | Table,
-    planned: pd.DataFrame | Table | None,
+def make_section_builders(
+    runs: pd.DataFrame | RunTable,
+    planned: pd.DataFrame | RunTable | None,
     defaults: Defaults | None,
     controls: tuple[str, str] = (REFERENCE, CONTROL),
     minimum_effect: Mapping[str, float] | None = None,
     track: str = "fair",
     tuning: Tuning | None = None,
-) -> tuple[Tidy, list[SectionMaker]]:
-    """The sections of a board, each with the scores of its cells at their best learning rates."""
-    runs, _ = parted(runs if isinstance(runs, Table) else read_frame(runs))
-    data = tidy(runs, planned, defaults, OWN_RECIPE if track == "as-published" else ())
-    bounds = np.searchsorted(data.rows["section"], np.arange(len(data.sections) + 1))
-    parts = [
-        {name: column[i:j] for name, column in data.rows.items()}
+) -> tuple[GroupedRows, list[SectionBuilder]]:
+    """Return the sections of a board with the scores of their cells, before any table is built.
+
+    The arguments are those of `build_board`. Retired versions are left out.
+    """
+    current, _ = _split_off_retired(_as_table(runs))
+    per_entrant = PER_ENTRANT_SETTINGS if track == "as-published" else ()
+    grouped = group_rows(current, planned, defaults, per_entrant)
+    # Rows are sorted by section, so the rows of each one are a slice.
+    bounds = np.searchsorted(grouped.rows["section"], np.arange(len(grouped.sections) + 1))
+    slices = [
+        {name: column[i:j] for name, column in grouped.rows.items()}
         for i, j in itertools.pairwise(bounds)
     ]
-    return data, [
-        SectionMaker(data, identity, part, controls, minimum_effect or {}, defaults or {}, tuning)
-        for identity, part in zip(data.sections, parts, strict=True)
+    return grouped, [
+        SectionBuilder(
+            grouped, identity, rows, controls, minimum_effect or {}, defaults or {}, tuning
+        )
+        for identity, rows in zip(grouped.sections, slices, strict=True)
     ]
+
+
+def _as_table(runs: pd.DataFrame | RunTable) -> RunTable:
+    return runs if isinstance(runs, RunTable) else read_frame(runs)
+
+
+# ---- retired versions ----
+
+
+def _split_off_retired(table: RunTable) -> tuple[RunTable, RunTable | None]:
+    """Return the runs that are on the board, and those that were retired from it, if any."""
+    is_retired = table.columns["retired"] > 0
+    if not is_retired.any():
+        return table, None
+    return table.take(~is_retired), table.take(is_retired)
+
+
+def _split_versions(retired: RunTable) -> Iterator[tuple[str, str, RunTable]]:
+    """Yield for each version of each method its name, the reason, and its runs.
+
+    The runs are no longer marked as retired, so that a table can be built from them.
+    """
+    methods = retired.columns["method"]
+    versions = np.nan_to_num(retired.columns["method_version"])
+    for method, version in sorted({*zip(methods.tolist(), versions.tolist(), strict=True)}):
+        table = retired.take((methods == method) & (versions == version))
+        reason = retired.vocabularies["retired"][table.columns["retired"][0]]
+        unmarked = {"retired": np.zeros(len(table), dtype=np.int64)}
+        table = RunTable({**table.columns, **unmarked}, table.vocabularies)
+        yield retired.vocabularies["method"][method], reason, table
+
+
+def _append_retired(
+    sections: list[Section],
+    builders: Sequence[SectionBuilder],
+    own_builders: Sequence[SectionBuilder],
+    method: str,
+    reason: str,
+) -> None:
+    """Append the rows of one retired version to the sections that they belong to."""
+    for own in own_builders:
+        for i, main in enumerate(builders):
+            if main.identity == own.identity:
+                sections[i] = _append_rows(sections[i], main, own, method, reason)
+
+
+def _append_rows(
+    section: Section, main: SectionBuilder, own: SectionBuilder, method: str, reason: str
+) -> Section:
+    rows, notes, own_section = list(section.rows), list(section.notes), own.build()
+    for row in own_section.rows:
+        if row.method == method:
+            name = f"{row.entrant}, version {row.version}, retired"
+            cells = tuple(_match_columns(main, own, row))
+            rows.append(
+                dataclasses.replace(row, entrant=name, retired=reason, rank=None, cells=cells)
+            )
+            notes.append(f"{name}: {reason}")
+    tasks = merge_downstream_tasks((section.downstream, own_section.downstream))
+    return dataclasses.replace(section, rows=tuple(rows), notes=tuple(notes), downstream=tasks)
+
+
+def _match_columns(main: SectionBuilder, own: SectionBuilder, row: Row) -> Iterator[BoardCell]:
+    """Yield the cells of a row in the order of the columns of the main table."""
+    labels = (own.grouped.column_labels[column] for column in own.columns)
+    cells = dict(zip(labels, row.cells, strict=True))
+    for column in main.columns:
+        cell = cells.get(main.grouped.column_labels[column], BoardCell("absent"))
+        # Its notes have the numbers of the other table and would point to wrong ones here.
+        yield dataclasses.replace(cell, best=False, notes=())

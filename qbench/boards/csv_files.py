@@ -1,201 +1,195 @@
-"""A board, or its runs, as CSV."""
+"""A board as CSV, and its runs as CSV, from which the board can be built again."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbench.boards.board import Board, Cell, Exam, Row, Section
-from qbench.boards.run_table import TEXT
-from qbench.boards.words import CSV_HASH
+from qbench.boards.board import Board, BoardCell, DownstreamTask, Row, Section
+from qbench.boards.board_text import CSV_HASH
+from qbench.boards.run_table import TEXT_COLUMNS
+from qbench.stats.intervals import Estimate
 from qbench.util import text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-# ---- CSV ----
-
-CELLS = (
-    *(
-        "task",
-        "size",
-        "setting",
-        "metric",
-        "unit",
-        "better",
-        "entrant",
-        "method",
-        "version",
-        "params",
-        "provenance",
-        "role",
-    ),
-    *(
-        "format",
-        "levels",
-        "bits_per_weight",
-        "state",
-        "seeds",
-        "asked",
-        "mean",
-        "low",
-        "high",
-        "gap",
-        "gap_low",
-        "gap_high",
-        "rr_mean",
-    ),
-    *(
-        "lr",
-        "rates",
-        "best",
-        "rank_first",
-        "rank_last",
-        "step_ratio",
-        "train_s",
-        "peak_memory_bytes",
-        "audits_failed",
-    ),
-    *("failures", "notes", "runs"),
-)
-TUNED = ("chosen", "at_edge", "trials", "best_of", "best_of_share")
-"""Of tuned boards, after the others."""
-GRADE = ("mean", "low", "high", "seeds")
-"""Of boards that were asked something, after these: for each downstream task by its hash."""
+CELL_COLUMNS = [
+    "task",
+    "size",
+    "setting",
+    "metric",
+    "unit",
+    "better",
+    "entrant",
+    "method",
+    "version",
+    "params",
+    "provenance",
+    "role",
+    "format",
+    "levels",
+    "bits_per_weight",
+    "state",
+    "seeds",
+    "asked",
+    "mean",
+    "low",
+    "high",
+    "gap",
+    "gap_low",
+    "gap_high",
+    "rr_mean",
+    "lr",
+    "rates",
+    "best",
+    "rank_first",
+    "rank_last",
+    "step_ratio",
+    "train_s",
+    "peak_memory_bytes",
+    "audits_failed",
+    "failures",
+    "notes",
+    "runs",
+]
+TUNING_COLUMNS = ("chosen", "at_edge", "trials", "best_of", "best_of_share")
+"""Columns that tuned boards add."""
+DOWNSTREAM_COLUMNS = ("mean", "low", "high", "seeds")
+"""Columns that are added for each downstream task; their names contain the task's hash."""
 
 
 def to_csv(board: Board) -> str:
-    """A line for each cell."""
+    """Return the board as CSV, a line for each cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    tuned = any(
-        cell.trials for section in board.sections for row in section.rows for cell in row.cells
-    )
-    exams = {exam.id: exam for section in board.sections for exam in section.downstream}
-    asked = [exams[name] for name in sorted(exams)]
-    names = [
-        text.cell(f"downstream {e.task} {e.metric} {e.sha256[:CSV_HASH]} {word}")
-        for e in asked
-        for word in GRADE
+    by_id = {task.id: task for section in board.sections for task in section.downstream}
+    tasks = [by_id[id_] for id_ in sorted(by_id)]
+    is_tuned = any(cell.trials for _, _, _, cell in _iterate_cells(board))
+    downstream = [
+        text.escape_csv_cell(
+            f"downstream {task.task} {task.metric} {task.sha256[:CSV_HASH]} {name}"
+        )
+        for task in tasks
+        for name in DOWNSTREAM_COLUMNS
     ]
-    writer.writerow([*CELLS, *(TUNED if tuned else ()), *names])
-    for section in board.sections:
-        for row in section.rows:
-            formats = ["fp32"] if row.spans else [c.format for c in section.columns]
-            for fmt, cell in zip(formats, row.cells, strict=True):
-                line = (
-                    _csv_line(section, row, fmt, cell)
-                    + (_csv_tuned(cell) if tuned else [])
-                    + _csv_downstream(cell, asked)
-                )
-                writer.writerow([_csv_value(x) for x in line])
+    writer.writerow([*CELL_COLUMNS, *(TUNING_COLUMNS if is_tuned else ()), *downstream])
+    for section, row, fmt, cell in _iterate_cells(board):
+        values = _cell_values(section, row, fmt, cell)
+        values += _tuning_values(cell) if is_tuned else []
+        values += _downstream_values(cell, tasks)
+        writer.writerow([_format_value(value) for value in values])
     return out.getvalue()
 
 
-def _csv_line(section: Section, row: Row, fmt: str, c: Cell) -> list[Any]:
-    s, g, cost, rank = c.score, c.gap, row.cost, row.rank
+def _iterate_cells(board: Board) -> Iterator[tuple[Section, Row, str, BoardCell]]:
+    for section in board.sections:
+        for row in section.rows:
+            formats = ["fp32"] if row.spans_columns else [c.format for c in section.columns]
+            for fmt, cell in zip(formats, row.cells, strict=True):
+                yield section, row, fmt, cell
+
+
+def _cell_values(section: Section, row: Row, fmt: str, cell: BoardCell) -> list[Any]:
+    """Return the values of `CELL_COLUMNS`, in their order."""
+    cost = row.cost
     setting = ", ".join(filter(None, (section.title, section.setting)))
-    failures = "; ".join(f"{n} {reason}" for reason, n in c.failures.items())
-    notes = "; ".join(section.notes[n - 1] for n in c.notes)
+    provenance = "reconstructed" if row.reconstructed else "paper"
+    failures = "; ".join(f"{n} {reason}" for reason, n in cell.failures.items())
+    notes = "; ".join(section.notes[n - 1] for n in cell.notes)
     return [
         *(section.task, section.size, setting, section.metric, section.unit, section.better),
-        *(
-            row.entrant,
-            row.method,
-            row.version,
-            row.params,
-            "reconstructed" if row.reconstructed else "paper",
-            row.role,
-        ),
-        *(fmt, c.levels, c.bits_per_weight, c.state, c.seeds, c.asked),
-        *((s.value, s.low, s.high) if s else (None,) * 3),
-        *((g.value, g.low, g.high) if g else (None,) * 3),
-        *(c.rr, c.lr, c.rates, int(c.best), *(rank or (None, None))),
-        *(
-            cost.step_ratio,
-            cost.train_s,
-            cost.peak_memory_bytes,
-            c.audits_failed,
-            failures,
-            notes,
-            " ".join(c.keys),
-        ),
+        *(row.entrant, row.method, row.version, row.params, provenance, row.role),
+        *(fmt, cell.levels, cell.bits_per_weight, cell.state, cell.seeds, cell.asked),
+        *_estimate_values(cell.score),
+        *_estimate_values(cell.gap),
+        *(cell.rr, cell.lr, cell.rates, int(cell.best)),
+        *(row.rank or (None, None)),
+        *(cost.step_ratio, cost.train_s, cost.peak_memory_bytes, cell.audits_failed),
+        *(failures, notes, " ".join(cell.keys)),
     ]
 
 
-def _csv_tuned(c: Cell) -> list[Any]:
-    curve = (
-        json.dumps([None if value is None else float(f"{value:.12g}") for value in c.best_of])
-        if c.best_of
-        else None
-    )
-    values = json.dumps(dict(c.chosen), sort_keys=True) if c.chosen else None
-    return [values, ", ".join(c.at_edge), c.trials, curve, c.best_of_share if c.best_of else None]
+def _estimate_values(estimate: Estimate | None) -> tuple[float | None, ...]:
+    return (estimate.value, estimate.low, estimate.high) if estimate else (None, None, None)
 
 
-def _csv_downstream(cell: Cell, exams: Sequence[Exam]) -> list[Any]:
-    found = [cell.downstream.get(exam.id) for exam in exams]
-    each = [(g.score, g.seeds) if g else (None, None) for g in found]
-    return [
-        value
-        for s, seeds in each
-        for value in (*((s.value, s.low, s.high) if s else (None,) * 3), seeds)
-    ]
+def _tuning_values(cell: BoardCell) -> list[Any]:
+    """Return the values of `TUNING_COLUMNS`, in their order."""
+    chosen = json.dumps(dict(cell.chosen), sort_keys=True) if cell.chosen else None
+    curve, share = None, None
+    if cell.best_of:
+        # As many digits as `_format_value` writes elsewhere.
+        scores = [None if score is None else float(f"{score:.12g}") for score in cell.best_of]
+        curve, share = json.dumps(scores), cell.best_of_share
+    return [chosen, ", ".join(cell.at_edge), cell.trials, curve, share]
 
 
-def _csv_value(x: object) -> str:
-    return (
-        ""
-        if x is None
-        else f"{x:.12g}"
-        if isinstance(x, float)
-        else str(x)
-        if isinstance(x, int)
-        else text.cell(x)
-    )
+def _downstream_values(cell: BoardCell, tasks: Sequence[DownstreamTask]) -> list[Any]:
+    """Return the values of `DOWNSTREAM_COLUMNS` for each task."""
+    values: list[Any] = []
+    for task in tasks:
+        found = cell.downstream.get(task.id)
+        values += _estimate_values(found.score if found else None)
+        values.append(found.seeds if found else None)
+    return values
+
+
+def _format_value(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        # Twelve digits do not depend on the machine; see `board.to_plain_data`.
+        return f"{value:.12g}"
+    return str(value) if isinstance(value, int) else text.escape_csv_cell(value)
+
+
+# ---- runs ----
 
 
 def runs_csv(frame: pd.DataFrame) -> str:
-    """A line for each run, in the order of keys and attempts. `read_runs_csv` gives the frame back, and so the board."""
-    by = [column for column in ("key", "attempt") if column in frame]
-    ordered = frame.sort_values(by, kind="stable") if by else frame
-    return str(_mapped(ordered, text.cell).to_csv(index=False, lineterminator="\n"))
+    """Return the runs as CSV, a line for each, sorted by key and attempt.
+
+    `read_runs_csv` returns the same frame, so that the board can be built from the file.
+    """
+    sort_columns = [column for column in ("key", "attempt") if column in frame]
+    ordered = frame.sort_values(sort_columns, kind="stable") if sort_columns else frame
+    return str(_map_text(ordered, text.escape_csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def read_runs_csv(source: Any) -> pd.DataFrame:
-    """What `runs_csv` wrote, from a path or an open file."""
+    """Read what `runs_csv` wrote, from a path or an open file."""
     import pandas as pd
 
-    # Before version 3.1 pandas reads a number to the last bit only if told to; from then on it warns when told.
-    old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
-    exact: dict[str, Any] = {"float_precision": "round_trip"} if old else {}
+    # Before version 3.1 pandas reads floats exactly only with this option. Later versions always
+    # do, and warn about it.
+    is_old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    exact: dict[str, Any] = {"float_precision": "round_trip"} if is_old else {}
     # Text stays text: a label may look like a number.
-    words = dict.fromkeys(("key", *TEXT), str)
+    text_types = dict.fromkeys(("key", *TEXT_COLUMNS), str)
     frame = pd.read_csv(
-        source, keep_default_na=False, na_values=[""], low_memory=False, dtype=words, **exact
+        source, keep_default_na=False, na_values=[""], low_memory=False, dtype=text_types, **exact
     )
-    return _mapped(frame, text.uncell)
+    return _map_text(frame, text.unescape_csv_cell)
 
 
-def _mapped(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """The frame with its text changed, each different text once."""
+def _map_text(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Return the frame with `change` applied to its text, once for each different text."""
     import pandas as pd
 
-    new: dict[str, Any] = {}
+    changed_columns: dict[str, Any] = {}
     for name in map(str, frame):
         column = frame[name]
-        if column.dtype == object or isinstance(
-            column.dtype, (pd.StringDtype, pd.CategoricalDtype)
-        ):
-            codes, words = pd.factorize(column)
-            changed = np.array(
-                [*(change(w) if isinstance(w, str) else w for w in words), None], dtype=object
-            )
-            new[name] = changed[codes]
-    return frame.assign(**new)
+        is_text = isinstance(column.dtype, (pd.StringDtype, pd.CategoricalDtype))
+        if column.dtype == object or is_text:
+            codes, values = pd.factorize(column)
+            changed = [change(value) if isinstance(value, str) else value for value in values]
+            # A missing value has the code −1, which selects the None at the end.
+            changed_columns[name] = np.array([*changed, None], dtype=object)[codes]
+    return frame.assign(**changed_columns)

@@ -1,10 +1,13 @@
-"""Runs as columns, as the arithmetic of boards wants them: numbers, and text as numbers of words. From the store they come so, without
-pandas, whose import takes a third of the second in which a board of a hundred thousand runs is to be shown; from a frame they are read here.
+"""A table of runs as NumPy columns, which the arithmetic of boards works on.
+
+Text is stored as indices into a vocabulary. The store delivers runs in this form without pandas,
+because the import of pandas alone takes a third of the second in which a board of a hundred
+thousand runs is to be shown. A pandas frame is converted here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,123 +20,195 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-TEXT = (
-    *(
-        "state",
-        "reason",
-        "message",
-        "method",
-        "label",
-        "params",
-        "provenance",
-        "task",
-        "task_params",
-        "size",
-        "data",
-        "start",
-        "recipe",
-    ),
-    *(
-        "weights_format",
-        "weights_granularity",
-        "act_format",
-        "act_granularity",
-        "metric",
-        "better",
-        "unit",
-        "device_name",
-        "trust",
-        "stage",
-        "chosen",
-        "retired",
-        "downstream",
-    ),
-)
-NUMBERS = (
-    *(
-        "attempt",
-        "board_version",
-        "task_version",
-        "method_version",
-        "seed",
-        "lr",
-        "steps",
-        "batch",
-        "packed",
-        "validation",
-    ),
-    *(
-        "rr_mean",
-        "digits",
-        "effect",
-        "bits_per_weight",
-        "levels",
-        "train_s",
-        "step_s_median",
-        "peak_memory_bytes",
-        "audit_passed",
-    ),
-    *("rung", "trial", "budget", "company"),
-)
+TEXT_COLUMNS = [
+    "state",
+    "reason",
+    "message",
+    "method",
+    "label",
+    "params",
+    "provenance",
+    "task",
+    "task_params",
+    "size",
+    "data",
+    "start",
+    "recipe",
+    "weights_format",
+    "weights_granularity",
+    "act_format",
+    "act_granularity",
+    "metric",
+    "better",
+    "unit",
+    "device_name",
+    "trust",
+    "stage",
+    "chosen",
+    "retired",
+    "downstream",
+]
+NUMBER_COLUMNS = [
+    "attempt",
+    "board_version",
+    "task_version",
+    "method_version",
+    "seed",
+    "lr",
+    "steps",
+    "batch",
+    "packed",
+    "validation",
+    "rr_mean",
+    "digits",
+    "effect",
+    "bits_per_weight",
+    "levels",
+    "train_s",
+    "step_s_median",
+    "peak_memory_bytes",
+    "audit_passed",
+    "rung",
+    "trial",
+    "budget",
+    "company",
+]
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns of equal length; those of text as numbers of words, of which the first is ''."""
+class RunTable:
+    """Columns of equal length: `key`, the `TEXT_COLUMNS` and the `NUMBER_COLUMNS`."""
 
     columns: dict[str, Array]
-    words: dict[str, list[str]]
+    """A text column holds indices into its vocabulary, a number column floats or NaN."""
+    vocabularies: dict[str, list[str]]
+    """The different texts of each text column; the first is '', which means "no text"."""
 
     @staticmethod
-    def of(
+    def from_columns(
         key: Array, text: Mapping[str, tuple[Array, list[str]]], numbers: Mapping[str, Array]
-    ) -> Table:
-        """A board's columns: those that are not given hold no text, or no number."""
+    ) -> RunTable:
+        """Return a table of the given columns; the missing ones hold no text and no numbers."""
         count = len(key)
-        coded = {name: text.get(name, (np.zeros(count, dtype=np.int64), [""])) for name in TEXT}
+        empty = (np.zeros(count, dtype=np.int64), [""])
+        coded = {name: text.get(name, empty) for name in TEXT_COLUMNS}
         columns = {"key": key} | {name: codes for name, (codes, _) in coded.items()}
-        columns |= {name: numbers.get(name, np.full(count, np.nan)) for name in NUMBERS}
-        return Table(columns, {name: words for name, (_, words) in coded.items()})
+        columns |= {name: numbers.get(name, np.full(count, np.nan)) for name in NUMBER_COLUMNS}
+        return RunTable(columns, {name: texts for name, (_, texts) in coded.items()})
 
-    def take(self, which: Array) -> Table:
-        return Table({name: column[which] for name, column in self.columns.items()}, self.words)
+    def take(self, which: Array) -> RunTable:
+        """Return the rows that a mask or an array of indices selects."""
+        columns = {name: column[which] for name, column in self.columns.items()}
+        return RunTable(columns, self.vocabularies)
 
     def __len__(self) -> int:
         return len(self.columns["key"])
 
-    def code(self, name: str, word: str) -> int:
-        return self.words[name].index(word) if word in self.words[name] else -1
+    def get_code(self, name: str, word: str) -> int:
+        """Return the index of a text in a column's vocabulary, or −1, which matches no row."""
+        vocabulary = self.vocabularies[name]
+        return vocabulary.index(word) if word in vocabulary else -1
+
+    def get_texts(self, name: str) -> Array:
+        """Return a text column as an array of strings."""
+        return np.array(self.vocabularies[name], dtype=object)[self.columns[name]]
+
+    def map_text(self, name: str, change: Callable[[str], str]) -> RunTable:
+        """Return the table with `change` applied to a text column, once for each text."""
+        changed = [change(word) for word in self.vocabularies[name]]
+        vocabulary = list(dict.fromkeys(["", *changed]))
+        # Texts that become equal get one code.
+        codes = np.array([vocabulary.index(word) for word in changed], dtype=np.int64)
+        columns = self.columns | {name: codes[self.columns[name]]}
+        return RunTable(columns, self.vocabularies | {name: vocabulary})
 
 
-def read_frame(frame: pd.DataFrame) -> Table:
-    """Only the columns that are used, each there, with '' for no text and NaN for no number or an infinite one."""
-    key = _objects(frame["key"]) if "key" in frame else np.full(len(frame), "", dtype=object)
-    text = {name: _coded(frame[name]) for name in TEXT if name in frame}
-    return Table.of(key, text, {name: _floats(frame[name]) for name in NUMBERS if name in frame})
+def join_tables(a: RunTable, b: RunTable) -> RunTable:
+    """Return the rows of `a` followed by those of `b`."""
+    columns, vocabularies = {}, {}
+    for name, column in a.columns.items():
+        other = b.columns[name]
+        if name in a.vocabularies:
+            first, second = a.vocabularies[name], b.vocabularies[name]
+            vocabularies[name] = list(dict.fromkeys([*first, *second]))
+            code = {word: i for i, word in enumerate(vocabularies[name])}
+            column = np.array([code[word] for word in first], dtype=np.int64)[column]
+            other = np.array([code[word] for word in second], dtype=np.int64)[other]
+        columns[name] = np.concatenate([column, other])
+    return RunTable(columns, vocabularies)
 
 
-def _objects(column: pd.Series[Any]) -> Array:
+def number_pairs(a: Array, b: Array, count: int) -> tuple[Array, Array]:
+    """Return a number for each row's pair of codes, and the first row of each different pair.
+
+    The codes in `b` must be smaller than `count`.
+    """
+    # One integer for each pair: unique over integers is much faster than over rows.
+    pairs = a * max(count, 1) + b
+    _, first, codes = np.unique(pairs, return_index=True, return_inverse=True)
+    return codes.astype(np.int64), first
+
+
+def number_combinations(
+    table: RunTable, names: Sequence[str]
+) -> tuple[Array, list[dict[str, Any]]]:
+    """Return a number for each row's combination of some columns, and the combinations."""
+    codes = np.zeros(len(table), dtype=np.int64)
+    first = np.zeros(min(len(table), 1), dtype=np.int64)
+    for name in names:
+        column = table.columns[name]
+        is_text = name in table.vocabularies
+        part = column if is_text else np.unique(column, return_inverse=True)[1]
+        # A column that is the same in all rows tells nothing apart.
+        if len(part) and part.min() != part.max():
+            # The codes are numbered anew each time, so their product cannot overflow.
+            codes, first = number_pairs(codes, part, int(part.max()) + 1)
+    values: dict[str, list[Any]] = {}
+    for name in names:
+        kept = table.columns[name][first].tolist()
+        vocabulary = table.vocabularies.get(name)
+        values[name] = kept if vocabulary is None else [vocabulary[code] for code in kept]
+    return codes, [{name: values[name][i] for name in names} for i in range(len(first))]
+
+
+# ---- from a pandas frame ----
+
+
+def read_frame(frame: pd.DataFrame) -> RunTable:
+    """Return the columns of a frame that boards use.
+
+    A missing text becomes '', and a missing or infinite number becomes NaN.
+    """
+    key = _read_objects(frame["key"]) if "key" in frame else np.full(len(frame), "", dtype=object)
+    text = {name: _encode_text(frame[name]) for name in TEXT_COLUMNS if name in frame}
+    numbers = {name: _read_floats(frame[name]) for name in NUMBER_COLUMNS if name in frame}
+    return RunTable.from_columns(key, text, numbers)
+
+
+def _read_objects(column: pd.Series[Any]) -> Array:
     import pandas as pd
 
     values = column.astype(object).to_numpy()
     return np.where(pd.isna(values), "", values) if column.hasnans else values
 
 
-def _coded(column: pd.Series[Any]) -> tuple[Array, list[str]]:
+def _encode_text(column: pd.Series[Any]) -> tuple[Array, list[str]]:
     import pandas as pd
 
     if isinstance(column.dtype, pd.CategoricalDtype):
         codes, values = column.cat.codes.to_numpy(dtype=np.int64), column.cat.categories
     else:
         codes, values = pd.factorize(column)
-    words = ["", *map(str, values)]
+    vocabulary = ["", *map(str, values)]
+    # pandas codes a missing value as −1, so that adding one makes it '', the first text.
     codes = codes.astype(np.int64) + 1
-    if "" in words[1:]:
-        codes[codes == words.index("", 1)] = 0
-    return codes, words
+    if "" in vocabulary[1:]:
+        # An empty text in the frame means "no text" as well.
+        codes[codes == vocabulary.index("", 1)] = 0
+    return codes, vocabulary
 
 
-def _floats(column: pd.Series[Any]) -> Array:
+def _read_floats(column: pd.Series[Any]) -> Array:
     import pandas as pd
 
     if column.dtype == object or isinstance(column.dtype, (pd.CategoricalDtype, pd.StringDtype)):

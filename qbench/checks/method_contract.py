@@ -33,7 +33,7 @@ from qbench.runs.config import Quantization, RunConfig
 from qbench.training.failures import first_line
 from qbench.training.optimizer import parameter_groups
 from qbench.training.setup import open_problem
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 COMPILED_FORMATS = ("int4", "fp4", "int2/block-32", "int4 a:int4", "fp32")
 COMPARED_STEPS = 4
@@ -129,7 +129,7 @@ def check_learns(kit: Kit) -> Iterator[Finding]:
     curve = Attempt(folder).curve
     lines = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
     holes = [line["step"] for line in lines if None in line["terms"].values()]
-    detail = f"a term is not finite at step {holes[0]}" if holes else count(len(lines), "point")
+    detail = f"a term is not finite at step {holes[0]}" if holes else format_count(len(lines), "point")
     yield Finding("terms", config.format_label, not holes, detail)
 
 
@@ -313,7 +313,7 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         distance = max(abs(a - b) / abs(a) for a, b in losses)
         audit = "passed" if compiled["audit"]["passed"] else "failed"
         detail = (
-            f"losses of the first {count(COMPARED_STEPS, 'step')} differ by {distance:.1e} of "
+            f"losses of the first {format_count(COMPARED_STEPS, 'step')} differ by {distance:.1e} of "
             f"themselves, audit {audit}"
         )
         passed = distance < 1e-3 and audit == "passed"

@@ -22,7 +22,7 @@ from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.workload import metric_of
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import RunConfig
-from qbench.runs.lookup import read_latest_attempt, looks_like_key
+from qbench.runs.lookup import looks_like_key, read_latest_attempt
 from qbench.store.board_members import find_keys_of_cell
 
 Verdict = Literal["same", "within tolerance", "different"]

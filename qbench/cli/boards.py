@@ -126,7 +126,7 @@ def compare(
     """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
     if downstream:
         return compare_downstream(one, other, board, results, as_json)
-    from qbench.analysis.compare import comparison
+    from qbench.analysis.compare import format_comparison
     from qbench.analysis.results import Results
 
     found = Results(results).compare(one, other, board)
@@ -135,7 +135,7 @@ def compare(
     else:
         click.echo(
             "\n".join(
-                [f"{one} − {other}", *map(comparison, found)]
+                [f"{one} − {other}", *map(format_comparison, found)]
                 if found
                 else [f"{one} and {other} have no format in common"]
             )
@@ -146,14 +146,14 @@ def compare(
 def compare_downstream(
     one: str, other: str, board: str | None, results: Path, as_json: bool
 ) -> int:
-    from qbench.analysis.compare_downstream import in_words
+    from qbench.analysis.compare_downstream import format_downstream_difference
     from qbench.analysis.results import Results
 
     found = Results(results).compare_downstream(one, other, board)
     if as_json:
         emit([d.to_json() for d in found])
     else:
-        lines = [f"{one} − {other}", *(in_words(d, one, other) for d in found)]
+        lines = [f"{one} − {other}", *(format_downstream_difference(d, one, other) for d in found)]
         click.echo(
             "\n".join(lines)
             if found
@@ -178,13 +178,13 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
 
     from qbench.analysis.results import Results
     from qbench.publish.site import publish_site as write
-    from qbench.util.text import count
+    from qbench.util.text import format_count
 
     site = write(Results(results), board, out)
     if as_json:
         emit(asdict(site))
     else:
         click.echo(
-            f"{out / 'index.html'}: {site.board}, {count(site.runs, 'run')} in {count(site.sections, 'table')}, {site.sizes['index.html'] / 1000:.0f} kB"
+            f"{out / 'index.html'}: {site.board}, {format_count(site.runs, 'run')} in {format_count(site.sections, 'table')}, {site.sizes['index.html'] / 1000:.0f} kB"
         )
     return 0

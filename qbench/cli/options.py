@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qbench import __version__
+from qbench.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,10 +72,10 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from qbench.errors import unknown
+        from qbench.errors import unknown_name_error
 
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands)
+            raise unknown_name_error("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
 
 

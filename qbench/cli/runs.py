@@ -58,7 +58,7 @@ def evaluate(
 ) -> int:
     """Ask the artefact of RUN downstream tasks and keep every answer. RUN is a key, the beginning of one, or a folder of transformers'."""
     from qbench.downstream.evaluate import evaluate_folder, evaluate_run
-    from qbench.downstream.hf_folder import is_folder
+    from qbench.downstream.hf_folder import is_transformers_folder
     from qbench.runs.downstream_answers import format_answers
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -67,7 +67,7 @@ def evaluate(
         if not quiet:
             click.echo(line, err=True)
 
-    if is_folder(Path(run)):
+    if is_transformers_folder(Path(run)):
         found = evaluate_folder(Path(run), names, device, force, report)
     else:
         found = evaluate_run(results, run, names, device, force, report)

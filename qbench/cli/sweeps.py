@@ -117,19 +117,23 @@ def sweep(
     steps: int | None, seeds: int | None, no_retry: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Train what a sweep FILE asks for and the results lack, then print its board. Without FILE: the built-in board `quick`."""
-    from qbench.sweeps.downstream_questions import ask_finished_runs, check_downstream_names, make_failure_error
+    from qbench.sweeps.downstream_questions import (
+        ask_finished_runs,
+        check_downstream_names,
+        make_failure_error,
+    )
 
     config = sweep_config(file).shorten(steps, seeds)
     check_downstream_names(config)
     if dry_run:
         return show_status(file, config, results, as_json, shard)
-    from qbench.engines.base import Wishes
+    from qbench.engines.base import EngineOptions
     from qbench.execution.assignment import Execution
     from qbench.plugins import registry
     from qbench.sweepfile.read import list_plugin_modules
     from qbench.sweeps.coordinator import run_sweep as run_sweep
     from qbench.sweeps.shard import WHOLE_SWEEP
-    from qbench.terminal.progress import Progress
+    from qbench.terminal.progress import ProgressReporter
 
     execution = Execution(
         device=device,
@@ -140,8 +144,8 @@ def sweep(
         group=group,
         **vars(config.engine),
     )
-    progress = Progress("quiet" if quiet or as_json else "auto", board=config.board)
-    wishes = Wishes(
+    progress = ProgressReporter("quiet" if quiet or as_json else "auto", board=config.board)
+    engine_options = EngineOptions(
         workers,
         device,
         tuple(list_plugin_modules(config)),
@@ -150,7 +154,7 @@ def sweep(
         gpus,
         config.engine.gpus_per_run,
     )
-    with closing(registry.load("engines", engine_name).open(wishes)) as engine:
+    with closing(registry.load("engines", engine_name).open(engine_options)) as engine:
         summary = run_sweep(
             config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE_SWEEP
         )
@@ -168,7 +172,7 @@ def sweep(
 
 def sweep_config(file: Path | None) -> SweepConfig:
     """A sweep file by path, or a built-in board by name."""
-    from qbench.sweepfile.read import load_builtin_board, list_builtin_boards, read_sweep_file
+    from qbench.sweepfile.read import list_builtin_boards, load_builtin_board, read_sweep_file
 
     if file is None or (not file.exists() and str(file) in list_builtin_boards()):
         return load_builtin_board(str(file or "quick"))

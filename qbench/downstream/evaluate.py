@@ -1,9 +1,14 @@
-"""A finished run's artefact, loaded again and asked downstream tasks; what it answered is kept in the attempt's folder.
+"""Downstream evaluation: a finished run's artefact is loaded again and asked downstream tasks.
 
-    <attempt>/downstream.json            by task: the hash of what was asked, the number of items, each metric with its standard error
-    <attempt>/downstream/<task>.jsonl    a line for each item: its document's hash, the log-likelihoods, the choice, right or not
+The answers are kept in the attempt's folder:
 
-A task whose hash and artefact are the same is not asked again. The same twice writes the same bytes: what a clock says is not in them.
+    <attempt>/downstream.json            for each task: the hash of what was asked, the number of
+                                         items, each metric with its standard error
+    <attempt>/downstream/<task>.jsonl    one line per item: the document's hash, the
+                                         log-likelihoods, the choice, whether it is right
+
+A task is asked again only if its hash or the artefact has changed. Asking twice writes the same
+bytes, because the files contain no times.
 """
 
 from __future__ import annotations
@@ -37,28 +42,37 @@ from qbench.runs.lookup import read_latest_attempt
 from qbench.training.devices import device_named
 from qbench.training.setup import open_problem
 from qbench.util.json_files import write_atomically
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 if TYPE_CHECKING:
-    from qbench.downstream.lm_eval_tasks import Asked
+    from qbench.downstream.lm_eval_tasks import LoadedTask
 
-__all__ = ["evaluate_folder", "evaluate_run"]
+__all__ = ["check_names", "evaluate_attempt", "evaluate_folder", "evaluate_run"]
 
 
-Report = Callable[[str], None]
+ReportLine = Callable[[str], None]
 HUB_TIMEOUT_S = 3.0
 
 
 def evaluate_run(
     results: Path,
-    beginning: str,
+    key_prefix: str,
     names: Sequence[str],
     device: str = "auto",
     force: bool = False,
-    report: Report = lambda _: None,
+    report: ReportLine = lambda _: None,
 ) -> dict[str, Any]:
-    """Ask a finished run's artefact and keep the answers. Returns all that is known of the run downstream."""
-    attempt, config = finished(read_latest_attempt(results, beginning))
+    """Ask the artefact of a finished run downstream tasks, and return all answers of the run.
+
+    Args:
+        results: The results folder.
+        key_prefix: The run's key, or its beginning.
+        names: Names of quizzes or lm-eval tasks, or paths of task files.
+        device: auto, cpu, cuda or cuda:N.
+        force: Whether tasks that have been answered are asked again.
+        report: Called with one line of text for each task.
+    """
+    attempt, config = finished(read_latest_attempt(results, key_prefix))
     return evaluate_attempt(attempt, config, names, device, force, report)
 
 
@@ -68,22 +82,25 @@ def evaluate_attempt(
     names: Sequence[str],
     device: str,
     force: bool = False,
-    report: Report = lambda _: None,
-    beat: Callable[[], None] = lambda: None,
+    report: ReportLine = lambda _: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
+    """Do the same as `evaluate_run` for an attempt. `heartbeat` is called after every batch."""
     env, result = attempt.read("env") or {}, attempt.read("result")
     assert result is not None
-    with threads(env.get("threads")):
-        task, problem = language_model(config, device)
-        found = asked(names, task)
+    # The number of threads can change the last bits, so it is that of the training.
+    with torch_threads(env.get("threads")):
+        task, problem = open_language_model(config, device)
+        tasks = load_downstream_tasks(names, task)
         load_into_model(the_artefact(attempt, result), problem.model)
         assert problem.tokenizer is not None
-        subject = Subject(
+        model = EvaluatedModel(
             attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"]
         )
         try:
-            return answers(subject, found, force, report, beat)
+            return answer_tasks(model, tasks, force, report, heartbeat)
         finally:
+            # If a task fails, the answers to those before it have been written.
             mark_new_answers(attempt)
 
 
@@ -92,23 +109,24 @@ def evaluate_folder(
     names: Sequence[str],
     device: str = "auto",
     force: bool = False,
-    report: Report = lambda _: None,
+    report: ReportLine = lambda _: None,
 ) -> dict[str, Any]:
-    """The same of a folder of Hugging Face's transformers, and the answers are kept in it. One that `qbench export` wrote knows its task."""
+    """Do the same as `evaluate_run` for a folder of transformers; it keeps the answers itself.
+
+    A folder that `qbench export` wrote names its task, so it can be asked that task's quizzes.
+    """
     spec = (Attempt(folder).read("qbench") or {}).get("spec")
-    found = asked(
-        names, registry.build("tasks", spec["task"], spec["task_params"]) if spec else None
-    )
-    model, words = hf_folder.open_folder(folder, device_named(device))
-    with threads(1):
-        return answers(
-            Subject(folder, model, words, hf_folder.sha256(folder)), found, force, report
-        )
+    task = registry.build("tasks", spec["task"], spec["task_params"]) if spec else None
+    tasks = load_downstream_tasks(names, task)
+    network, tokenizer = hf_folder.open_folder(folder, device_named(device))
+    model = EvaluatedModel(folder, network, tokenizer, hf_folder.hash_folder(folder))
+    with torch_threads(1):
+        return answer_tasks(model, tasks, force, report)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Whom to ask, and where the answers are kept."""
+class EvaluatedModel:
+    """A language model with its tokenizer, and the folder that keeps its answers."""
 
     folder: Path
     model: nn.Module
@@ -117,8 +135,8 @@ class Subject:
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """So many threads for torch: their number moves the last bits."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Set the number of torch's threads, because it can change the last bits. None leaves it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -127,101 +145,131 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def language_model(config: RunConfig, device: str) -> tuple[Task, Problem]:
+def open_language_model(config: RunConfig, device: str) -> tuple[Task, Problem]:
+    """Return the task and the problem of a run, or raise UsageError if it is no language model."""
     with hf_folder.unchanged_generator():
         task, problem = open_problem(config, device_named(device))
     if problem.tokenizer is None:
         raise UsageError(
-            f"task {config.task} trains no language model, so no downstream task can be asked of its runs"
+            f"task {config.task} trains no language model,"
+            " so no downstream task can be asked of its runs"
         )
     return task, problem
 
 
-def asked(names: Sequence[str], task: Task | None) -> list[Asked]:
-    """The downstream tasks; lm-eval is imported here and not before."""
+# ---- the tasks ----
+
+
+def load_downstream_tasks(names: Sequence[str], task: Task | None) -> list[LoadedTask]:
+    """Return the downstream tasks with these names. `task` is the model's own, for its quizzes."""
     quizzes = task.quizzes() if task else {}
+    # This comes first: it sets variables that the libraries below read when they are imported.
     check_names(names, quizzes)
     from qbench.downstream import lm_eval_tasks
 
-    return lm_eval_tasks.find(names, quizzes)
+    return lm_eval_tasks.load_tasks(names, quizzes)
 
 
 def check_names(names: Sequence[str], quizzes: Mapping[str, Quiz]) -> None:
-    """An error for a name that nobody knows. Afterwards the libraries under lm-eval ask the network for nothing that need not come from it."""
-    own = bool(names) and all(name in quizzes for name in names)
-    if own or not hub_answers():
-        stay_offline()
-    if not own:
+    """Raise UsageError for a downstream task that does not exist.
+
+    Afterwards the libraries below lm-eval use the network only if that is necessary.
+    """
+    only_quizzes = bool(names) and all(name in quizzes for name in names)
+    if only_quizzes or not is_hub_reachable():
+        set_offline()
+    if not only_quizzes:
         from qbench.downstream import lm_eval_tasks
 
-        lm_eval_tasks.check(names, quizzes)
+        lm_eval_tasks.check_task_names(names, quizzes)
 
 
-def hub_answers() -> bool:
-    """Whether there is a hub to fetch from. Behind a proxy nobody can tell, so it is tried."""
-    if any(
-        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    ):
+def is_hub_reachable() -> bool:
+    """Return whether the Hugging Face hub can be reached, or may be."""
+    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    if any(os.environ.get(name) for name in proxies):
+        # Only a download through the proxy could tell.
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host, port = address.hostname or "", address.port or 443
     try:
-        socket.create_connection(
-            (address.hostname or "", address.port or 443), timeout=HUB_TIMEOUT_S
-        ).close()
+        socket.create_connection((host, port), timeout=HUB_TIMEOUT_S).close()
     except OSError:
         return False
     return True
 
 
-def stay_offline() -> None:
-    """What the libraries under lm-eval read when they are imported: without a network each question to it takes them many seconds."""
+def set_offline() -> None:
+    """Keep the libraries below lm-eval from using the network.
+
+    They read these variables when they are imported. Without a network, each of their requests
+    would take many seconds to fail.
+    """
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.setdefault(name, "1")
 
 
-def answers(
-    subject: Subject,
-    found: Sequence[Asked],
+# ---- the answers ----
+
+
+def answer_tasks(
+    model: EvaluatedModel,
+    tasks: Sequence[LoadedTask],
     force: bool,
-    report: Report,
-    beat: Callable[[], None] = lambda: None,
+    report: ReportLine,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Ask what is not answered yet and write it all down."""
-    from qbench.downstream import lm_eval_tasks
-
-    place = Attempt(subject.folder)
-    known = place.read("downstream") or {}
-    if known.get("artefact_sha256") != subject.artefact_sha256:
-        known = {"downstream_version": 1, "artefact_sha256": subject.artefact_sha256, "tasks": {}}
-    for one in found:
-        was = known["tasks"].get(one.name)
-        asked_as = sorted({one.asked_as, *((was or {}).get("asked_as") or ())})
-        if was is not None and was["sha256"] == one.sha256 and not force:
-            summary = {**was, "asked_as": asked_as}
-            report(f"{one.name}: answered before")
+    """Ask the tasks that have not been answered, write the answers, and return all of them."""
+    folder = Attempt(model.folder)
+    answers = folder.read("downstream") or {}
+    if answers.get("artefact_sha256") != model.artefact_sha256:
+        # They are the answers of another artefact.
+        answers = {"downstream_version": 1, "artefact_sha256": model.artefact_sha256, "tasks": {}}
+    for task in tasks:
+        earlier = answers["tasks"].get(task.name)
+        asked_as = sorted({task.asked_as, *((earlier or {}).get("asked_as") or ())})
+        if earlier is not None and earlier["sha256"] == task.sha256 and not force:
+            summary = {**earlier, "asked_as": asked_as}
+            report(f"{task.name}: answered before")
         else:
-            summary, lines = lm_eval_tasks.ask(one, subject.model, subject.tokenizer, beat)
-            summary |= keep_lines(subject.folder, one.name, lines) | {"asked_as": asked_as}
-            summary |= {
-                "device": next(subject.model.parameters()).device.type,
-                "threads": torch.get_num_threads(),
-            }
-            report(f"{one.name}: {count(summary['items'], 'item')}")
-        known["tasks"] = dict(sorted({**known["tasks"], one.name: summary}.items()))
-        place.write("downstream", known)
-    return known
+            summary = answer_task(model, task, asked_as, heartbeat)
+            report(f"{task.name}: {format_count(summary['items'], 'item')}")
+        answers["tasks"] = dict(sorted({**answers["tasks"], task.name: summary}.items()))
+        # The file is written after every task, so that an error in the next one loses nothing.
+        folder.write("downstream", answers)
+    return answers
 
 
-def keep_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def answer_task(
+    model: EvaluatedModel, task: LoadedTask, asked_as: list[str], heartbeat: Callable[[], None]
+) -> dict[str, Any]:
+    """Ask one task, write the file of its items, and return its summary.
+
+    `asked_as` lists the names by which the task has been found.
+    """
+    from qbench.downstream.lm_eval_evaluation import evaluate_task
+
+    summary, lines = evaluate_task(task, model.model, model.tokenizer, heartbeat)
+    return {
+        **summary,
+        **write_item_lines(model.folder, task.name, lines),
+        "asked_as": asked_as,
+        "device": next(model.model.parameters()).device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_item_lines(
+    folder: Path, task_name: str, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Write one line per item, and return the name and the hash of the file."""
     text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-    path = folder / "downstream" / f"{file_name(name)}.jsonl"
+    # The name of a task may contain characters that a file name must not.
+    file_name = re.sub(r"[^A-Za-z0-9._-]", "-", task_name)
+    path = folder / "downstream" / f"{file_name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
     return {
         "file": f"downstream/{path.name}",
         "answers_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-
-
-def file_name(task: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", task)

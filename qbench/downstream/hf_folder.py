@@ -1,4 +1,7 @@
-"""A folder of Hugging Face's transformers as a language model and its tokenizer, to be asked what a run's artefact is asked."""
+"""A folder of Hugging Face's transformers, loaded as a language model and its tokenizer.
+
+Such a folder can be asked the same downstream tasks as the artefact of a run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from qbench.errors import QbenchError
 
-FILES = (
+HASHED_FILES = (
     "*.safetensors",
     "config.json",
     "tokenizer*",
@@ -23,17 +26,21 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""What decides the answers."""
-CONTEXT = 2048
-"""Where neither the network nor the tokenizer says how much it can see."""
+"""The files that can change an answer."""
+DEFAULT_CONTEXT = 2048
+"""Length of the context if neither the network nor the tokenizer states one."""
 
 
-def is_folder(path: Path) -> bool:
+def is_transformers_folder(path: Path) -> bool:
+    """Return whether a folder holds a model of transformers."""
     return (path / "config.json").is_file()
 
 
-def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
-    """The network in float32 and its tokenizer. Nothing is fetched, and no code from the folder is run."""
+def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, FolderTokenizer]:
+    """Return the network, in float32, and the tokenizer of a folder.
+
+    Nothing is downloaded, and no code from the folder is run.
+    """
     try:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,6 +56,7 @@ def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
                 path,
                 dtype=torch.float32,
                 local_files_only=True,
+                # A pickle file may run code when it is loaded.
                 use_safetensors=True,
                 trust_remote_code=False,
             )
@@ -59,12 +67,15 @@ def open_folder(path: Path, device: torch.device) -> tuple[nn.Module, Words]:
         raise QbenchError(
             f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0][:200]}"
         ) from error
-    return Logits(network).to(device).eval(), Words(tokenizer, network.config)
+    return LogitsModel(network).to(device).eval(), FolderTokenizer(tokenizer, network.config)
 
 
 @contextmanager
 def unchanged_generator() -> Iterator[None]:
-    """Building a network draws its first weights, which are then replaced."""
+    """Restore torch's random generator afterwards.
+
+    Building a network draws initial weights from it, which are then replaced.
+    """
     state = torch.get_rng_state()
     try:
         yield
@@ -72,18 +83,19 @@ def unchanged_generator() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def sha256(path: Path) -> str:
-    """Of the weights, the configuration and the tokenizer."""
+def hash_folder(path: Path) -> str:
+    """Return the hash of a folder's weights, configuration and tokenizer."""
+    # One file may match several patterns.
+    files = {file for pattern in HASHED_FILES for file in path.glob(pattern) if file.is_file()}
     digest = hashlib.sha256()
-    for file in sorted(
-        {file for pattern in FILES for file in path.glob(pattern) if file.is_file()}
-    ):
+    for file in sorted(files):
+        # With the size in front, two files cannot be divided differently and hash the same.
         digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-class Logits(nn.Module):
-    """Tokens (batch, time) to logits (batch, time, vocab)."""
+class LogitsModel(nn.Module):
+    """A network of transformers from tokens (batch, time) to logits (batch, time, vocab)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -93,24 +105,26 @@ class Logits(nn.Module):
         return self.network(tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-class Words:
-    """Their tokenizer as ours."""
+class FolderTokenizer:
+    """A tokenizer of transformers with the interface of qbench's `Tokenizer`."""
 
     def __init__(self, tokenizer: Any, config: Any) -> None:
         self.tokenizer = tokenizer
-        sights = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-        self.context = min((n for n in sights if n and n < 10**9), default=CONTEXT)
-        tokens = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-        if (start := next((t for t in tokens if t is not None), None)) is None:
+        limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+        # transformers uses a huge number for a tokenizer without a limit.
+        self.context = min((n for n in limits if n and n < 10**9), default=DEFAULT_CONTEXT)
+        special_tokens = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        if (start := next((t for t in special_tokens if t is not None), None)) is None:
             raise QbenchError(
-                "the tokenizer has no token that begins or ends a text, so a text's first token cannot be asked for"
+                "the tokenizer has no token that begins or ends a text,"
+                " so the likelihood of a text's first token cannot be computed"
             )
         self.start = int(start)
 
     def encode(self, text: str) -> list[int]:
         try:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
-        except Exception as error:  # noqa: BLE001 - the libraries below raise bare ones
+        except Exception as error:  # noqa: BLE001 - tokenizers raise plain Exceptions
             raise ValueError(f"the tokenizer cannot read {text[:40]!r}: {error}") from None
 
     def decode(self, tokens: Sequence[int]) -> str:

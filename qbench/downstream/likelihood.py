@@ -1,9 +1,12 @@
-"""How likely a language model finds texts, and how it would go on: many requests in few forward passes.
+"""How likely a language model finds texts, and how it continues them, in few forward passes.
 
-A request is a context and a continuation. Its input is both without the last token, cut from the left to what the model can see. The model
-sees the past alone, so an input that begins another one needs no pass of its own: all answers to a question that are one token long share
-one. Inputs run in the order of their lengths, padded on the right to the longest of a batch. What stands together in a batch moves the last
-bits of the numbers, so it follows from the requests alone.
+A request is a context and a continuation. Its input is both without the last token, cut on the left
+to the length of the model's context. A language model sees only the tokens before, so an input that
+is the beginning of another one needs no pass of its own: all answers of one token to one question
+share an input. Inputs are sorted by length, and padded on the right to the longest of their batch.
+
+The composition of a batch can change the last bits of the numbers. Therefore it depends on the
+requests alone: the same requests in any order give the same numbers.
 """
 
 from __future__ import annotations
@@ -17,112 +20,146 @@ from torch import Tensor, nn
 
 from qbench.errors import QbenchError
 
+# On a CPU, a pass whose activations do not fit into the cache takes twice as long.
 BATCH_TOKENS = {"cpu": 1024}
-BATCH_TOKENS_ELSEWHERE = 16384
-"""Tokens of a forward pass at most, padding included; one input at the least. On a CPU a pass that leaves the cache takes twice as long."""
+OTHER_BATCH_TOKENS = 16384
+"""Largest number of tokens of a forward pass, padding included. One input always fits."""
 
 Request = tuple[Sequence[int], Sequence[int]]
+"""The tokens of a context and of its continuation."""
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation: nats, and whether the model would have said it."""
+    """The log-likelihood of a continuation, and whether greedy decoding would produce it."""
 
     nats: float
     greedy: bool
 
 
-@dataclass
-class _Input:
-    """Tokens of a forward pass, and which of the requests look where."""
-
-    tokens: tuple[int, ...]
-    askers: list[tuple[int, int]] = field(default_factory=list)
-    """Requests by number, and the length of each one's own input."""
-
-
 @torch.no_grad()
-def likelihoods(
+def compute_likelihoods(
     model: nn.Module,
     requests: Sequence[Request],
     context: int,
-    beat: Callable[[], None] = lambda: None,
-    most: int | None = None,
+    heartbeat: Callable[[], None] = lambda: None,
+    batch_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """One answer a request, in their order. `model` gives logits (batch, time, vocab) for tokens (batch, time); `beat` is called now and then.
+    """Return the likelihood of each request's continuation, in the order of the requests.
 
-    `most` tokens go into a pass; None: as many as suit the device.
+    Args:
+        model: Maps tokens (batch, time) to logits (batch, time, vocab).
+        requests: Contexts and continuations. A continuation must fit into the model's context.
+        context: The number of tokens that the model can see.
+        heartbeat: Called after every batch.
+        batch_tokens: Largest number of tokens per pass. None means as many as suit the device.
     """
     device = next(model.parameters()).device
+    # float64, because a long text is a sum of many small numbers.
     nats = torch.zeros(len(requests), dtype=torch.float64)
     greedy = torch.ones(len(requests), dtype=torch.bool)
-    for batch in batches(inputs(requests, context), most or batch_tokens(device)):
-        logits = model(padded([item.tokens for item in batch]).to(device))
-        rows, places, targets, askers = (
-            torch.tensor(column) for column in zip(*looks(batch, requests), strict=True)
+    limit = batch_tokens or tokens_per_batch(device)
+    for batch in make_batches(merge_inputs(requests, context), limit):
+        logits = model(pad_rows([item.tokens for item in batch]).to(device))
+        rows, positions, targets, numbers = (
+            torch.tensor(column) for column in zip(*iterate_targets(batch, requests), strict=True)
         )
-        found = torch.log_softmax(logits[rows.to(device), places.to(device)].float(), -1)
-        there = targets.to(device)
-        # Summed on the CPU, one after the other: a GPU adds in no order.
-        nats.index_add_(0, askers, found.gather(1, there[:, None]).squeeze(1).cpu().double())
-        greedy[askers[(found.argmax(-1) != there).cpu()]] = False
-        beat()
+        # Only the positions that are asked for need a softmax. It is computed in float32, whatever
+        # the dtype of the logits.
+        log_probs = torch.log_softmax(logits[rows.to(device), positions.to(device)].float(), -1)
+        device_targets = targets.to(device)
+        target_log_probs = log_probs.gather(1, device_targets[:, None]).squeeze(1)
+        # Several tokens may belong to one request. They are added on the CPU, where the order of
+        # the sum is fixed; on a GPU, index_add_ adds in any order.
+        nats.index_add_(0, numbers, target_log_probs.cpu().double())
+        greedy[numbers[(log_probs.argmax(-1) != device_targets).cpu()]] = False
+        heartbeat()
     if not torch.isfinite(nats).all():
+        broken = int((~torch.isfinite(nats)).sum())
         raise QbenchError(
-            f"{int((~torch.isfinite(nats)).sum())} of {len(requests)} log-likelihoods are not finite: the model is broken"
+            f"{broken} of {len(requests)} log-likelihoods are not finite: the model is broken"
         )
     return [Likelihood(*answer) for answer in zip(nats.tolist(), greedy.tolist(), strict=True)]
 
 
-def inputs(requests: Sequence[Request], context: int) -> list[_Input]:
-    """What has to go through the model, longest first."""
-    mine = []
+@torch.no_grad()
+def generate_greedily(
+    model: nn.Module, prompt: Sequence[int], context: int, limit: int
+) -> Iterator[int]:
+    """Yield up to `limit` tokens that continue a prompt, each the most likely next one.
+
+    Every token takes a whole forward pass. The models here are small, so there is no cache.
+    """
+    device, tokens = next(model.parameters()).device, list(prompt)
+    for _ in range(limit):
+        logits = model(torch.tensor([tokens[-context:]], device=device))
+        tokens.append(int(logits[0, -1].argmax()))
+        yield tokens[-1]
+
+
+# ---- from requests to batches ----
+
+
+@dataclass
+class SharedInput:
+    """The tokens of one row of a forward pass, and the requests that are read from it."""
+
+    tokens: tuple[int, ...]
+    requests: list[tuple[int, int]] = field(default_factory=list)
+    """The number of each request, and the length of its own input."""
+
+
+def merge_inputs(requests: Sequence[Request], context: int) -> list[SharedInput]:
+    """Return the inputs that all requests need, longest first."""
+    inputs = []
     for number, (before, after) in enumerate(requests):
         if not 0 < len(after) <= context:
             raise QbenchError(
-                f"a continuation of {len(after)} tokens, and the model sees from 1 to {context} at once"
+                f"a continuation has {len(after)} tokens, and the model sees from 1 to {context}"
+                " at once"
             )
-        mine.append((tuple([*before, *after][:-1][-context:]), number))
-    found: list[_Input] = []
-    # In this order whatever an input begins with comes right behind it.
-    for tokens, number in sorted(mine, reverse=True):
-        if not found or found[-1].tokens[: len(tokens)] != tokens:
-            found.append(_Input(tokens))
-        found[-1].askers.append((number, len(tokens)))
-    return sorted(found, key=lambda item: (-len(item.tokens), item.tokens))
+        # The model predicts the last token, and does not need to see it.
+        inputs.append((tuple([*before, *after][:-1][-context:]), number))
+    merged: list[SharedInput] = []
+    # In descending order, an input comes directly after the longer ones that begin with it.
+    for tokens, number in sorted(inputs, reverse=True):
+        if not merged or merged[-1].tokens[: len(tokens)] != tokens:
+            merged.append(SharedInput(tokens))
+        merged[-1].requests.append((number, len(tokens)))
+    return sorted(merged, key=lambda item: (-len(item.tokens), item.tokens))
 
 
-def batch_tokens(device: torch.device) -> int:
-    return BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
+def tokens_per_batch(device: torch.device) -> int:
+    """Return the largest number of tokens of a forward pass on a device."""
+    return BATCH_TOKENS.get(device.type, OTHER_BATCH_TOKENS)
 
 
-def batches(items: Sequence[_Input], most: int) -> Iterator[Sequence[_Input]]:
+def make_batches(items: Sequence[SharedInput], limit: int) -> Iterator[Sequence[SharedInput]]:
+    """Yield inputs, sorted by length, in batches of up to `limit` tokens with padding."""
     first = 0
     while first < len(items):
-        rows = max(1, most // len(items[first].tokens))
+        # The first input of a batch is its longest, and decides how wide all rows are.
+        rows = max(1, limit // len(items[first].tokens))
         yield items[first : first + rows]
         first += rows
 
 
-def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return rows of tokens as one tensor, padded on the right with zeros.
+
+    No token sees what comes after it, so the value of the padding does not matter.
+    """
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
 
 
-def looks(
-    batch: Sequence[_Input], requests: Sequence[Request]
+def iterate_targets(
+    batch: Sequence[SharedInput], requests: Sequence[Request]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Row, place, target and request for every token whose likelihood is asked for."""
+    """Yield the row, position, token and request number of each token to be predicted."""
     for row, item in enumerate(batch):
-        for number, length in item.askers:
+        for number, length in item.requests:
             after = requests[number][1]
-            for place, target in enumerate(after, length - len(after)):
-                yield row, place, target, number
-
-
-@torch.no_grad()
-def continued(model: nn.Module, before: Sequence[int], context: int, most: int) -> Iterator[int]:
-    """The likeliest next tokens, one after the other. Every token takes a whole pass: the models here are small."""
-    device, tokens = next(model.parameters()).device, list(before)
-    for _ in range(most):
-        tokens.append(int(model(torch.tensor([tokens[-context:]], device=device))[0, -1].argmax()))
-        yield tokens[-1]
+            # The logits at a position predict the next token, so the last token of a continuation
+            # is predicted at the last position of the request's own input.
+            for position, target in enumerate(after, length - len(after)):
+                yield row, position, target, number

@@ -1,11 +1,13 @@
-"""The local engine: one worker process a group, forked from a server that has imported torch once.
+"""The local engine: one worker process per group, forked from a server that has imported torch.
 
-Three processes are at work. The coordinator (whoever made the engine) asks the fork server for workers and listens to them over
-pipes. The fork server holds torch and the plugins, so that a worker costs hundredths of a second and its memory is given back when
-it ends. A worker trains its group and writes files; what it prints goes to `log.txt` beside them.
+Three kinds of processes take part. The coordinator, which is whoever made the engine, asks the fork
+server for workers and listens to them over pipes. The fork server has imported torch and the
+plugins, so that a worker starts in hundredths of a second, and its memory is freed when it ends. A
+worker trains its group and writes files. What it prints goes to `log.txt` in the run's folder.
 
-Nobody outlives the coordinator. A worker watches its pipe and ends when the other end closes; should it be too busy to notice, the
-kernel ends it when the fork server goes, which goes when the coordinator does. Ctrl-C reaches the coordinator alone.
+No process outlives the coordinator. A worker watches its pipe, and ends when the other end closes.
+If it is too busy to notice, the kernel kills it when the fork server ends, and the fork server ends
+with the coordinator. Ctrl-C reaches the coordinator alone.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from qbench.engines.base import Engine, Event, Wishes
+from qbench.engines.base import Engine, EngineOptions, Event
 from qbench.engines.worker_process import (
     GRACE_S,
     PRELOAD,
-    anonymous_main,
-    cores,
+    count_cores,
+    hidden_main_module,
+    run_worker,
     without_interrupts,
-    work,
     worker_environment,
 )
 from qbench.errors import UsageError
@@ -36,15 +38,15 @@ from qbench.execution.assignment import Assignment, Execution
 from qbench.sweepfile.config import SweepConfig
 from qbench.sweepfile.read import list_plugin_modules
 
-ORPHANED = 255
-"""What Python says where the fork server died, and the worker with it."""
+FORK_SERVER_DIED = 255
+"""The exit code that Python reports for a worker whose fork server died."""
 
 
 @contextmanager
 def local_engine(
     config: SweepConfig, execution: Execution, workers: int | None = None
 ) -> Iterator[LocalEngine]:
-    """The engine for a sweep, its fork server already on the way; whatever happens, none of its workers is left."""
+    """Provide a started engine for a sweep, and end all of its workers afterwards."""
     engine = LocalEngine(
         workers, execution.device, list_plugin_modules(config), gpus_per_run=execution.gpus_per_run
     )
@@ -55,182 +57,166 @@ def local_engine(
         engine.close()
 
 
-@dataclass
-class _Worker:
-    process: BaseProcess
-    link: Connection
-    slot: int
-    execution: Execution
-    began: float
-    heard: float
-    linked: bool = True
-    told_to_end: float | None = None
-    details: dict[str, Any] | None = None
-    """Why it is being ended, or what it said when it failed."""
-
-    def end(self, **why: Any) -> None:
-        if self.told_to_end is None:
-            self.told_to_end, self.details = time.monotonic(), (self.details or {}) | why
-            self.process.terminate()
-
-    def overdue(self, now: float) -> float:
-        """Seconds until something must be done about it."""
-        if self.told_to_end is not None:
-            return self.told_to_end + GRACE_S - now
-        limit = self.heard + self.execution.silence_s
-        return (
-            min(limit, self.began + self.execution.timeout_s) if self.execution.timeout_s else limit
-        ) - now
-
-
 class LocalEngine(Engine):
-    """Worker processes on this machine: one a core, or one a GPU."""
+    """Worker processes on this machine: one per core, or one per GPU."""
 
     def __init__(
         self,
         workers: int | None = None,
         device: str = "auto",
         preload: Sequence[str] = (),
-        train: str = "qbench.engines.dispatch:run_one",
+        run_function: str = "qbench.engines.dispatch:run_one",
         gpus_per_run: int = 1,
     ) -> None:
-        self.limit, self.device, self.preload, self.train, self.gpus_per_run = (
-            workers,
-            device,
-            preload,
-            train,
-            gpus_per_run,
-        )
-        self.workers: dict[int, _Worker] = {}
-        self.context: Any = mp.get_context(
-            "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-        )
-        self.names: list[str] = []
+        self.limit, self.device, self.preload = workers, device, preload
+        self.run_function, self.gpus_per_run = run_function, gpus_per_run
+        self.workers: dict[int, WorkerHandle] = {}
+        # Forking this process itself is no choice: it has threads, and may have initialised CUDA.
+        has_fork_server = "forkserver" in mp.get_all_start_methods()
+        self.context: Any = mp.get_context("forkserver" if has_fork_server else "spawn")
+        self.slot_devices: list[str] = []
 
     @classmethod
-    def open(cls, wishes: Wishes) -> LocalEngine:
-        if wishes.address or wishes.cpus or wishes.gpus:
+    def open(cls, options: EngineOptions) -> LocalEngine:
+        if options.address or options.cpus or options.gpus:
             raise UsageError("--address, --cpus-per-run and --gpus-per-run are for --engine ray")
-        engine = cls(wishes.workers, wishes.device, wishes.preload, gpus_per_run=wishes.processes)
+        engine = cls(
+            options.workers, options.device, options.preload, gpus_per_run=options.processes
+        )
         engine.start()
-        if wishes.device != "auto" or wishes.processes > 1:
-            engine.devices  # noqa: B018 - one that is not there is an error before anything is written
+        if options.device != "auto" or options.processes > 1:
+            # A device that does not exist must be an error before anything is written.
+            engine.devices  # noqa: B018
         return engine
 
     def start(self) -> None:
-        """Let the fork server import torch while the caller goes on planning. Needs not be called."""
+        """Start the fork server, so that it imports torch while the caller goes on planning.
+
+        Calling this is optional.
+        """
         if self.context.get_start_method() != "forkserver":
             return
         self.context.set_forkserver_preload(["qbench.engines.preload", "qbench.engines.local"])
-        resource_tracker.ensure_running()  # before the mask: it clears SIGINT from it
-        with self._as_a_server_begins():
+        # The resource tracker clears SIGINT from the signal mask of whoever starts it, so it must
+        # run before the mask is set.
+        resource_tracker.ensure_running()
+        with self._worker_surroundings():
             forkserver.ensure_running()
 
     @contextmanager
-    def _as_a_server_begins(self) -> Iterator[None]:
-        """What a fork server, or without one a worker, takes over from us; also where asking for a worker begins a server anew."""
-        modules = ",".join((self.train.partition(":")[0], *self.preload))
-        with without_interrupts(), worker_environment({PRELOAD: modules}), anonymous_main():
+    def _worker_surroundings(self) -> Iterator[None]:
+        """Set what a new fork server, or without one a new worker, inherits from this process.
+
+        It is needed for every new worker, because asking for one starts the fork server again if it
+        has died.
+        """
+        modules = ",".join((self.run_function.partition(":")[0], *self.preload))
+        with without_interrupts(), worker_environment({PRELOAD: modules}), hidden_main_module():
             yield
 
     @property
     def devices(self) -> list[str]:
-        """The device of each slot."""
-        if not self.names:
-            import torch
+        """The device of each slot. A device that does not exist raises UsageError."""
+        if not self.slot_devices:
+            self.slot_devices = self._list_devices()
+        return self.slot_devices
 
-            from qbench.training.devices import device_named
+    def _list_devices(self) -> list[str]:
+        import torch
 
-            device = device_named(self.device)
-            if self.gpus_per_run > 1:
-                from qbench.engines.device_slots import slots
+        from qbench.training.devices import device_named
 
-                self.names = slots(self.device, self.gpus_per_run, self.limit)
-            elif device.type == "cpu" or device.index is not None:
-                self.names = [str(device)] * (
-                    self.limit or (cores() if device.type == "cpu" else 1)
-                )
-            else:
-                count = torch.cuda.device_count()
-                self.names = [f"cuda:{slot % count}" for slot in range(self.limit or count)]
-        return self.names
+        device = device_named(self.device)
+        if self.gpus_per_run > 1:
+            from qbench.engines.device_slots import list_slot_devices
+
+            return list_slot_devices(self.device, self.gpus_per_run, self.limit)
+        if device.type == "cpu":
+            return [str(device)] * (self.limit or count_cores())
+        if device.index is not None:
+            return [str(device)] * (self.limit or 1)
+        count = torch.cuda.device_count()
+        return [f"cuda:{slot % count}" for slot in range(self.limit or count)]
 
     @property
     def capacity(self) -> int:
         return len(self.devices)
 
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
-        taken = {w.slot for w in self.workers.values()}
-        slot = next(s for s in range(len(taken) + 1) if s not in taken)
+        used_slots = {worker.slot for worker in self.workers.values()}
+        slot = next(s for s in range(len(used_slots) + 1) if s not in used_slots)
         execution = replace(execution, device=self.devices[slot % self.capacity])
-        process, ours = self._launch(assignments, execution)
+        process, link = self._start_worker(assignments, execution)
         now = time.monotonic()
-        self.workers[group] = _Worker(process, ours, slot, execution, now, now)
+        self.workers[group] = WorkerHandle(process, link, slot, execution, now, now)
 
-    def _launch(
+    def _start_worker(
         self, assignments: list[Assignment], execution: Execution
     ) -> tuple[BaseProcess, Connection]:
-        """Have the fork server make a worker. One that was just killed refuses for a moment before it counts as dead, or falls silent."""
-        refused_at: float | None = None
+        """Have the fork server make a worker, and return its process and our end of the pipe."""
+        refused_since: float | None = None
         while True:
             self.start()
             ours, theirs = self.context.Pipe()
             process = self.context.Process(
-                target=work, args=(assignments, execution, self.train, theirs), daemon=True
+                target=run_worker,
+                args=(assignments, execution, self.run_function, theirs),
+                daemon=True,
             )
             try:
-                with self._as_a_server_begins():
+                with self._worker_surroundings():
                     process.start()
             except (ConnectionError, EOFError):
+                # For a moment after a fork server was killed, its socket is closed but the process
+                # still counts as alive, and Python does not start another one. Try again until it
+                # does.
                 ours.close()
-                refused_at = refused_at or time.monotonic()
-                if time.monotonic() > refused_at + GRACE_S:
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() > refused_since + GRACE_S:
                     raise
                 time.sleep(0.01)
             else:
                 return process, ours
             finally:
+                # The worker has its own copy. While ours is open, the pipe would not close when
+                # the worker ends.
                 theirs.close()
 
     def poll(self, timeout_s: float) -> list[Event]:
         now = time.monotonic()
-        patience = min([timeout_s, *(w.overdue(now) for w in self.workers.values())])
-        heard = [w.link for w in self.workers.values() if w.linked] + [
-            w.process.sentinel for w in self.workers.values()
-        ]
-        if heard:
-            connection.wait(heard, max(0.0, patience))
+        workers = list(self.workers.items())
+        wait_s = min([timeout_s, *(worker.seconds_left(now) for _, worker in workers)])
+        # A pipe that was closed by its worker would always be ready, and is not waited for. The
+        # sentinel of a process is ready when the process has ended.
+        sources: list[Any] = [worker.link for _, worker in workers if worker.link_is_open]
+        sources += [worker.process.sentinel for _, worker in workers]
+        if sources:
+            connection.wait(sources, max(0.0, wait_s))
         events: list[Event] = []
-        for group, worker in list(self.workers.items()):
-            events += self._look_at(group, worker)
+        for group, worker in workers:
+            events += self._read_events(group, worker)
         return events
 
-    def _look_at(self, group: int, worker: _Worker) -> Iterator[Event]:
-        over = worker.process.exitcode is not None  # asked before the last messages are read
-        while worker.linked:
-            try:
-                if not worker.link.poll():
-                    break
-                kind, key, details = worker.link.recv()
-            except (EOFError, OSError):
-                worker.linked = False
-                break
-            worker.heard = time.monotonic()
+    def _read_events(self, group: int, worker: WorkerHandle) -> Iterator[Event]:
+        """Yield what a worker has sent, and its end if it is over; end it if it is overdue."""
+        # This is asked before the messages are read. Asked afterwards, a worker could send its last
+        # messages and end in between, and they would be lost.
+        exit_code = worker.process.exitcode
+        for kind, key, details in worker.receive():
             if kind == "failed":
+                # It is reported with the end of the worker, which follows.
                 worker.details = (worker.details or {}) | details
             else:
                 yield Event(group, kind, key, details)
-        if over:
-            worker.link.close()
-            del self.workers[group]
-            code = (
-                -signal.SIGKILL
-                if worker.process.exitcode == ORPHANED and not worker.details
-                else worker.process.exitcode
-            )
-            yield Event(group, "ended", details={"exitcode": code} | (worker.details or {}))
-        else:
-            _hurry(worker)
+        if exit_code is None:
+            worker.end_if_overdue()
+            return
+        worker.link.close()
+        del self.workers[group]
+        if exit_code == FORK_SERVER_DIED and not worker.details:
+            # The kernel has killed the worker together with the fork server.
+            exit_code = -signal.SIGKILL
+        yield Event(group, "ended", details={"exitcode": exit_code} | (worker.details or {}))
 
     def cancel(self, group: int) -> None:
         if group in self.workers:
@@ -239,18 +225,64 @@ class LocalEngine(Engine):
     def close(self) -> None:
         for worker in self.workers.values():
             worker.end(cancelled=True)
+        # `poll` kills the workers that do not end by themselves.
         while self.workers:
             self.poll(GRACE_S)
 
 
-def _hurry(worker: _Worker) -> None:
-    """End a worker that has said nothing for too long or has lived too long; make sure of one that has been told to."""
-    now = time.monotonic()
-    if worker.overdue(now) > 0:
-        return
-    if worker.told_to_end is not None:
-        worker.process.kill()
-    elif now - worker.heard >= worker.execution.silence_s:
-        worker.end(hung=True)
-    else:
-        worker.end(late=True)
+@dataclass
+class WorkerHandle:
+    """A worker process as the engine sees it. Times are those of the monotonic clock."""
+
+    process: BaseProcess
+    link: Connection
+    slot: int
+    execution: Execution
+    started_at: float
+    last_heard: float
+    link_is_open: bool = True
+    asked_to_end_at: float | None = None
+    details: dict[str, Any] | None = None
+    """Why the engine ends it, or what it said when it failed."""
+
+    def receive(self) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+        """Yield the messages that have arrived."""
+        while self.link_is_open:
+            try:
+                if not self.link.poll():
+                    return
+                message = self.link.recv()
+            except (EOFError, OSError):
+                self.link_is_open = False
+                return
+            self.last_heard = time.monotonic()
+            yield message
+
+    def end(self, **reason: Any) -> None:
+        """Ask the worker to end, and note the reason. Only the first request counts."""
+        if self.asked_to_end_at is None:
+            self.asked_to_end_at = time.monotonic()
+            self.details = (self.details or {}) | reason
+            self.process.terminate()
+
+    def seconds_left(self, now: float) -> float:
+        """Return the seconds until the worker is overdue."""
+        if self.asked_to_end_at is not None:
+            return self.asked_to_end_at + GRACE_S - now
+        deadline = self.last_heard + self.execution.silence_s
+        if self.execution.timeout_s:
+            deadline = min(deadline, self.started_at + self.execution.timeout_s)
+        return deadline - now
+
+    def end_if_overdue(self) -> None:
+        """End a worker that is silent or alive for too long; kill one that was asked to end."""
+        now = time.monotonic()
+        if self.seconds_left(now) > 0:
+            return
+        if self.asked_to_end_at is not None:
+            # It ignores SIGTERM.
+            self.process.kill()
+        elif now - self.last_heard >= self.execution.silence_s:
+            self.end(hung=True)
+        else:
+            self.end(late=True)

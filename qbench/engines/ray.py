@@ -1,8 +1,11 @@
-"""The Ray engine: the same runs on a Ray cluster. Nodes need qbench and no disk that is shared: files come and go through Ray.
+"""The Ray engine: the same runs on a Ray cluster, seen from the coordinator.
 
-What the coordinator knows of a run is in its own results folder: the latest checkpoint comes in while the run is trained, and everything
-else when it is over. So a worker, a node, the cluster or the coordinator can go at any moment, and the next attempt goes on from there.
-This is the coordinator's end; it never imports Ray (`raydriver` says why).
+Nodes need qbench, but no shared disk: files are sent through Ray. The coordinator keeps in its own
+results folder all that it knows of a run: the latest checkpoint arrives while the run is trained,
+and everything else when it is over. So a worker, a node, the cluster or the coordinator can fail at
+any moment, and the next attempt resumes from there.
+
+This module never imports Ray. It starts a process that does; `ray_driver` says why.
 """
 
 from __future__ import annotations
@@ -15,64 +18,69 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from qbench.engines.base import Engine, Event, Wishes
-from qbench.engines.worker_process import anonymous_main, without_interrupts
+from qbench.engines.base import Engine, EngineOptions, Event
+from qbench.engines.worker_process import hidden_main_module, without_interrupts
 from qbench.errors import QbenchError, UsageError
 from qbench.execution.assignment import Assignment, Execution
 
 CONNECT_S = 120.0
+"""Longest wait for the cluster's first answer."""
 CLOSE_S = 12.0
+"""Longest wait for the driver process to end. It ends itself after ten seconds at the latest."""
 
 
 class RayEngine(Engine):
-    """Workers on the nodes of a cluster, each with so many CPUs and GPUs, or a part of a GPU."""
+    """Workers on the nodes of a cluster, each with a number of CPUs and GPUs, or part of a GPU."""
 
     def __init__(
-        self, wishes: Wishes = Wishes(), train: str = "qbench.engines.dispatch:run_one"
+        self,
+        options: EngineOptions = EngineOptions(),
+        run_function: str = "qbench.engines.dispatch:run_one",
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise UsageError('--engine ray: Ray is not installed: pip install "qbench[ray]"')
-        if wishes.device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"--device {wishes.device}: Ray says which GPU a run has; write cuda")
-        if wishes.processes > 1:
-            raise UsageError(
-                "[engine]: gpus_per_run starts the processes of a run on one machine: leave it out with --engine ray"
-            )
-        if wishes.device == "cpu" and wishes.gpus:
-            raise UsageError("--gpus-per-run: runs on the CPU take no GPU")
-        self.wishes, self.train = wishes, train
-        self.name = wishes.address or os.environ.get("RAY_ADDRESS") or "this machine"
+        check_options(options)
+        self.options, self.run_function = options, run_function
+        self.address = options.address or os.environ.get("RAY_ADDRESS") or "this machine"
         self.process: Any = None
-        self.room, self.kind = 0, "cpu"
+        self.room, self.device_kind = 0, "cpu"
         self.groups: set[int] = set()
+        """Groups that have not ended."""
         self.cancelled: set[int] = set()
         self.fatal: str | None = None
-        self.raised = False
+        """Why the cluster cannot be used any more."""
+        self.fatal_was_raised = False
 
     @classmethod
-    def open(cls, wishes: Wishes) -> RayEngine:
-        engine = cls(wishes)
+    def open(cls, options: EngineOptions) -> RayEngine:
+        engine = cls(options)
         engine.start()
         return engine
 
     def start(self) -> None:
-        """Connect. A cluster that cannot be had is an error here, before anything is written."""
+        """Connect to the cluster, or raise QbenchError if that is not possible.
+
+        It does nothing if the engine is connected.
+        """
         if self.process is not None:
             return
-        from qbench.engines.ray_driver import drive
+        from qbench.engines.ray_driver import run_driver
 
+        # A spawned process starts clean. Ray must not be used in a fork of a process with threads.
         context = mp.get_context("spawn")
         self.link, theirs = context.Pipe()
         self.process = context.Process(
-            target=drive, args=(theirs, self.wishes, self.train, list(sys.path)), daemon=True
+            target=run_driver,
+            args=(theirs, self.options, self.run_function, list(sys.path)),
+            daemon=True,
         )
-        with without_interrupts(), anonymous_main():
+        with without_interrupts(), hidden_main_module():
             self.process.start()
+        # While our copy of its end is open, the pipe would not close when the driver ends.
         theirs.close()
         if not self.link.poll(CONNECT_S):
-            self.fatal = f"no Ray cluster answers at {self.name} within {CONNECT_S:.0f} s"
+            self.fatal = f"no Ray cluster answers at {self.address} within {CONNECT_S:.0f} s"
+        # The driver sends the kind of device and then the capacity when it is connected.
         while not self.room and not self.fatal:
-            self._hear()
+            self._receive()
         if self.fatal:
             self.close()
             raise QbenchError(f"--engine ray: {self.fatal}")
@@ -85,71 +93,98 @@ class RayEngine(Engine):
     @property
     def remote_device(self) -> str | None:
         self.start()
-        return self.kind
+        return self.device_kind
 
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:
         self.start()
         self.groups.add(group)
-        self.cancelled.discard(group)  # of an earlier sweep
-        self._tell("submit", group, assignments, execution)
+        # An earlier sweep of this engine may have cancelled a group of the same number.
+        self.cancelled.discard(group)
+        self._send("submit", group, assignments, execution)
 
     def poll(self, timeout_s: float) -> list[Event]:
         self.start()
         events: list[Event] = []
-        patience = timeout_s
-        while not self.fatal and self.link.poll(patience):
-            events += self._hear()
-            patience = 0.0
+        # Wait for the first message only, and then take all that have arrived.
+        wait_s = timeout_s
+        while not self.fatal and self.link.poll(wait_s):
+            events += self._receive()
+            wait_s = 0.0
+        # Events that arrived before the cluster was lost are reported first.
         if self.fatal and not events:
-            return self._say_it()
+            return self._report_loss()
         return events
 
-    def _hear(self) -> list[Event]:
+    def _receive(self) -> list[Event]:
+        """Receive one message of the driver, and return the event if it is one."""
         try:
-            kind, what = self.link.recv()
+            kind, content = self.link.recv()
         except (EOFError, OSError):
-            self.fatal = (
-                self.fatal
-                or f"the Ray cluster at {self.name} has gone away; what is finished or in a checkpoint is kept: run the same command again"
+            # Ray has ended the driver, which could not say anything any more.
+            self.fatal = self.fatal or (
+                f"the Ray cluster at {self.address} has gone away; what is finished or in a"
+                " checkpoint is kept: run the same command again"
             )
             return []
         if kind == "fatal":
-            self.fatal = what
+            self.fatal = content
         elif kind == "capacity":
-            self.room = what
+            self.room = content
         elif kind == "device":
-            self.kind = what
-        elif what.group in self.groups:
-            self.groups -= {what.group} if what.kind == "ended" else set()
-            return [what]
+            self.device_kind = content
+        # An event of a group that has ended is out of date: a worker may have been given up before
+        # its last messages were read.
+        elif content.group in self.groups:
+            if content.kind == "ended":
+                self.groups.remove(content.group)
+            return [content]
         return []
 
-    def _say_it(self) -> list[Event]:
-        """Once as an error; to whoever asks on, that every group has been stopped."""
-        if not self.raised:
-            self.raised = True
+    def _report_loss(self) -> list[Event]:
+        """Raise the loss of the cluster as an error the first time; later return that all ended.
+
+        The coordinator stops at the error, and then polls until its groups have ended.
+        """
+        if not self.fatal_was_raised:
+            self.fatal_was_raised = True
             raise QbenchError(f"--engine ray: {self.fatal}")
-        over, self.groups = self.groups, set()
-        return [
-            Event(group, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True})
-            for group in over
-        ]
+        groups, self.groups = self.groups, set()
+        details = {"exitcode": -signal.SIGTERM, "cancelled": True}
+        return [Event(group, "ended", details=dict(details)) for group in groups]
 
     def cancel(self, group: int) -> None:
         if group not in self.cancelled:
             self.cancelled.add(group)
-            self._tell("cancel", group)
+            self._send("cancel", group)
 
-    def _tell(self, *words: Any) -> None:
-        with suppress(OSError):  # whoever does not listen any more is found out by `poll`
-            self.link.send(words)
+    def _send(self, *command: Any) -> None:
+        # If the driver is gone, `poll` reports it.
+        with suppress(OSError):
+            self.link.send(command)
 
     def close(self) -> None:
         if self.process is None:
             return
+        # The driver ends when the link closes.
         self.link.close()
         self.process.join(CLOSE_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         self.process = None
+
+
+def check_options(options: EngineOptions) -> None:
+    """Raise UsageError if Ray is not installed or cannot do what the options ask for."""
+    # This finds the package without importing it.
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('--engine ray: Ray is not installed: pip install "qbench[ray]"')
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {options.device}: Ray says which GPU a run has; write cuda")
+    if options.processes > 1:
+        raise UsageError(
+            "[engine]: gpus_per_run starts the processes of a run on one machine:"
+            " leave it out with --engine ray"
+        )
+    if options.device == "cpu" and options.gpus:
+        raise UsageError("--gpus-per-run: runs on the CPU take no GPU")

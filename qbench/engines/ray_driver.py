@@ -1,8 +1,10 @@
-"""The process that speaks with Ray, between the coordinator and the workers on the nodes. Only this module knows Ray.
+"""The driver process, which stands between the coordinator and the workers on a Ray cluster.
 
-It is a process of its own because Ray ends the process that uses it when the cluster goes away: the coordinator then still has its word.
-Workers are actors, one a place, asked one question at a time; answers and commands come into one queue. Files are written where they
-belong before the event that speaks of them goes on to the coordinator.
+It is a process of its own because Ray ends the process that uses it when the cluster goes away. The
+coordinator survives that, and can say what happened. Workers are actors. Each is asked one question
+at a time; their answers and the coordinator's commands arrive in one queue, so that one thread
+handles everything in order. Files are written to their final place before the event that depends on
+them is passed on to the coordinator.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import errno
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -24,427 +25,363 @@ from pathlib import Path
 from typing import Any
 
 import qbench
-from qbench.engines.base import Event, Wishes
-from qbench.engines.file_transfer import Piece, Receiver, read, read_all
-from qbench.engines.ray_worker import Order, Worker, folder_of
-from qbench.engines.worker_process import cores
+from qbench.engines.base import EngineOptions, Event
+from qbench.engines.file_transfer import FilePart, FileReceiver, read_all_parts, read_parts
+from qbench.engines.ray_cluster import (
+    RayCluster,
+    first_line,
+    format_resources,
+    is_node_loss,
+    last_line,
+)
+from qbench.engines.ray_worker import Message, WorkOrder
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.runs.attempts import Attempt, mark_new_answers
 
-LISTEN_S = 1.0
-"""A worker answers at least so often."""
+ANSWER_S = 1.0
+"""A worker that has nothing to say answers after this time."""
 DEAF_S = 120.0
-"""A worker that does not answer for so long is given up: its node hangs, or the network."""
+"""A worker without an answer for this time is given up: its node or the network hangs."""
 IDLE_S = 30.0
-"""A place that has had nothing to do for so long is given back to the cluster."""
-KNOCK_S = 10.0
-ENTRANCES, BETWEEN_S = 3, 3.0
-"""How often a cluster that listens is asked to take this process in, and how long between."""
-EMPTY_S = 600.0
-"""So long a cluster may be without any node that has room for a run."""
-TICK_S = 1.0
-NEEDED = ("checkpoint", "curve.jsonl")
-"""Of an earlier attempt, to go on from it."""
-LOCAL_STORE = 256 << 20
+"""A worker without a group for this time is given back to the cluster."""
+NO_ROOM_S = 600.0
+"""Longest time that a cluster may have no node with room for a run."""
+CHECK_S = 1.0
+"""Time between two checks of the cluster and of its workers."""
+RESUME_FILES = ("checkpoint", "curve.jsonl")
+"""The files of an earlier attempt that a run needs to resume."""
+FORCED_EXIT_S = 10.0
+"""If Ray does not let go within this time, the process ends anyway. The coordinator waits for a
+little longer before it kills this process."""
+
+
+def run_driver(
+    link: Connection, options: EngineOptions, run_function: str, path: list[str]
+) -> None:
+    """Connect to the cluster and drive it until the link closes or the cluster is gone.
+
+    This is the main function of the driver process.
+    """
+    # Ctrl-C is for the coordinator, which then cancels what runs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _silence_output()
+    # Without this, Ray reports to its authors that it is used.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    driver = RayDriver(link, RayCluster(options, run_function, path))
+    try:
+        driver.connect()
+        driver.run()
+    except QbenchError as error:
+        driver.send("fatal", str(error))
+    except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
+        driver.send(
+            "fatal",
+            f"{type(error).__name__}: {first_line(error)}; what is finished or in a checkpoint is"
+            " kept: run the same command again",
+        )
+    finally:
+        threading.Timer(FORCED_EXIT_S, os._exit, [1]).start()
+        driver.disconnect()
+        # A normal exit would wait for Ray's threads.
+        os._exit(0)
+
+
+def _silence_output() -> None:
+    """Discard all output. Ray prints its opinion of the cluster into the progress display."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 @dataclass(frozen=True)
-class Group:
+class QueuedGroup:
+    """A group as the coordinator submitted it."""
+
     number: int
     assignments: list[Assignment]
     execution: Execution
 
 
 @dataclass(eq=False)
-class Slot:
-    """A worker, as far as we know."""
+class ActorHandle:
+    """A worker as the driver sees it. Workers are compared by identity."""
 
     actor: Any
-    heard: float
+    last_heard: float
     node: str = ""
-    """Empty until it has said hello."""
-    group: Group | None = None
-    receivers: dict[str, Receiver] = field(default_factory=dict)
+    """The name of its node; empty until the worker has started."""
+    group: QueuedGroup | None = None
+    receivers: dict[str, FileReceiver] = field(default_factory=dict)
+    """Where the files of each run are written, by its key."""
     cancelled: bool = False
 
 
-def drive(link: Connection, wishes: Wishes, train: str, path: list[str]) -> None:
-    """The process: until the other end of the link closes, or the cluster is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _be_quiet()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    driver = Driver(link, wishes, train, path)
-    try:
-        driver.connect()
-        driver.run()
-    except QbenchError as error:
-        driver.tell("fatal", str(error))
-    except Exception as error:  # noqa: BLE001 - Ray's, of whatever kind: it is the last that is heard of the cluster
-        driver.tell(
-            "fatal",
-            f"{type(error).__name__}: {_first_line(error)}; what is finished or in a checkpoint is kept: run the same command again",
-        )
-    finally:
-        threading.Timer(10, os._exit, [1]).start()  # should Ray not let go
-        driver.disconnect()
-        os._exit(0)
+class RayDriver:
+    """Hands groups to workers, and passes their files and events on to the coordinator."""
 
-
-def _be_quiet() -> None:
-    """Ray writes to the terminal what it thinks of its cluster."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
-
-class Driver:
-    def __init__(self, link: Connection, wishes: Wishes, train: str, path: list[str]) -> None:
-        self.link, self.wishes, self.train, self.path = link, wishes, train, path
+    def __init__(self, link: Connection, cluster: RayCluster) -> None:
+        self.link, self.cluster = link, cluster
         self.inbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self.groups: deque[Group] = deque()
-        """Not yet with a worker."""
-        self.slots: list[Slot] = []
+        """Commands and answers. None means that the coordinator has closed the link."""
+        self.groups: deque[QueuedGroup] = deque()
+        """Groups that no worker has yet."""
+        self.workers: list[ActorHandle] = []
         self.capacity = 0
-        self.room_at = time.monotonic()
+        self.last_room_at = time.monotonic()
         """When there was last room for a run."""
 
-    # ---- the cluster ----
-
     def connect(self) -> None:
-        import ray
-
-        self.ray: Any = ray
-        asked = self.wishes.address or os.environ.get("RAY_ADDRESS")
-        try:
-            _knock(asked or "")
-            self._come_in(asked or "auto")
-        except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
-            if asked or not isinstance(error, ConnectionError):
-                where = f"at {asked}" if asked else "here"
-                raise QbenchError(
-                    f"no Ray cluster answers {where}: {_first_line(error)}; start one with `ray start`, or see --address"
-                ) from error
-            self._init("local")
-        self._count()
+        """Connect to the cluster, and tell the coordinator its kind of device and capacity."""
+        self.cluster.connect()
+        self.capacity = self.cluster.count_room()
+        resources = self.cluster.worker_resources()
         if not self.capacity:
             raise QbenchError(
-                f"the Ray cluster has {_told(self.ray.cluster_resources())}: no room for a run of {_told(self._resources())}"
+                f"the Ray cluster has {self.cluster.describe_resources()}:"
+                f" no room for a run of {format_resources(resources)}"
             )
-        self.tell("device", "cuda" if self._resources()["GPU"] else "cpu")
-        self.tell("capacity", self.capacity)
-
-    def _come_in(self, address: str) -> None:
-        """A cluster that has just begun, or has much to do, listens at `ray://` before it can take anyone in."""
-        for _ in range(ENTRANCES - 1):
-            with suppress(ConnectionAbortedError):
-                self._init(address)
-                return
-            self.ray.shutdown()
-            time.sleep(BETWEEN_S)
-        self._init(address)
-
-    def _init(self, address: str) -> None:
-        own: dict[str, Any] = (
-            {"num_cpus": cores(), "object_store_memory": LOCAL_STORE, "include_dashboard": False}
-            if address == "local"
-            else {}
-        )
-        self.ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+        # The capacity comes last: the coordinator waits for it and then reads both.
+        self.send("device", "cuda" if resources["GPU"] else "cpu")
+        self.send("capacity", self.capacity)
 
     def disconnect(self) -> None:
-        with suppress(Exception):
-            for slot in self.slots:
-                self.ray.get(slot.actor.close.remote(), timeout=3)
-        with suppress(Exception):
-            self.ray.shutdown()
-
-    def _resources(self) -> dict[str, float]:
-        """What a place takes. Without a word, a GPU if the cluster has any."""
-        gpus = self.wishes.gpus
-        if gpus is None:
-            some = self.wishes.device.startswith("cuda") or (
-                self.wishes.device == "auto" and self.ray.cluster_resources().get("GPU")
-            )
-            gpus = 1.0 if some else 0.0
-        return {"CPU": 1.0 if self.wishes.cpus is None else self.wishes.cpus, "GPU": gpus}
-
-    def _count(self) -> None:
-        """How many places the nodes that are there have."""
-        wanted = {name: x for name, x in self._resources().items() if x}
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        room = sum(
-            int(min((has.get(name, 0.0) / x + 1e-9 for name, x in wanted.items()), default=1))
-            for has in nodes
-        )
-        self.capacity = min(room, self.wishes.workers or room)
-
-    def _place(self) -> Slot:
-        asks = self._resources()
-        device = "cuda:0" if asks["GPU"] else "cpu"
-        options = {
-            "num_cpus": asks["CPU"],
-            "num_gpus": asks["GPU"],
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        actor: Any = (
-            self.ray.remote(Worker)
-            .options(**options)
-            .remote(device, self.wishes.preload, self.path, self.train)
-        )
-        slot = Slot(actor, time.monotonic())
-        self._await(slot, actor.hello.remote())
-        return slot
-
-    def _await(self, slot: Slot, ref: Any) -> None:
-        ref.future().add_done_callback(lambda future: self.inbox.put(("answer", slot, future)))
-
-    # ---- the loop ----
+        """Leave the cluster. It does nothing if the connection has failed."""
+        self.cluster.disconnect([worker.actor for worker in self.workers])
 
     def run(self) -> None:
+        """Handle commands and answers until the coordinator closes the link."""
         threading.Thread(target=self._read_commands, daemon=True).start()
-        ticked = time.monotonic()
+        checked_at = time.monotonic()
         while True:
             try:
-                what = self.inbox.get(timeout=TICK_S)
+                message = self.inbox.get(timeout=CHECK_S)
             except queue.Empty:
-                what = ()
-            if what is None:
-                return
-            if what:
-                getattr(self, f"_on_{what[0]}")(*what[1:])
-            if time.monotonic() - ticked > TICK_S:
-                self._tick()
-                ticked = time.monotonic()
-            self._hand_out()
+                pass
+            else:
+                if message is None:
+                    return
+                self._handle_message(*message)
+            if time.monotonic() - checked_at > CHECK_S:
+                self._check_cluster()
+                checked_at = time.monotonic()
+            self._assign_groups()
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send a message to the coordinator."""
+        # A coordinator that is gone is noticed by `_read_commands`.
+        with suppress(OSError):
+            self.link.send((kind, content))
 
     def _read_commands(self) -> None:
+        """Put the coordinator's commands into the queue. This runs in a thread of its own."""
         with suppress(EOFError, OSError):
             while True:
                 self.inbox.put(self.link.recv())
-        threading.Timer(15, os._exit, [1]).start()
+        # The main thread may hang in a call of Ray and never see the end of the queue.
+        threading.Timer(FORCED_EXIT_S + 5, os._exit, [1]).start()
         self.inbox.put(None)
 
-    def tell(self, kind: str, what: Any) -> None:
-        with suppress(OSError):
-            self.link.send((kind, what))
+    def _handle_message(self, kind: str, *content: Any) -> None:
+        if kind == "submit":
+            self.groups.append(QueuedGroup(*content))
+        elif kind == "cancel":
+            self._cancel_group(*content)
+        else:
+            assert kind == "answer", kind
+            self._handle_answer(*content)
 
-    def _tick(self) -> None:
-        before = self.capacity
-        self._count()
-        if self.capacity != before:
-            self.tell("capacity", self.capacity)
-        now = time.monotonic()
-        self.room_at = now if self.capacity else self.room_at
-        if now - self.room_at > EMPTY_S:
+    # ---- the cluster and its workers ----
+
+    def _check_cluster(self) -> None:
+        """Update the capacity, and give up workers that are deaf or idle."""
+        capacity_before, now = self.capacity, time.monotonic()
+        self.capacity = self.cluster.count_room()
+        if self.capacity != capacity_before:
+            self.send("capacity", self.capacity)
+        if self.capacity:
+            self.last_room_at = now
+        if now - self.last_room_at > NO_ROOM_S:
+            resources = format_resources(self.cluster.worker_resources())
             raise QbenchError(
-                f"the Ray cluster has had no room for a run of {_told(self._resources())} for {EMPTY_S / 60:.0f} minutes"
+                f"the Ray cluster has had no room for a run of {resources}"
+                f" for {NO_ROOM_S / 60:.0f} minutes"
             )
-        for slot in list(self.slots):
-            if slot.group and now - slot.heard > DEAF_S:
-                self._give_up(
-                    slot,
-                    {
-                        "exitcode": -signal.SIGKILL,
-                        "gone": f"the worker on {slot.node} has not answered for {DEAF_S:.0f} s",
-                    },
-                )
-            elif slot.node and not slot.group and not self.groups and now - slot.heard > IDLE_S:
-                self._give_up(slot)
+        for worker in list(self.workers):
+            silent_s = now - worker.last_heard
+            if worker.group and silent_s > DEAF_S:
+                gone = f"the worker on {worker.node} has not answered for {DEAF_S:.0f} s"
+                self._give_up(worker, {"exitcode": -signal.SIGKILL, "gone": gone})
+            elif worker.node and not worker.group and not self.groups and silent_s > IDLE_S:
+                self._give_up(worker)
 
-    def _hand_out(self) -> None:
-        """Groups to workers that wait for one; more workers while there are more groups and room for them."""
-        for slot in self.slots:
-            if slot.node and slot.group is None and self.groups:
-                self._start(slot, self.groups.popleft())
-        coming = sum(not slot.node for slot in self.slots)
-        while self.groups and coming < len(self.groups) and len(self.slots) < self.capacity:
-            self.slots.append(self._place())
-            coming += 1
+    def _assign_groups(self) -> None:
+        """Give groups to idle workers, and start more workers if there are more groups."""
+        for worker in self.workers:
+            if worker.node and worker.group is None and self.groups:
+                self._start_group(worker, self.groups.popleft())
+        # Each worker that is starting will take one group.
+        starting = sum(not worker.node for worker in self.workers)
+        while self.groups and starting < len(self.groups) and len(self.workers) < self.capacity:
+            worker = ActorHandle(self.cluster.start_worker(), time.monotonic())
+            self._await_answer(worker, worker.actor.describe_node.remote())
+            self.workers.append(worker)
+            starting += 1
 
-    # ---- commands ----
+    def _start_group(self, worker: ActorHandle, group: QueuedGroup) -> None:
+        worker.group, worker.cancelled = group, False
+        worker.last_heard = time.monotonic()
+        worker.receivers = {a.folder.parent.name: FileReceiver(a.folder) for a in group.assignments}
+        orders = []
+        # Ray executes the calls of one actor in the order in which they are made. So the files
+        # arrive before the training starts, though nobody waits for them here.
+        for assignment in group.assignments:
+            order, parts = make_work_order(assignment)
+            for folder, part in parts:
+                worker.actor.receive_part.remote(folder, part)
+            orders.append(order)
+        worker.actor.train_group.remote(group.number, orders, group.execution)
+        self._await_answer(worker, worker.actor.collect_messages.remote(ANSWER_S))
 
-    def _on_submit(self, number: int, assignments: list[Assignment], execution: Execution) -> None:
-        self.groups.append(Group(number, assignments, execution))
-
-    def _on_cancel(self, number: int) -> None:
+    def _cancel_group(self, number: int) -> None:
         for group in list(self.groups):
             if group.number == number:
                 self.groups.remove(group)
-                self.tell(
-                    "event",
-                    Event(
-                        number, "ended", details={"exitcode": -signal.SIGTERM, "cancelled": True}
-                    ),
-                )
-        for slot in self.slots:
-            if slot.group and slot.group.number == number and not slot.cancelled:
-                slot.cancelled = True
-                slot.actor.cancel.remote()
+                details = {"exitcode": -signal.SIGTERM, "cancelled": True}
+                self.send("event", Event(number, "ended", details=details))
+        for worker in self.workers:
+            if worker.group and worker.group.number == number and not worker.cancelled:
+                worker.cancelled = True
+                worker.actor.cancel.remote()
 
-    def _start(self, slot: Slot, group: Group) -> None:
-        slot.group, slot.cancelled, slot.heard = group, False, time.monotonic()
-        slot.receivers = {a.folder.parent.name: Receiver(a.folder) for a in group.assignments}
-        orders = []
-        for assignment in group.assignments:
-            order, sent = packed(assignment)
-            for folder, piece in sent:
-                slot.actor.take.remote(folder, piece)
-            orders.append(order)
-        slot.actor.train.remote(group.number, orders, group.execution)
-        self._await(slot, slot.actor.listen.remote(LISTEN_S))
+    def _give_up(self, worker: ActorHandle, details: Mapping[str, Any] | None = None) -> None:
+        """Kill a worker, and report the end of its group for the reason given in `details`."""
+        self.workers.remove(worker)
+        # A file that has not arrived completely is deleted; the version before it stays.
+        for receiver in worker.receivers.values():
+            receiver.close()
+        self.cluster.kill(worker.actor)
+        if worker.group:
+            number, worker.group = worker.group.number, None
+            cancelled = {"cancelled": True} if worker.cancelled else {}
+            self.send("event", Event(number, "ended", details={**(details or {}), **cancelled}))
 
     # ---- answers ----
 
-    def _on_answer(self, slot: Slot, future: Future[Any]) -> None:
-        if slot not in self.slots:
+    def _await_answer(self, worker: ActorHandle, reference: Any) -> None:
+        """Have the answer to a question put into the queue when it is there."""
+        # Ray calls this function in one of its own threads, which must not do more than this.
+        reference.future().add_done_callback(
+            lambda future: self.inbox.put(("answer", worker, future))
+        )
+
+    def _handle_answer(self, worker: ActorHandle, future: Future[Any]) -> None:
+        if worker not in self.workers:
+            # It was given up after it had been asked.
             return
         try:
             answer = future.result()
-        except self.ray.exceptions.RayActorError as error:
-            self._lost(slot, error)
-        except self.ray.exceptions.RayError as error:
-            self._give_up(
-                slot, {"exitcode": 1, "error": f"the worker on {slot.node}: {_cause(error)}"}
-            )
+        except self.cluster.ray.exceptions.RayActorError as error:
+            self._handle_death(worker, error)
+        except self.cluster.ray.exceptions.RayError as error:
+            message = f"the worker on {worker.node}: {last_line(error)}"
+            self._give_up(worker, {"exitcode": 1, "error": message})
         else:
-            slot.heard = time.monotonic()
-            self._heard(slot, answer)
+            worker.last_heard = time.monotonic()
+            # The first answer of a worker describes its node; all others are lists of messages.
+            if isinstance(answer, Mapping):
+                self._handle_start(worker, answer)
+            else:
+                self._handle_messages(worker, answer)
 
-    def _heard(self, slot: Slot, answer: Any) -> None:
-        if isinstance(answer, Mapping):
-            slot.node = str(answer["node"])
-            if answer["qbench"] != qbench.__version__:
-                raise QbenchError(
-                    f"qbench is {answer['qbench']} on {slot.node} and {qbench.__version__} here: install the same everywhere"
-                )
-            return
+    def _handle_start(self, worker: ActorHandle, description: Mapping[str, Any]) -> None:
+        worker.node = str(description["node"])
+        # Another version may train differently, and its result would have the same key.
+        if description["qbench"] != qbench.__version__:
+            raise QbenchError(
+                f"qbench is {description['qbench']} on {worker.node} and {qbench.__version__} here:"
+                " install the same everywhere"
+            )
+
+    def _handle_messages(self, worker: ActorHandle, messages: list[Message]) -> None:
         try:
-            for message in answer:
-                self._take(slot, message)
+            for message in messages:
+                self._handle_worker_message(worker, message)
         except OSError as error:
+            # A file could not be written here.
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._give_up(slot, {"exitcode": 1, "error": str(error), "disk_full": full})
-        if slot.group:
-            self._await(slot, slot.actor.listen.remote(LISTEN_S))
+            self._give_up(worker, {"exitcode": 1, "error": str(error), "disk_full": full})
+        if worker.group:
+            self._await_answer(worker, worker.actor.collect_messages.remote(ANSWER_S))
 
-    def _take(self, slot: Slot, message: tuple[str, Piece] | Event) -> None:
+    def _handle_worker_message(self, worker: ActorHandle, message: Message) -> None:
         if not isinstance(message, Event):
-            key, piece = message
-            slot.receivers[key].take(piece)
-        elif message.kind == "ended":
-            assert slot.group
-            for assignment in slot.group.assignments:
+            key, part = message
+            worker.receivers[key].write_part(part)
+            return
+        if message.kind == "ended":
+            assert worker.group
+            for assignment in worker.group.assignments:
                 if assignment.downstream:
                     mark_new_answers(Attempt(assignment.folder))
-            slot.group = None
-            self.tell("event", self._told_where(message, slot))
-        else:
-            self.tell("event", message)
+            worker.group = None
+            # Passed on, `disk_full` would stop the sweep with a message about this machine's disk.
+            # It is the node's disk that is full, and every run that goes there would fail.
+            if message.details.get("disk_full"):
+                raise QbenchError(
+                    f"no space left in the temporary folder of {worker.node}; nothing is lost:"
+                    " free some and run the same command again"
+                )
+        self.send("event", message)
 
-    def _told_where(self, event: Event, slot: Slot) -> Event:
-        """A full disk of a node is not ours, and the same for every run that comes there."""
-        if event.details.get("disk_full"):
+    def _handle_death(self, worker: ActorHandle, error: Exception) -> None:
+        if self.cluster.cannot_start(error):
             raise QbenchError(
-                f"no space left in the temporary folder of {slot.node}; nothing is lost: free some and run the same command again"
-            )
-        return event
-
-    def _lost(self, slot: Slot, error: Exception) -> None:
-        if (
-            isinstance(error, self.ray.exceptions.RayTaskError)
-            or "creation task" in str(error).lower().split("\n")[0]
-        ):
-            raise QbenchError(
-                f"a worker cannot start on the Ray cluster: {_cause(error)}; is the same qbench installed on every node?"
+                f"a worker cannot start on the Ray cluster: {last_line(error)};"
+                " is the same qbench installed on every node?"
             ) from error
-        node = "node" in str(error) and any(
-            w in str(error) for w in ("node has died", "node was terminated", "node is dead")
+        node_lost = is_node_loss(error)
+        gone = (
+            f"the node {worker.node} was lost"
+            if node_lost
+            else f"the worker on {worker.node} was killed"
         )
-        gone = f"the node {slot.node} was lost" if node else f"the worker on {slot.node} was killed"
-        self._give_up(slot, {"exitcode": -signal.SIGKILL, "gone": gone, "node": node})
-
-    def _give_up(self, slot: Slot, details: Mapping[str, Any] | None = None) -> None:
-        """A worker is not ours any more; what it had in hand has ended."""
-        self.slots.remove(slot)
-        for receiver in slot.receivers.values():
-            receiver.close()
-        with suppress(Exception):
-            self.ray.kill(slot.actor)
-        if slot.group:
-            number, slot.group = slot.group.number, None
-            self.tell(
-                "event",
-                Event(
-                    number,
-                    "ended",
-                    details={**(details or {}), **({"cancelled": True} if slot.cancelled else {})},
-                ),
-            )
+        self._give_up(worker, {"exitcode": -signal.SIGKILL, "gone": gone, "node": node_lost})
 
 
-def packed(assignment: Assignment) -> tuple[Order, list[tuple[str, Piece]]]:
-    """What a worker must be told, and the files that it needs: those of another run, or those of a finished one that is asked something."""
-    config, folder = assignment.config, assignment.folder
-    order = Order(
-        config,
+def make_work_order(assignment: Assignment) -> tuple[WorkOrder, list[tuple[str, FilePart]]]:
+    """Return the order for a worker, and the parts of the files that it needs with their folders.
+
+    A run that resumes needs its checkpoint, one that starts from another run needs that run's
+    artefact, and a finished run that is asked questions needs all of its files.
+    """
+    folder = assignment.folder
+    order = WorkOrder(
+        assignment.config,
         folder.parent.name,
         int(folder.name),
         bool(assignment.resume),
         bool(assignment.base),
         assignment.downstream,
     )
-    sent: list[tuple[str, Piece]] = []
+    parts: list[tuple[str, FilePart]] = []
     if assignment.resume:
-        where = f"resume/{order.key}/{order.number}"
-        sent += [(where, piece) for piece in read_all(assignment.resume, NEEDED)]
+        resume_parts = read_all_parts(assignment.resume, RESUME_FILES)
+        parts += [(str(order.resume_folder), part) for part in resume_parts]
     if assignment.base:
-        sent += [
-            (f"base/{order.key}/1", piece)
-            for name in _export(assignment.base)
-            for piece in read(assignment.base, name)
-        ]
+        for name in list_export_files(assignment.base):
+            base_parts = read_parts(assignment.base, name)
+            parts += [(str(order.base_folder), part) for part in base_parts]
     if assignment.downstream:
-        sent += [(str(folder_of(order)), piece) for piece in read_all(folder)]
-    return order, sent
+        parts += [(str(order.folder), part) for part in read_all_parts(folder)]
+    return order, parts
 
 
-def _export(folder: Path) -> list[str]:
+def list_export_files(folder: Path) -> list[str]:
+    """Return the names of the files of a run's export, relative to the run's folder."""
     return [
         path.relative_to(folder).as_posix()
         for path in sorted((folder / "export").rglob("*"))
         if path.is_file()
     ]
-
-
-def _knock(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
-
-
-def _told(resources: Mapping[str, float]) -> str:
-    return " and ".join(
-        f"{resources.get(name, 0.0):g} {name}"
-        for name in ("CPU", "GPU")
-        if name == "CPU" or name in resources
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    """With the last one, too, where the first only says that it comes."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    return (f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0])[
-        :200
-    ]
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what Ray says, which is the exception that was raised."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]

@@ -1,9 +1,11 @@
-"""A run on several processes: started by torch's elastic launcher, which ends them all when one of them ends badly.
+"""One run on several processes, started by torch's elastic launcher.
 
-The worker of the local engine is the launcher. Its processes are interpreters of their own (`python -m qbench.engines.torchrun`), each on a device
-of its own; they tell the launcher what they come to over a socket, and end when it closes. The first process writes the attempt's files
-as one that trains alone does; the others write to a folder that is thrown away. Who writes the result is the launcher: only it knows
-whether a process failed by itself or because another one is gone.
+The launcher runs in the worker of the local engine, and ends all processes if one of them fails.
+The processes are new interpreters (`python -m qbench.engines.torchrun`), each on a device of its
+own. They send their results to the launcher over a socket, and end when it closes. The first
+process writes the attempt's files, as a run that trains alone does; the others write to a folder
+that is deleted. The launcher writes the result, because only it knows whether a process failed by
+itself or because another process was lost.
 """
 
 from __future__ import annotations
@@ -23,123 +25,165 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from qbench.engines.device_slots import slots
+from qbench.engines.device_slots import list_slot_devices
 from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.runs.config import RunConfig
 
 Report = Callable[[dict[str, Any]], None]
 MONITOR_S = 0.1
-PATIENCE_S = 1800
-"""Longest wait for another process; a whole evaluation may lie in it. The coordinator loses patience earlier."""
+"""Time between two looks of the launcher at its processes."""
+PROCESS_GROUP_TIMEOUT_S = 1800
+"""Longest wait of a process for another one. A whole evaluation may take place in this time. The
+engine's own limits are shorter, so this one only ends processes that nobody watches any more."""
+JOIN_S = 10
+"""Longest wait for the last messages of a process that has ended."""
 
 
-class Lost(QbenchError):
-    """A process of the run is gone and said nothing. `details` are what an engine says of a worker that ended so."""
+class ProcessLost(QbenchError):
+    """A process of the run ended without a message.
 
-    def __init__(self, place: int, processes: int, exitcode: int) -> None:
-        self.details = {"exitcode": exitcode, "who": f"process {place + 1} of {processes}"}
+    `details` holds what an engine reports of a worker that ended in this way.
+    """
+
+    def __init__(self, rank: int, processes: int, exitcode: int) -> None:
+        self.details = {"exitcode": exitcode, "who": f"process {rank + 1} of {processes}"}
         super().__init__(
-            f"{self.details['who']} ended with exit code {exitcode}; the run goes on from its checkpoint when it is made again"
+            f"{self.details['who']} ended with exit code {exitcode}; the next attempt resumes from"
+            " the run's checkpoint"
         )
 
 
+# ---- in the launcher ----
+
+
 def run_together(assignment: Assignment, execution: Execution, report: Report) -> dict[str, Any]:
-    """Train, export, audit and score one run on several processes. Returns the result, as `train.run_one` does."""
+    """Train, export, audit and score one run on several processes, and return the result.
+
+    Unlike `execute_group`, it does not write the result.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from qbench.engines.worker_process import worker_environment
 
+    processes = execution.gpus_per_run
+    if ":" not in execution.device:
+        # The engine gives its workers a device with an index. Without an engine, choose it here.
+        first_device = list_slot_devices(execution.device, processes, 1)[0]
+        execution = replace(execution, device=first_device)
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
-        execution = replace(
-            execution,
-            device=execution.device
-            if ":" in execution.device
-            else slots(execution.device, execution.gpus_per_run, 1)[0],
-        )
-        office = Office(Path(scratch), report)
+        collector = ResultCollector(Path(scratch), report)
         job = Path(scratch) / "job.json"
-        job.write_text(json.dumps(written(assignment, execution, office.address)))
+        job.write_text(json.dumps(job_to_json(assignment, execution, collector.address)))
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=execution.gpus_per_run, run_id=uuid.uuid4().hex, max_restarts=0,
-            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", monitor_interval=MONITOR_S,
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            # The coordinator decides whether a run is tried again.
+            max_restarts=0,
+            # Port 0 lets the system choose a free port, so that several runs can share a machine.
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            monitor_interval=MONITOR_S,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
-        )  # fmt: skip
+        )
+        exit_codes: dict[int, int] = {}
         try:
             with worker_environment({}):
                 elastic_launch(config, sys.executable)("-m", "qbench.engines.torchrun", str(job))
-            codes = {}
         except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         finally:
-            office.close()
-        return judged(office, codes, execution.gpus_per_run)
+            collector.close()
+        return outcome_of_processes(collector, exit_codes, processes)
 
 
-def judged(office: Office, codes: Mapping[int, int], processes: int) -> dict[str, Any]:
-    """What the run came to. A process that was killed is the cause of whatever the others say; else the one that failed first is."""
-    killed = {place: code for place, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-    failed = [result for result in office.heard if result["state"] != "ok"]
-    if office.errno is not None:
-        raise OSError(office.errno, os.strerror(office.errno))
-    if killed or (codes and not failed):
-        place, code = next(iter((killed or codes).items()))
-        raise Lost(place, processes, code)
-    return failed[0] if failed else next(result for result in office.heard if "scores" in result)
+def outcome_of_processes(
+    collector: ResultCollector, exit_codes: Mapping[int, int], processes: int
+) -> dict[str, Any]:
+    """Return the run's result, or raise the error that has ended it.
+
+    If a process was killed, that is the cause of what all others report. Otherwise the first
+    failure that was reported is the cause.
+
+    Args:
+        collector: What the processes have sent.
+        exit_codes: The exit codes of the processes that failed, by rank.
+        processes: The number of processes.
+    """
+    # The launcher itself sends SIGTERM to the processes that are left when one has failed.
+    killed = {
+        rank: code for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM
+    }
+    failures = [result for result in collector.results if result["state"] != "ok"]
+    if collector.errno is not None:
+        raise OSError(collector.errno, os.strerror(collector.errno))
+    if killed or (exit_codes and not failures):
+        rank, code = next(iter((killed or exit_codes).items()))
+        raise ProcessLost(rank, processes, code)
+    if failures:
+        return failures[0]
+    # Only the first process scores the run.
+    return next(result for result in collector.results if "scores" in result)
 
 
 @dataclass
-class Office:
-    """Where the launcher hears its processes."""
+class ResultCollector:
+    """Receives what the processes of a run send, in threads of the launcher."""
 
     folder: Path
     report: Report
-    heard: list[dict[str, Any]] = field(default_factory=list)
-    """Results, in the order in which they came."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Results in the order in which they arrived."""
     errno: int | None = None
-    """What the disk has refused."""
+    """The error number of a failed write, if there was one."""
 
     def __post_init__(self) -> None:
-        self.listener = Listener(str(self.folder / "office"), "AF_UNIX", backlog=64)
-        self.address = str(self.folder / "office")
-        self.listening: list[threading.Thread] = []
+        self.address = str(self.folder / "socket")
+        self.listener = Listener(self.address, "AF_UNIX", backlog=64)
+        self.threads: list[threading.Thread] = []
         self.links: list[Connection] = []
-        self._begin(self._accept)
+        self._start_thread(self._accept_processes)
 
-    def _begin(self, work: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True)
+    def _start_thread(self, function: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=function, args=args, daemon=True)
         thread.start()
-        self.listening.append(thread)
+        self.threads.append(thread)
 
-    def _accept(self) -> None:
+    def _accept_processes(self) -> None:
         with suppress(OSError, EOFError):
             while True:
                 self.links.append(self.listener.accept())
-                self._begin(self._hear, self.links[-1])
+                self._start_thread(self._receive_messages, self.links[-1])
 
-    def _hear(self, link: Connection) -> None:
+    def _receive_messages(self, link: Connection) -> None:
+        # The link of a process that was killed ends with one of these errors.
         with suppress(OSError, EOFError):
             while True:
-                word = json.loads(link.recv_bytes())
-                if "result" in word:
-                    self.heard.append(word["result"])
-                elif "errno" in word:
-                    self.errno = word["errno"]
+                message = json.loads(link.recv_bytes())
+                if "result" in message:
+                    self.results.append(message["result"])
+                elif "errno" in message:
+                    self.errno = message["errno"]
                 else:
-                    self.report(word["step"])
+                    self.report(message["step"])
 
     def close(self) -> None:
-        """When the processes are gone: whatever they have said has been heard."""
-        for thread in self.listening[1:]:
-            thread.join(timeout=10)
+        """Wait until all messages of the ended processes have been received, and close."""
+        # The first thread accepts processes, and ends only when the listener is closed.
+        for thread in self.threads[1:]:
+            thread.join(timeout=JOIN_S)
         self.listener.close()
         for link in self.links:
             link.close()
 
 
-def written(assignment: Assignment, execution: Execution, address: str) -> dict[str, Any]:
+def job_to_json(assignment: Assignment, execution: Execution, address: str) -> dict[str, Any]:
+    """Return what a process needs to know as plain data."""
     folders = {
         name: None if (path := getattr(assignment, name)) is None else str(path)
         for name in ("folder", "resume", "base")
@@ -155,68 +199,88 @@ def written(assignment: Assignment, execution: Execution, address: str) -> dict[
 # ---- in a process of the run ----
 
 
-def main(job: Path) -> int:
-    """One process of a run: its place among them is in the environment."""
+def main(job_file: Path) -> int:
+    """Run one process, and return its exit code. The launcher's environment holds its rank."""
     import torch
     import torch.distributed as dist
 
-    from qbench.engines.worker_process import end_with
+    from qbench.engines.worker_process import end_with_parent
 
-    told, rank = json.loads(job.read_text()), int(os.environ["RANK"])
-    link = Client(told["address"], "AF_UNIX")
-    end_with(link)
+    job, rank = json.loads(job_file.read_text()), int(os.environ["RANK"])
+    link = Client(job["address"], "AF_UNIX")
+    end_with_parent(link)
 
-    def say(**word: Any) -> None:
-        link.send_bytes(json.dumps(word).encode())
+    def send(**message: Any) -> None:
+        link.send_bytes(json.dumps(message).encode())
 
+    # As in a worker that trains alone: the number of threads can change the last bits.
     torch.set_num_threads(1)
-    execution = Execution(**told["execution"])
-    if execution.device != "cpu":
-        execution = replace(
-            execution, device=f"cuda:{(torch.device(execution.device).index or 0) + rank}"
-        )
+    execution = process_execution(Execution(**job["execution"]), rank)
+    uses_cpu = execution.device == "cpu"
+    if not uses_cpu:
         torch.cuda.set_device(execution.device)
+    # nccl exchanges only tensors on GPUs. gloo is for the tensors that are on the CPU.
     dist.init_process_group(
-        "gloo" if execution.device == "cpu" else "cpu:gloo,cuda:nccl",
-        timeout=timedelta(seconds=PATIENCE_S),
+        "gloo" if uses_cpu else "cpu:gloo,cuda:nccl",
+        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
     )
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
-        assignment = read(told, Path(scratch) if rank else None)
+        assignment = read_assignment(job, Path(scratch) if rank else None)
+        # All processes make the same steps, so one of them reports.
+        report: Report = (lambda _: None) if rank else (lambda step: send(step=step))
         try:
-            result = part_of(
-                rank, assignment, execution, lambda step: None if rank else say(step=step)
-            )
+            result = run_process(rank, assignment, execution, report)
         except OSError as error:
-            say(errno=error.errno)
+            # A full disk must reach the engine as such. The launcher passes on exit codes only.
+            send(errno=error.errno)
             raise
-    say(result=result)
+    send(result=result)
     if result["state"] != "ok":
-        return 1  # without a word to the others: they may wait for us
+        # The process group is not destroyed: that could wait for processes that wait for this one.
+        # The exit code makes the launcher end them.
+        return 1
     dist.destroy_process_group()
     return 0
 
 
-def part_of(
+def process_execution(execution: Execution, rank: int) -> Execution:
+    """Return a run's execution with the device of one of its processes."""
+    import torch
+
+    if execution.device == "cpu":
+        return execution
+    first_index = torch.device(execution.device).index or 0
+    return replace(execution, device=f"cuda:{first_index + rank}")
+
+
+def run_process(
     rank: int, assignment: Assignment, execution: Execution, report: Report
 ) -> dict[str, Any]:
-    """What one process does of a run: all train it, the first one scores it."""
+    """Train a run as one of its processes, and return the result. The first process scores it."""
     from qbench.execution.execute import RunExecution, train_run
 
-    making = RunExecution(assignment, execution, report)
-    with making.record_failure():
-        making.open()
-        train_run(making.run, [making])
-    return making.result if rank else making.finish()
+    run_execution = RunExecution(assignment, execution, report)
+    with run_execution.record_failure():
+        run_execution.open()
+        train_run(run_execution.run, [run_execution])
+    return run_execution.result if rank else run_execution.finish()
 
 
-def read(told: Mapping[str, Any], instead: Path | None) -> Assignment:
-    """The assignment as it was written; its folder in another place for a process whose files nobody reads."""
+def read_assignment(job: Mapping[str, Any], scratch: Path | None) -> Assignment:
+    """Return the assignment of a job.
+
+    Args:
+        job: The data that `job_to_json` returned.
+        scratch: If given, the run writes its files here instead of into the attempt's folder.
+    """
     folder, resume, base = (
-        None if told[name] is None else Path(told[name]) for name in ("folder", "resume", "base")
+        None if job[name] is None else Path(job[name]) for name in ("folder", "resume", "base")
     )
     assert folder is not None
-    folder = instead / folder.parent.name / folder.name if instead else folder
-    return Assignment(RunConfig.from_json(told["config"]), folder, resume, base)
+    if scratch:
+        # The end of the path stays, because the key and the number are read from it.
+        folder = scratch / folder.parent.name / folder.name
+    return Assignment(RunConfig.from_json(job["config"]), folder, resume, base)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from qbench.training.failures import Failed, failing_with
 from qbench.training.loop import Report, RunTracker, train, update
 from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
-from qbench.util.json_files import finite
+from qbench.util.json_files import replace_non_finite
 
 
 def execute_group(
@@ -239,8 +239,8 @@ class RunExecution:
             raise Diverged(tracker.diverged)
         self.result["train"] = {
             "steps": self.config.recipe.steps,
-            "final_loss": finite({"loss": sum(tracker.terms.values())})[0]["loss"],
-            "terms": finite(tracker.terms)[0],
+            "final_loss": replace_non_finite({"loss": sum(tracker.terms.values())})[0]["loss"],
+            "terms": replace_non_finite(tracker.terms)[0],
         }
 
     def finish(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class RunExecution:
             self.run.begin_step(self.config.recipe.steps)
             finalize(self.run)
             metrics = self.run.method.metrics(self.run)
-            self.result["method"] = finite({n: float(v) for n, v in metrics.items()})[0]
+            self.result["method"] = replace_non_finite({n: float(v) for n, v in metrics.items()})[0]
         trained = time.perf_counter()
         with failing_with("eval"):
             self.result |= score(self.run, self.config, self.metric, self.attempt.export)

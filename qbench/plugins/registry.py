@@ -14,8 +14,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from qbench.errors import QbenchError, UsageError, unknown
-from qbench.util.checked_values import coerce
+from qbench.errors import QbenchError, UsageError, unknown_name_error
+from qbench.util.checked_values import check_type
 
 Kind = Literal["methods", "tasks", "engines"]
 
@@ -63,7 +63,7 @@ def load(kind: Kind, name: str, where: str = "") -> Any:
     known = plugins(kind)
     found = known.get(name) or known.get(name.lower())
     if found is None:
-        raise unknown(kind[:-1], name, known, where)
+        raise unknown_name_error(kind[:-1], name, known, where)
     return found.load()
 
 
@@ -77,7 +77,7 @@ def build(
     values = {}
     for key, value in params.items():
         if key not in known:
-            raise unknown(f"parameter of {kind[:-1]} {name}", key, known, where)
+            raise unknown_name_error(f"parameter of {kind[:-1]} {name}", key, known, where)
         values[key] = _fit(value, hints[key], f"{where}.{key}")
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is not dataclasses.MISSING:
@@ -95,7 +95,7 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
     """`value` as a field's annotation asks: a type, a Literal, or a union tried in turn."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise unknown("value", value, map(str, get_args(hint)), where)
+            raise unknown_name_error("value", value, map(str, get_args(hint)), where)
         return value
     if get_origin(hint) in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
@@ -112,4 +112,4 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{where}: expected a list, not {value!r}")
         return tuple(_fit(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
-    return coerce(value, hint, where)
+    return check_type(value, hint, where)

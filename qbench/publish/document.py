@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qbench.boards import words
-from qbench.boards.board import Board, Cell, Cost, Exam, Row, Section
-from qbench.boards.row_groups import parameters
-from qbench.boards.section import RANKED_FROM
+from qbench.boards import board_text
+from qbench.boards.board import Board, BoardCell, Cost, DownstreamTask, Row, Section
+from qbench.boards.row_groups import parse_parameters
+from qbench.boards.section import MIN_RANKED_SEEDS
 from qbench.publish import summary_data
 from qbench.publish.plain_values import (
     Json,
@@ -33,12 +33,12 @@ from qbench.publish.plain_values import (
 )
 from qbench.publish.published_runs import PublishedRuns
 from qbench.stats.intervals import CONFIDENCE
-from qbench.util.redact_paths import unplaced
+from qbench.util.redact_paths import redact_paths
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbench.analysis.summary import Summary
+    from qbench.analysis.summary import BoardSummary
 
 
 SITE_VERSION = 1
@@ -56,7 +56,7 @@ class BoardDescription:
 
 
 def build_document(
-    about: BoardDescription, board: Board, runs: pd.DataFrame, summary: Summary | None = None
+    about: BoardDescription, board: Board, runs: pd.DataFrame, summary: BoardSummary | None = None
 ) -> Json:
     """Return the document, which is the same whatever order the runs come in.
 
@@ -72,7 +72,9 @@ def build_document(
         summary_data.add_cell_summaries(sections, board, summary)
     cells = [cell for section in sections for row in section["rows"] for cell in row["cells"]]
     # Paths of the machine are private: a sweep file may name a corpus in somebody's home folder.
-    sweep = [to_plain_text(unplaced(line), keep_indent=True) for line in about.sweep.splitlines()]
+    sweep = [
+        to_plain_text(redact_paths(line), keep_indent=True) for line in about.sweep.splitlines()
+    ]
     return {
         "$schema": "board.schema.json",
         "site_version": SITE_VERSION,
@@ -80,13 +82,13 @@ def build_document(
         "title": to_plain_text(about.title or about.name),
         "track": about.track,
         "confidence": CONFIDENCE,
-        "ranked_from": RANKED_FROM,
+        "ranked_from": MIN_RANKED_SEEDS,
         "runs": len(published.rows),
         "used": sum(len(cell["runs"]["key"]) for cell in cells),
         "started": min(published.list_times("started"), default=""),
         "finished": max(published.list_times("finished"), default=""),
         "sweep": "\n".join(sweep),
-        "legend": [to_plain_text(line) for line in words.legend(board)],
+        "legend": [to_plain_text(line) for line in board_text.write_legend(board)],
         "notes": [to_plain_text(note) for note in board.notes],
         "environments": published.environments,
         "settings": published.settings,
@@ -125,9 +127,9 @@ def _describe_section(section: Section, published: PublishedRuns) -> Json:
         "task": to_plain_text(section.task),
         "size": to_plain_text(section.size),
         "title": to_plain_text(section.title),
-        "heading": to_plain_text(words.heading(section)),
+        "heading": to_plain_text(board_text.describe_metric(section)),
         "setting": to_plain_text(section.setting),
-        "details": to_plain_text(words.details(section)),
+        "details": to_plain_text(board_text.describe_setting(section)),
         "metric": to_plain_text(section.metric),
         "unit": to_plain_text(section.unit),
         "better": section.better,
@@ -141,7 +143,7 @@ def _describe_section(section: Section, published: PublishedRuns) -> Json:
     }
 
 
-def _describe_exam(exam: Exam) -> Json:
+def _describe_exam(exam: DownstreamTask) -> Json:
     return {
         "id": to_plain_text(exam.id),
         "task": to_plain_text(exam.task),
@@ -158,12 +160,12 @@ def _describe_row(
     row: Row, section: Section, formats: Sequence[str], published: PublishedRuns
 ) -> Json:
     # Full precision has one cell, which spans all columns.
-    names = ["fp32"] if row.spans else formats
+    names = ["fp32"] if row.spans_columns else formats
     return {
         "entrant": to_plain_text(row.entrant),
         "method": to_plain_text(row.method),
         "version": row.version,
-        "params": to_plain_value(parameters(row.params)),
+        "params": to_plain_value(parse_parameters(row.params)),
         "provenance": "reconstructed" if row.reconstructed else "paper",
         "role": row.role,
         "main": row.main,
@@ -188,7 +190,7 @@ def _describe_cost(cost: Cost) -> Json:
     }
 
 
-def _describe_cell(cell: Cell, identity: str, fmt: str, published: PublishedRuns) -> Json:
+def _describe_cell(cell: BoardCell, identity: str, fmt: str, published: PublishedRuns) -> Json:
     runs = published.find_runs(cell.keys)
     return {
         "id": identity,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from qbench.boards import words
-from qbench.boards.board import Board, Cell, Row, Section
+from qbench.boards import board_text
+from qbench.boards.board import Board, BoardCell, Row, Section
 from qbench.util import text
 
 _SPECIAL = {
@@ -58,7 +58,7 @@ _MAX_CODE = 0x180
 
 def to_latex(board: Board) -> str:
     """Return the tables, to be read with \\input; the preamble needs \\usepackage{booktabs}."""
-    lines = [f"% {text.plain(board.title or 'Board')}", "% \\usepackage{booktabs}"]
+    lines = [f"% {text.clean_line(board.title or 'Board')}", "% \\usepackage{booktabs}"]
     for section in board.sections:
         lines += ["", *_format_table(section)]
     return "\n".join(lines) + "\n"
@@ -69,7 +69,7 @@ def escape_latex(value: object, longest: int = 200) -> str:
 
     A letter that its usual fonts lack is written as its Unicode number.
     """
-    return "".join(map(_escape_letter, text.plain(value, longest)))
+    return "".join(map(_escape_letter, text.clean_line(value, longest)))
 
 
 def _escape_letter(char: str) -> str:
@@ -84,17 +84,19 @@ def _format_table(section: Section) -> Iterator[str]:
     """Yield the lines of a section's table."""
     ranked = any(row.rank for row in section.rows)
     formats = [column.format for column in section.columns] or ["fp32"]
-    details = words.details(section)
+    details = board_text.describe_setting(section)
     details = escape_latex(details[:1].upper() + details[1:], 1000)
     yield r"\begin{table}"
     yield r"\centering"
-    yield rf"\caption{{{escape_latex(words.heading(section))}. {details}.}}"
+    yield rf"\caption{{{escape_latex(board_text.describe_metric(section))}. {details}.}}"
     yield r"\par\smallskip"
     yield rf"\begin{{tabular}}{{l{'r' * ranked}{'r' * len(formats)}r}}"
     yield r"\toprule"
     rank_head = ["rank"] if ranked else []
     yield _join_cells(["method", *rank_head, *map(escape_latex, formats), "step / fp"])
-    levels = [escape_latex(", ".join(words.head_lines(column))) for column in section.columns]
+    levels = [
+        escape_latex(", ".join(board_text.describe_column(column))) for column in section.columns
+    ]
     if any(levels):
         yield _join_cells(["", *([""] if ranked else []), *levels, ""])
     yield r"\midrule"
@@ -118,17 +120,17 @@ def _format_notes(section: Section) -> Iterator[str]:
 
 
 def _format_row(row: Row, section: Section, ranked: bool, width: int) -> list[str]:
-    cells = [_format_cell(cell, section.digits, not row.spans) for cell in row.cells]
-    if row.spans and width > 1:
+    cells = [_format_cell(cell, section.digits, not row.spans_columns) for cell in row.cells]
+    if row.spans_columns and width > 1:
         cells = [rf"\multicolumn{{{width}}}{{c}}{{{cells[0]}}}"]
-    rank = [escape_latex(words.rank(row) or words.NONE)] if ranked else []
-    step_ratio = words.costs(row.cost)[0]
-    return [escape_latex(words.name(row)), *rank, *cells, escape_latex(step_ratio)]
+    rank = [escape_latex(board_text.format_rank(row) or board_text.NO_VALUE)] if ranked else []
+    step_ratio = board_text.format_costs(row.cost)[0]
+    return [escape_latex(board_text.format_entrant(row)), *rank, *cells, escape_latex(step_ratio)]
 
 
-def _format_cell(cell: Cell, digits: int, with_gap: bool) -> str:
+def _format_cell(cell: BoardCell, digits: int, with_gap: bool) -> str:
     """Return a score with its footnotes and the gap recovered, in bold if it is the best."""
-    score = escape_latex(words.score(cell, digits))
+    score = escape_latex(board_text.format_score(cell, digits))
     if cell.best:
         score = rf"\textbf{{{score}}}"
     marks = (r"\textdagger{}" if cell.audits_failed else "") + ",".join(map(str, cell.notes))
@@ -136,7 +138,7 @@ def _format_cell(cell: Cell, digits: int, with_gap: bool) -> str:
         score += rf"\textsuperscript{{{marks}}}"
     if with_gap and cell.gap:
         # Without the interval, for which a column of a paper has no room.
-        score += f" ({escape_latex(words.gap(cell).partition(' [')[0])})"
+        score += f" ({escape_latex(board_text.format_gap(cell).partition(' [')[0])})"
     return score
 
 

@@ -90,14 +90,14 @@ def _summarize_board(doc: Json) -> str:
     entrants = {row["entrant"] for section in sections for row in section["rows"]}
     tasks = {(section["task"], section["size"]) for section in sections}
     formats = {column["format"] for section in sections for column in section["columns"]}
-    seeds = text.span(tuple(sorted({float(section["seeds"]) for section in sections})))
+    seeds = text.format_range(tuple(sorted({float(section["seeds"]) for section in sections})))
     counts = (
-        text.count(len(entrants), "entrant"),
-        text.count(len(tasks), "task"),
-        text.count(len(formats), "format"),
+        text.format_count(len(entrants), "entrant"),
+        text.format_count(len(tasks), "task"),
+        text.format_count(len(formats), "format"),
         f"{seeds} seed{'s' * (seeds != '1')}",
     )
-    return f"{', '.join(counts)}: {text.count(doc['runs'], 'run')}."
+    return f"{', '.join(counts)}: {text.format_count(doc['runs'], 'run')}."
 
 
 def _describe_rules(doc: Json) -> str:
@@ -131,7 +131,7 @@ def _list_machines(doc: Json) -> list[str]:
         )
         # Merged runs may not say everything about their machine.
         known = [part for part in parts if part and "None" not in str(part)]
-        lines.append(", ".join(text.plain(part, 60) for part in known))
+        lines.append(", ".join(text.clean_line(part, 60) for part in known))
     # Machines may differ in what is not shown here.
     return list(dict.fromkeys(lines))
 
@@ -146,5 +146,5 @@ def _prepare_overall(doc: Json, styles: Styles) -> Json | None:
         "legend": render_legend([styles[row["entrant"]] for row in data["rows"]]),
         "figures": render_figures(figures),
         "notes": data["notes"],
-        "cells": text.count(data["cells"], "cell"),
+        "cells": text.format_count(data["cells"], "cell"),
     }

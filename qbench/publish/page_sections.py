@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qbench.boards import words
-from qbench.boards.board import Cell, Row, Section
+from qbench.boards import board_text
+from qbench.boards.board import BoardCell, Row, Section
 from qbench.publish.figures import cost
 from qbench.publish.figures.loss_curves import LossCurve
 from qbench.publish.figures.panels import Figure, Styles
@@ -27,23 +27,23 @@ def prepare_section(
     doc: Json, section: Section, styles: Styles, curves: Mapping[str, LossCurve]
 ) -> Json:
     """Return what the template shows of a section; `doc` is the section in the document."""
-    ranking = words.ranking(section)
+    ranking = board_text.describe_ranking(section)
     setting = (doc["setting"], f"minimum effect {section.minimum_effect:g}")
     return {
         "title": doc["title"],
         "metric": doc["heading"].removeprefix(doc["title"]).removeprefix(": "),
         "setting": ", ".join(filter(None, setting)),
         "ranking": f"{ranking[:1].upper()}{ranking[1:]}.",
-        "caption": text.plain(f"{doc['heading']}; {doc['details']}", MAX_NOTE),
+        "caption": text.clean_line(f"{doc['heading']}; {doc['details']}", MAX_NOTE),
         "columns": [
-            {"format": data["format"], "lines": words.head_lines(column)}
+            {"format": data["format"], "lines": board_text.describe_column(column)}
             for data, column in zip(doc["columns"], section.columns, strict=True)
         ],
-        "costs": words.COSTS,
+        "costs": board_text.COST_HEADS,
         "rows": [
             _prepare_row(doc["rows"][n], section, n, styles) for n in range(len(section.rows))
         ],
-        "notes": [text.plain(note, MAX_NOTE) for note in doc["notes"]],
+        "notes": [text.clean_line(note, MAX_NOTE) for note in doc["notes"]],
         "downstream": _prepare_downstream(section, styles),
         "legend": render_legend([styles[row["entrant"]] for row in doc["rows"]]),
         "figures": render_figures(draw_section_figures(doc, styles, curves)),
@@ -90,14 +90,14 @@ def _prepare_row(doc: Json, section: Section, place: int, styles: Styles) -> Jso
         "classes": _list_row_classes(section, place),
         "number": style.number,
         "swatch": render_swatch(style),
-        "name": add_line_breaks(text.plain(row.entrant, MAX_NAME)),
+        "name": add_line_breaks(text.clean_line(row.entrant, MAX_NAME)),
         "tags": ["reconstructed"] * row.reconstructed + trust,
-        "rank": words.rank(row) or words.NONE,
+        "rank": board_text.format_rank(row) or board_text.NO_VALUE,
         "cells": [
             _prepare_cell(data["id"], cell, row, section)
             for data, cell in zip(doc["cells"], row.cells, strict=True)
         ],
-        "costs": words.costs(row.cost),
+        "costs": board_text.format_costs(row.cost),
     }
 
 
@@ -110,22 +110,22 @@ def _list_row_classes(section: Section, place: int) -> str:
     return " ".join(filter(None, classes))
 
 
-def _prepare_cell(identity: str, cell: Cell, row: Row, section: Section) -> Json:
+def _prepare_cell(identity: str, cell: BoardCell, row: Row, section: Section) -> Json:
     columns = len(section.columns)
-    classes = (_get_cell_class(cell), "span" if row.spans and columns > 1 else "")
+    classes = (_get_cell_class(cell), "span" if row.spans_columns and columns > 1 else "")
     return {
         "id": identity,
         "classes": " ".join(filter(None, classes)),
         "linked": cell.state != "absent",
-        "span": max(columns, 1) if row.spans else 0,
-        "score": words.score(cell, section.digits),
+        "span": max(columns, 1) if row.spans_columns else 0,
+        "score": board_text.format_score(cell, section.digits),
         "marks": "†" * bool(cell.audits_failed) + ",".join(map(str, cell.notes)),
-        "gap": words.gap(cell) if cell.score and not row.spans else "",
-        "chosen": words.chosen(cell),
+        "gap": board_text.format_gap(cell) if cell.score and not row.spans_columns else "",
+        "chosen": board_text.format_chosen_values(cell),
     }
 
 
-def _get_cell_class(cell: Cell) -> str:
+def _get_cell_class(cell: BoardCell) -> str:
     if cell.best:
         return "best"
     if cell.state == "failed":
@@ -138,22 +138,25 @@ def _prepare_downstream(section: Section, styles: Styles) -> Json | None:
     if not section.downstream:
         return None
     exams = [
-        {"task": text.plain(exam.task, MAX_NAME), "lines": words.exam_lines(exam)}
+        {
+            "task": text.clean_line(exam.task, MAX_NAME),
+            "lines": board_text.describe_downstream_task(exam),
+        }
         for exam in section.downstream
     ]
     formats = [column.format for column in section.columns]
     lines = []
-    for line in words.downstream(section):
+    for line in board_text.list_downstream_lines(section):
         style = styles[to_plain_text(line.row.entrant)]
         lines.append(
             {
                 "number": style.number,
                 # A filter of formats hides the lines of a column; full precision belongs to none.
-                "column": "" if line.row.spans else formats.index(line.format),
+                "column": "" if line.row.spans_columns else formats.index(line.format),
                 "swatch": render_swatch(style),
-                "name": text.plain(line.row.entrant, MAX_NAME),
-                "format": text.plain(line.format),
-                "words": line.words,
+                "name": text.clean_line(line.row.entrant, MAX_NAME),
+                "format": text.clean_line(line.format),
+                "words": line.scores,
             }
         )
-    return {"caption": words.DOWNSTREAM, "exams": exams, "lines": lines}
+    return {"caption": board_text.DOWNSTREAM_TITLE, "exams": exams, "lines": lines}

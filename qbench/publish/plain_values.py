@@ -24,7 +24,7 @@ MAX_TEXT = 2000
 @lru_cache(maxsize=10_000, typed=True)
 def to_plain_text(value: str | int | float, keep_indent: bool = False) -> str:
     """Return text without control characters, on one line; `keep_indent` keeps leading blanks."""
-    words = text.plain(value, MAX_TEXT)
+    words = text.clean_line(value, MAX_TEXT)
     return (re.match(r" *", str(value)) or [""])[0] + words if keep_indent else words
 
 

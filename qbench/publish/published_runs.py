@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qbench.boards.row_groups import parameters
+from qbench.boards.row_groups import parse_parameters
 from qbench.publish.plain_values import Json, is_known, to_int, to_json_value, to_plain_value
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PublishedRuns:
         The parameters of the method are not part of it.
         """
         setting = {
-            name: parameters(str(row[name]))
+            name: parse_parameters(str(row[name]))
             if name in ("task_params", "recipe")
             else to_json_value(row.get(name))
             for name in SETTING_COLUMNS

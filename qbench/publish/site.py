@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qbench.analysis.results import Results
-    from qbench.analysis.summary import Summary
+    from qbench.analysis.summary import BoardSummary
     from qbench.boards.board import Board
 
 __all__ = ["PublishedSite", "build_site_files", "publish_site"]
@@ -71,7 +71,7 @@ def build_site_files(
     board: Board,
     runs: pd.DataFrame,
     losses: pd.DataFrame,
-    summary: Summary | None = None,
+    summary: BoardSummary | None = None,
 ) -> dict[str, bytes]:
     """Return the files of the site by name, without their checksums.
 

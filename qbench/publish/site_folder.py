@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.errors import QbenchError
 from qbench.store.schema import RUN_COLUMNS
-from qbench.util.text import LONGEST_CELL, plain
+from qbench.util.text import MAX_CELL_LENGTH, clean_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def _encode_column(values: pd.Series[Any], kind: type) -> pa.Array:
 
     arrow_types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     casts = {int: int, float: float, bool: bool}
-    cast = casts.get(kind, lambda word: plain(word, LONGEST_CELL))
+    cast = casts.get(kind, lambda word: clean_line(word, MAX_CELL_LENGTH))
     # pandas writes a missing integer as NaN, Parquet as null.
     objects = values.astype(object).where(values.notna(), None)
     # Most columns repeat a few values: each is converted once.
@@ -130,7 +130,7 @@ def _check_replaceable(out: Path, names: set[str]) -> None:
         return
     foreign = sorted(present - names)
     if foreign or not _is_site_data(out / "board.json"):
-        what = plain(foreign[0]) if foreign else "files"
+        what = clean_line(foreign[0]) if foreign else "files"
         raise QbenchError(
             f"{out} holds {what} that qbench publish did not write: name another folder with --out"
         )

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from qbench.publish.plain_values import Json, estimate_to_json, round_number, to_plain_text
 
 if TYPE_CHECKING:
-    from qbench.analysis.equal_time import Timed
-    from qbench.analysis.summary import Overall, Summary
+    from qbench.analysis.entrant_summary import EntrantSummary
+    from qbench.analysis.equal_time import TimedCell
+    from qbench.analysis.summary import BoardSummary
     from qbench.boards.board import Board
 
 
-def describe_overall(summary: Summary) -> Json | None:
+def describe_overall(summary: BoardSummary) -> Json | None:
     """Return the view over all cells, or None if no cell has a gap to recover."""
     if not summary.overall:
         return None
@@ -25,7 +26,7 @@ def describe_overall(summary: Summary) -> Json | None:
     }
 
 
-def add_cell_summaries(sections: Sequence[Json], board: Board, summary: Summary) -> None:
+def add_cell_summaries(sections: Sequence[Json], board: Board, summary: BoardSummary) -> None:
     """Add to each cell of the document what the summary says about it.
 
     This is its training cost, whether it is on the Pareto front, and its score at the time when
@@ -43,7 +44,7 @@ def add_cell_summaries(sections: Sequence[Json], board: Board, summary: Summary)
                 cell["equal_time"] = _describe_equal_time(timed.get(key))
 
 
-def _describe_entrant(row: Overall) -> Json:
+def _describe_entrant(row: EntrantSummary) -> Json:
     profile = row.profile and {
         name: [round_number(x) for x in part] if (part := getattr(row.profile, name)) else None
         for name in ("share", "low", "high")
@@ -60,7 +61,7 @@ def _describe_entrant(row: Overall) -> Json:
     }
 
 
-def _describe_equal_time(timed: Timed | None) -> Json | None:
+def _describe_equal_time(timed: TimedCell | None) -> Json | None:
     if timed is None:
         return None
     return {

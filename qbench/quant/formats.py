@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from qbench.errors import unknown
+from qbench.errors import unknown_name_error
 from qbench.quant.levels import Levels
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Format:
             return Levels(self.bits, -(count // 2), count // 2 - 1)
         if kind == "affine":
             return Levels(self.bits, 0, count - 1)
-        raise unknown("grid", kind, ("symmetric", "full", "affine", "midrise"))
+        raise unknown_name_error("grid", kind, ("symmetric", "full", "affine", "midrise"))
 
 
 FORMATS = (*(f"int{bits}" for bits in range(1, 9)), "fp4")
@@ -66,7 +66,7 @@ def _format(name: str) -> Format:
         return Format("fp4", 4, tuple(sorted({-v for v in E2M1} | set(E2M1))))
     if name in FORMATS:
         return Format(name, int(name[3:]))
-    raise unknown("format", name, FORMATS)
+    raise unknown_name_error("format", name, FORMATS)
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,4 @@ def _granularity(name: str) -> Granularity:
         return Granularity(name)
     if match := re.fullmatch(r"block-([1-9][0-9]{0,5})", name):
         return Granularity(name, int(match[1]))
-    raise unknown("granularity", name, ("tensor", "channel", "block-32", "block-64", "block-128"))
+    raise unknown_name_error("granularity", name, ("tensor", "channel", "block-32", "block-64", "block-128"))

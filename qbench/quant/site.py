@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from qbench.errors import UsageError, unknown
+from qbench.errors import UsageError, unknown_name_error
 from qbench.quant.formats import Format, Granularity
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.role not in ("weight", "activation"):
-            raise unknown("role", self.role, ("weight", "activation"), f"site {self.name}")
+            raise unknown_name_error("role", self.role, ("weight", "activation"), f"site {self.name}")
         if len(self.shape) < 2:
             raise UsageError(f"site {self.name}: a shape needs rows and columns, not {self.shape}")
         object.__setattr__(self, "number_format", Format.named(self.format))

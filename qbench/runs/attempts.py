@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.util.json_files import write_atomically
-from qbench.util.redact_paths import unplaced
+from qbench.util.redact_paths import redact_paths
 
 KEY_PATTERN = re.compile(r"[0-9a-f]{32}")
 NEW_ANSWERS_FOLDER = ".answered"
@@ -89,7 +89,7 @@ class Attempt:
         Absolute paths are removed from a message, because records are sent to other people.
         """
         if data.get("message"):
-            data = {**data, "message": unplaced(str(data["message"]))}
+            data = {**data, "message": redact_paths(str(data["message"]))}
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / f"{name}.json", text)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qbench.errors import QbenchError, UsageError, unknown
+from qbench.errors import QbenchError, UsageError, unknown_name_error
 
 KEY_VERSION = 1
 
@@ -76,7 +76,7 @@ class Recipe:
             ("objective", OBJECTIVES),
         ):
             if getattr(self, name) not in choices:
-                return str(unknown(name, getattr(self, name), choices))
+                return str(unknown_name_error(name, getattr(self, name), choices))
         for name, low in (("steps", 1), ("batch", 1)):
             if getattr(self, name) < low:
                 return f"{name} must be at least {low}, not {getattr(self, name)}"
@@ -167,6 +167,7 @@ def format_cell_title(label: str, config: RunConfig, variant: str) -> str:
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, no spaces and exactly one spelling of every number."""
+    # ASCII alone makes the bytes independent of encodings and of Unicode normalization.
     return json.dumps(
         _normalize_value(value),
         sort_keys=True,

@@ -84,7 +84,7 @@ def format_answers(answers: Mapping[str, Any]) -> str:
             for bound in ("chance", "ceiling")
         ]
         for metric, number in entry["metrics"].items():
-            words = text.plain(name), text.plain(metric), format_metric(number)
+            words = text.clean_line(name), text.clean_line(metric), format_metric(number)
             rows.append((*words, *bounds, str(entry["items"])))
     return "\n".join(align_columns(rows))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qbench.errors import QbenchError, UsageError, unknown
+from qbench.errors import QbenchError, UsageError, unknown_name_error
 from qbench.runs.config import RunConfig, format_cell_title
 from qbench.util.json_files import write_atomically
 
@@ -56,11 +56,13 @@ def find_keys_of_cell(results: Path, title: str, board: str | None = None) -> li
     """
     boards = [one for one in read_all_board_members(results) if board in (None, one["board"])]
     if board and not boards:
-        raise unknown("board", board, [one["board"] for one in read_all_board_members(results)])
+        raise unknown_name_error(
+            "board", board, [one["board"] for one in read_all_board_members(results)]
+        )
     cells = [cell for members in boards for cell in _list_titled_cells(members)]
     choices = {tuple(keys) for name, keys in cells if name == " ".join(title.split())}
     if not choices:
-        raise unknown("run or cell", title, {name for name, _ in cells})
+        raise unknown_name_error("run or cell", title, {name for name, _ in cells})
     if len(choices) > 1:
         raise UsageError(
             f"{title!r} names {len(choices)} cells with different runs: "

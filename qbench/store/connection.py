@@ -31,8 +31,9 @@ OLDEST_READER = "v1.5.0"
 
 def connect(path: Path, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     # The storage version is a property of the file: it can only be set when writing.
-    config = {} if read_only else {"storage_compatibility_version": OLDEST_READER}
-    return duckdb.connect(str(path), read_only=read_only, config=config)
+    if read_only:
+        return duckdb.connect(str(path), read_only=True)
+    return duckdb.connect(str(path), config={"storage_compatibility_version": OLDEST_READER})
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -64,7 +65,7 @@ def _mark_all_answers(results: Path) -> None:
 
 
 def read_version(connection: duckdb.DuckDBPyConnection) -> int:
-    """Return the version of a database's tables; 0 if they do not exist yet."""
+    """Return the version of a database's tables; 0 before the first migration."""
     row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     return int(row[0]) if row and row[0] is not None else 0
 

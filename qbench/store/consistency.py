@@ -10,7 +10,7 @@ from qbench.errors import QbenchError
 from qbench.runs.attempts import Attempt, iterate_attempts
 from qbench.store.database import Store, StoredRun
 from qbench.store.file_rows import IncomingRows
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 LISTED = 20
 """How many attempts of one kind the text of a report names."""
@@ -42,7 +42,7 @@ class StoreReport:
         return "\n".join(self._describe_lines())
 
     def _describe_lines(self) -> Iterator[str]:
-        yield f"{count(self.runs, 'finished attempt')}, {self.unfinished} unfinished"
+        yield f"{format_count(self.runs, 'finished attempt')}, {self.unfinished} unfinished"
         for problem, names in (
             ("not in the store", self.missing),
             ("differs from its files", self.different),

@@ -56,6 +56,8 @@ class Store:
 
     def __init__(self, results: Path, rebuild: bool = False) -> None:
         self.results, self.path, self.rebuild = results, results / DATABASE, rebuild
+        self.known_attempts: set[tuple[str, int]] = set()
+        """Key and number of every attempt in the store."""
         self.refused: list[str] = []
         """Why each folder was refused whose files contradict each other, after a rebuild."""
         self.snapshot_is_stale = True
@@ -76,6 +78,7 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Whatever closing does, the lock must be released.
         try:
             with suppress(duckdb.Error):
                 self.connection.close()
@@ -158,6 +161,7 @@ class Store:
         # Only a checkpoint moves the write-ahead log into the file that is copied.
         with translate_errors(self.path):
             self.connection.execute("CHECKPOINT")
+        # The rename is atomic: a reader opens either the old snapshot or the new one.
         scratch = self.results / f".{SNAPSHOT}.{os.getpid()}"
         try:
             shutil.copyfile(self.path, scratch)
@@ -202,6 +206,7 @@ class Store:
             return None
         except duckdb.Error as error:
             raise_if_disk_full(error, self.path)
+        # The error may have come from connecting, and then there is nothing to close.
         if hasattr(self, "connection"):
             self.connection.close()
         # The damaged file is kept, in case somebody wants to know what happened to it.
@@ -221,7 +226,8 @@ class Store:
         for file in (scratch, log_file(scratch)):
             file.unlink(missing_ok=True)
         with translate_errors(self.path):
-            self.connection, self.known_attempts = connect(scratch), set()
+            self.connection = connect(scratch)
+            self.known_attempts = set()
             migrate(self.connection, scratch)
             self._ingest_all_files()
             self.connection.close()

@@ -25,7 +25,7 @@ from qbench.store.schema import (
     SHARED_COLUMNS,
     StoreColumn,
 )
-from qbench.util.redact_paths import unplaced
+from qbench.util.redact_paths import redact_paths
 
 __all__ = [
     "IncomingRows",
@@ -96,7 +96,7 @@ def make_run_row(attempt: Attempt) -> dict[str, Any] | None:
     row = {"key": attempt.key, "attempt": attempt.number}
     row |= {column.name: read_column(column, files) for column in RUN_COLUMNS}
     # Records that were made elsewhere may still hold paths of their machine.
-    row["message"] = row["message"] and unplaced(str(row["message"]))
+    row["message"] = row["message"] and redact_paths(str(row["message"]))
     checks = (result.get("audit") or {}).get("checks") or ()
     failures = [str(check.get("name")) for check in checks if not check.get("passed")]
     row["audit_failures"] = ", ".join(failures) or None
@@ -188,7 +188,8 @@ def read_column(column: StoreColumn, files: Mapping[str, Any]) -> Any:
 
 
 def finite_number(value: Any) -> float | None:
-    """Return a number if it is finite, else None. A bool is not a number."""
+    """Return a number if it is finite, else None."""
+    # `type` and not `isinstance`, because a bool is an instance of int.
     return value if type(value) in (int, float) and math.isfinite(value) else None
 
 

@@ -29,6 +29,7 @@ def acquire_lock(results: Path) -> IO[str]:
             f"{results} is being written to by process {holder or '?'}: "
             "wait for it, or use another folder (--results)"
         ) from None
+    # Other processes read this while the lock is held, so it must not stay in a buffer.
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -24,7 +24,7 @@ from qbench.runs.state import belongs_to_attempt, read_run_state, state_of_attem
 from qbench.store.board_members import read_all_board_members
 from qbench.store.database import Store
 from qbench.store.lock import find_lock_time
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 STAGING_FOLDER = ".gather"
 ATTEMPTS_PER_INGEST = 500
@@ -44,13 +44,13 @@ class BoardProgress:
     def __str__(self) -> str:
         if self.missing:
             state = (
-                f"{self.missing} of {count(self.runs, 'run')} missing: "
+                f"{self.missing} of {format_count(self.runs, 'run')} missing: "
                 "merge the other shards, or sweep its file here"
             )
         else:
-            state = f"all {count(self.runs, 'run')} here"
+            state = f"all {format_count(self.runs, 'run')} here"
             if self.waiting:
-                cells = count(self.waiting, "cell")
+                cells = format_count(self.waiting, "cell")
                 state += f"; {cells} waiting for a choice: sweep its file again"
         return f"board {self.board}: {state}"
 
@@ -71,7 +71,9 @@ class MergeReport:
 
     @property
     def lines(self) -> list[str]:
-        done = f"{self.folder}: {count(self.runs, 'run')} merged, {self.present} here already"
+        done = (
+            f"{self.folder}: {format_count(self.runs, 'run')} merged, {self.present} here already"
+        )
         if self.twice:
             done += f", {self.twice} of them trained in both: the shards overlap; nothing replaced"
         return [done, *(f"{self.folder}: not taken: {problem}" for problem in self.refused)]
@@ -195,6 +197,7 @@ def _copy_attempt(attempt: Attempt, target: Attempt, staging: Path) -> Attempt:
     """Copy an attempt to its new folder, completely or not at all."""
     # A rename within one file system is atomic, so an interrupted copy never looks like an attempt.
     scratch = staging / f"{target.key}-{target.number}"
+    # Names with a leading dot are temporary files of a write that was interrupted.
     shutil.copytree(attempt.folder, scratch, ignore=shutil.ignore_patterns(".*"))
     if (result := attempt.read("result")) and target.number != attempt.number:
         Attempt(scratch).write("result", {**result, "attempt": target.number})

@@ -187,10 +187,10 @@ def _check_codes(codes: NDArray[np.uint8], count: int, bits: int, levels: int, w
 
 def _take_input_tensors(site: str, tensors: Tensors, where: str) -> None:
     """Remove the tensors of a quantized input from `tensors`; refuse unusable ones."""
-    found = {kind: tensors.pop(f"{site}.{kind}", None) for kind in INPUT_TENSORS}
-    if found["scale"] is None:
+    taken = {kind: tensors.pop(f"{site}.{kind}", None) for kind in INPUT_TENSORS}
+    if taken["scale"] is None:
         raise SubmissionError(f"{where}: {site}.scale is missing")
-    for kind, tensor in found.items():
+    for kind, tensor in taken.items():
         if tensor is not None and not _is_finite_float32(tensor):
             raise SubmissionError(f"{where}: {site}.{kind} is not of finite float32 numbers")
 

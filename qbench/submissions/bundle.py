@@ -87,7 +87,7 @@ class Bundle:
         """Return a board's sweep file; refuse one that differs from the manifest's hash."""
         member = BOARD_FILE.format(name)
         data = self.archive.read_member(member, MAX_BYTES_OF_FILE[BOARD_FILE])
-        if not _matches(data, self.boards[name]):
+        if not _matches_manifest(data, self.boards[name]):
             raise SubmissionError(f"{member} does not match its hash in {MANIFEST}")
         return data
 
@@ -99,7 +99,7 @@ class Bundle:
         if name not in run.files:
             return None
         data = self.archive.read_member(f"runs/{run.key}/{name}", MAX_BYTES_OF_FILE[name])
-        if not _matches(data, run.files[name]):
+        if not _matches_manifest(data, run.files[name]):
             raise SubmissionError(f"run {run}: {name} does not match its hash in {MANIFEST}")
         return data
 
@@ -166,6 +166,6 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     return checked
 
 
-def _matches(data: bytes, listed: Mapping[str, Any]) -> bool:
-    size, sha256 = listed["size"], listed["sha256"]
-    return len(data) == size and hashlib.sha256(data).hexdigest() == sha256
+def _matches_manifest(data: bytes, listed: Mapping[str, Any]) -> bool:
+    digest = hashlib.sha256(data).hexdigest()
+    return (len(data), digest) == (listed["size"], listed["sha256"])

@@ -21,7 +21,7 @@ from qbench.submissions.strict_json import (
     parse_json_lines,
     require_schema,
 )
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 SCORE_TOLERANCE = 1e-5
 """How far the simulated and the packed score may differ, relatively; the same as in the audit."""
@@ -165,7 +165,7 @@ def check_outcome(run: ParsedRun) -> Iterator[str]:
         yield "it failed, but it has an artefact"
     steps = run.config.recipe.steps
     if "train" in result and int(result["train"]["steps"]) != steps:
-        trained = count(result["train"]["steps"], "step")
+        trained = format_count(result["train"]["steps"], "step")
         yield f"it was trained for {trained}, but its configuration asks for {steps}"
     cost = result.get("cost", {})
     names = ("step_s_q25", "step_s_median", "step_s_q75")

@@ -29,7 +29,7 @@ from qbench.submissions.report import TRUST_LEVELS, TrustLevel, VerificationRepo
 from qbench.submissions.strict_json import SubmissionError
 from qbench.submissions.sweep_files import ReceivedSweepFile, save_sweep_files
 from qbench.submissions.verify import verify_open_bundle
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 TRUST_VERSION = 1
 STAGING_FOLDER = ".merge"
@@ -54,7 +54,7 @@ class MergeOutcome:
         if not self.report.passed:
             return "nothing merged"
         levels = ", ".join(f"{n} {level}" for level, n in self.levels.items())
-        added = f"{count(self.added, 'run')} merged" + (f" ({levels})" if self.added else "")
+        added = f"{format_count(self.added, 'run')} merged" + (f" ({levels})" if self.added else "")
         raised = f", {self.raised} of them with more trust than before" if self.raised else ""
         runs = f"{added}, {self.present} here already{raised}"
         return "\n".join([runs, *map(str, self.boards)])
@@ -141,8 +141,8 @@ class _BundleMerge:
             for run, attempt in present
         )
         self.store.write_snapshot()
-        found = Counter(self.report.trust[attempt.key] for attempt in new)
-        levels = {level: found[level] for level in TRUST_LEVELS if found[level]}
+        counts = Counter(self.report.trust[attempt.key] for attempt in new)
+        levels = {level: counts[level] for level in TRUST_LEVELS if counts[level]}
         # The sweep files come last: they tell the user what to do with runs that are here.
         boards = save_sweep_files(self.results, self.bundle)
         return MergeOutcome(self.report, len(new), len(present), raised, levels, boards)

@@ -30,7 +30,7 @@ from qbench.runs.config import canonical_json
 from qbench.submissions.bundle import RUN_FILES, Bundle, ManifestRun
 from qbench.submissions.file_checks import ParsedRun
 from qbench.submissions.strict_json import SubmissionError
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 if TYPE_CHECKING:
     from qbench.submissions.report import VerificationReport
@@ -91,12 +91,12 @@ class KnownRuns:
     def add_to_report(self, report: VerificationReport) -> None:
         report.add_check(
             "plugins",
-            f"the method and task of {len(self.runs)} of {count(report.runs, 'run')} "
+            f"the method and task of {len(self.runs)} of {format_count(report.runs, 'run')} "
             "are installed here",
             self.contradictions,
         )
         for reason, n in self.unavailable.items():
-            report.add_note("plugins", f"{count(n, 'run')} left as claimed: {reason}")
+            report.add_note("plugins", f"{format_count(n, 'run')} left as claimed: {reason}")
 
 
 def check_against_plugins(run: ParsedRun) -> None:
@@ -160,16 +160,16 @@ def _find_parameter_problem(kind: PluginKind, name: str, params: str) -> str | N
 def evaluate_artefacts(
     bundle: Bundle,
     report: VerificationReport,
-    known: Iterable[ManifestRun],
+    runs: Iterable[ManifestRun],
     on_progress: ProgressCallback,
 ) -> None:
-    """Evaluate the artefacts of known runs; those that reach their scores become verified."""
+    """Evaluate the artefacts of runs; those that reach their scores become verified."""
     contradictions, not_evaluated, verified = list[str](), Counter[str](), 0
     with (
         tempfile.TemporaryDirectory(prefix="qbench-verify-") as scratch,
         SubmissionWorker() as worker,
     ):
-        for run in known:
+        for run in runs:
             evaluation = _evaluate_artefact(bundle, run, worker, Path(scratch))
             if evaluation is None:
                 continue
@@ -181,14 +181,17 @@ def evaluate_artefacts(
             else:
                 report.trust[run.key] = "verified"
                 verified += 1
-            on_progress(f"{count(verified, 'artefact')} verified")
+            on_progress(f"{format_count(verified, 'artefact')} verified")
     report.add_check(
-        "evaluation", f"{count(verified, 'artefact')} reached the claimed score", contradictions
+        "evaluation",
+        f"{format_count(verified, 'artefact')} reached the claimed score",
+        contradictions,
     )
     for reason, n in not_evaluated.items():
         report.add_note(
             "evaluation",
-            f"{count(n, 'run')} left as claimed; the artefact could not be evaluated: {reason}",
+            f"{format_count(n, 'run')} left as claimed; "
+            f"the artefact could not be evaluated: {reason}",
         )
 
 
@@ -312,18 +315,19 @@ class SubmissionWorker:
 def retrain_runs(
     bundle: Bundle,
     report: VerificationReport,
-    known: list[ManifestRun],
+    runs: list[ManifestRun],
     limit: int | None,
     device: str,
     on_progress: ProgressCallback,
 ) -> None:
-    """Train up to `limit` randomly chosen known runs again, or all of them, and compare.
+    """Train up to `limit` randomly chosen runs again, or all of them, and compare.
 
     The submitted artefacts are not used.
     """
-    # The system's randomness: a submitter must not be able to predict which runs are chosen.
-    size = len(known) if limit is None else min(limit, len(known))
-    chosen = known if limit is None else random.SystemRandom().sample(known, size)
+    chosen = runs
+    if limit is not None:
+        # The system's randomness: a submitter must not be able to predict which runs are chosen.
+        chosen = random.SystemRandom().sample(runs, min(limit, len(runs)))
     verdicts, contradictions = [], []
     with (
         tempfile.TemporaryDirectory(prefix="qbench-rerun-") as scratch,
@@ -345,7 +349,7 @@ def retrain_runs(
             else:
                 report.trust[run.key] = "reproduced"
     counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(verdicts).items()) or "none"
-    detail = f"{len(verdicts)} of {count(report.runs, 'run')} trained again: {counts}"
+    detail = f"{len(verdicts)} of {format_count(report.runs, 'run')} trained again: {counts}"
     report.add_check("rerun", detail, contradictions)
 
 

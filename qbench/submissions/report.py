@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qbench.util.text import plain
+from qbench.util.text import clean_line
 
 CheckVerdict = Literal["ok", "note", "FAILED"]
 TrustLevel = Literal["claimed", "verified", "reproduced"]
@@ -24,7 +24,7 @@ class CheckResult:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.verdict:<6} {self.check:<10} {plain(self.detail, 400)}"
+        return f"{self.verdict:<6} {self.check:<10} {clean_line(self.detail, 400)}"
 
 
 @dataclass

@@ -21,7 +21,7 @@ from importlib.resources import files
 from typing import Any
 
 from qbench.errors import QbenchError
-from qbench.util.text import plain
+from qbench.util.text import clean_line
 
 
 class SubmissionError(QbenchError):
@@ -33,7 +33,7 @@ class SubmissionError(QbenchError):
     code = 5
 
     def __init__(self, message: str) -> None:
-        super().__init__(plain(message, 400))
+        super().__init__(clean_line(message, 400))
 
 
 Validator = Callable[[Any], Any]

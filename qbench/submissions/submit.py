@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qbench.errors import QbenchError, UsageError, unknown
+from qbench.errors import QbenchError, UsageError, unknown_name_error
 from qbench.runs.attempts import Attempt
-from qbench.runs.lookup import looks_like_key, find_key
+from qbench.runs.lookup import find_key, looks_like_key
 from qbench.runs.state import read_run_state
 from qbench.store.board_members import read_all_board_members
 from qbench.submissions.bundle import (
@@ -25,8 +25,8 @@ from qbench.submissions.bundle import (
 )
 from qbench.submissions.canonical_zip import write_archive
 from qbench.submissions.strict_json import SubmissionError
-from qbench.util.redact_paths import unplaced
-from qbench.util.text import count, size
+from qbench.util.redact_paths import redact_paths
+from qbench.util.text import format_bytes, format_count
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class WrittenBundle:
     """The boards whose sweep files are in the bundle."""
 
     def __str__(self) -> str:
-        left_out = count(self.unfinished, "unfinished run")
+        left_out = format_count(self.unfinished, "unfinished run")
         without = f"; without {left_out}" if self.unfinished else ""
         boards = f" and the sweep file of {', '.join(self.boards)}" if self.boards else ""
-        contents = f"{count(self.runs, 'run')}{boards}, {size(self.size)}"
+        contents = f"{format_count(self.runs, 'run')}{boards}, {format_bytes(self.size)}"
         return f"{self.out}: {contents}{without}\nsha256 {self.sha256}"
 
 
@@ -120,7 +120,7 @@ def collect_finished_attempts(results: Path, words: Iterable[str]) -> tuple[list
 def _find_named_attempt(results: Path, word: str, boards: Mapping[str, Any]) -> Attempt:
     """Return the finished attempt at the run whose key a word is or begins."""
     if not looks_like_key(results, word):
-        raise unknown("board or run", word, boards)
+        raise unknown_name_error("board or run", word, boards)
     key = find_key(results, word)
     attempt = _find_finished_attempt(results, key)
     if attempt is None:
@@ -139,8 +139,9 @@ def _with_base_runs(results: Path, attempts: list[Attempt]) -> dict[str, Attempt
     pending = list(attempts)
     while pending:
         base = (pending.pop().read("spec") or {}).get("base")
-        is_new = base and base not in collected
-        if is_new and (attempt := _find_finished_attempt(results, base)):
+        if base is None or base in collected:
+            continue
+        if attempt := _find_finished_attempt(results, base):
             collected[attempt.key] = attempt
             pending.append(attempt)
     return collected
@@ -158,7 +159,7 @@ def read_sweep_files(results: Path, words: Iterable[str]) -> dict[str, bytes]:
     sweep_files: dict[str, bytes] = {}
     for members in sorted(named, key=lambda members: str(members["board"])):
         lines = str(members["sweep"]).split("\n")
-        data = "\n".join(map(unplaced, lines)).encode()
+        data = "\n".join(map(redact_paths, lines)).encode()
         with suppress(SubmissionError):
             decode_sweep_file(data, members["board"])
             if len(data) <= MAX_BYTES_OF_FILE[BOARD_FILE]:
@@ -174,21 +175,14 @@ def write_bundle(
     boards: Mapping[str, bytes],
 ) -> None:
     """Write a bundle of attempts, which are sorted by key, one for each run."""
-    from qbench import __version__
+    from qbench.version import __version__
 
     listed = [(attempt, _list_submitted_files(attempt)) for attempt in attempts]
     manifest = {
         "bundle_version": BUNDLE_VERSION,
         "made": {"qbench": __version__, "by": by},
         "note": note,
-        "runs": [
-            {
-                "key": attempt.key,
-                "attempt": attempt.number,
-                "files": {name: _describe_file(_read_run_file(attempt, name)) for name in names},
-            }
-            for attempt, names in listed
-        ],
+        "runs": [_describe_run(attempt, names) for attempt, names in listed],
         "boards": [{"name": name, **_describe_file(data)} for name, data in sorted(boards.items())],
     }
 
@@ -212,6 +206,11 @@ def _list_submitted_files(attempt: Attempt) -> list[str]:
     if (attempt.read("result") or {}).get("state") != "ok":
         names = [name for name in names if name != "weights.safetensors"]
     return names
+
+
+def _describe_run(attempt: Attempt, names: Iterable[str]) -> dict[str, Any]:
+    files = {name: _describe_file(_read_run_file(attempt, name)) for name in names}
+    return {"key": attempt.key, "attempt": attempt.number, "files": files}
 
 
 def _read_run_file(attempt: Attempt, name: str) -> bytes:

@@ -16,9 +16,9 @@ from qbench.errors import UsageError
 from qbench.store.board_members import read_all_board_members
 from qbench.submissions.bundle import BOARD_FILE, Bundle
 from qbench.submissions.strict_json import SubmissionError
-from qbench.sweepfile.read import load_builtin_board, list_builtin_boards, parse_sweep
-from qbench.util.redact_paths import unplaced
-from qbench.util.text import plain
+from qbench.sweepfile.read import list_builtin_boards, load_builtin_board, parse_sweep
+from qbench.util.redact_paths import redact_paths
+from qbench.util.text import clean_line
 
 SweepFileState = Literal["written", "same", "differs", "built in", "not written"]
 RESERVED_BOARD_NAMES = ("runs", "boards")
@@ -73,7 +73,9 @@ def save_sweep_files(results: Path, bundle: Bundle) -> list[ReceivedSweepFile]:
 
     The runs are already merged, so a file that cannot be written is reported and is no failure.
     """
-    swept = {str(members["board"]): str(members["sweep"]) for members in read_all_board_members(results)}
+    swept = {
+        str(members["board"]): str(members["sweep"]) for members in read_all_board_members(results)
+    }
     return [
         _save_sweep_file(
             results, board, decode_sweep_file(bundle.read_board(board), board), swept.get(board)
@@ -116,7 +118,7 @@ def _write_new_file(file: Path, text: str) -> SweepFileState:
 
 def _is_same_text(own_text: str, text: str) -> bool:
     # `qbench submit` shortens absolute paths in the text that it sends.
-    return text in (own_text, "\n".join(map(unplaced, own_text.split("\n"))))
+    return text in (own_text, "\n".join(map(redact_paths, own_text.split("\n"))))
 
 
 def _find_sweep_problem(text: str, board: str) -> str | None:
@@ -124,5 +126,5 @@ def _find_sweep_problem(text: str, board: str) -> str | None:
     try:
         parse_sweep(text, f"{board}.toml")
     except UsageError as error:
-        return plain(error)
+        return clean_line(error)
     return None

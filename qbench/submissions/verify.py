@@ -23,7 +23,7 @@ from qbench.submissions import file_checks, sweep_files
 from qbench.submissions.bundle import Bundle, open_bundle
 from qbench.submissions.report import VerificationReport
 from qbench.submissions.strict_json import SubmissionError
-from qbench.util.text import count, plain, size
+from qbench.util.text import clean_line, format_bytes, format_count
 
 if TYPE_CHECKING:
     from qbench.submissions.reevaluate import KnownRuns
@@ -84,7 +84,7 @@ def verify_open_bundle(
     _check_boards(bundle, report)
     known = _check_runs(bundle, report)
     known.add_to_report(report)
-    # Nothing is executed for a bundle that contradicts itself.
+    # A bundle that contradicts itself is neither evaluated nor trained again.
     if score and report.passed:
         reevaluate.evaluate_artefacts(bundle, report, known.runs, on_progress)
     if rerun != 0 and report.passed:
@@ -93,12 +93,13 @@ def verify_open_bundle(
 
 def _report_manifest(bundle: Bundle, report: VerificationReport) -> None:
     """Add the two checks that passed when the bundle was opened."""
-    made = bundle.manifest["made"]
-    author = f" by {plain(made['by'], 60)}" if made["by"] else ""
-    report.add_check("archive", f"{report.files} stored files, {size(bundle.archive.size)}")
+    origin = bundle.manifest["made"]
+    version = clean_line(origin["qbench"], 20)
+    author = f" by {clean_line(origin['by'], 60)}" if origin["by"] else ""
+    report.add_check("archive", f"{report.files} stored files, {format_bytes(bundle.archive.size)}")
     report.add_check(
         "manifest",
-        f"{count(report.runs, 'run')}, made{author} with qbench {plain(made['qbench'], 20)}; "
+        f"{format_count(report.runs, 'run')}, made{author} with qbench {version}; "
         "every file has its hash",
     )
 
@@ -133,7 +134,7 @@ def _check_runs(bundle: Bundle, report: VerificationReport) -> KnownRuns:
         report.add_check(check, detail, failures[check])
     report.add_check(
         "artefacts",
-        f"{artefacts} of {count(report.runs, 'run')} with an artefact; "
+        f"{artefacts} of {format_count(report.runs, 'run')} with an artefact; "
         "bytes, bits, levels and parameters are as the results say",
         failures["artefacts"],
     )

@@ -99,7 +99,7 @@ def evaluate_artefact(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
     from qbench.artefact.pack import load_into_model
     from qbench.runs.config import RunConfig
     from qbench.training.setup import list_sites, open_problem
-    from qbench.util.json_files import finite
+    from qbench.util.json_files import replace_non_finite
 
     config = RunConfig.from_json(spec)
     # On the CPU: its scores differ less between machines than those of accelerators.
@@ -122,7 +122,7 @@ def evaluate_artefact(spec: dict[str, Any], artefact: Path) -> dict[str, Any]:
         load_into_model(artefact, problem.model)
         problem.model.eval()
         score = problem.score(problem.model, "test")[task.metric.name]
-    values, kinds = finite({"packed": score})
+    values, kinds = replace_non_finite({"packed": score})
     return {**values, "kind": kinds.get("packed"), "parameters": parameters, "sites": sites}
 
 

@@ -11,7 +11,7 @@ from qbench.sweepfile.engine_table import RunProcesses
 from qbench.sweepfile.retired_table import RetiredVersion
 from qbench.sweepfile.tuning_space import RECIPE_TYPES, Tuning
 from qbench.sweepfile.tuning_table import refuse_shared_seeds
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 __all__ = [
     "NO_FORMAT",
@@ -109,9 +109,11 @@ class SweepConfig:
         if steps is None and seeds is None:
             return self
         if self.tuning:
-            where = f"{self.file}: {count(seeds or 0, 'seed')}"
+            where = f"{self.file}: {format_count(seeds or 0, 'seed')}"
             refuse_shared_seeds(self.tuning.seeds, range(seeds or 0), where)
-        cuts = [count(n, word) for n, word in ((steps, "step"), (seeds, "seed")) if n is not None]
+        cuts = [
+            format_count(n, word) for n, word in ((steps, "step"), (seeds, "seed")) if n is not None
+        ]
         # The steps of a task override those of the sweep, so they must be cut in both places.
         recipe_cut = {} if steps is None else {"steps": (steps,)}
         return dataclasses.replace(

@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from qbench.errors import UsageError, unknown
-from qbench.util.checked_values import whole
+from qbench.errors import UsageError, unknown_name_error
+from qbench.util.checked_values import check_integer
 
 __all__ = ["RunProcesses", "read_engine_table"]
 
@@ -32,7 +32,7 @@ def read_engine_table(table: Any, where: str) -> RunProcesses:
     known = [field.name for field in dataclasses.fields(RunProcesses)]
     for key in table:
         if key not in known:
-            raise unknown("key", key, known, where)
+            raise unknown_name_error("key", key, known, where)
     return RunProcesses(
-        whole(table.get("gpus_per_run", 1), 1, MAX_PROCESSES, f"{where}: gpus_per_run")
+        check_integer(table.get("gpus_per_run", 1), 1, MAX_PROCESSES, f"{where}: gpus_per_run")
     )

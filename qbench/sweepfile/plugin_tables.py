@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from qbench.errors import UsageError, unknown
+from qbench.errors import UsageError, unknown_name_error
 from qbench.plugins import registry
 from qbench.runs.config import Recipe
 from qbench.sweepfile.config import (
@@ -17,7 +17,7 @@ from qbench.sweepfile.config import (
     FormatAxes,
     SweepEntry,
 )
-from qbench.util.checked_values import coerce, line, list_of, strings
+from qbench.util.checked_values import check_line, check_list, check_strings, check_type
 
 __all__ = ["read_entries", "read_formats", "read_recipe", "unknown_key_error"]
 
@@ -41,7 +41,7 @@ def read_entries(data: Mapping[str, Any], kind: str, file: str) -> Iterator[Swee
     for table, where in tables:
         entry = _read_entry(table, kind, where)
         if entry.name not in known:
-            raise unknown(kind, entry.name, known, where)
+            raise unknown_name_error(kind, entry.name, known, where)
         first = places.setdefault(repr(sorted(table.items())), where)
         if first != where:
             raise UsageError(
@@ -66,7 +66,7 @@ def read_formats(value: Any, where: str) -> FormatAxes:
     found = {}
     for key, names in table.items():
         place = f"{where}: {key}" if isinstance(value, dict) else where
-        found[key] = strings(names, place, empty=key == "activations")
+        found[key] = check_strings(names, place, empty=key == "activations")
     return FormatAxes(**{key: names or (NO_FORMAT,) for key, names in found.items()})
 
 
@@ -79,7 +79,7 @@ def read_recipe(table: Any, where: str) -> dict[str, tuple[Any, ...]]:
         if key not in RECIPE_TYPES:
             raise unknown_key_error(key, RECIPE_TYPES, where)
         place = f"{where}: {key}"
-        axes[key] = tuple(coerce(v, RECIPE_TYPES[key], place) for v in list_of(value, place))
+        axes[key] = tuple(check_type(v, RECIPE_TYPES[key], place) for v in check_list(value, place))
         # Each value can be checked alone, because no domain depends on another key.
         for item in axes[key]:
             if problem := dataclasses.replace(Recipe(), **{key: item}).find_problem():
@@ -95,14 +95,14 @@ def unknown_key_error(key: str, known: Iterable[str], where: str) -> UsageError:
         return UsageError(
             f"{where}: {key} belongs to the sweep: move it above the first table of the file"
         )
-    return unknown("key", key, known, where)
+    return unknown_name_error("key", key, known, where)
 
 
 def _list_tables(
     data: Mapping[str, Any], kind: str, file: str
 ) -> list[tuple[Mapping[str, Any], str]]:
     """Return the tables of one kind, each with its place; a bare name is a table with a name."""
-    names = strings(data.get(f"{kind}s", []), f"{file}: {kind}s", empty=True)
+    names = check_strings(data.get(f"{kind}s", []), f"{file}: {kind}s", empty=True)
     tables = data.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(
@@ -120,21 +120,21 @@ def _read_entry(table: Mapping[str, Any], kind: str, where: str) -> SweepEntry:
         hint = f" (instead of {near!r}?)" if near else ""
         raise UsageError(f"{where}: name is missing{hint}")
     entry = SweepEntry(
-        name=line(table["name"], f"{where}: name"),
+        name=check_line(table["name"], f"{where}: name"),
         where=where,
-        label=line(table.get("label", ""), f"{where}: label"),
+        label=check_line(table.get("label", ""), f"{where}: label"),
         params=_read_params(table, kind, where),
-        sizes=strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
+        sizes=check_strings(table["sizes"], f"{where}: sizes") if "sizes" in table else (),
         formats=read_formats(table["formats"], f"{where}: formats") if "formats" in table else None,
     )
     if kind == "method":
         rate = {"lr": table["lr"]} if "lr" in table else {}
-        preset = line(table["preset"], f"{where}: preset") if "preset" in table else ""
+        preset = check_line(table["preset"], f"{where}: preset") if "preset" in table else ""
         return dataclasses.replace(entry, recipe=read_recipe(rate, where), preset=preset)
     recipe = read_recipe(table.get("recipe", {}), f"{where}: recipe")
     downstream = None
     if "downstream" in table:
-        downstream = strings(table["downstream"], f"{where}: downstream", empty=True)
+        downstream = check_strings(table["downstream"], f"{where}: downstream", empty=True)
     return dataclasses.replace(entry, recipe=recipe, downstream=downstream)
 
 

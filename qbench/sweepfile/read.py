@@ -72,7 +72,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qbench.errors import UsageError, unknown
+from qbench.errors import UsageError, unknown_name_error
 from qbench.plugins import registry
 from qbench.sweepfile.config import TOP_LEVEL_KEYS, TRACKS, FormatAxes, SweepConfig
 from qbench.sweepfile.engine_table import read_engine_table
@@ -80,7 +80,7 @@ from qbench.sweepfile.plugin_tables import read_entries, read_formats, read_reci
 from qbench.sweepfile.retired_table import read_retired_tables
 from qbench.sweepfile.tuning_space import Tuning
 from qbench.sweepfile.tuning_table import read_tuning_table
-from qbench.util.checked_values import line, strings, whole
+from qbench.util.checked_values import check_integer, check_line, check_strings
 
 __all__ = [
     "list_builtin_boards",
@@ -117,13 +117,13 @@ def parse_sweep(text: str, file: str) -> SweepConfig:
         raise UsageError(f"{file}: not TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
     for key in data:
         if key not in TOP_LEVEL_KEYS:
-            raise unknown("key", key, TOP_LEVEL_KEYS, file)
+            raise unknown_name_error("key", key, TOP_LEVEL_KEYS, file)
     sweep = SweepConfig(
         board=_read_board_name(data, file),
         tasks=tuple(read_entries(data, "task", file)),
         methods=tuple(read_entries(data, "method", file)),
-        version=whole(data.get("version", 1), 1, MAX_SEED, f"{file}: version"),
-        title=line(data.get("title", ""), f"{file}: title"),
+        version=check_integer(data.get("version", 1), 1, MAX_SEED, f"{file}: version"),
+        title=check_line(data.get("title", ""), f"{file}: title"),
         seeds=_read_seeds(data.get("seeds", 1), f"{file}: seeds"),
         start=_read_start(data.get("start", "scratch"), f"{file}: start"),
         track=_read_track(data.get("track", TRACKS[0]), f"{file}: track"),
@@ -149,7 +149,7 @@ def list_builtin_boards() -> list[str]:
 def load_builtin_board(name: str = "quick") -> SweepConfig:
     """Return the sweep of a board whose file ships with qbench."""
     if name not in list_builtin_boards():
-        raise unknown("board", name, list_builtin_boards())
+        raise unknown_name_error("board", name, list_builtin_boards())
     file = files("qbench").joinpath("boards", f"{name}.toml")
     return parse_sweep(file.read_text(encoding="utf-8"), f"{name}.toml")
 
@@ -162,7 +162,7 @@ def list_plugin_modules(config: SweepConfig) -> list[str]:
     ]
     modules = [registry.plugins(kind)[name].entry.module for kind, name in chosen]
     if config.downstream or any(entry.downstream for entry in config.tasks):
-        modules.append("qbench.downstream.lm_eval_tasks")
+        modules.append("qbench.downstream.lm_eval_evaluation")
     return list(dict.fromkeys(modules))
 
 
@@ -173,7 +173,7 @@ def _read_board_name(data: Mapping[str, Any], file: str) -> str:
     if "board" not in data:
         example = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)
         raise UsageError(f'{file}: board is missing: write board = "{example}"')
-    name = line(data["board"], f"{file}: board")
+    name = check_line(data["board"], f"{file}: board")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(
             f"{file}: board: it names a folder, so up to 64 letters, digits and . _ -, not {name!r}"
@@ -184,19 +184,19 @@ def _read_board_name(data: Mapping[str, Any], file: str) -> str:
 def _read_seeds(value: Any, where: str) -> tuple[int, ...]:
     """Return the seeds, given as a list or as a number of them."""
     if not isinstance(value, list):
-        return tuple(range(whole(value, 1, MAX_SEEDS, where)))
-    seeds = tuple(whole(seed, 0, MAX_SEED, where) for seed in value)
+        return tuple(range(check_integer(value, 1, MAX_SEEDS, where)))
+    seeds = tuple(check_integer(seed, 0, MAX_SEED, where) for seed in value)
     if not seeds or len(seeds) > MAX_SEEDS:
         raise UsageError(f"{where}: from 1 to {MAX_SEEDS} of them, not {len(seeds)}")
     if len(set(seeds)) < len(seeds):
         repeated = next(seed for seed in seeds if seeds.count(seed) > 1)
-        raise UsageError(f"{where}: {repeated} is there twice")
+        raise UsageError(f"{where}: {repeated} occurs twice")
     return seeds
 
 
 def _read_start(value: Any, where: str) -> str:
     """Return `scratch`, or `<method>:<share of the budget>` with the share in one spelling."""
-    text = line(value, where)
+    text = check_line(value, where)
     method, _, share = text.partition(":")
     if text == "scratch":
         return text
@@ -206,14 +206,14 @@ def _read_start(value: Any, where: str) -> str:
             f"(between 0 and 1), not {text!r}"
         )
     if method not in registry.plugins("methods"):
-        raise unknown("method", method, registry.plugins("methods"), where)
+        raise unknown_name_error("method", method, registry.plugins("methods"), where)
     # The start is part of every key, so .5 and 0.50 must become the same text.
     return f"{method}:{float(share)}"
 
 
 def _read_track(value: Any, where: str) -> str:
-    if line(value, where) not in TRACKS:
-        raise unknown("track", value, TRACKS, where)
+    if check_line(value, where) not in TRACKS:
+        raise unknown_name_error("track", value, TRACKS, where)
     return str(value)
 
 
@@ -227,7 +227,7 @@ def _read_board_formats(data: Mapping[str, Any], file: str) -> FormatAxes:
 def _read_downstream(table: Any, where: str) -> tuple[str, ...]:
     if not isinstance(table, dict) or set(table) != {"tasks"}:
         raise UsageError(f'{where}: write tasks = ["name"] in it, and nothing else')
-    return strings(table["tasks"], f"{where}: tasks", empty=True)
+    return check_strings(table["tasks"], f"{where}: tasks", empty=True)
 
 
 # ---- tuning ----

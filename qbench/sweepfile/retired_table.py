@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.errors import UsageError
-from qbench.util.checked_values import line, whole
+from qbench.util.checked_values import check_integer, check_line
 
 KEYS = ("method", "version", "reason")
 CONTROLS = ("fp", "rtn")
@@ -44,6 +44,8 @@ def read_retired_tables(tables: Any, where: str) -> Iterator[RetiredVersion]:
             raise UsageError(
                 f"{where} {n}: {table['method']} is a control, which every board needs"
             )
-        name, reason = (line(table[key], f"{where} {n}: {key}") for key in ("method", "reason"))
-        version = whole(table["version"], 1, 10**6, f"{where} {n}: version")
+        name, reason = (
+            check_line(table[key], f"{where} {n}: {key}") for key in ("method", "reason")
+        )
+        version = check_integer(table["version"], 1, 10**6, f"{where} {n}: version")
         yield RetiredVersion(name, version, reason)

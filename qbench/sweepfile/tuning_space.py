@@ -1,4 +1,4 @@
-"""The search space of a board's tuning: axes, number of trials, halving; and how trials are drawn."""
+"""The search space of a board's tuning: axes, trials and halving; and how trials are drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from qbench.runs.config import Recipe
-from qbench.util.text import count, value
+from qbench.util.text import format_count, format_value
 
 __all__ = [
     "FIRST_TUNING_SEED",
@@ -52,6 +52,7 @@ class TuningAxis:
         # Values are part of keys. Rounding removes the last bits, in which the exponentials and
         # logarithms of different machines may differ.
         rounded = float(f"{math.exp(x) if self.log else x:.{SIGNIFICANT_DIGITS}g}")
+        # Rounding may have left the range by the last digit.
         return min(max(rounded, self.low), self.high)
 
     def is_at_edge(self, value: Any) -> bool:
@@ -77,7 +78,7 @@ class TuningAxis:
 
     def __str__(self) -> str:
         if self.values:
-            return f"in {{{', '.join(map(value, self.values))}}}"
+            return f"in {{{', '.join(map(format_value, self.values))}}}"
         return f"from {self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
 
@@ -172,7 +173,8 @@ class Tuning:
         for method, axes in sorted(self.own.items()):
             spaces.append(f"and of its own for {method} {_describe_axes(axes)}")
         seeds = f"at seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
-        text = f"{count(self.trials, 'trial')} for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"
+        trials = format_count(self.trials, "trial")
+        text = f"{trials} for everyone ({drawn}), {seeds}: {'; '.join(spaces)}"
         if self.halving:
             rungs = zip(self.count_trials_per_rung(), self.rungs, strict=True)
             steps = (f"{n} with {100 * share:g} % of the steps" for n, share in rungs)

@@ -1,10 +1,11 @@
 """The table [tuning] of a sweep file.
 
-Every method, controls included, gets the same number of trials. A trial is a point of a space. Its dimensions are keys of the recipe, which all methods share, and
-at most two hyper-parameters of a method's own. Every method gets the same points in the shared
-dimensions. Its own hyper-parameters lie in further dimensions of the same sequence, which are drawn
-even for methods without any, so an axis of one method does not change another's trials. A method
-without own axes spends as many trials on the shared dimensions alone.
+Every method, controls included, gets the same number of trials. A trial is a point of a space. Its
+dimensions are keys of the recipe, which all methods share, and at most two hyper-parameters of a
+method's own. Every method gets the same points in the shared dimensions. Its own hyper-parameters
+lie in further dimensions of the same sequence, which are drawn even for methods without any, so an
+axis of one method does not change another's trials. A method without own axes spends as many
+trials on the shared dimensions alone.
 
     trial → runs with the tuning seeds → [rungs: shorter runs first, the better part goes on]
           → choice by validation score → runs with the board's seeds
@@ -21,7 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qbench.errors import UsageError, unknown
+from qbench.errors import UsageError, unknown_name_error
 from qbench.runs.config import Recipe
 from qbench.sweepfile.tuning_space import (
     FIRST_TUNING_SEED,
@@ -31,7 +32,7 @@ from qbench.sweepfile.tuning_space import (
     Tuning,
     TuningAxis,
 )
-from qbench.util.checked_values import coerce, whole
+from qbench.util.checked_values import check_integer, check_type
 
 __all__ = ["read_tuning_table", "refuse_shared_seeds"]
 
@@ -78,7 +79,7 @@ def read_tuning_table(
         axes=axes,
         trials=_read_trial_count(table, axes, sampler, own, where),
         sampler=sampler,
-        seed=whole(table.get("seed", 0), 0, MAX_SEED, f"{where}: seed"),
+        seed=check_integer(table.get("seed", 0), 0, MAX_SEED, f"{where}: seed"),
         seeds=_read_seeds(table.get("seeds", 1), seeds, f"{where}: seeds"),
         halving=_read_halving(halving, f"{where}: halving") if "halving" in table else None,
         own=own,
@@ -115,7 +116,7 @@ def _read_trial_count(
             f"{where}: no key of the recipe has a range, so trials would repeat: "
             'write sampler = "grid", or a range'
         )
-    return whole(table["trials"], 1, MAX_TRIALS, f"{where}: trials")
+    return check_integer(table["trials"], 1, MAX_TRIALS, f"{where}: trials")
 
 
 def _count_grid_points(
@@ -140,17 +141,17 @@ def _count_grid_points(
             f"{where}: trials: the grid has {points} points, not {table['trials']!r}: "
             "leave trials out"
         )
-    return whole(points, 1, MAX_TRIALS, f"{where}: trials")
+    return check_integer(points, 1, MAX_TRIALS, f"{where}: trials")
 
 
 def _read_sampler(value: Any, where: str) -> str:
     if value not in SAMPLERS:
-        raise unknown("sampler", value, SAMPLERS, where)
+        raise unknown_name_error("sampler", value, SAMPLERS, where)
     return str(value)
 
 
 def _read_seeds(value: Any, reported: Sequence[int], where: str) -> tuple[int, ...]:
-    count = whole(value, 1, MAX_SEEDS, where)
+    count = check_integer(value, 1, MAX_SEEDS, where)
     seeds = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + count))
     refuse_shared_seeds(seeds, reported, where)
     return seeds
@@ -160,8 +161,8 @@ def _read_halving(value: Any, where: str) -> Halving:
     if not isinstance(value, dict) or value.keys() != {"rungs", "keep"}:
         raise UsageError(f"{where}: {{ rungs = [0.25, 0.5], keep = 0.5 }}, not {value!r}")
     shares = _read_values(value["rungs"], f"{where}: rungs")
-    rungs = tuple(float(coerce(share, float, f"{where}: rungs")) for share in shares)
-    keep = float(coerce(value["keep"], float, f"{where}: keep"))
+    rungs = tuple(float(check_type(share, float, f"{where}: rungs")) for share in shares)
+    keep = float(check_type(value["keep"], float, f"{where}: keep"))
     if not all(a < b for a, b in itertools.pairwise((0.0, *rungs, 1.0))):
         raise UsageError(
             f"{where}: rungs: rising shares of the steps between 0 and 1, not {list(rungs)}"
@@ -179,11 +180,11 @@ def _read_shared_axis(name: str, value: Any, where: str) -> TuningAxis:
     if name not in TUNABLE_KEYS:
         if name in RECIPE_TYPES:
             raise UsageError(f"{where}: {name} cannot be tuned: it is the same for all methods")
-        raise unknown("key", name, (*RESERVED_KEYS, *TUNABLE_KEYS), where)
+        raise unknown_name_error("key", name, (*RESERVED_KEYS, *TUNABLE_KEYS), where)
     axis, kind = _read_axis(value, f"{where}: {name}"), RECIPE_TYPES[name]
     if not axis.values and kind is not float:
         raise UsageError(f"{where}: {name} has no range: write {name} = {{ values = [...] }}")
-    values = tuple(coerce(item, kind, f"{where}: {name}") for item in axis.values)
+    values = tuple(check_type(item, kind, f"{where}: {name}") for item in axis.values)
     axis = dataclasses.replace(axis, values=values)
     for end in axis.ends:
         if problem := dataclasses.replace(Recipe(), **{name: end}).find_problem():
@@ -199,7 +200,7 @@ def _read_own_axes(
         raise UsageError(f"{where}: a table for each method: [tuning.own.NAME]")
     for method, own in table.items():
         if method not in methods:
-            raise unknown("method of the sweep", method, methods, where)
+            raise unknown_name_error("method of the sweep", method, methods, where)
         if not 1 <= len(own) <= MAX_OWN_PARAMS:
             raise UsageError(
                 f"{where}.{method}: one or {MAX_OWN_PARAMS} hyper-parameters, so that no method's "
@@ -224,11 +225,11 @@ def _read_axis(value: Any, where: str) -> TuningAxis:
     known = ("values",) if "values" in value else ("low", "high", "log")
     for key in value:
         if key not in known:
-            raise unknown("key", key, known, where)
+            raise unknown_name_error("key", key, known, where)
     if "values" in value:
         return TuningAxis(values=_read_values(value["values"], f"{where}: values"))
-    low, high = (float(coerce(value[end], float, f"{where}: {end}")) for end in ("low", "high"))
-    log = bool(coerce(value.get("log", False), bool, f"{where}: log"))
+    low, high = (float(check_type(value[end], float, f"{where}: {end}")) for end in ("low", "high"))
+    log = bool(check_type(value.get("log", False), bool, f"{where}: log"))
     if low >= high:
         raise UsageError(f"{where}: low must be below high, not {low:g} and {high:g}")
     if log and low <= 0:
@@ -240,5 +241,5 @@ def _read_values(value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list) or not value:
         raise UsageError(f"{where}: a list of values, not {value!r}")
     if repeated := [item for i, item in enumerate(value) if item in value[:i]]:
-        raise UsageError(f"{where}: {repeated[0]!r} is there twice")
+        raise UsageError(f"{where}: {repeated[0]!r} occurs twice")
     return tuple(value)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from qbench.errors import UsageError, unknown
+from qbench.errors import UsageError, unknown_name_error
 from qbench.plugins import registry
 from qbench.runs.config import Quantization, Recipe, canonical_json
 from qbench.sweepfile.config import (
@@ -24,7 +24,7 @@ from qbench.sweepfile.config import (
     SweepEntry,
 )
 from qbench.sweepfile.plugin_tables import unknown_key_error
-from qbench.util.text import spell
+from qbench.util.text import format_parameters
 
 if TYPE_CHECKING:
     from qbench.api.method import Method, Preset
@@ -152,7 +152,7 @@ def _list_sizes(task: Task, entry: SweepEntry) -> tuple[str, ...]:
     known = tuple(task.sizes)
     for size in entry.sizes:
         if size not in known and size != "all":
-            raise unknown("size", size, known, f"{entry.where} ({task.name})")
+            raise unknown_name_error("size", size, known, f"{entry.where} ({task.name})")
     return known if "all" in entry.sizes else entry.sizes or known[:1]
 
 
@@ -174,12 +174,12 @@ def _load_preset(entry: SweepEntry) -> Preset:
 
     presets: Mapping[str, Preset] = registry.load("methods", entry.name, entry.where).presets
     if entry.preset and entry.preset not in presets:
-        raise unknown("preset", entry.preset, presets, f"{entry.where} ({entry.name})")
+        raise unknown_name_error("preset", entry.preset, presets, f"{entry.where} ({entry.name})")
     preset = presets[entry.preset] if entry.preset else Preset("")
     where = f"{entry.where} ({entry.name}, preset {entry.preset})"
     for name in preset.recipe:
         if name not in RECIPE_TYPES:
-            raise unknown("word of a recipe", name, RECIPE_TYPES, where)
+            raise unknown_name_error("word of a recipe", name, RECIPE_TYPES, where)
     if problem := dataclasses.replace(Recipe(), **preset.recipe).find_problem():
         raise UsageError(f"{where}: {problem}")
     return preset
@@ -194,7 +194,7 @@ def _make_label(
     """
     published = f"{entry.name} as published ({entry.preset})" if entry.preset else entry.name
     shown = axis_values if entry.label or entry.preset else params
-    spelled = spell(_replace_local_values(shown, method.params))
+    spelled = format_parameters(_replace_local_values(shown, method.params))
     return f"{entry.label or published} ({spelled})" if spelled else entry.label or published
 
 
@@ -209,7 +209,7 @@ def _expand_params(
     axes = {name: value for name, value in entry.params.items() if _is_axis(value, types[name])}
     for name, values in axes.items():
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-            raise UsageError(f"{entry.where}: {name}: {twice[0]!r} is there twice")
+            raise UsageError(f"{entry.where}: {name}: {twice[0]!r} occurs twice")
     for values in itertools.product(*axes.values()):
         combination = dict(zip(axes, values, strict=True))
         yield {**entry.params, **combination}, combination

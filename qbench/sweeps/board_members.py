@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbench.plugins.registry import load
 from qbench.store.board_members import BOARD_MEMBERS_VERSION
-from qbench.util.redact_paths import unplaced
+from qbench.util.redact_paths import redact_paths
 
 if TYPE_CHECKING:
     from qbench.sweeps.cells import Cell, Plan
@@ -62,7 +62,7 @@ def _describe_cell(cell: Cell, plan: Plan, has_runs: bool) -> dict[str, Any]:
         "label": cell.label,
         "variant": cell.variant,
         "provenance": load_method(cell.example.method).provenance,
-        "refusal": cell.refusal and unplaced(cell.refusal),
+        "refusal": cell.refusal and redact_paths(cell.refusal),
         # Trials of all rungs are stored with the full budget, so that they are of one cell.
         "spec": (cell.full_budget or cell.example).to_json(),
         "keys": [cell.key(seed) for seed in seeds] if has_runs else [],

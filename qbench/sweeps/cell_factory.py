@@ -12,7 +12,7 @@ from qbench.runs.config import Quantization, Recipe, RunConfig, canonical_json
 from qbench.sweepfile.config import SweepConfig
 from qbench.sweeps.axes import MethodSetting, TaskSetting
 from qbench.sweeps.cells import Cell
-from qbench.util.text import spell
+from qbench.util.text import format_parameters
 
 if TYPE_CHECKING:
     from qbench.api.method import Method
@@ -64,7 +64,7 @@ class CellFactory:
                 ' write start = "fp:0.5"'
             )
         task_axes = {k: v for k, v in task_setting.axes.items() if k not in changes}
-        variant = spell({**task_axes, **method_setting.axes})
+        variant = format_parameters({**task_axes, **method_setting.axes})
         base = self.make_base(task_setting, method, config)
         if base and base.refusal:
             refusal: str | None = f"{base.label}: {base.refusal}"
@@ -87,7 +87,7 @@ class CellFactory:
         if config.start == "scratch":
             return None
         name, share = config.start.split(":")
-        untuned = self._untune(task_setting, config.recipe)
+        untuned = self._remove_tuned_values(task_setting, config.recipe)
         steps = max(1, round(float(share) * untuned.steps))
         recipe = dataclasses.replace(untuned, steps=steps, objective="task")
         return self._make_base_cell(
@@ -119,7 +119,7 @@ class CellFactory:
             self.refusals[question] = workload.refusal_of(config)
         return self.refusals[question]
 
-    def _untune(self, task_setting: TaskSetting, recipe: Recipe) -> Recipe:
+    def _remove_tuned_values(self, task_setting: TaskSetting, recipe: Recipe) -> Recipe:
         """Return the recipe with all steps and without the tuned values of a trial.
 
         All trials then start from one network, and not each from a network of its own.

@@ -20,7 +20,7 @@ Order of events:
     6. Act on signals. Go on with 2 until nothing is queued and nothing is running.
 
 If the coordinator is killed, at any moment, its workers end too, and only the time since their last
-checkpoints is lost, because all that it knows is in the run folders. The next sweep of the same file
+checkpoints is lost, because all that it knows is in the run folders. The next sweep of this file
 continues attempts that have no result.json from their checkpoints, and inserts results that are not
 in the store yet. A damaged database is built anew.
 
@@ -52,8 +52,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.engines.base import Engine, Event
-from qbench.engines.endings import how_it_ended, tries_in_a_sweep
-from qbench.errors import plain_disk_errors
+from qbench.engines.endings import describe_ending, max_tries
+from qbench.errors import explain_disk_errors
 from qbench.execution.assignment import Assignment, Execution
 from qbench.runs.attempts import Attempt, create_attempt, list_attempts
 from qbench.runs.state import NEW, RunState, find_checkpoint_folder
@@ -99,7 +99,7 @@ def run_sweep(
 
     # Plan before the store is opened: a file with errors must not create a results folder.
     state = SweepState(Planner(config), results, retry, shard)
-    with plain_disk_errors(results), Store(results) as store:
+    with explain_disk_errors(results), Store(results) as store:
         coordinator = Coordinator(state, store, engine, execution, progress or NullListener())
         with coordinator.counting_interrupts():
             return coordinator.run()
@@ -124,8 +124,8 @@ class Coordinator:
     to_ingest: list[Attempt] = field(default_factory=list)
     """Attempts that have ended and are not in the store yet."""
     events: deque[Event] = field(default_factory=deque)
-    """Events that were received and not handled yet. If handling one raises an error, `stop` still
-    finds the rest here; if one were lost, its group would never end."""
+    """Events that were received and not handled yet. If handling one raises an error,
+    `stop_workers` finds the rest here. If one were lost, its group would never end."""
     groups: int = 0
     """The number of the latest group."""
     interrupts: int = 0
@@ -153,11 +153,11 @@ class Coordinator:
                 self.act_on_interrupts()
         finally:
             try:
-                self.stop()
+                self.stop_workers()
             finally:
                 # Also if stopping fails: the display must give the terminal back.
                 seconds = time.monotonic() - self.began
-                summary = self.state.summarize(self.interrupts > 0, seconds)
+                summary = self.state.make_summary(self.interrupts > 0, seconds)
                 self.progress.stop(summary)
         return summary
 
@@ -178,7 +178,7 @@ class Coordinator:
                 self.to_ingest.append(state.attempt)  # it is the only one; saves a listing
         self.update_store()
         for key in keys:
-            self.enqueue(key)
+            self.queue_run(key)
 
     def plan_further(self) -> None:
         """Plan again while the trials that a search waited for have all ended."""
@@ -187,17 +187,17 @@ class Coordinator:
             self.accept_plan(*self.state.plan_again())
             self.progress.event("planned", "", total=self.state.total, cached=self.state.cached)
 
-    def enqueue(self, key: str) -> None:
+    def queue_run(self, key: str) -> None:
         """Queue a run that this sweep must train, or let it wait until its base has ended."""
         if not self.state.is_ours(key):
             return
         base = self.state.plan.runs[key].base
         if base is None or base in self.state.ended:
-            self.push(key)
+            self.push_run(key)
         else:
             self.followers.setdefault(base, []).append(key)
 
-    def push(self, key: str) -> None:
+    def push_run(self, key: str) -> None:
         """Put a run into the queue. One that is tried again trains alone."""
         # A stacked run that failed may have been the reason why its whole group ended.
         kind = None if key in self.retries else self.queue.find_kind(self.state.plan.runs[key].cell)
@@ -212,9 +212,9 @@ class Coordinator:
             keys = self.queue.pop(idle, lambda key: self.state.plan.runs[key].config)
             group = [attempt for key in keys if (attempt := self.begin_attempt(key))]
             if group:
-                self.submit(group)
+                self.submit_group(group)
 
-    def submit(self, group: list[RunningAttempt]) -> None:
+    def submit_group(self, group: list[RunningAttempt]) -> None:
         """Hand a group to the engine."""
         self.groups += 1
         self.running[self.groups] = group
@@ -237,7 +237,7 @@ class Coordinator:
         base = self.state.states[run.base] if run.base else None
         if base and (base.state != "cached" or base.diverged):
             message = f"the run that it goes on from failed: {base.message or base.reason}"
-            self.fail(running, base.reason or "data", message)
+            self.fail_run(running, base.reason or "data", message)
             return None
         return running
 
@@ -293,17 +293,17 @@ class Coordinator:
             doubled = replace(running.execution, accumulate=2 * running.execution.accumulate)
             self.try_again(running, state, doubled)
         else:
-            self.finish(running, state)
+            self.finish_run(running, state)
 
     def handle_lost(
         self, running: RunningAttempt, state: RunState, details: Mapping[str, Any]
     ) -> None:
         """Retry or fail a run whose worker ended without a result."""
-        reason, message = how_it_ended(details, running.execution)
-        may_retry = reason in EXTERNAL_REASONS and running.tries < tries_in_a_sweep(details)
+        reason, message = describe_ending(details, running.execution)
+        may_retry = reason in EXTERNAL_REASONS and running.tries < max_tries(details)
         # A run that was too slow for its time limit would be again.
         if not may_retry or details.get("late"):
-            self.fail(running, reason, message)
+            self.fail_run(running, reason, message)
         elif self.interrupts:
             self.state.states[running.run.key] = state
             self.progress.event("lost", running.run.title, reason=reason, message=message)
@@ -316,17 +316,17 @@ class Coordinator:
         """Queue a run once more."""
         key, title = running.run.key, running.run.title
         self.state.states[key] = state
-        self.retries[key] = (running.tries, execution)  # before push, which looks it up
-        self.push(key)
+        self.retries[key] = (running.tries, execution)  # before push_run, which looks it up
+        self.push_run(key)
         reason, why = state.reason or "lost", message or state.message
         self.progress.event("retry", title, reason=reason, message=why)
 
-    def fail(self, running: RunningAttempt, reason: str, message: str) -> None:
+    def fail_run(self, running: RunningAttempt, reason: str, message: str) -> None:
         """Write a failure for an attempt that left no result, and finish the run."""
         running.write_failure(reason, message)
-        self.finish(running, running.read_state())
+        self.finish_run(running, running.read_state())
 
-    def finish(self, running: RunningAttempt, state: RunState) -> None:
+    def finish_run(self, running: RunningAttempt, state: RunState) -> None:
         """Record the end of a run, and queue the runs that waited for it."""
         key = running.run.key
         self.state.record_end(key, state)
@@ -335,7 +335,7 @@ class Coordinator:
         self.progress.event(kind, running.run.title, reason=state.reason, message=state.message)
         # Also after a failure: they are handed out, find that their base failed, and fail.
         for follower in self.followers.pop(key, ()):
-            self.push(follower)
+            self.push_run(follower)
 
     # ---- the store ----
 
@@ -370,7 +370,7 @@ class Coordinator:
         for group in self.running:
             self.engine.cancel(group)
 
-    def stop(self) -> None:
+    def stop_workers(self) -> None:
         """Stop all workers, and store what they have finished. It runs after errors as well."""
         self.stopping = True
         while self.running:
@@ -384,14 +384,14 @@ class Coordinator:
     def counting_interrupts(self) -> Iterator[None]:
         """Count SIGINT and SIGTERM in `interrupts` while the sweep runs."""
 
-        def count(signum: int, frame: object) -> None:
+        def count_signal(signum: int, frame: object) -> None:
             # Nothing else is safe here: the main thread may be in the middle of a transaction.
             self.interrupts += 1 if signum == signal.SIGINT else 2
 
         # Python allows signal handlers in the main thread only.
         in_main_thread = threading.current_thread() is threading.main_thread()
         signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-        previous = {signum: signal.signal(signum, count) for signum in signals}
+        previous = {signum: signal.signal(signum, count_signal) for signum in signals}
         try:
             yield
         finally:

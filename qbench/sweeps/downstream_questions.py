@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from qbench.downstream.quiz_definition import rows, sha256
+from qbench.downstream.quiz_definition import hash_quiz, make_quiz_rows
 from qbench.engines.base import Engine, Event
 from qbench.errors import QbenchError, UsageError
 from qbench.execution.assignment import Assignment, Execution
@@ -30,7 +30,7 @@ from qbench.runs.downstream_answers import list_unanswered_tasks
 from qbench.runs.state import read_run_state
 from qbench.store.board_members import read_all_board_members
 from qbench.sweepfile.config import SweepConfig, SweepEntry
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 TICK_S = 0.25
 """How long one poll of the engine waits."""
@@ -156,7 +156,7 @@ def record_answer(pending: PendingQuestions, event: Event, summary: QuestionSumm
 def make_failure_error(failures: Sequence[tuple[str, str]]) -> QbenchError:
     """Return an error with the first failure and the number of the others."""
     title, message = failures[0]
-    more = f" (and {count(len(failures) - 1, 'more run')})" if len(failures) > 1 else ""
+    more = f" (and {format_count(len(failures) - 1, 'more run')})" if len(failures) > 1 else ""
     return QbenchError(
         f"downstream: {title}: {message}{more}; the scores stand, and the next sweep asks again"
     )
@@ -208,7 +208,7 @@ def _hash_quiz(task: str, params: str, name: str) -> str | None:
     """
     try:
         quiz = registry.build("tasks", task, json.loads(params)).quizzes().get(name)
-        return None if quiz is None else sha256(name, quiz, rows(name, quiz))
+        return None if quiz is None else hash_quiz(name, quiz, make_quiz_rows(name, quiz))
     except QbenchError:
         return None
 
@@ -234,7 +234,7 @@ def may_train_language_model(entry: SweepEntry) -> bool:
 def _check_tables_of_one_task(config: SweepConfig) -> None:
     """Raise UsageError if two [[task]] tables of one task ask different questions.
 
-    A run knows its task but not its table, so it could not be told which of them to answer.
+    A run knows its task but not its table, so nobody could say which questions are for it.
     """
     for entry in config.tasks:
         same_task = [other for other in config.tasks if other.name == entry.name]

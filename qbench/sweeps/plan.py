@@ -16,7 +16,7 @@ from typing import Any
 from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.runs.config import Quantization
-from qbench.stats.trial_selection import Known
+from qbench.stats.trial_selection import ValidationByKey
 from qbench.sweepfile.config import RECIPE_TYPES, SweepConfig
 from qbench.sweepfile.tuning_space import Tuning
 from qbench.sweeps.axes import (
@@ -34,7 +34,7 @@ from qbench.sweeps.search import Search
 __all__ = ["Planner", "make_plan"]
 
 
-def make_plan(sweep: SweepConfig, outcomes: Known | None = None) -> Plan:
+def make_plan(sweep: SweepConfig, outcomes: ValidationByKey | None = None) -> Plan:
     """Return the plan of a sweep file.
 
     Raises UsageError if a plugin rejects something in the file. A cell that a method has no rule
@@ -67,7 +67,7 @@ class Planner:
             for quantizations in formats_of_method:
                 self._add_cell(task_setting, method_setting, *quantizations)
 
-    def plan(self, outcomes: Known | None = None) -> Plan:
+    def plan(self, outcomes: ValidationByKey | None = None) -> Plan:
         """Return the plan as far as the outcomes of trials determine it."""
         searches = [search.advance(outcomes or {}) for search in self.searches.values()]
         # Trial by trial over all cells, so that an interrupted board is filled evenly.

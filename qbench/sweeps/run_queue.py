@@ -62,7 +62,7 @@ class RunQueue:
 
     def push(self, place: int, key: str, kind: str | None) -> None:
         """Add a run, or put back one that is tried again."""
-        self._remove(key)
+        self._remove_run(key)
         self.kind_of[key] = kind
         heapq.heappush(self.heap, (place, key))
         if kind is not None:
@@ -81,14 +81,14 @@ class RunQueue:
         first = next(key for _, key in _pop_all(self.heap) if key in self.kind_of)
         kind = self.kind_of[first]
         size = 1 if kind is None else self._group_size(kind, idle, config(first))
-        self._remove(first)
+        self._remove_run(first)
         group = [first]
         if kind is not None and size > 1:
             for _, key in _pop_all(self.heaps_by_kind[kind]):
                 # The heap may hold runs that are gone or were put back with another kind.
                 if self.kind_of.get(key) != kind:
                     continue
-                self._remove(key)
+                self._remove_run(key)
                 group.append(key)
                 if len(group) == size:
                     break
@@ -120,7 +120,7 @@ class RunQueue:
         most = most or group_size(config, self.device.type, total_memory(self.device))
         return min(most, share)
 
-    def _remove(self, key: str) -> None:
+    def _remove_run(self, key: str) -> None:
         if (kind := self.kind_of.pop(key, None)) is not None:
             self.left[kind] -= 1
 

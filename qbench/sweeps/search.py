@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qbench.stats.trial_selection import Known, ranked
+from qbench.stats.trial_selection import ValidationByKey, rank_trials
 from qbench.sweepfile.tuning_space import Tuning
 from qbench.sweeps.cells import PendingChoice
-from qbench.util.text import count, spell
+from qbench.util.text import format_count, format_parameters
 
 if TYPE_CHECKING:
     from qbench.sweeps.cells import Cell
@@ -60,7 +60,7 @@ class Search:
         last_rung = len(self.tuning.rungs) - 1
         return tuple(self.trial_cell(last_rung, n).key_parts for n in range(len(self.points)))
 
-    def advance(self, outcomes: Known) -> SearchProgress:
+    def advance(self, outcomes: ValidationByKey) -> SearchProgress:
         """Return the trials that must run, and the final cell if its values can be chosen.
 
         Args:
@@ -88,7 +88,7 @@ class Search:
                 number: [outcomes[key] for key in self.trial_keys(cell)] or [None]
                 for number, cell in cells.items()
             }
-            numbers = ranked(validations, self.better)[:places]
+            numbers = rank_trials(validations, self.better)[:places]
         final = self.final_cell(numbers[0]) if numbers else self.failed_cell
         return SearchProgress(tuple(trials), final=final)
 
@@ -100,9 +100,9 @@ class Search:
             full = cell if share == 1 else self.make_cell(values, 1.0)
             variant = (
                 cell.variant,
-                spell(values),
+                format_parameters(values),
                 f"trial {number}",
-                count(cell.example.recipe.steps, "step") if share < 1 else "",
+                format_count(cell.example.recipe.steps, "step") if share < 1 else "",
             )
             self.trial_cells[rung, number] = dataclasses.replace(
                 cell,
@@ -129,7 +129,7 @@ class Search:
         """Return the cell at the values of a trial, with all steps."""
         values = self.points[number]
         cell = self.make_cell(values, 1.0)
-        variant = ", ".join(filter(None, (cell.variant, spell(values))))
+        variant = ", ".join(filter(None, (cell.variant, format_parameters(values))))
         return dataclasses.replace(
             cell, variant=variant, stage="final", trial=number, chosen=values
         )
@@ -142,7 +142,7 @@ class Search:
     @property
     def failed_cell(self) -> Cell:
         """The final cell if no trial succeeded."""
-        trials = count(len(self.points), "trial")
+        trials = format_count(len(self.points), "trial")
         return dataclasses.replace(
             self.pending_cell,
             failure=f"none of its {trials} succeeded, so there is nothing to choose",

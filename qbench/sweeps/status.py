@@ -16,7 +16,7 @@ from qbench.sweeps.cells import Plan
 from qbench.sweeps.downstream_questions import unanswered_by_key
 from qbench.sweeps.plan import Planner
 from qbench.sweeps.shard import WHOLE_SWEEP, Shard
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 __all__ = [
     "RunStatus",
@@ -81,7 +81,7 @@ def _list_cells_without_runs(plan: Plan) -> list[RunStatus]:
     lines = []
     for pending in plan.waiting:
         message = (
-            f"{count(pending.runs, 'run')}, chosen when its trials are done:"
+            f"{format_count(pending.runs, 'run')}, chosen when its trials are done:"
             f" {len(pending.keys)} to go"
         )
         state = RunState("waiting", message=message)

@@ -86,7 +86,7 @@ class SweepState:
         return any(self.outcomes.keys() >= set(pending.keys) for pending in self.plan.waiting)
 
     @property
-    def elsewhere(self) -> set[str]:
+    def runs_elsewhere(self) -> set[str]:
         """Runs that other shards have to train."""
         return {
             key
@@ -99,7 +99,7 @@ class SweepState:
         """How many runs this sweep has, with those whose values are not chosen yet."""
         # A shard cannot know which of the later runs will be its own.
         later = self.count_later_runs() if self.shard == WHOLE_SWEEP else 0
-        return len(self.plan.runs) + later - len(self.elsewhere)
+        return len(self.plan.runs) + later - len(self.runs_elsewhere)
 
     def count_later_runs(self) -> int:
         """Return how many runs follow from choices that are not made yet."""
@@ -116,7 +116,7 @@ class SweepState:
             return plan_from_files(self.planner, self.results, retry=False)[0]
         return self.plan
 
-    def summarize(self, interrupted: bool, seconds: float) -> SweepSummary:
+    def make_summary(self, interrupted: bool, seconds: float) -> SweepSummary:
         """Return how many runs of this sweep, or of its shard, ended in which way."""
         summary = SweepSummary(
             skipped=len(self.plan.skipped),
@@ -124,7 +124,7 @@ class SweepState:
             interrupted=interrupted,
             seconds=seconds,
         )
-        elsewhere, later = self.elsewhere, self.count_later_runs()
+        elsewhere, later = self.runs_elsewhere, self.count_later_runs()
         for key, state in self.states.items():
             if key in elsewhere:
                 continue

@@ -1,4 +1,4 @@
-"""What a sweep would train and why."""
+"""Print what a sweep would train, and why."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from qbench.terminal.tables import _columns
+from qbench.terminal.tables import make_plain_table
 from qbench.util import text
-from qbench.util.text import count
 
 if TYPE_CHECKING:
     from qbench.sweeps.status import RunStatus
 
 
-# ---- a plan ----
-
-MEANINGS = {
-    "new": "never tried",
-    "failed": "tried, and will be again",
-    "running": "being trained at this moment",
-    "lost": "begun and never finished: goes on from its last checkpoint",
-    "stale": "finished, by other code than this: kept as it is",
+STATE_MEANINGS = {
+    "new": "never attempted",
+    "failed": "attempted; will be retried",
+    "running": "in training now",
+    "lost": "started, not finished; continues from its last checkpoint",
+    "stale": "finished under other code; kept as it is",
     "cached": "finished",
-    "skipped": "cells that their method or task has no rule for",
+    "skipped": "cells that their method or task does not support",
     "waiting": "chosen when their trials are done",
-    "untuned": "cells of which every trial failed, so there is nothing to choose",
+    "untuned": "cells whose trials all failed, so that no values can be chosen",
 }
-SWEEP = "qbench sweep {file}"
-FIXES = {
-    "new": SWEEP,
-    "failed": SWEEP,
-    "lost": SWEEP,
-    "waiting": SWEEP,
-    "stale": "qbench reproduce KEY says whether it still comes out",
+"""What each state means, in the order of the table."""
+SWEEP_COMMAND = "qbench sweep {file}"
+NEXT_STEPS = {
+    "new": SWEEP_COMMAND,
+    "failed": SWEEP_COMMAND,
+    "lost": SWEEP_COMMAND,
+    "waiting": SWEEP_COMMAND,
+    "stale": "qbench reproduce KEY checks whether the result is still the same",
 }
-"""What to do about each."""
-STYLES = {
+"""What to do about runs in a state."""
+STATE_STYLES = {
     "failed": "red",
     "lost": "yellow",
     "stale": "yellow",
@@ -50,63 +49,73 @@ STYLES = {
 
 
 def show_plan(lines: Sequence[RunStatus], console: Console | None = None, file: str = "") -> None:
-    """What a sweep would train and why: a line for each run that is not simply there, and how many there are of each state, and what to do."""
+    """Print a line for each run that is not simply finished, and a table of the states.
+
+    The table says how many runs are in each state and what to do about them. `file` is the sweep
+    file that its commands name.
+    """
     console = console or Console()
-    told = [(_state(line), line) for line in lines]
-    listed = [(state, line) for state, line in told if state != "cached"]
-    if listed:
-        table = _columns("state", "run", "why")
-        for state, line in listed:
-            table.add_row(
-                Text(state, style=STYLES.get(state, "")),
-                Text(text.plain(line.title)),
-                Text(_why(state, line), style="dim"),
-            )
-        console.print(table)
+    states = [(_state_to_show(line), line) for line in lines]
+    unfinished = [(state, line) for state, line in states if state != "cached"]
+    if unfinished:
+        console.print(_make_run_table(unfinished))
         console.print()
-    counts = Counter[str]()
-    for state, line in told:
-        counts[state] += line.runs
-    diverged = sum(line.run_state.diverged for state, line in told if state == "cached")
-    table = _columns("state", "runs", "", "to go on")
-    for state in filter(counts.get, MEANINGS):
-        more = f", {diverged} of them diverged" if state == "cached" and diverged else ""
-        fix = FIXES.get(state, "").format(file=text.plain(file)).rstrip()
+    console.print(_make_state_table(states, file) if states else Text("The sweep has no runs."))
+    if unanswered := Counter(task for line in lines for task in line.unanswered):
+        tasks = ", ".join(
+            f"{text.clean_line(task)} for {text.format_count(n, 'finished run')}"
+            for task, n in unanswered.items()
+        )
+        console.print(Text(f"Downstream tasks to be evaluated: {tasks}"))
+
+
+def _state_to_show(line: RunStatus) -> str:
+    """Return the state of a run; a finished run is stale if its code has changed since."""
+    state = line.run_state.state
+    return "stale" if state == "cached" and (line.stale or line.edited) else state
+
+
+def _make_run_table(states: Sequence[tuple[str, RunStatus]]) -> Table:
+    table = make_plain_table("state", "run", "why")
+    for state, line in states:
         table.add_row(
-            Text(state, style=STYLES.get(state, "")),
+            Text(state, style=STATE_STYLES.get(state, "")),
+            Text(text.clean_line(line.title)),
+            Text(_explain_state(state, line), style="dim"),
+        )
+    return table
+
+
+def _explain_state(state: str, line: RunStatus) -> str:
+    reasons = []
+    if state == "stale":
+        code = []
+        if line.edited:
+            names = " and ".join(line.edited)
+            code.append(f"{names} edited under the same version: raise version")
+        if line.stale:
+            code.append(f"trained by other code ({line.stale})")
+        reasons.append(f"{', '.join(code)}, key {(line.key or '')[:12]}")
+    elif line.older_version:
+        reasons.append(f"there is a run of {line.older_version}")
+    reasons += [line.run_state.reason or "", line.run_state.message or ""]
+    return text.clean_line(": ".join(filter(None, reasons)))
+
+
+def _make_state_table(states: Sequence[tuple[str, RunStatus]], file: str) -> Table:
+    counts = Counter[str]()
+    for state, line in states:
+        counts[state] += line.runs
+    diverged = sum(line.run_state.diverged for state, line in states if state == "cached")
+    table = make_plain_table("state", "runs", "", "next step")
+    for state in filter(counts.get, STATE_MEANINGS):
+        meaning = STATE_MEANINGS[state]
+        if state == "cached" and diverged:
+            meaning += f"; {diverged} of them diverged"
+        table.add_row(
+            Text(state, style=STATE_STYLES.get(state, "")),
             str(counts[state]),
-            Text(MEANINGS[state] + more, style="dim"),
-            Text(fix),
+            Text(meaning, style="dim"),
+            Text(NEXT_STEPS.get(state, "").format(file=text.clean_line(file)).rstrip()),
         )
-    console.print(table if counts else Text("Nothing is asked for."))
-    if todo := Counter(task for line in lines for task in line.unanswered):
-        each = ", ".join(
-            f"{text.plain(task)} of {count(n, 'finished run')}" for task, n in todo.items()
-        )
-        console.print(Text(f"Still to be asked downstream: {each}"))
-
-
-def _state(line: RunStatus) -> str:
-    return (
-        "stale"
-        if (line.stale or line.edited) and line.run_state.state == "cached"
-        else line.run_state.state
-    )
-
-
-def _why(state: str, line: RunStatus) -> str:
-    was = line.run_state
-    made = (
-        [f"{' and '.join(line.edited)} edited under the same version: raise version"]
-        if line.edited
-        else []
-    )
-    made += [f"made by {line.stale}"] if line.stale else []
-    words = (
-        [f"{', '.join(made)}, key {(line.key or '')[:12]}"]
-        if state == "stale"
-        else [f"there is one of {line.older_version}"]
-        if line.older_version
-        else []
-    )
-    return text.plain(": ".join(filter(None, (*words, was.reason, was.message))))
+    return table

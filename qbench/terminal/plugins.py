@@ -1,4 +1,4 @@
-"""The registered methods and tasks."""
+"""Print the registered methods and tasks."""
 
 from __future__ import annotations
 
@@ -8,100 +8,86 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from qbench.terminal.tables import _grid
+from qbench.terminal.tables import make_label_grid
 from qbench.util import text
-from qbench.util.text import count, spell
+from qbench.util.text import format_count, format_parameters
 
 if TYPE_CHECKING:
-    from qbench.terminal.tables import Line
+    from qbench.terminal.tables import LabelledLine
+
+PluginEntry = Mapping[str, Any]
+"""A method or task as `plugins.describe` lists it."""
+MAX_ERROR_LENGTH = 2000
 
 
-# ---- what is registered ----
+def show_methods(entries: Sequence[PluginEntry], console: Console | None = None) -> None:
+    """Print each method: name, version, title, summary, paper, parameters and presets."""
+    _show_entries(entries, console, _describe_method)
 
 
-def show_methods(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Name, version, title and paper of each method, what it does, and its parameters with their defaults."""
-    _show_entries(entries, console, _about_method)
-
-
-def show_tasks(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Name, version and title of each task, what it is, its metric, its sizes with their budgets, and its parameters."""
-    _show_entries(entries, console, _about_task)
+def show_tasks(entries: Sequence[PluginEntry], console: Console | None = None) -> None:
+    """Print each task: name, version, title, summary, metric, sizes with budgets, parameters."""
+    _show_entries(entries, console, _describe_task)
 
 
 def _show_entries(
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[PluginEntry],
     console: Console | None,
-    about: Callable[[Mapping[str, Any]], Iterator[Line]],
+    describe: Callable[[PluginEntry], Iterator[LabelledLine]],
 ) -> None:
     console = console or Console()
     if not entries:
         console.print(Text("None is installed."))
     for entry in entries:
-        title = Text(text.plain(entry["name"]), style="bold")
-        title.append(f"  {text.plain(entry.get('title') or '')}".rstrip(), style="not bold")
-        title.append(
-            f"  version {entry['version']}" if "version" in entry else "", style="not bold dim"
-        )
-        console.print(title)
-        lines: list[Line] = (
-            [("  error", Text(text.plain(entry["error"], 2000), style="red"))]
-            if entry.get("error")
-            else []
-        )
-        lines += (
-            [(f"  {label}", words) for label, words in about(entry) if words]
-            if not entry.get("error")
-            else []
-        )
-        console.print(
-            _grid([*lines, ("  from", f"{entry.get('distribution')} ({entry.get('target')})")])
-        )
+        console.print(_make_title(entry))
+        lines: list[LabelledLine]
+        if entry.get("error"):
+            error = text.clean_line(entry["error"], MAX_ERROR_LENGTH)
+            lines = [("  error", Text(error, style="red"))]
+        else:
+            lines = [(f"  {label}", value) for label, value in describe(entry) if value]
+        lines.append(("  from", f"{entry.get('distribution')} ({entry.get('target')})"))
+        console.print(make_label_grid(lines))
         console.print()
 
 
-def _about_method(entry: Mapping[str, Any]) -> Iterator[Line]:
-    yield "does", str(entry.get("summary") or "")
-    source = "reconstructed" if entry.get("provenance") == "reconstructed" else ""
-    yield "paper", ", ".join(filter(None, (entry.get("paper"), source)))
-    yield "after", f"a finished run of {entry['after']}" if entry.get("after") else ""
-    yield "options", spell(entry.get("options") or {})
-    yield "tuned", ", ".join(entry.get("knobs") or ())
+def _make_title(entry: PluginEntry) -> Text:
+    title = Text(text.clean_line(entry["name"]), style="bold")
+    title.append(f"  {text.clean_line(entry.get('title') or '')}".rstrip(), style="not bold")
+    # A plugin that cannot be imported has no version.
+    if "version" in entry:
+        title.append(f"  version {entry['version']}", style="not bold dim")
+    return title
+
+
+def _describe_method(entry: PluginEntry) -> Iterator[LabelledLine]:
+    """Yield what is printed under a method's name; lines without a value are not printed."""
+    yield "summary", str(entry.get("summary") or "")
+    origin = "reconstructed" if entry.get("provenance") == "reconstructed" else ""
+    yield "paper", ", ".join(filter(None, (entry.get("paper"), origin)))
+    yield "starts from", f"a finished run of {entry['after']}" if entry.get("after") else ""
+    yield "options", format_parameters(entry.get("options") or {})
     for name, preset in (entry.get("presets") or {}).items():
-        words = {
-            **preset["params"],
-            **preset["recipe"],
-            **({"start": preset["start"]} if preset["start"] else {}),
-        }
-        yield "preset", f"{name}: {spell(words)} ({preset['source']})"
+        values = {**preset["params"], **preset["recipe"]}
+        if preset["start"]:
+            values["start"] = preset["start"]
+        yield "preset", f"{name}: {format_parameters(values)} ({preset['source']})"
 
 
-def _about_task(entry: Mapping[str, Any]) -> Iterator[Line]:
+def _describe_task(entry: PluginEntry) -> Iterator[LabelledLine]:
+    """Yield what is printed under a task's name; lines without a value are not printed."""
     metric = entry.get("metric") or {}
     unit = f" ({metric['unit']})" if metric.get("unit") else ""
-    yield "is", str(entry.get("summary") or "")
+    yield "summary", str(entry.get("summary") or "")
     yield "metric", f"{metric.get('name')}{unit}, {metric.get('better')} is better"
     for n, size in enumerate(entry.get("sizes") or ()):
-        yield "" if n else "sizes", f"{size}: {_budget(entry, size)}"
-    yield "options", spell(entry.get("options") or {})
-    yield (
-        "tuning",
-        "; ".join(
-            f"{name}: {', '.join(map(str, values))}"
-            for name, values in (entry.get("tuning") or {}).items()
-        ),
-    )
+        yield "" if n else "sizes", f"{size}: {_describe_size(entry, size)}"
+    yield "options", format_parameters(entry.get("options") or {})
 
 
-def _budget(entry: Mapping[str, Any], size: str) -> str:
-    """`300 steps of 64`, and what the size means to the task."""
+def _describe_size(entry: PluginEntry, size: str) -> str:
+    """Return the budget of a size, `300 steps, batch 64`, and the values that it stands for."""
     recipe = (entry.get("recipes") or {}).get(size) or {}
-    return ", ".join(
-        filter(
-            None,
-            (
-                f"{count(recipe.get('steps') or 0, 'step')} of {recipe.get('batch')}",
-                spell(entry["sizes"][size]),
-            ),
-        )
-    )
+    steps = format_count(recipe.get("steps") or 0, "step")
+    budget = f"{steps}, batch {recipe.get('batch')}"
+    return ", ".join(filter(None, (budget, format_parameters(entry["sizes"][size]))))

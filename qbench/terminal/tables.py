@@ -1,4 +1,4 @@
-"""The two table shapes that all of these use."""
+"""The two table shapes that plans, plugins and runs are printed in."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from rich.text import Text
 
 from qbench.util import text
 
-Line = tuple[str, str | Text]
-"""A label, which is ours, and what it says, which may be anybody's."""
+LabelledLine = tuple[str, str | Text]
+"""A label, which is our own text, and a value, which may be anybody's and is made printable."""
+
+MAX_VALUE_LENGTH = 2000
 
 
-# ---- tables ----
-
-
-def _grid(lines: Iterable[Line]) -> Table:
+def make_label_grid(lines: Iterable[LabelledLine]) -> Table:
+    """Return labels and values in two columns without lines."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in lines:
-        grid.add_row(
-            Text(label), value if isinstance(value, Text) else Text(text.plain(value, 2000))
-        )
+        if isinstance(value, str):
+            value = Text(text.clean_line(value, MAX_VALUE_LENGTH))
+        grid.add_row(Text(label), value)
     return grid
 
 
-def _columns(*heads: str) -> Table:
+def make_plain_table(*heads: str) -> Table:
+    """Return an empty table that has heads and no lines."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for head in heads:
         table.add_column(head, overflow="fold")

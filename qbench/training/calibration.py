@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.api.batch import Batch
+from qbench.api.method import Method
 from qbench.quant.scaled_quantizer import ScaledQuantizer
 from qbench.training.run import TrainingRun
 
@@ -37,6 +38,8 @@ def recalibrate_if_due(run: TrainingRun) -> None:
 
     Stacked runs usually agree. Where they do not, those that ask are calibrated one by one.
     """
+    if type(run.method).recalibrates is Method.recalibrates:
+        return
     asking = [one for one in run.runs if one.method.recalibrates(one)]
     if len(asking) == len(run.runs):
         calibrate(run)

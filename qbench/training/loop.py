@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from qbench.api.batch import Batch
+from qbench.api.method import Method
 from qbench.training import checkpoint
 from qbench.training.calibration import recalibrate_if_due
 from qbench.training.devices import Stopwatch
 from qbench.training.failures import failing_with
 from qbench.training.optimizer import clip_gradients, set_learning_rates
 from qbench.training.run import TrainingRun
-from qbench.util.json_files import finite
+from qbench.util.json_files import replace_non_finite
 
 CURVE_POINTS = 100
 EVALUATIONS = 8
@@ -69,10 +70,13 @@ def update(run: TrainingRun, batch: Batch) -> tuple[dict[str, Tensor], Tensor | 
 
 
 def probe_if_due(run: TrainingRun, batch: Batch) -> None:
-    """Let the method measure, run by run, if it asked for this step."""
-    if any(run.step == math.ceil(share * run.steps) for share in run.method.probe_at):
+    """Let the method measure, run by run, those that ask for it at this step."""
+    if type(run.method).probes is Method.probes:
+        return
+    if any(one.method.probes(one) for one in run.runs):
         for one, part in run.pair_with_batches(batch):
-            one.method.probe(one, part)
+            if one.method.probes(one):
+                one.method.probe(one, part)
 
 
 @dataclass
@@ -250,5 +254,5 @@ def write_line(file: TextIO, **values: Any) -> None:
 
 def _without_infinities(name: str, value: Any) -> Any:
     if isinstance(value, float):
-        return finite({name: value})[0][name]
-    return finite(value)[0] if isinstance(value, dict) else value
+        return replace_non_finite({name: value})[0][name]
+    return replace_non_finite(value)[0] if isinstance(value, dict) else value

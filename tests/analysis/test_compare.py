@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from qbench.analysis.compare import Comparison, compare, comparison
-from qbench.boards.build import section_makers
+from qbench.analysis.compare import Comparison, compare_entrants, format_comparison
+from qbench.boards.build import make_section_builders
 from qbench.errors import UsageError
-from tests.synthetic_runs import DEFAULTS, failed, frame, runs
+from tests.synthetic_runs import DEFAULTS, make_failed_run, make_frame, make_runs
 
-FP = runs("fp", None, [0.100, 0.102, 0.098, 0.101])
+FP = make_runs("fp", None, [0.100, 0.102, 0.098, 0.101])
 RTN = [
-    *runs("rtn", "int2", [0.40, 0.45, 0.43, 0.41]),
-    *runs("rtn", "int4", [0.20, 0.22, 0.21, 0.20]),
+    *make_runs("rtn", "int2", [0.40, 0.45, 0.43, 0.41]),
+    *make_runs("rtn", "int4", [0.20, 0.22, 0.21, 0.20]),
 ]
 STE = [
-    *runs("ste", "int2", [0.30, 0.36, 0.32, 0.33]),
-    *runs("ste", "int4", [0.13, 0.14, 0.15, 0.12]),
+    *make_runs("ste", "int2", [0.30, 0.36, 0.32, 0.33]),
+    *make_runs("ste", "int4", [0.13, 0.14, 0.15, 0.12]),
 ]
 
 
 def compared(a: str, b: str, *parts: Sequence[dict[str, Any]]) -> list[Comparison]:
-    return compare(section_makers(frame(*parts), None, DEFAULTS)[1], a, b)
+    return compare_entrants(make_section_builders(make_frame(*parts), None, DEFAULTS)[1], a, b)
 
 
 def test_it_is_scipys_paired_test_of_the_means_over_formats_by_seed() -> None:
@@ -74,31 +74,31 @@ def test_sections_are_corrected_for_one_another() -> None:
     ([0.50], "nothing can be said: 1 shared seed, and it takes two"),
 ])  # fmt: skip
 def test_no_more_is_said_than_may_be(other: list[float], says: str) -> None:
-    (c,) = compared("ste", "lotion", FP, STE, runs("lotion", "int2", other))
+    (c,) = compared("ste", "lotion", FP, STE, make_runs("lotion", "int2", other))
     assert c.verdict == says and c.formats == ("int2",)
-    assert says in comparison(c) and "\n  " in comparison(c)
+    assert says in format_comparison(c) and "\n  " in format_comparison(c)
 
 
 def test_a_seed_that_one_of_them_lacks_is_left_out_and_told() -> None:
-    holed = [*runs("lotion", "int2", [0.2, 0.21, 0.22]), failed("lotion", "int2", 3)]
+    holed = [*make_runs("lotion", "int2", [0.2, 0.21, 0.22]), make_failed_run("lotion", "int2", 3)]
     (c,) = compared("ste", "lotion", FP, STE, holed)
-    assert (c.seeds, c.dropped) == (3, 1) and "3 seeds, 1 left out" in comparison(c)
+    assert (c.seeds, c.dropped) == (3, 1) and "3 seeds, 1 left out" in format_comparison(c)
 
 
 def test_nothing_in_common_is_nothing_and_wrong_names_are_one_line() -> None:
-    assert compared("ste", "pege", FP, STE, runs("pege", "int3", [0.2, 0.3])) == []
+    assert compared("ste", "pege", FP, STE, make_runs("pege", "int3", [0.2, 0.3])) == []
     for a, b, says in (
         ("ste", "lotoin", "did you mean lotion"),
         ("ste", "ste", "compared with itself"),
     ):
         with pytest.raises(UsageError, match=says):
-            compared(a, b, FP, STE, runs("lotion", "int2", [0.2]))
+            compared(a, b, FP, STE, make_runs("lotion", "int2", [0.2]))
 
 
 def test_no_minimum_effect_is_no_reason_to_fail() -> None:
     rows = [{**r, "effect": 0.0} for r in (*FP, *RTN, *STE)]
     (c,) = compared("ste", "rtn", rows)
-    assert c.minimum_effect == 0 and comparison(c).splitlines()[1].startswith("  -0.0838 [")
+    assert c.minimum_effect == 0 and format_comparison(c).splitlines()[1].startswith("  -0.0838 [")
 
 
 def test_sections_of_one_title_are_told_apart_by_their_setting() -> None:
@@ -108,7 +108,7 @@ def test_sections_of_one_title_are_told_apart_by_their_setting() -> None:
     assert len({c.section for c in both}) == 2 and any(
         "digits/xs (" in c.section and "999 steps" in c.section for c in both
     )
-    assert all(comparison(c).startswith(f"{c.section}: ") for c in both)
+    assert all(format_comparison(c).startswith(f"{c.section}: ") for c in both)
 
 
 def test_an_unknown_entrant_is_told_who_is_there() -> None:
@@ -122,7 +122,7 @@ def test_an_unknown_entrant_is_told_who_is_there() -> None:
 
 def test_no_seed_in_common_is_json_too() -> None:
     (c,) = compared(
-        "ste", "lotion", FP, STE, [{**r, "seed": 9} for r in runs("lotion", "int2", [0.2])]
+        "ste", "lotion", FP, STE, [{**r, "seed": 9} for r in make_runs("lotion", "int2", [0.2])]
     )
     assert (
         json.loads(json.dumps(c.to_json(), allow_nan=False))["difference"] is None
@@ -132,7 +132,7 @@ def test_no_seed_in_common_is_json_too() -> None:
 
 def test_entrants_without_a_common_seed_are_independent_samples() -> None:
     far, near = (
-        [{**r, "seed": r["seed"] + 9} for r in runs("lotion", "int2", x)]
+        [{**r, "seed": r["seed"] + 9} for r in make_runs("lotion", "int2", x)]
         for x in ([0.20, 0.21, 0.22], [0.30, 0.36, 0.32])
     )
     (c,) = compared("ste", "lotion", FP, STE, far)
@@ -152,5 +152,5 @@ def test_entrants_without_a_common_seed_are_independent_samples() -> None:
 
 def test_numbers_are_printed_to_a_tenth_of_the_minimum_effect() -> None:
     (c,) = compared("ste", "rtn", FP, RTN, STE)
-    line = comparison(c).splitlines()[1]
+    line = format_comparison(c).splitlines()[1]
     assert line.startswith("  -0.0838 [") and math.isclose(c.minimum_effect, 0.001)

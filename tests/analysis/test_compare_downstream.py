@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import qbench
-from qbench.analysis.compare_downstream import Difference, in_words
+from qbench.analysis.compare_downstream import DownstreamDifference, format_downstream_difference
 from qbench.errors import UsageError
 from qbench.runs.attempts import Attempt
 from qbench.runs.config import RunConfig
-from qbench.stats.comparisons import holm, mcnemar, paired_test
+from qbench.stats.comparisons import adjust_by_holm, mcnemar_test, paired_test
 from qbench.store.database import Store
-from tests.run_folders import make_run_config, make_attempt, fake_board_members
+from tests.run_folders import fake_board_members, make_attempt, make_run_config
 
 A, B = "a" * 64, "b" * 64
 Right = Sequence[bool]
@@ -70,7 +70,7 @@ class Desk:
         )
         return self
 
-    def compare(self, a: str, b: str) -> list[Difference]:
+    def compare(self, a: str, b: str) -> list[DownstreamDifference]:
         members = fake_board_members("b", [(spec, None) for spec in self.cells.values()], self.seeds)
         with Store(self.results) as opened:
             assert not opened.ingest_attempts(self.attempts.values())
@@ -100,13 +100,13 @@ def test_items_are_paired_and_corrected_over_tasks_and_seeds_are_the_unit_of_the
         for name, each in (("lsq", mine), ("ste", theirs)):
             for seed, right in enumerate(each):
                 desk.paper(name, seed, right, task)
-        p.append(mcnemar(np.concatenate(mine), np.concatenate(theirs)))
+        p.append(mcnemar_test(np.concatenate(mine), np.concatenate(theirs)))
     nesting, recall = desk.compare("lsq", "ste")
     assert (recall.only_a, recall.only_b) == (p[0].first, p[0].second) and (
         nesting.task,
         recall.seeds,
     ) == ("nesting", 3)
-    assert [recall.p_items, nesting.p_items] == holm(
+    assert [recall.p_items, nesting.p_items] == adjust_by_holm(
         [test.p for test in p]
     ) and recall.p_items < 0.001 < (nesting.p_items or 0)  # type: ignore[operator]
     by_seed = [
@@ -114,7 +114,7 @@ def test_items_are_paired_and_corrected_over_tasks_and_seeds_are_the_unit_of_the
         for side, share in enumerate((0.9, 0.7))
     ]
     assert recall.difference == paired_test(*by_seed).difference
-    words = in_words(recall, "lsq", "ste")
+    words = format_downstream_difference(recall, "lsq", "ste")
     assert words.startswith("digits/xs: recall (acc); int4\n")
     assert (
         f"by item {recall.only_a} that only lsq has right, {recall.only_b} that only ste" in words
@@ -165,7 +165,7 @@ def test_answers_whose_items_are_gone_are_compared_by_seed_alone(desk: Desk) -> 
     assert (
         found.p_items is None
         and found.difference.value == 0.5
-        and "by item" not in in_words(found, "lsq", "ste")
+        and "by item" not in format_downstream_difference(found, "lsq", "ste")
     )
 
 

@@ -16,16 +16,29 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from qbench.analysis.equal_time import Curves, Evaluations, Timed, at
+from qbench.analysis.equal_time import TimedCell, ValidationCurve, ValidationCurves, interpolate_at
 from qbench.analysis.results import Results
-from qbench.analysis.summary import THRESHOLDS, Overall, Point, Summary, summarise
-from qbench.boards.build import build_board, section_makers
+from qbench.analysis.summary import (
+    THRESHOLDS,
+    BoardSummary,
+    EntrantSummary,
+    TradeoffPoint,
+    summarise_board,
+)
+from qbench.boards.build import build_board, make_section_builders
 from qbench.cli.options import cli
 from qbench.stats import intervals
 from qbench.store.database import Store
 from qbench.terminal.summary import show_summary
-from tests.run_folders import make_run_config, make_attempt, fake_board_members
-from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, unborn
+from tests.run_folders import fake_board_members, make_attempt, make_run_config
+from tests.synthetic_runs import (
+    DEFAULTS,
+    make_failed_run,
+    make_frame,
+    make_planned_run,
+    make_run,
+    make_runs,
+)
 
 Rows = list[dict[str, Any]]
 FP = [0.100, 0.102, 0.098, 0.101]
@@ -37,23 +50,23 @@ def task(
     fp: Sequence[float], rtn: dict[str, Any], name: str = "digits", **methods: dict[str, Any]
 ) -> Rows:
     """The runs of a section."""
-    found = runs("fp", None, fp, task=name)
+    found = make_runs("fp", None, fp, task=name)
     for method, cells in {"rtn": rtn, **methods}.items():
         for fmt, scores in cells.items():
-            found += runs(method, fmt, scores, task=name)
+            found += make_runs(method, fmt, scores, task=name)
     return found
 
 
-def summary(*parts: Rows, curves: Curves | None = None) -> Summary:
-    return summarise(section_makers(frame(*parts), None, DEFAULTS)[1], curves or {}, "title")
+def summary(*parts: Rows, curves: ValidationCurves | None = None) -> BoardSummary:
+    return summarise_board(make_section_builders(make_frame(*parts), None, DEFAULTS)[1], curves or {}, "title")
 
 
-def entry(found: Summary, entrant: str) -> Overall:
+def entry(found: BoardSummary, entrant: str) -> EntrantSummary:
     (only,) = (e for e in found.overall if e.entrant == entrant)
     return only
 
 
-def printed(found: Summary, width: int = 120) -> str:
+def printed(found: BoardSummary, width: int = 120) -> str:
     out = io.StringIO()
     show_summary(found, Console(file=out, width=width))
     return " ".join(out.getvalue().split())
@@ -78,7 +91,7 @@ def test_the_mean_over_cells_is_of_the_gaps_that_the_board_shows() -> None:
 
 
 def test_the_interval_of_one_cell_is_the_one_that_its_board_shows() -> None:
-    rows = frame(task(FP, {"int4": RTN["int4"]}, ste={"int4": STE["int4"]}))
+    rows = make_frame(task(FP, {"int4": RTN["int4"]}, ste={"int4": STE["int4"]}))
     shown = next(
         row.cells[0].gap
         for row in build_board(rows, defaults=DEFAULTS).sections[0].rows
@@ -103,7 +116,7 @@ def test_cells_of_a_task_are_averaged_within_a_seed_and_tasks_are_independent() 
         for other in (STE, dict.fromkeys(RTN, FP))
     )
     together = entry(summary(task(FP, RTN, ste=STE)), "ste")
-    expected = intervals.mean_interval(intervals.linearised(gain, gap).mean(0))
+    expected = intervals.mean_interval(intervals.linearise_ratio(gain, gap).mean(0))
     assert together.gap is not None and apart.gap is not None
     assert (together.gap.low, together.gap.df) == pytest.approx((expected.low, 3))
     assert apart.gap.df is not None and 3 <= apart.gap.df <= 6 and apart.cells == 2
@@ -126,15 +139,15 @@ def test_a_task_weighs_as_much_as_its_cells() -> None:
     ("spoilt", "why"),
     [
         ([], "not asked for"),
-        ([*runs("ste", "int2", STE["int2"][:3]), failed("ste", "int2", 3)], "1 of 4 diverged"),
-        ([unborn("ste", "int2", s, "skipped", "no rule") for s in range(4)], "4 of 4 skipped"),
+        ([*make_runs("ste", "int2", STE["int2"][:3]), make_failed_run("ste", "int2", 3)], "1 of 4 diverged"),
+        ([make_planned_run("ste", "int2", s, "skipped", "no rule") for s in range(4)], "4 of 4 skipped"),
         (
-            [*runs("ste", "int2", STE["int2"][:3]), run("ste", "int2", 3, math.nan)],
+            [*make_runs("ste", "int2", STE["int2"][:3]), make_run("ste", "int2", 3, math.nan)],
             "1 of 4 diverged",
         ),
-        (runs("ste", "int2", STE["int2"], audit_passed=False), "the audit of 4 of 4 runs failed"),
+        (make_runs("ste", "int2", STE["int2"], audit_passed=False), "the audit of 4 of 4 runs failed"),
         (
-            [run("ste", "int2", s + 50, x) for s, x in enumerate(STE["int2"])],
+            [make_run("ste", "int2", s + 50, x) for s, x in enumerate(STE["int2"])],
             "no seed in common with the controls",
         ),
     ],
@@ -166,7 +179,7 @@ def test_a_column_without_a_gap_is_left_out_for_everyone_and_said() -> None:
 
 
 def test_without_controls_there_is_no_overall_view() -> None:
-    found = summary(runs("ste", "int4", STE["int4"]))
+    found = summary(make_runs("ste", "int4", STE["int4"]))
     assert found.overall == () and found.cells == 0
     assert found.notes == (
         "digits/xs has no gap to recover: its controls fp and rtn are not both there",
@@ -206,7 +219,7 @@ TEN = np.random.default_rng(0).normal(0, 0.01, (6, 10))
 TEN -= TEN.mean(1, keepdims=True)
 
 
-def many() -> Summary:
+def many() -> BoardSummary:
     """Four columns whose gap is 1 and of which ste recovers .9, .7, .5 and −1."""
     formats = ("int2", "int3", "int4", "int8")
     rtn = {f: list(1.1 + TEN[1] + 0 * i) for i, f in enumerate(formats)}
@@ -254,7 +267,7 @@ def test_the_profile_is_the_share_of_cells_that_reach_each_threshold() -> None:
 # ---- the front ----
 
 
-def points(found: Summary) -> dict[tuple[str, str], Point]:
+def points(found: BoardSummary) -> dict[tuple[str, str], TradeoffPoint]:
     return {(p.entrant, p.format): p for p in found.sections[0].points}
 
 
@@ -303,11 +316,11 @@ def test_a_cell_of_unknown_cost_is_not_on_the_front() -> None:
 
 def curves_of(
     rows: Rows, seconds: dict[str, float], shape: Sequence[float] = (0.4, 0.3, 0.2, 0.1)
-) -> Curves:
+) -> ValidationCurves:
     """Four evaluations, evenly over the given time, of the score's shape."""
     quarters = np.arange(1, 5) / 4
     return {
-        (r["key"], 1): Evaluations(
+        (r["key"], 1): ValidationCurve(
             seconds[r["method"]] * quarters, quarters, np.array(shape) + r["seed"] / 100
         )
         for r in rows
@@ -315,7 +328,7 @@ def curves_of(
     }
 
 
-def timed(found: Summary, entrant: str, fmt: str) -> Timed:
+def timed(found: BoardSummary, entrant: str, fmt: str) -> TimedCell:
     (only,) = (
         c for c in found.sections[0].equal_time.cells if (c.entrant, c.format) == (entrant, fmt)
     )
@@ -377,7 +390,7 @@ def test_time_is_of_the_same_device() -> None:
         ste.at_time is None
         and ste.note == "no full precision on the device and in the company of 3 of 3 runs"
     )
-    both = [*elsewhere, run("fp", None, 7, 0.1, device_name="gpu", train_s=0.8)]
+    both = [*elsewhere, make_run("fp", None, 7, 0.1, device_name="gpu", train_s=0.8)]
     found = summary(both, curves=curves_of(rows, {"fp": 1.5, "ste": 1.5}))
     assert (
         found.sections[0].equal_time.seconds == {"cpu": 1.5, "gpu": 0.8}
@@ -395,7 +408,7 @@ def test_time_is_of_runs_in_as_large_a_company() -> None:
         and timed(alone, "fp", "fp32").at_time is not None
     )
     assert [p.cost for p in alone.sections[0].points if p.entrant == "ste"] == [None]
-    both = summary([*beside, run("fp", None, 7, 0.1, company=6, train_s=0.8)], curves=curves)
+    both = summary([*beside, make_run("fp", None, 7, 0.1, company=6, train_s=0.8)], curves=curves)
     assert (
         both.sections[0].equal_time.seconds == {"cpu": 1.5, "cpu, 6 side by side": 0.8}
         and timed(both, "ste", "int4").at_time is not None
@@ -404,9 +417,9 @@ def test_time_is_of_runs_in_as_large_a_company() -> None:
 
 
 def test_between_evaluations_time_is_linear_and_before_the_first_nothing_is_known() -> None:
-    run = Evaluations(np.array([1.0, 2.0]), np.array([0.5, 1.0]), np.array([4.0, 2.0]))
+    run = ValidationCurve(np.array([1.0, 2.0]), np.array([0.5, 1.0]), np.array([4.0, 2.0]))
     assert (
-        at(run, 1.25) == (3.5, 0.625) and at(run, 9) == (2.0, 1.0) and at(run, 0.5) == (None, 0.25)
+        interpolate_at(run, 1.25) == (3.5, 0.625) and interpolate_at(run, 9) == (2.0, 1.0) and interpolate_at(run, 0.5) == (None, 0.25)
     )
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from qbench.artefact.decoder import decode
 from qbench.artefact.export_folder import export_run
 from qbench.artefact.pack import ARTEFACT
-from qbench.downstream.hf_folder import open_folder, sha256
+from qbench.downstream.hf_folder import open_folder, hash_folder
 from qbench.errors import QbenchError, UsageError
-from tests.language_runs import Runs, language_runs, loaded
+from tests.language_runs import LanguageRuns, language_runs, load_problem
 
 __all__ = ["language_runs"]
 
@@ -30,7 +30,7 @@ LOGITS_AGREE = 3e-5
 
 
 def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     files = export_run(language_runs.results, language_runs.int4_int8, "packed", tmp_path / "out")
     assert [file.name for file in files] == ["README.md", "decode.py", "qbench.json", ARTEFACT]
@@ -73,7 +73,7 @@ def test_what_the_packed_decoder_cannot_read_is_one_line(
 
 @pytest.mark.parametrize("to", ["packed", "hf"])
 def test_every_file_may_be_read_by_whom_the_umask_lets(
-    to: str, language_runs: Runs, tmp_path: Path
+    to: str, language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     before = os.umask(0o027)
     try:
@@ -87,13 +87,13 @@ def test_every_file_may_be_read_by_whom_the_umask_lets(
     assert artefact.stat().st_mode == (artefact.parent.parent / "result.json").stat().st_mode
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(language_runs: Runs, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(language_runs: LanguageRuns, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(QbenchError, match=r"/file/out: Not a directory$"):
         export_run(language_runs.results, language_runs.int4, "packed", tmp_path / "file" / "out")
 
 
-def test_the_readme_says_what_it_is(language_runs: Runs, tmp_path: Path) -> None:
+def test_the_readme_says_what_it_is(language_runs: LanguageRuns, tmp_path: Path) -> None:
     export_run(language_runs.results, language_runs.int4[:8], "packed", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert (
@@ -110,19 +110,19 @@ def test_the_readme_says_what_it_is(language_runs: Runs, tmp_path: Path) -> None
 
 
 def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never_pickled(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     pytest.importorskip(
         "transformers",
         reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
     )
     export_run(language_runs.results, language_runs.int4, "hf", tmp_path)
-    hashes = [sha256(tmp_path)]
+    hashes = [hash_folder(tmp_path)]
     (tmp_path / "downstream.json").write_text("{}")
-    assert sha256(tmp_path) == hashes[0], "answers are kept in the folder"
+    assert hash_folder(tmp_path) == hashes[0], "answers are kept in the folder"
     for name in ("tokenizer.json", "config.json"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
-        hashes.append(sha256(tmp_path))
+        hashes.append(hash_folder(tmp_path))
     assert len(set(hashes)) == 3
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()  # it is mapped into memory
@@ -139,14 +139,14 @@ def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never
 
 
 def test_transformers_load_the_folder_and_give_the_same_logits(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     pytest.importorskip(
         "transformers",
         reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
     )
     export_run(language_runs.results, language_runs.int4, "hf", tmp_path)
-    problem = loaded(language_runs, language_runs.int4)
+    problem = load_problem(language_runs, language_runs.int4)
     model, words = open_folder(tmp_path, torch.device("cpu"))
     batch = next(iter(problem.batches("test"))).inputs
     with torch.no_grad():
@@ -187,14 +187,14 @@ def test_the_other_shape_of_the_transformer_is_known_to_them_too(tmp_path: Path)
         torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=LOGITS_AGREE, rtol=0)
 
 
-def test_quantized_inputs_are_refused_for_transformers(language_runs: Runs, tmp_path: Path) -> None:
+def test_quantized_inputs_are_refused_for_transformers(language_runs: LanguageRuns, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"rounds the inputs of its layers.*--to packed"):
         export_run(language_runs.results, language_runs.int4_int8, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_language_model_is_refused_for_transformers(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     with pytest.raises(
         UsageError, match="task digits has no network that Hugging Face's transformers know"
@@ -202,7 +202,7 @@ def test_what_is_no_language_model_is_refused_for_transformers(
         export_run(language_runs.results, language_runs.digits, "hf", tmp_path)
 
 
-def test_a_folder_that_holds_something_is_left_alone(language_runs: Runs, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(language_runs: LanguageRuns, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is there already"):
         export_run(language_runs.results, language_runs.fp, "packed", tmp_path)

@@ -12,8 +12,8 @@ from qbench_tasks.grammar_items import quizzes
 from qbench_tasks.transformer import Transformer
 
 from qbench.api.language_model import Question
-from qbench.downstream import lm_eval_tasks
-from qbench.downstream.likelihood import batch_tokens, batches, inputs, likelihoods, padded
+from qbench.downstream import lm_eval_evaluation, lm_eval_tasks
+from qbench.downstream.likelihood import tokens_per_batch, make_batches, merge_inputs, compute_likelihoods, pad_rows
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -33,7 +33,7 @@ def table() -> Iterator[str]:
 
 
 def row(size: str, name: str, model: Transformer) -> str:
-    asked, words = lm_eval_tasks.find([name], quizzes())[0], Words(SHAPES[size].context)
+    asked, words = lm_eval_tasks.load_tasks([name], quizzes())[0], Words(SHAPES[size].context)
     assert asked.quiz
     requests = [
         (words.encode(f"<doc> {q.context}"), words.encode(c))
@@ -42,18 +42,18 @@ def row(size: str, name: str, model: Transformer) -> str:
         for c in q.choices
     ]
     tokens = [
-        padded([item.tokens for item in batch])
-        for batch in batches(inputs(requests, words.context), batch_tokens(CPU))
+        pad_rows([item.tokens for item in batch])
+        for batch in make_batches(merge_inputs(requests, words.context), tokens_per_batch(CPU))
     ]
     kinds: list[Callable[[], object]] = [
         lambda: forward(model, tokens),
-        lambda: likelihoods(model, requests, words.context),
-        lambda: lm_eval_tasks.ask(asked, model, words),
+        lambda: compute_likelihoods(model, requests, words.context),
+        lambda: lm_eval_evaluation.evaluate_task(asked, model, words),
     ]
     bare, found, whole = medians(kinds)
     began = time.perf_counter()
     for request in requests[: len(requests) // 8]:
-        likelihoods(model, [request], words.context)
+        compute_likelihoods(model, [request], words.context)
     plain = 8 * (time.perf_counter() - began)
     return f"| {size} | {name} | {bare:.3f} | {found:.3f} | {found / bare:.2f} | {whole:.3f} | {whole / bare:.2f} | 1.1 | {plain / bare:.1f} |"
 

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qbench.engines.base import Engine, Event, Wishes
+from qbench.engines.base import Engine, Event, EngineOptions
 from qbench.engines.local import LocalEngine
 from qbench.engines.ray import RayEngine
 from qbench.execution.assignment import Assignment, Execution
@@ -88,7 +88,7 @@ def table() -> Iterator[str]:
     else:
         yield row(
             "ray",
-            lambda: RayEngine(Wishes(workers=2, device="cpu", address="local"), train),
+            lambda: RayEngine(EngineOptions(workers=2, device="cpu", address="local"), train),
             "0.1 s",
         )
     yield ""
@@ -106,7 +106,7 @@ class Instant(Engine):
         self.chance = random.Random(0)
 
     @classmethod
-    def open(cls, wishes: Wishes) -> Instant:
+    def open(cls, wishes: EngineOptions) -> Instant:
         return cls()
 
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:

@@ -110,7 +110,7 @@ def steps(bench: Bench) -> Iterator[Row]:
     chosen = {name: (name, {}) for name in bench.methods} | {
         label: v for label, v in VARIANTS.items() if v[0] in bench.methods
     }
-    trained = {label: v for label, v in chosen.items() if not registry.load("methods", v[0]).after}
+    trained = {label: v for label, v in chosen.items() if not registry.load("methods", v[0]).post_training}
     order = ["fp", *(label for label in trained if label != "fp"), "fp, again"]
     for size in bench.sizes:
         usual: float | None = None
@@ -194,7 +194,7 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
     recipe = replace(
         task.recipe(size), batch=max(1, bench.tokens // context), steps=100_003, precision="bf16"
     )
-    weights = Quantization("int4", "channel") if instance.quantizes else None
+    weights = Quantization("int4", "channel") if not instance.full_precision else None
     config = RunConfig(
         0,
         method,
@@ -202,7 +202,7 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
         instance.params,
         "text",
         task.version,
-        task.params,
+        task.key_options(),
         "",
         size,
         weights,
@@ -227,7 +227,7 @@ def compiled(bench: Bench) -> Iterator[Row]:
     from qbench.plugins import registry
 
     for name in bench.methods:
-        if registry.load("methods", name).after:
+        if registry.load("methods", name).post_training:
             continue
         if bench.late("compiled"):
             yield {"method": name, "failed": "no time left"}

@@ -83,7 +83,7 @@ def company(bench: Bench) -> Iterator[Row]:
     execution = Execution(device=str(bench.device), compile=False)
     for name in bench.methods:
         row: Row = {"method": name}
-        if registry.load("methods", name).after:
+        if registry.load("methods", name).post_training:
             continue
         if bench.late("company"):
             yield row | {"failed": "no time left"}
@@ -188,7 +188,7 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
         m.params,
         task,
         t.version,
-        t.params,
+        t.key_options(),
         t.fingerprint(),
         size,
         weights,

@@ -78,7 +78,7 @@ def config(
 ) -> RunConfig:
     m, t = load_method(method)(**params), load_task(task)(**options)
     recipe = dataclasses.replace(t.recipe(size), steps=1_000_000, lr=lr)
-    weights = Quantization("int4", "channel") if m.quantizes else None
+    weights = Quantization("int4", "channel") if not m.full_precision else None
     return RunConfig(
         0,
         method,
@@ -86,7 +86,7 @@ def config(
         m.params,
         task,
         t.version,
-        t.params,
+        t.key_options(),
         t.fingerprint(),
         size,
         weights,

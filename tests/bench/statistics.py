@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from qbench.stats import intervals
-from qbench.stats.aggregates import BOOTSTRAP_FROM, iqm, resampled_ratios
-from qbench.stats.comparisons import clear_bests, rank_ranges
+from qbench.stats.aggregates import MIN_BOOTSTRAP_SEEDS, interquartile_mean, resample_ratios
+from qbench.stats.comparisons import find_clear_bests, compute_rank_ranges
 
 METHODS, CELLS = 50, 40
 
@@ -43,16 +43,16 @@ def parts(seeds: int) -> dict[str, Callable[[], Any]]:
             intervals.mean_interval(cell) for method in rows for cell in method
         ],
         "gaps recovered of all cells": lambda: [
-            intervals.gap_recovered(cell, rows[1][c], rows[0][c], "higher", 0.01)
+            intervals.gap_recovered_interval(cell, rows[1][c], rows[0][c], "higher", 0.01)
             for method in rows
             for c, cell in enumerate(method)
         ],
-        "the best of each column": lambda: clear_bests(columns, "higher", 0.01),
-        "ranks of all methods": lambda: rank_ranges(means, "higher", 0.01),
+        "the best of each column": lambda: find_clear_bests(columns, "higher", 0.01),
+        "ranks of all methods": lambda: compute_rank_ranges(means, "higher", 0.01),
     }
-    if seeds >= BOOTSTRAP_FROM:
+    if seeds >= MIN_BOOTSTRAP_SEEDS:
         found["interquartile means of all methods"] = lambda: [
-            iqm(resampled_ratios(tasks)) for tasks in overall
+            interquartile_mean(resample_ratios(tasks)) for tasks in overall
         ]
     return found
 

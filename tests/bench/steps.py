@@ -72,7 +72,7 @@ def run_of(
 ) -> TrainingRun:
     """A method on a problem, int4 by channel, ready for its first step."""
     instance = registry.build("methods", method, params)
-    weights = Quantization("int4", "channel") if instance.quantizes else None
+    weights = Quantization("int4", "channel") if not instance.full_precision else None
     config = RunConfig(
         0,
         method,

@@ -15,11 +15,11 @@ from jsonschema import Draft7Validator
 from rich.console import Console
 
 import qbench
-from qbench.boards.board import Board, Exam, Section
+from qbench.boards.board import Board, DownstreamTask, Section
 from qbench.boards.build import build_board
 from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
 from qbench.boards.markdown import to_markdown
-from qbench.boards.words import downstream
+from qbench.boards.board_text import list_downstream_lines
 from qbench.downstream.evaluate import evaluate_run
 from qbench.engines.local import LocalEngine
 from qbench.errors import QbenchError
@@ -40,7 +40,7 @@ from qbench.terminal.board import show_board
 from qbench.terminal.plan import show_plan
 from tests import browser, synthetic_sites
 from tests.run_folders import make_run_config, make_attempt, fake_board_members
-from tests.synthetic_runs import DEFAULTS, failed, frame, runs
+from tests.synthetic_runs import DEFAULTS, make_failed_run, make_frame, make_runs
 
 A, B = "a" * 64, "b" * 64
 
@@ -87,11 +87,11 @@ def write(
 
 
 def built(*parts: list[dict[str, Any]]) -> Board:
-    return build_board(frame(*parts), defaults=DEFAULTS)
+    return build_board(make_frame(*parts), defaults=DEFAULTS)
 
 
 def words(section: Section) -> dict[tuple[str, str], tuple[str, ...]]:
-    return {(line.row.entrant, line.format): line.words for line in downstream(section)}
+    return {(line.row.entrant, line.format): line.scores for line in list_downstream_lines(section)}
 
 
 # ---- the arithmetic ----
@@ -100,11 +100,11 @@ def words(section: Section) -> dict[tuple[str, str], tuple[str, ...]]:
 def test_a_cell_is_the_mean_over_its_seeds_with_its_t_interval() -> None:
     values = [0.8, 0.82, 0.75]
     (section,) = built(
-        answered(runs("fp", None, [0.1] * 3), [0.9] * 3),
-        answered(runs("ste", "int4", [0.2, 0.21, 0.19]), values),
+        answered(make_runs("fp", None, [0.1] * 3), [0.9] * 3),
+        answered(make_runs("ste", "int4", [0.2, 0.21, 0.19]), values),
     ).sections
     (exam,) = section.downstream
-    assert exam == Exam(f"recall acc {A}", "recall", A, "acc", "higher", 200, 0.5, 1.0)
+    assert exam == DownstreamTask(f"recall acc {A}", "recall", A, "acc", "higher", 200, 0.5, 1.0)
     grade = next(row for row in section.rows if row.entrant == "ste").cells[0].downstream[exam.id]
     assert grade.score == intervals.mean_interval(values) and grade.seeds == 3
     assert words(section) == {
@@ -114,11 +114,11 @@ def test_a_cell_is_the_mean_over_its_seeds_with_its_t_interval() -> None:
 
 
 def test_another_definition_under_the_same_name_is_another_column() -> None:
-    ste = runs("ste", "int4", [0.2, 0.21, 0.19])
+    ste = make_runs("ste", "int4", [0.2, 0.21, 0.19])
     (section,) = built(
         answered(ste[:2], [0.8, 0.82]),
         answered(ste[2:], [0.1], B),
-        answered(runs("fp", None, [0.1]), [0.9], B),
+        answered(make_runs("fp", None, [0.1]), [0.9], B),
     ).sections
     assert [(exam.task, exam.sha256) for exam in section.downstream] == [
         ("recall", A),
@@ -130,11 +130,11 @@ def test_another_definition_under_the_same_name_is_another_column() -> None:
 
 def test_starts_and_recipes_are_sections_of_their_own() -> None:
     scratch, later = (
-        answered(runs("ste", "int4", [0.2, 0.3], start=start), [v, v])
+        answered(make_runs("ste", "int4", [0.2, 0.3], start=start), [v, v])
         for start, v in (("scratch", 0.6), ("fp:0.5", 0.9))
     )
     longer = answered(
-        runs("ste", "int4", [0.2, 0.3], recipe='{"steps": 600}', steps=600), [0.7, 0.7]
+        make_runs("ste", "int4", [0.2, 0.3], recipe='{"steps": 600}', steps=600), [0.7, 0.7]
     )
     found = {
         section.setting: words(section)["ste", "int4"]
@@ -148,11 +148,11 @@ def test_starts_and_recipes_are_sections_of_their_own() -> None:
 
 
 def test_what_failed_keeps_its_line_and_its_reason() -> None:
-    lost = [failed("lotion", "int4", seed) for seed in range(2)]
+    lost = [make_failed_run("lotion", "int4", seed) for seed in range(2)]
     (section,) = built(
-        answered(runs("ste", "int4", [0.2, 0.3]), [0.6, None]),
+        answered(make_runs("ste", "int4", [0.2, 0.3]), [0.6, None]),
         lost,
-        runs("pege", "int4", [0.2, 0.2]),
+        make_runs("pege", "int4", [0.2, 0.2]),
     ).sections
     assert words(section)["lotion", "int4"] == ("diverged",) and words(section)["pege", "int4"] == (
         "not asked",
@@ -161,13 +161,13 @@ def test_what_failed_keeps_its_line_and_its_reason() -> None:
 
 
 def test_a_run_whose_score_does_not_count_answers_nothing() -> None:
-    (section,) = built(answered(runs("ste", "int4", [0.2, None]), [0.6, 0.9])).sections
+    (section,) = built(answered(make_runs("ste", "int4", [0.2, None]), [0.6, 0.9])).sections
     assert words(section)["ste", "int4"] == ("0.600 (1 of 2 seeds)",)
 
 
 def test_the_rate_that_is_shown_is_the_one_whose_answers_are_shown() -> None:
     slow, fast = (
-        runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01))
+        make_runs("ste", "int4", [score] * 2, lr=lr) for score, lr in ((0.5, 0.001), (0.2, 0.01))
     )
     (section,) = built(answered(slow, [0.1, 0.1]), answered(fast, [0.9, 0.9])).sections
     assert words(section)["ste", "int4"] == ("0.900 ± 0.000",)
@@ -175,13 +175,13 @@ def test_the_rate_that_is_shown_is_the_one_whose_answers_are_shown() -> None:
 
 def test_a_retired_version_keeps_its_answers() -> None:
     new = answered(
-        [{**row, "method_version": 2} for row in runs("ste", "int4", [0.2, 0.3])], [0.6, 0.6]
+        [{**row, "method_version": 2} for row in make_runs("ste", "int4", [0.2, 0.3])], [0.6, 0.6]
     )
     old = answered(
-        [{**row, "retired": "wrong"} for row in runs("ste", "int4", [0.4, 0.4])], [0.4, 0.4], B
+        [{**row, "retired": "wrong"} for row in make_runs("ste", "int4", [0.4, 0.4])], [0.4, 0.4], B
     )
     (section,) = built(
-        runs("fp", None, [0.1, 0.1]), runs("rtn", "int4", [0.5, 0.5]), new, old
+        make_runs("fp", None, [0.1, 0.1]), make_runs("rtn", "int4", [0.5, 0.5]), new, old
     ).sections
     assert [exam.sha256 for exam in section.downstream] == [A, B]
     assert words(section)["ste, version 1, retired", "int4"] == ("not asked", "0.400 ± 0.000")
@@ -193,9 +193,9 @@ def test_a_retired_version_keeps_its_answers() -> None:
 
 def test_a_board_comes_out_of_its_runs_csv_alone_however_much_was_asked() -> None:
     many = json.dumps({f"task {n}, of many": told(n / 300, f"{n:064x}") for n in range(300)})
-    rows = frame(
-        answered(runs("fp", None, [0.1, 0.2]), [1 / 3, 0.1 + 0.2]),
-        [row | {"downstream": many} for row in runs("ste", "int4", [0.2, 0.3])],
+    rows = make_frame(
+        answered(make_runs("fp", None, [0.1, 0.2]), [1 / 3, 0.1 + 0.2]),
+        [row | {"downstream": many} for row in make_runs("ste", "int4", [0.2, 0.3])],
     )
     board, text = build_board(rows, defaults=DEFAULTS), runs_csv(rows)
     again = read_runs_csv(io.StringIO(text))
@@ -204,7 +204,7 @@ def test_a_board_comes_out_of_its_runs_csv_alone_however_much_was_asked() -> Non
 
 
 def test_an_older_runs_csv_is_read_without_answers() -> None:
-    rows = frame(runs("fp", None, [0.1, 0.2]), runs("ste", "int4", [0.2, 0.3]))
+    rows = make_frame(make_runs("fp", None, [0.1, 0.2]), make_runs("ste", "int4", [0.2, 0.3]))
     assert "downstream" not in rows
     board = build_board(read_runs_csv(io.StringIO(runs_csv(rows))), defaults=DEFAULTS)
     assert (
@@ -217,7 +217,7 @@ def test_an_older_runs_csv_is_read_without_answers() -> None:
 @pytest.mark.parametrize("word", ["no JSON", "[]", '{"recall": 3}', '{"recall": {"value": 0.5}}'])
 def test_a_column_that_holds_no_answers_is_said_in_one_line(word: str) -> None:
     with pytest.raises(QbenchError, match=r"^the column downstream holds no answers: "):
-        built([row | {"downstream": word} for row in runs("ste", "int4", [0.2])])
+        built([row | {"downstream": word} for row in make_runs("ste", "int4", [0.2])])
 
 
 # ---- the store ----
@@ -446,7 +446,7 @@ def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_run
     ) and "downstream" not in found.board_runs("asked")
     assert (
         plan_of(tmp_path, "grammar_recall")
-        == "Still to be asked downstream: grammar_recall of 4 finished runs"
+        == "Downstream tasks to be evaluated: grammar_recall for 4 finished runs"
     )
     assert ask_finished_runs(asking("grammar_recall"), tmp_path, engine, Execution(device="cpu")).failures == []
     assert "asked" not in plan_of(tmp_path, "grammar_recall")
@@ -502,7 +502,7 @@ def test_what_finished_runs_are_asked_is_on_their_board_and_comes_out_of_its_run
     )
     assert (
         plan_of(tmp_path, "grammar_nesting")
-        == "Still to be asked downstream: grammar_nesting of 3 finished runs"
+        == "Downstream tasks to be evaluated: grammar_nesting for 3 finished runs"
     )
     assert check_store(tmp_path).agrees
 

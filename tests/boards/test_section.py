@@ -15,20 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from qbench.boards.board import Board, Cell, Row, Section
+from qbench.boards.board import Board, BoardCell, Row, Section
 from qbench.boards.build import build_board
 from qbench.boards.csv_files import to_csv
 from qbench.boards.markdown import to_markdown
-from qbench.boards.words import rank, score
-from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, small, unborn
+from qbench.boards.board_text import format_rank, format_score
+from tests.synthetic_runs import DEFAULTS, make_failed_run, make_frame, make_run, make_runs, make_small_board_frame, make_planned_run
 
-FP = runs("fp", None, [0.100, 0.102, 0.098])
-RTN = runs("rtn", "int4", [0.200, 0.205, 0.195])
-STE = runs("ste", "int4", [0.130, 0.136, 0.133])
+FP = make_runs("fp", None, [0.100, 0.102, 0.098])
+RTN = make_runs("rtn", "int4", [0.200, 0.205, 0.195])
+STE = make_runs("ste", "int4", [0.130, 0.136, 0.133])
 
 
 def build(*parts: Sequence[dict[str, Any]], **more: Any) -> Board:
-    return build_board(frame(*parts), **{"defaults": DEFAULTS, **more})
+    return build_board(make_frame(*parts), **{"defaults": DEFAULTS, **more})
 
 
 def section(*parts: Sequence[dict[str, Any]], **more: Any) -> Section:
@@ -41,12 +41,12 @@ def row(section: Section, entrant: str) -> Row:
     return found
 
 
-def cell(section: Section, entrant: str, fmt: str = "int4") -> Cell:
+def cell(section: Section, entrant: str, fmt: str = "int4") -> BoardCell:
     found = row(section, entrant)
-    return found.cells[0 if found.spans else [c.format for c in section.columns].index(fmt)]
+    return found.cells[0 if found.spans_columns else [c.format for c in section.columns].index(fmt)]
 
 
-def said(section: Section, cell: Cell) -> str:
+def said(section: Section, cell: BoardCell) -> str:
     return "; ".join(section.notes[n - 1] for n in cell.notes)
 
 
@@ -54,7 +54,7 @@ def said(section: Section, cell: Cell) -> str:
 
 
 def test_recipes_of_their_own_share_a_section_only_as_published() -> None:
-    own = runs("ste", "int4", [0.130, 0.136, 0.133], start="fp:0.5", recipe='{"optimizer": "sgd"}')
+    own = make_runs("ste", "int4", [0.130, 0.136, 0.133], start="fp:0.5", recipe='{"optimizer": "sgd"}')
     assert len(build(FP, RTN, own).sections) == 2
     board = build(FP, RTN, own, track="as-published")
     (found,) = board.sections
@@ -63,7 +63,7 @@ def test_recipes_of_their_own_share_a_section_only_as_published() -> None:
 
 
 def test_a_published_recipe_and_the_plain_entry_of_one_method_are_two_rows() -> None:
-    own = runs(
+    own = make_runs(
         "ste",
         "int4",
         [0.6, 0.61, 0.62],
@@ -84,7 +84,7 @@ def test_a_published_recipe_and_the_plain_entry_of_one_method_are_two_rows() -> 
 
 def test_mean_and_interval_are_scipys() -> None:
     scores = [0.130, 0.136, 0.133, 0.121]
-    got = cell(section(FP, RTN, runs("ste", "int4", scores)), "ste")
+    got = cell(section(FP, RTN, make_runs("ste", "int4", scores)), "ste")
     low, high = reference.t.interval(0.95, 3, np.mean(scores), reference.sem(scores))
     assert got.score is not None and got.state == "ok" and got.seeds == got.asked == 4
     assert (got.score.value, got.score.low, got.score.high) == pytest.approx(
@@ -116,7 +116,7 @@ def test_gap_is_the_ratio_of_means_with_fiellers_interval(better: str) -> None:
     )
     sign = 1.0 if better == "lower" else -1.0
     parts = [
-        runs(name, fmt, list(sign * x), better=better)
+        make_runs(name, fmt, list(sign * x), better=better)
         for name, fmt, x in (("fp", None, fp), ("rtn", "int4", rtn), ("ste", "int4", m))
     ]
     got = cell(section(*parts), "ste").gap
@@ -129,7 +129,7 @@ def test_gap_is_the_ratio_of_means_with_fiellers_interval(better: str) -> None:
 
 
 def test_gap_pairs_seeds_that_all_three_have() -> None:
-    extra = [run("ste", "int4", 9, 0.5)]
+    extra = [make_run("ste", "int4", 9, 0.5)]
     with_it, without = (cell(section(FP, RTN, [*STE, *more]), "ste") for more in (extra, []))
     assert with_it.gap == without.gap and with_it.seeds == 4 and with_it.score != without.score
 
@@ -142,7 +142,7 @@ def test_gap_of_the_control_is_nought_and_full_precision_has_none() -> None:
 
 
 def test_no_gap_below_the_minimum_effect() -> None:
-    rtn = runs("rtn", "int4", [0.1004, 0.1024, 0.0984])
+    rtn = make_runs("rtn", "int4", [0.1004, 0.1024, 0.0984])
     assert cell(section(FP, rtn, STE), "ste").gap is None, (
         "a unit of the last digit, where nobody says more"
     )
@@ -155,7 +155,7 @@ def test_no_gap_below_the_minimum_effect() -> None:
 
 
 def test_no_gap_where_the_controls_cannot_be_told_apart() -> None:
-    noisy = runs("rtn", "int4", [0.300, 0.050, 0.250])
+    noisy = make_runs("rtn", "int4", [0.300, 0.050, 0.250])
     got = section(FP, noisy, STE)
     assert cell(got, "ste").gap is None and cell(got, "ste").score is not None
 
@@ -175,7 +175,7 @@ def test_cost_is_a_ratio_to_full_precision_on_the_same_device() -> None:
         {**r, "step_s_median": x, "device_name": "gpu"}
         for r, x in zip(STE, [0.002, 0.003, 0.004], strict=True)
     ]
-    fp = [*FP, run("fp", None, 3, 0.1, device_name="gpu", step_s_median=0.001)]
+    fp = [*FP, make_run("fp", None, 3, 0.1, device_name="gpu", step_s_median=0.001)]
     assert row(section(fp, RTN, fast), "ste").cost.step_ratio == pytest.approx(3.0)
     assert row(section(FP, RTN, fast), "ste").cost.step_ratio is None, (
         "full precision never ran there"
@@ -199,12 +199,12 @@ def test_cost_is_a_ratio_to_full_precision_on_the_same_device() -> None:
 
 
 def test_best_is_clear_of_the_second() -> None:
-    second = runs("lotion", "int4", [0.140, 0.147, 0.142])
+    second = make_runs("lotion", "int4", [0.140, 0.147, 0.142])
     assert cell(section(FP, RTN, STE, second), "ste").best
     assert not cell(section(FP, RTN, STE, second), "lotion").best
     close = section(FP, RTN, STE, second, minimum_effect={"digits": 0.02})
     assert not any(c.best for r in close.rows for c in r.cells), "a difference of 0.01 is not 0.02"
-    noisy = runs("lotion", "int4", [0.200, 0.100, 0.165])
+    noisy = make_runs("lotion", "int4", [0.200, 0.100, 0.165])
     assert not cell(section(FP, RTN, STE, noisy), "ste").best, "no test tells them apart"
 
 
@@ -217,11 +217,11 @@ def test_best_is_corrected_for_the_number_of_rivals() -> None:
     ]
     p = reference.ttest_rel(base, rival[1]).pvalue
     assert 0.05 / 3 < p < 0.05
-    one = section(runs("ste", "int4", base), runs("rtn", "int4", rival[1]))
+    one = section(make_runs("ste", "int4", base), make_runs("rtn", "int4", rival[1]))
     assert cell(one, "ste").best
     three = section(
         *(
-            runs(name, "int4", x)
+            make_runs(name, "int4", x)
             for name, x in (
                 ("ste", base),
                 ("rtn", rival[1]),
@@ -242,8 +242,8 @@ def test_full_precision_is_nobodys_rival() -> None:
     "spoilt",
     [
         [{**STE[0], "audit_passed": False}, *STE[1:]],
-        [*STE[:2], failed("ste", "int4", 2)],
-        [*STE[:2], unborn("ste", "int4", 2)],
+        [*STE[:2], make_failed_run("ste", "int4", 2)],
+        [*STE[:2], make_planned_run("ste", "int4", 2)],
         [*STE[:2], {**STE[2], "packed": math.nan}],
     ],
     ids=["audit", "failed", "planned", "not finite"],
@@ -262,13 +262,13 @@ def ten(
         np.random.default_rng(0).normal(0, 0.1, count),
         np.random.default_rng(seed).normal(0, 0.002, count),
     )
-    return runs(method, fmt, list(centre + common + own))
+    return make_runs(method, fmt, list(centre + common + own))
 
 
 def test_ranks_are_shared_and_need_ten_seeds() -> None:
     names = (("ste", 1.0), ("lotion", 2.0), ("pege", 2.0), ("rtn", 2.0))
     got = section(*(ten(name, centre, i) for i, (name, centre) in enumerate(names)))
-    assert {r.entrant: rank(r) for r in got.rows if r.entrant != "fp"} == {
+    assert {r.entrant: format_rank(r) for r in got.rows if r.entrant != "fp"} == {
         "ste": "1",
         "lotion": "2–4",
         "pege": "2–4",
@@ -280,7 +280,7 @@ def test_ranks_are_shared_and_need_ten_seeds() -> None:
 
 def test_only_whole_rows_are_ranked() -> None:
     spoilt = ten("pege", 2.0, 3)
-    spoilt[4] = failed("pege", "int4", 4)
+    spoilt[4] = make_failed_run("pege", "int4", 4)
     got = section(ten("ste", 1.0, 0), ten("lotion", 2.0, 2), spoilt)
     assert (row(got, "ste").rank, row(got, "lotion").rank, row(got, "pege").rank) == (
         (1, 1),
@@ -309,32 +309,32 @@ def test_ranks_are_by_the_mean_over_formats() -> None:
 @pytest.mark.parametrize(
     ("made", "state", "shown", "note"),
     [
-        (lambda s: failed("ste", "int4", s), "failed", "diverged", "3 of 3 diverged"),
-        (lambda s: failed("ste", "int4", s, "oom", "no memory"), "failed", "oom", "3 of 3 oom: no memory"),
-        (lambda s: failed("ste", "int4", s, None), "failed", "failed", "3 of 3 failed"),
-        (lambda s: failed("ste", "int4", s, ["oom", "data", "oom"][s]), "failed", "data, oom", "1 of 3 data, 2 of 3 oom"),
-        (lambda s: unborn("ste", "int4", s, "skipped", "no rule"), "skipped", "skipped", "skipped: no rule"),
-        (lambda s: unborn("ste", "int4", s), "planned", "planned", "3 of 3 planned"),
-        (lambda s: run("ste", "int4", s, math.inf), "failed", "diverged", "3 of 3 diverged"),
-        (lambda s: failed("ste", "int4", s, "plugin", "boom") if s else run("ste", "int4", 0, 0.1), "partial", "0.100", "2 of 3 plugin: boom"),
+        (lambda s: make_failed_run("ste", "int4", s), "failed", "diverged", "3 of 3 diverged"),
+        (lambda s: make_failed_run("ste", "int4", s, "oom", "no memory"), "failed", "oom", "3 of 3 oom: no memory"),
+        (lambda s: make_failed_run("ste", "int4", s, None), "failed", "failed", "3 of 3 failed"),
+        (lambda s: make_failed_run("ste", "int4", s, ["oom", "data", "oom"][s]), "failed", "data, oom", "1 of 3 data, 2 of 3 oom"),
+        (lambda s: make_planned_run("ste", "int4", s, "skipped", "no rule"), "skipped", "skipped", "skipped: no rule"),
+        (lambda s: make_planned_run("ste", "int4", s), "planned", "planned", "3 of 3 planned"),
+        (lambda s: make_run("ste", "int4", s, math.inf), "failed", "diverged", "3 of 3 diverged"),
+        (lambda s: make_failed_run("ste", "int4", s, "plugin", "boom") if s else make_run("ste", "int4", 0, 0.1), "partial", "0.100", "2 of 3 plugin: boom"),
     ],
 )  # fmt: skip
 def test_what_has_no_score_stays_and_says_why(made: Any, state: str, shown: str, note: str) -> None:
     got = section(FP, RTN, [made(s) for s in range(3)])
     c = cell(got, "ste")
-    assert (c.state, score(c, 3), said(got, c)) == (state, shown, note)
+    assert (c.state, format_score(c, 3), said(got, c)) == (state, shown, note)
     board = build(FP, RTN, [made(s) for s in range(3)])
     assert note in to_csv(board) and f" {note}" in to_markdown(board)
 
 
 def test_a_partial_cell_counts_its_seeds() -> None:
-    c = cell(section(FP, RTN, [*STE[:2], failed("ste", "int4", 2)]), "ste")
+    c = cell(section(FP, RTN, [*STE[:2], make_failed_run("ste", "int4", 2)]), "ste")
     assert (c.seeds, c.asked, c.failures) == (2, 3, {"diverged": 1})
     assert c.score is not None and c.score.value == pytest.approx(0.133), "nothing is imputed"
 
 
 def test_a_cell_that_nobody_asked_for() -> None:
-    got = section(FP, RTN, STE, runs("ste", "int2", [0.5, 0.6, 0.7]))
+    got = section(FP, RTN, STE, make_runs("ste", "int2", [0.5, 0.6, 0.7]))
     assert cell(got, "rtn", "int2").state == "absent" and "no rtn" in said(
         got, cell(got, "rtn", "int2")
     )
@@ -361,7 +361,7 @@ def test_missing_full_precision_is_a_row_that_says_so() -> None:
 
 
 def test_missing_rtn_is_a_row_that_says_so() -> None:
-    other = runs("rtn", "int4", [0.2, 0.21, 0.22], params={"scale": "mse"})
+    other = make_runs("rtn", "int4", [0.2, 0.21, 0.22], params={"scale": "mse"})
     got = section(FP, STE, other)
     assert said(got, cell(got, "rtn")).startswith(
         "no rtn with default parameters (rtn (scale=mse) will not do), so no gap"
@@ -374,7 +374,7 @@ def test_an_empty_frame_is_an_empty_board() -> None:
     got = build_board(pd.DataFrame())
     assert got.sections == () and "No runs yet" in to_markdown(got)
     assert (
-        build_board(pd.DataFrame(), planned=frame([unborn("ste", "int4", 0)]))
+        build_board(pd.DataFrame(), planned=make_frame([make_planned_run("ste", "int4", 0)]))
         .sections[0]
         .rows[-1]
         .cells[0]
@@ -387,7 +387,7 @@ def test_an_empty_frame_is_an_empty_board() -> None:
 
 
 def test_two_attempts_count_once() -> None:
-    lost = [{**failed("ste", "int4", 0, "oom"), "key": STE[0]["key"], "attempt": a} for a in (1, 3)]
+    lost = [{**make_failed_run("ste", "int4", 0, "oom"), "key": STE[0]["key"], "attempt": a} for a in (1, 3)]
     won = {**STE[0], "attempt": 2}
     assert cell(section(FP, RTN, [*lost, won, *STE[1:]]), "ste") == cell(
         section(FP, RTN, [won, *STE[1:]]), "ste"
@@ -401,9 +401,9 @@ def test_two_attempts_count_once() -> None:
 
 
 def test_planned_runs_count_where_there_is_no_run() -> None:
-    planned = frame(
-        [unborn("ste", "int4", s, key=r["key"]) for s, r in enumerate(STE)],
-        [unborn("pege", "int4", 0)],
+    planned = make_frame(
+        [make_planned_run("ste", "int4", s, key=r["key"]) for s, r in enumerate(STE)],
+        [make_planned_run("pege", "int4", 0)],
     )
     got = section(FP, RTN, STE, planned=planned)
     assert cell(got, "ste") == cell(section(FP, RTN, STE), "ste")
@@ -445,7 +445,7 @@ def test_the_best_learning_rate_on_validation_is_shown() -> None:
     assert [n for n in got.notes if "learning rates" in n] == [
         "learning rates: the best on validation, of unequal numbers of trials: 2 for ste; 1 for fp, rtn"
     ]
-    spoilt = [failed("ste", "int4", 0, lr=0.001), *slow[1:]]
+    spoilt = [make_failed_run("ste", "int4", 0, lr=0.001), *slow[1:]]
     assert cell(section(FP, RTN, STE, spoilt), "ste").lr == 0.003, (
         "a rate that fails is not chosen for its survivors"
     )
@@ -463,7 +463,7 @@ def test_equal_trials_and_rates_in_recipes() -> None:
 @pytest.mark.parametrize(("best", "says"), [(0.001, "smallest"), (0.003, None), (0.01, "largest")])
 def test_a_best_rate_at_the_end_of_those_tried_is_told(best: float, says: str | None) -> None:
     tried = [
-        runs("ste", "int4", [0.13 + (lr != best) * 0.01] * 3, lr=lr) for lr in (0.001, 0.003, 0.01)
+        make_runs("ste", "int4", [0.13 + (lr != best) * 0.01] * 3, lr=lr) for lr in (0.001, 0.003, 0.01)
     ]
     notes = [n for n in section(FP, RTN, *tried).notes if n.startswith("best at the")]
     assert notes == (
@@ -521,7 +521,7 @@ def test_sizes_go_from_small_to_large_and_formats_from_few_bits_to_many() -> Non
 def test_labels_spell_what_is_not_default() -> None:
     clipped = [
         {**r, "key": "c" + r["key"]}
-        for r in runs("ste", "int4", [0.2], params={"clip_gradient": True, "scale": "mse"})
+        for r in make_runs("ste", "int4", [0.2], params={"clip_gradient": True, "scale": "mse"})
     ]
     names = [r.entrant for r in section(FP, RTN, STE, clipped).rows]
     assert names == ["fp", "rtn", "ste", "ste (clip_gradient=true, scale=mse)"]
@@ -562,7 +562,7 @@ def entries(draw: st.DrawFn, method: str) -> list[dict[str, Any]]:
     ):
         for lr in draw(st.sampled_from([(0.003,), (0.003, 0.01)])):
             for seed, x in enumerate(draw(st.lists(SCORES, min_size=1, max_size=4))):
-                made = failed if x is None else run
+                made = make_failed_run if x is None else make_run
                 more = (
                     {"reason": draw(st.sampled_from(["oom", "diverged"]))}
                     if x is None
@@ -585,7 +585,7 @@ def numbers(board: Board) -> dict[tuple[str, str, str], tuple[Any, ...]]:
     found = {}
     for s in board.sections:
         for r in s.rows:
-            formats = ["fp32"] if r.spans else [c.format for c in s.columns]
+            formats = ["fp32"] if r.spans_columns else [c.format for c in s.columns]
             for fmt, c in zip(formats, r.cells, strict=True):
                 found[r.entrant, r.params, fmt] = (
                     dataclasses.replace(c, best=False, notes=()),
@@ -620,7 +620,7 @@ def test_the_order_of_rows_never_matters(
 @given(frames(("fp", "rtn", "ste")), st.lists(st.floats(width=32), min_size=4, max_size=4))
 def test_only_finite_numbers_are_numbers(rows: list[dict[str, Any]], odd: list[float]) -> None:
     wild = dict(zip(("packed", "rr_mean", "train_s", "lr"), odd, strict=True))
-    board = build(rows, [run("pege", "int4", 7, None, **{**wild, "lr": abs(wild["lr"])})])
+    board = build(rows, [make_run("pege", "int4", 7, None, **{**wild, "lr": abs(wild["lr"])})])
     json.dumps(board.to_json(), allow_nan=False)
     for s in board.sections:
         for c in (c for r in s.rows for c in r.cells if c.score):
@@ -640,7 +640,7 @@ def test_only_finite_numbers_are_numbers(rows: list[dict[str, Any]], odd: list[f
 
 def test_everything_small_shows() -> None:
     """The frame of the golden files holds one of each state."""
-    (only,) = build_board(small(), defaults=DEFAULTS).sections
+    (only,) = build_board(make_small_board_frame(), defaults=DEFAULTS).sections
     assert {c.state for r in only.rows for c in r.cells} == {"ok", "partial", "failed", "skipped"}
     assert (
         len(only.notes) == 5

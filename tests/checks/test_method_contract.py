@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from qbench import Grid, Method, Quantizer, Site, load_method
-from qbench.checks.method_contract import check_alike, check_beside, check_compiles, check_method
+from qbench.api import Run
+from qbench.checks.method_contract import (
+    check_compiles,
+    check_method,
+    check_recorded,
+    check_stacked,
+)
 from qbench.checks.method_kit import Kit
 from qbench.plugins import registry
 from qbench.quant.straight_through import straight_through
@@ -93,27 +99,55 @@ def test_the_kit_finds_what_is_broken(change: dict[str, Any], check: str) -> Non
     assert check in failed
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-def test_the_kit_finds_a_method_that_is_another_one_compiled_in_company(tmp_path: Path) -> None:
-    """It says that it is the same one; eagerly it is."""
+def test_the_kit_finds_runs_that_depend_on_their_stack(tmp_path: Path) -> None:
+    """A quantizer that looks at its leading axes gives stacked runs other bits."""
 
     def relax(q: Quantizer) -> Any:
         def relax(x: Tensor) -> Tensor:
-            crowded = torch.compiler.is_compiling() and x.dim() > 3
-            return straight_through(x, q.grid(x).snap(x) * (1 + 1e-6 * crowded))
+            return straight_through(x, q.grid(x).snap(x) * (1 + 1e-6 * (x.dim() > 3)))
 
         return relax
 
-    broken = ste_with(relax=relax)
-    broken.alone, broken.compiled_alike = lambda self: None, True  # type: ignore[method-assign]
-    with registered(broken):
-        assert all(f.passed for f in check_beside(Kit("broken", tmp_path)))
-        assert [f.detail for f in check_alike(Kit("broken", tmp_path))] == [
-            "trained beside others it differs"
-        ] * 3
-    found = list(check_alike(Kit("fp", tmp_path)))
-    assert [f.passed for f in found] == [True] * 3, found
-    assert not list(check_alike(Kit("gdnsq", tmp_path))), "it does not say so"
+    with registered(ste_with(relax=relax)):
+        details = [f.detail for f in check_stacked(Kit("broken", tmp_path))]
+    assert details == ["stacked with others it differs"] * 3
+
+
+def test_the_kit_finds_a_hyper_parameter_that_is_read_outside_of_schedules(tmp_path: Path) -> None:
+    @dataclass
+    class Broken(Method):
+        name = "broken"
+        strength: float = 0.5
+
+        def quantizer(self, site: Site) -> Quantizer | None:
+            return load_method("ste")().quantizer(site)
+
+        def after_backward(self, run: Run) -> None:
+            for stack in run.weights:
+                for layer in stack.layers:
+                    layer.weight.grad *= self.strength
+
+    with registered(Broken):
+        findings = list(check_stacked(Kit("broken", tmp_path)))
+    assert [f.passed for f in findings] == [False] * 3
+    assert all("one by one" in f.detail for f in findings)
+
+
+def test_the_kit_finds_a_step_that_cannot_be_recorded(tmp_path: Path) -> None:
+    @dataclass
+    class Broken(Method):
+        name = "broken"
+
+        def quantizer(self, site: Site) -> Quantizer | None:
+            return load_method("ste")().quantizer(site)
+
+        def after_step(self, run: Run) -> None:
+            assert float(next(run.quantizers()).key.sum()) != 0.5
+
+    with registered(Broken):
+        findings = list(check_recorded(Kit("broken", tmp_path)))
+    assert findings and not any(f.passed for f in findings)
+    assert all("could not be recorded" in f.detail for f in findings)
 
 
 def test_a_crash_is_a_finding_and_not_the_end() -> None:

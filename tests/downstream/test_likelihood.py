@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qbench_tasks.transformer import Shape, Transformer
 
-from qbench.downstream.likelihood import continued, likelihoods
+from qbench.downstream.likelihood import generate_greedily, compute_likelihoods
 from qbench.errors import QbenchError
-from tests.language_runs import Counted
+from tests.language_runs import CountingModel
 
 CONTEXT = 12
 MODEL = Transformer(
@@ -43,21 +43,21 @@ def alone(before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
 def test_they_are_those_of_one_request_at_a_time_whatever_the_batch(
     asked: list[tuple[list[int], list[int]]], most: int
 ) -> None:
-    found = likelihoods(MODEL, asked, CONTEXT, most=most)
+    found = compute_likelihoods(MODEL, asked, CONTEXT, most=most)
     for answer, (before, after) in zip(found, asked, strict=True):
         nats, greedy = alone(before, after)
         assert math.isclose(answer.nats, nats, abs_tol=2e-5) and answer.greedy == greedy
 
 
 def test_answers_of_one_token_to_one_question_share_a_pass() -> None:
-    counted = Counted(MODEL)
-    likelihoods(counted, [([1, 2, 3], [answer]) for answer in range(7)], CONTEXT)
+    counted = CountingModel(MODEL)
+    compute_likelihoods(counted, [([1, 2, 3], [answer]) for answer in range(7)], CONTEXT)
     assert (counted.passes, counted.tokens) == (1, 3)
 
 
 def test_an_input_that_begins_another_needs_no_pass_of_its_own() -> None:
-    counted = Counted(MODEL)
-    likelihoods(
+    counted = CountingModel(MODEL)
+    compute_likelihoods(
         counted, [([1, 2, 3, 4], [5, 6]), ([1, 2], [3]), ([1], [2, 3]), ([2], [2])], CONTEXT
     )
     assert counted.tokens == 2 * 5, "two inputs, [1 2 3 4 5] and [2], padded to five"
@@ -65,11 +65,11 @@ def test_an_input_that_begins_another_needs_no_pass_of_its_own() -> None:
 
 def test_answers_do_not_depend_on_the_order_of_the_questions() -> None:
     asked = [([i % 7, (3 * i) % 7], [(5 * i) % 7, 1]) for i in range(21)]
-    assert likelihoods(MODEL, asked[::-1], CONTEXT)[::-1] == likelihoods(MODEL, asked, CONTEXT)
+    assert compute_likelihoods(MODEL, asked[::-1], CONTEXT)[::-1] == compute_likelihoods(MODEL, asked, CONTEXT)
 
 
 def test_probabilities_of_all_single_tokens_add_up_to_one() -> None:
-    found = likelihoods(MODEL, [([4, 4], [answer]) for answer in range(7)], CONTEXT)
+    found = compute_likelihoods(MODEL, [([4, 4], [answer]) for answer in range(7)], CONTEXT)
     assert math.isclose(sum(math.exp(answer.nats) for answer in found), 1, abs_tol=1e-6)
     assert sum(answer.greedy for answer in found) == 1
 
@@ -77,7 +77,7 @@ def test_probabilities_of_all_single_tokens_add_up_to_one() -> None:
 @pytest.mark.parametrize("after", [[], [1] * (CONTEXT + 1)])
 def test_a_continuation_that_the_model_cannot_see_at_once_is_an_error(after: list[int]) -> None:
     with pytest.raises(QbenchError, match="the model sees from 1 to 12 at once"):
-        likelihoods(MODEL, [([1], after)], CONTEXT)
+        compute_likelihoods(MODEL, [([1], after)], CONTEXT)
 
 
 def test_a_broken_model_is_an_error_and_not_an_answer() -> None:
@@ -85,13 +85,13 @@ def test_a_broken_model_is_an_error_and_not_an_answer() -> None:
     with torch.no_grad():
         broken.norm.weight[0] = math.nan
     with pytest.raises(QbenchError, match="2 of 2 log-likelihoods are not finite"):
-        likelihoods(broken, [([1], [2]), ([1], [3])], CONTEXT)
+        compute_likelihoods(broken, [([1], [2]), ([1], [3])], CONTEXT)
 
 
 def test_going_on_takes_the_likeliest_token_each_time_beyond_the_context_too() -> None:
     before = [1, 2, 3]
-    found = list(continued(MODEL, before, CONTEXT, 20))
+    found = list(generate_greedily(MODEL, before, CONTEXT, 20))
     assert len(found) == 20
     for n, token in enumerate(found):
         seen = [*before, *found[:n]][-CONTEXT:]
-        assert likelihoods(MODEL, [(seen, [token])], CONTEXT)[0].greedy
+        assert compute_likelihoods(MODEL, [(seen, [token])], CONTEXT)[0].greedy

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from qbench.api.language_model import Question, Quiz
 from qbench.artefact.export_folder import export_run
 from qbench.cli.options import cli
-from qbench.downstream import lm_eval_tasks
+from qbench.downstream import lm_eval_evaluation, lm_eval_tasks
 from qbench.downstream.evaluate import evaluate_folder, evaluate_run
 from qbench.errors import QbenchError, UsageError
 from qbench.runs.attempts import Attempt
 from qbench.runs.downstream_answers import read_answers, read_item_results, list_unanswered_tasks
-from tests.language_runs import Runs, language_runs, loaded
+from tests.language_runs import LanguageRuns, language_runs, load_problem
 
 __all__ = ["language_runs"]
 
@@ -81,8 +81,8 @@ def few(name: str, count: int = 60) -> Quiz:
 
 
 def put(questions: Sequence[Any], model: nn.Module) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    asked = lm_eval_tasks.find(["mine"], {"mine": Quiz("Mine", lambda: questions)})
-    return lm_eval_tasks.ask(asked[0], model, Words(64))
+    asked = lm_eval_tasks.load_tasks(["mine"], {"mine": Quiz("Mine", lambda: questions)})
+    return lm_eval_evaluation.evaluate_task(asked[0], model, Words(64))
 
 
 def write_task(folder: Path, nouns: Sequence[str] = ("gatta", "orsi", "cervo")) -> Path:
@@ -131,15 +131,15 @@ def test_the_right_answer_is_the_only_one_that_the_grammar_allows(name: str) -> 
 @pytest.mark.parametrize("name", QUIZZES)
 def test_a_perfect_model_has_the_ceiling_and_one_that_cannot_tell_has_chance(name: str) -> None:
     quiz = few(name)
-    asked = lm_eval_tasks.find([name], {name: quiz})[0]
-    perfect, _ = lm_eval_tasks.ask(asked, Oracle(), Words(64))
+    asked = lm_eval_tasks.load_tasks([name], {name: quiz})[0]
+    perfect, _ = lm_eval_evaluation.evaluate_task(asked, Oracle(), Words(64))
     assert perfect["metrics"]["acc"]["value"] == quiz.ceiling == 1.0
-    ties, _ = lm_eval_tasks.ask(lm_eval_tasks.find([name], QUIZZES)[0], Flat(), Words(64))
+    ties, _ = lm_eval_evaluation.evaluate_task(lm_eval_tasks.load_tasks([name], QUIZZES)[0], Flat(), Words(64))
     assert ties["metrics"]["acc"]["value"] == pytest.approx(quiz.chance, abs=0.06)
 
 
 def test_the_questions_are_the_same_in_every_process() -> None:
-    assert [lm_eval_tasks.find([name], QUIZZES)[0].sha256[:12] for name in QUIZZES] == PINNED
+    assert [lm_eval_tasks.load_tasks([name], QUIZZES)[0].sha256[:12] for name in QUIZZES] == PINNED
 
 
 PINNED = ["2d0555de6c4f", "f0b2e9ab1d75", "0f34e6c53896"]
@@ -149,7 +149,7 @@ PINNED = ["2d0555de6c4f", "f0b2e9ab1d75", "0f34e6c53896"]
 # ---- asking ----
 
 
-def test_numbers_are_the_means_of_the_kept_items(language_runs: Runs) -> None:
+def test_numbers_are_the_means_of_the_kept_items(language_runs: LanguageRuns) -> None:
     runs = language_runs
     found = evaluate_run(runs.results, runs.int4, ["grammar_recall"], "cpu", force=True)
     entry, folder = found["tasks"]["grammar_recall"], runs.folder(runs.int4)
@@ -163,7 +163,7 @@ def test_numbers_are_the_means_of_the_kept_items(language_runs: Runs) -> None:
     assert right == [int(np.argmax(line["nats"])) == line["target"] for line in lines]
 
 
-def test_it_asks_the_artefact_and_not_the_network_that_was_trained(language_runs: Runs) -> None:
+def test_it_asks_the_artefact_and_not_the_network_that_was_trained(language_runs: LanguageRuns) -> None:
     runs = language_runs
     evaluate_run(runs.results, runs.int4, ["grammar_nesting"], "cpu", force=True)
     questions = QUIZZES["grammar_nesting"].make()
@@ -171,7 +171,7 @@ def test_it_asks_the_artefact_and_not_the_network_that_was_trained(language_runs
         (runs.folder(runs.int4) / "downstream" / "grammar_nesting.jsonl").read_text().splitlines()
     )
     for key, same in ((runs.int4, True), (runs.fp, False)):
-        problem = loaded(runs, key)
+        problem = load_problem(runs, key)
         question, kept = questions[3], json.loads(lines[3])
         assert isinstance(question, Question)
         tokens = [0, *(ID[word] for word in question.context.split())]
@@ -243,8 +243,8 @@ def test_generated_answers_stop_where_the_task_says(tmp_path: Path) -> None:
     config = "\n".join(line for line in config.splitlines() if "doc_to_choice" not in line)
     extra = 'generation_kwargs: {until: ["the", "let"], max_gen_toks: 6}\nmetric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n'
     (tmp_path / "t" / "pets.yaml").write_text(f"{config}\n{extra}")
-    asked = lm_eval_tasks.find([str(tmp_path / "t" / "pets.yaml")], {})[0]
-    summary, lines = lm_eval_tasks.ask(asked, Oracle(), Words(64))
+    asked = lm_eval_tasks.load_tasks([str(tmp_path / "t" / "pets.yaml")], {})[0]
+    summary, lines = lm_eval_evaluation.evaluate_task(asked, Oracle(), Words(64))
     assert all(
         line["answer"].split()[0] == "five" and "let" not in line["answer"] for line in lines
     )
@@ -255,7 +255,7 @@ def test_generated_answers_stop_where_the_task_says(tmp_path: Path) -> None:
 
 
 def test_a_task_file_of_lm_evals_is_asked_alone_and_by_its_folder(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     runs, file = language_runs, write_task(tmp_path / "mine")
     found = evaluate_run(runs.results, runs.fp, [str(file)], "cpu")["tasks"]["pets"]
@@ -272,7 +272,7 @@ def test_the_hash_follows_the_documents_and_the_definition_and_not_the_place(
     tmp_path: Path,
 ) -> None:
     def sha(path: Path) -> str:
-        return lm_eval_tasks.find([str(path)], {})[0].sha256
+        return lm_eval_tasks.load_tasks([str(path)], {})[0].sha256
 
     one = sha(write_task(tmp_path / "a"))
     assert sha(write_task(tmp_path / "b")) == one
@@ -294,7 +294,7 @@ def test_the_hash_follows_the_documents_and_the_definition_and_not_the_place(
     ],
 )
 def test_a_wrong_name_is_one_line_before_anything_is_computed(
-    language_runs: Runs, names: list[str], line: str
+    language_runs: LanguageRuns, names: list[str], line: str
 ) -> None:
     runs = language_runs
     before = sorted(runs.folder(runs.fp).rglob("*"))
@@ -307,7 +307,7 @@ def test_a_wrong_name_is_one_line_before_anything_is_computed(
 
 @pytest.mark.slow
 def test_names_of_the_hub_are_known_and_without_a_network_they_are_one_line(
-    language_runs: Runs, monkeypatch: pytest.MonkeyPatch
+    language_runs: LanguageRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = language_runs
     with pytest.raises(
@@ -333,7 +333,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_twice_is_the_same_bytes_alone_or_in_company(language_runs: Runs) -> None:
+def test_twice_is_the_same_bytes_alone_or_in_company(language_runs: LanguageRuns) -> None:
     runs, folder = language_runs, language_runs.folder(language_runs.int4_int8)
     evaluate_run(runs.results, runs.int4_int8, list(QUIZZES), "cpu", force=True)
     first = files(folder)
@@ -353,7 +353,7 @@ def test_twice_is_the_same_bytes_alone_or_in_company(language_runs: Runs) -> Non
 
 
 def test_what_is_answered_is_not_asked_again_unless_the_artefact_or_the_task_is_another(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     runs, told = language_runs, list[str]()
     path = write_task(tmp_path / "t")
@@ -371,10 +371,10 @@ def test_what_is_answered_is_not_asked_again_unless_the_artefact_or_the_task_is_
 
 
 def test_a_run_without_its_artefact_or_with_another_is_one_line(
-    language_runs: Runs, tmp_path: Path
+    language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     shutil.copytree(language_runs.results, tmp_path / "r")
-    runs = Runs(
+    runs = LanguageRuns(
         tmp_path / "r",
         language_runs.fp,
         language_runs.int4,
@@ -393,7 +393,7 @@ def test_a_run_without_its_artefact_or_with_another_is_one_line(
         evaluate_run(runs.results, runs.digits, ["grammar_recall"], "cpu")
 
 
-def test_the_command_prints_a_table_and_leaves_generators_alone(language_runs: Runs) -> None:
+def test_the_command_prints_a_table_and_leaves_generators_alone(language_runs: LanguageRuns) -> None:
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
     arguments = [
         "eval",
@@ -416,7 +416,7 @@ def test_the_command_prints_a_table_and_leaves_generators_alone(language_runs: R
     assert torch.equal(states[2], torch.get_rng_state())
 
 
-def test_an_exported_folder_answers_as_its_run_does(language_runs: Runs, tmp_path: Path) -> None:
+def test_an_exported_folder_answers_as_its_run_does(language_runs: LanguageRuns, tmp_path: Path) -> None:
     pytest.importorskip(
         "transformers",
         reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
@@ -469,7 +469,7 @@ def test_a_quiz_that_its_text_is_too_short_for_is_one_line() -> None:
         QbenchError,
         match="downstream task own_cloze: its text is too short to make a single item of",
     ):
-        lm_eval_tasks.find(["own_cloze"], {"own_cloze": quiz})
+        lm_eval_tasks.load_tasks(["own_cloze"], {"own_cloze": quiz})
 
 
 def test_passages_are_whole_words_of_the_documents_and_fit_a_model_of_bytes() -> None:
@@ -487,17 +487,17 @@ def test_passages_are_whole_words_of_the_documents_and_fit_a_model_of_bytes() ->
 @pytest.mark.slow
 def test_the_task_text_asks_about_its_own_held_out_documents() -> None:
     task = Text()
-    asked = lm_eval_tasks.find(["text_cloze", "text_bytes"], task.quizzes())
+    asked = lm_eval_tasks.load_tasks(["text_cloze", "text_bytes"], task.quizzes())
     assert [one.sha256 for one in asked] == [
         one.sha256
-        for one in lm_eval_tasks.find(["text_cloze", "text_bytes"], Text(vocab=256).quizzes())
+        for one in lm_eval_tasks.load_tasks(["text_cloze", "text_bytes"], Text(vocab=256).quizzes())
     ]
     problem = task.problem("xs", 0, 1, torch.device("cpu"))
     with torch.no_grad():
         problem.model.head.weight.zero_()
     assert problem.tokenizer is not None
     guessing, reading = (
-        lm_eval_tasks.ask(one, problem.model, problem.tokenizer)[0] for one in asked
+        lm_eval_evaluation.evaluate_task(one, problem.model, problem.tokenizer)[0] for one in asked
     )
     assert (
         guessing["metrics"]["acc"]["value"] == pytest.approx(0.25, abs=0.07)

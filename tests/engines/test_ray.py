@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from qbench.engines import ray_driver
-from qbench.engines.base import Engine, Wishes
+from qbench.engines.base import Engine, EngineOptions
 from qbench.engines.local import LocalEngine, local_engine
 from qbench.engines.ray import RayEngine
 from qbench.errors import QbenchError
@@ -133,7 +133,7 @@ def cluster(stage: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def engine(cluster: Any) -> Iterator[RayEngine]:
-    with closing(RayEngine.open(Wishes(device="cpu", address=cluster.address))) as engine:
+    with closing(RayEngine.open(EngineOptions(device="cpu", address=cluster.address))) as engine:
         yield engine
 
 
@@ -401,7 +401,7 @@ def test_runs_share_gpus(stage: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, **LITTLE})
-    wishes = Wishes(address=cluster.address, gpus=0.5, cpus=1)
+    wishes = EngineOptions(address=cluster.address, gpus=0.5, cpus=1)
     try:
         with closing(RayEngine(wishes, train="tests.stage:stand_in")) as engine:
             assert (engine.capacity, engine.remote_device) == (2, "cuda")
@@ -477,7 +477,7 @@ def test_a_cluster_that_listens_before_it_can_take_anyone_in_is_asked_again(
                 "Initialization failure from server:\nTraceback\nTimeoutError: no GCS yet"
             )
 
-    driver = ray_driver.Driver.__new__(ray_driver.Driver)
+    driver = ray_driver.RayDriver.__new__(ray_driver.RayDriver)
     driver.ray = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
     if refusals < ray_driver.ENTRANCES:
         driver._come_in("ray://somewhere")

@@ -15,12 +15,11 @@ from torch._dynamo.utils import counters
 from qbench import Method, Quantizer, Site, load_method
 from qbench.api.batch import Batch
 from qbench.engines.dispatch import run_one
-from qbench.execution import group_policy
 from qbench.execution.assignment import Execution
-from qbench.execution.compile import compile_run, compiles
+from qbench.execution.compile import compile_run, is_compiled
 from qbench.execution.stacking import stack_runs
-from qbench.runs.config import Quantization, RunConfig
 from qbench.training import checkpoint
+from qbench.training.forward_backward import ForwardBackward
 from qbench.training.loop import take_step
 from qbench.training.run import TrainingRun
 from tests.execution.test_stacked_runs import (
@@ -32,12 +31,9 @@ from tests.execution.test_stacked_runs import (
     config,
     curve,
     prepared,
-    sized,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-LONG = {"digits": 28_290, "linreg": 261_448}
-"""The fewest steps that are compiled by themselves at size xs: 8 tensors of 4522 numbers in all, and one of 256."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +63,7 @@ def stepped(run: TrainingRun, steps: int, compiled: bool = True) -> list[torch.T
 def test_a_run_has_the_bits_that_it_has_compiled_alone(
     task: str, method: str, inputs: Any, tmp_path: Path
 ) -> None:
-    """So that it may be compiled whoever stands beside it; `make bench ARGS=alike` tries them all. Where there is no sum but the loss's, they are
-    the bits of eager steps, too."""
+    """Where there is no sum but the loss's, these are the bits of eager steps, too."""
     me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
     alone = stepped(prepared(me, tmp_path), steps)
     eager = stepped(prepared(me, tmp_path), steps, compiled=False)
@@ -120,7 +115,9 @@ def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> 
     for bundle, call in zip(run.weights, calls, strict=True):
         bundle.training_call = call
     take_step(run, 0)
-    assert run.graph is None and [call.call_count for call in calls] == [1] * len(run.weights)
+    assert run.passes.compiled_terms is None and [call.call_count for call in calls] == [1] * len(
+        run.weights
+    )
 
 
 def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Path) -> None:
@@ -173,54 +170,22 @@ def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
         run = prepared(me, tmp_path)
         if compiled:
             compile_run(run)
-        assert checkpoint.load(run, begun.folder / "checkpoint")[0] == first
+        assert checkpoint.load_checkpoint(run, begun.folder / "checkpoint")[0] == first
 
 
-# ---- whether it pays ----
+# ---- when steps are compiled ----
 
 
-def long(task: str = "digits", steps: int = 0, **recipe: Any) -> RunConfig:
-    return sized(task, "xs", steps=steps or LONG.get(task, 10**6), **recipe)
-
-
-def test_long_runs_of_small_steps_are_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And only where their bits compiled are known not to depend on who is there."""
-    auto = Execution()
-    assert compiles(auto, long(), CPU) and compiles(auto, long("linreg"), CPU)
-    assert not any(compiles(auto, long(task, steps - 1), CPU) for task, steps in LONG.items()), (
-        "too short"
-    )
-    large = sized("digits", "m", steps=10**6)
-    assert group_policy.alike(large) and not compiles(auto, large, CPU), "too large"
-    assert not compiles(Execution(accumulate=2), long(), CPU), "another graph"
-    others = [
-        long("cnn"),
-        long("grammar"),
-        long(batch=50),
-        long(precision="bf16"),
-        long(objective="distill"),
-    ]
-    others += [
-        dataclasses.replace(long(), weights=Quantization("fp4", "channel")),
-        config("gdnsq", steps=10**6),
-    ]
-    assert not any(compiles(auto, c, CPU) for c in others), "not known to be alike"
-    assert not compiles(Execution(compile=False), long(), CPU) and compiles(
-        Execution(compile=True), long("grammar"), CPU
-    )
+def test_steps_are_compiled_on_cuda_or_where_the_command_says_so() -> None:
     cuda = torch.device("cuda")
-    assert compiles(auto, config(), cuda) and not compiles(Execution(fsdp=True), config(), cuda)
-    assert not compiles(Execution(fsdp=True, compile=True), config(), cuda)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not compiles(auto, long(), CPU), "on a machine without a compiler it is not tried"
+    assert is_compiled(Execution(), cuda) and not is_compiled(Execution(), CPU)
+    assert not is_compiled(Execution(compile=False), cuda)
+    assert is_compiled(Execution(compile=True), CPU)
 
 
-def test_what_was_compiled_says_so_and_is_audited_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_policy, "COMPILING_S", 0.0)
+def test_a_compiled_run_says_so_and_is_audited_compiled(tmp_path: Path) -> None:
     (assignment,) = assignments([config("ste")], tmp_path)
-    result = run_one(assignment)
+    result = run_one(assignment, Execution(compile=True))
     assert (result["state"], result["audit"]["passed"]) == ("ok", True)
     assert "compiled = eager" in {check["name"] for check in result["audit"]["checks"]}
     assert '"compiled": true' in (assignment.folder / "env.json").read_text()
@@ -231,10 +196,10 @@ def test_the_audit_sees_a_quantizer_that_the_compiler_lost(
 ) -> None:
     """As a public record once was: in the compiled network the weights are what they were before rounding."""
 
-    def lost(run: TrainingRun, inputs: Any) -> Any:
-        return run.model(inputs)
+    def lost(passes: ForwardBackward, inputs: Any) -> Any:
+        return passes.run.model(inputs)
 
-    monkeypatch.setattr(Run, "output", lost)
+    monkeypatch.setattr(ForwardBackward, "output", lost)
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     result = run_one(assignments([config("ste")], tmp_path)[0], Execution(compile=True))
     failed = [check["name"] for check in result["audit"]["checks"] if not check["passed"]]

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from qbench import load_method
+from qbench.errors import QbenchError
 from qbench.execution.assignment import Execution
 from qbench.execution.execute import execute_group
-from qbench.execution.group_policy import INTEGERS, stacking_kind, group_sort_key
+from qbench.execution.group_policy import INTEGERS, group_sort_key, stacking_kind
 from qbench.numerics.batched_math import single_row_linear
 from qbench.quant.formats import Format
-from qbench.quant.levels import Levels, BatchedLevels
+from qbench.quant.levels import BatchedLevels, Levels
 from qbench.runs.config import Quantization, RunConfig
 from qbench.training.loop import take_step
 from tests.execution.test_stacked_runs import (
@@ -67,7 +68,7 @@ def company(
         method = load_method(name)(
             **params, **{knob: values[place] for knob, values in knobs.items()}
         )
-        weights = Quantization(width, granularity) if method.quantizes else None
+        weights = Quantization(width, granularity) if not method.full_precision else None
         c = config(name, task, seed=place % 3, steps=steps, **recipe)
         found.append(dataclasses.replace(c, method_params=method.params, weights=weights))
     return found
@@ -105,17 +106,28 @@ def test_on_a_closed_loss_by_sgd(title: str, tmp_path: Path) -> None:
         assert a["cost"]["company"] == 4 and outcome(a) == outcome(b)
 
 
-def test_a_hook_that_asks_one_for_all_is_found_out(tmp_path: Path) -> None:
+def test_the_common_method_refuses_to_tell_a_number_in_which_runs_differ(tmp_path: Path) -> None:
     run = whole(company("lotion"), tmp_path)
-    assert run.method.params["lam"] != run.method.params["lam"] and run.own("lam") == [
-        1.0,
-        0.3,
-        7.0,
-        1e-3,
+    assert run.method.lam and run.method.lam != 0, "it is known not to be zero"
+    with pytest.raises(QbenchError, match=r"reads lam.*outside of schedules"):
+        run.method.lam * 2
+    assert whole([company("lotion")[0]] * 2, tmp_path).method.lam == 1.0, "a common number is there"
+
+
+@pytest.mark.parametrize(("method", "name"), [("lsq", "rate"), ("ewgs", "rate")])
+def test_runs_of_one_recipe_may_scale_rates_differently(
+    method: str, name: str, tmp_path: Path
+) -> None:
+    """The optimizer must not step them with the first run's rate."""
+    configs = [
+        dataclasses.replace(c, method_params={**c.method_params, name: value})
+        for c, value in zip([config(method)] * 3, (1.0, 0.1, 0.1), strict=True)
     ]
-    assert whole([company("lotion")[0]] * 2, tmp_path).method.params["lam"] == 1.0, (
-        "what they share stands there"
-    )
+    configs[2] = dataclasses.replace(configs[2], seed=5)
+    stacked = together(configs, tmp_path / "many")
+    for one, other in zip(stacked, alone(configs, tmp_path / "one"), strict=True):
+        assert one["cost"]["company"] == 3 and outcome(one) == outcome(other)
+    assert len({one["artefact_sha256"] for one in stacked}) == 3
 
 
 def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
@@ -131,13 +143,11 @@ def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
         != kind("ewgs", delta=0.5)
         == kind("ewgs", delta=0.7)
     )
-    assert stacking_kind(config(clip=0.0)) != stacking_kind(config(clip=2.0)) == stacking_kind(config())
-
-
-def test_every_number_that_may_differ_is_a_field() -> None:
-    for name in ("fp", "ste", "rr", "placebo", "lsq", "lotion", "gdnsq", "pege", "ewgs"):
-        method = load_method(name)
-        assert set(method.varies) <= {*method().params, "format"}, name
+    assert (
+        stacking_kind(config(clip=0.0))
+        != stacking_kind(config(clip=2.0))
+        == stacking_kind(config())
+    )
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "full", "affine", "midrise"])
@@ -153,14 +163,16 @@ def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
     def half(levels: Levels) -> float:
         return levels.high**-0.5
 
-    assert torch.equal(levels.per_run_number(half).flatten(), torch.tensor([half(one) for one in own]))
+    assert torch.equal(
+        levels.per_run_number(half).flatten(), torch.tensor([half(one) for one in own])
+    )
     with pytest.raises(AssertionError, match="of one kind"):
         BatchedLevels.of([own[0], Format.named("int1").levels(kind)], 3, CPU)
 
 
 def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path) -> None:
     configs = sorted(company("fp"), key=group_sort_key)
-    pieces = whole(configs, tmp_path).optimizer.pieces  # type: ignore[union-attr]
+    pieces = whole(configs, tmp_path).optimizer.slices  # type: ignore[union-attr]
     large = [
         [(piece.first, piece.last) for piece in cut] for p, cut in pieces.items() if p.dim() == 3
     ]

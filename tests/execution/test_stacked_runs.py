@@ -23,16 +23,15 @@ from torch._dynamo.utils import counters
 
 from qbench import load_method, load_task
 from qbench.api.method import Method
-from qbench.api.problem import Problem
 from qbench.engines.dispatch import run_one
 from qbench.execution import execute
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.execute import execute_group
-from qbench.execution.group_policy import MOST, why_alone, group_size, stacking_kind
+from qbench.execution.group_policy import MOST_RUNS, group_size, stacking_kind, why_alone
 from qbench.execution.prepare import prepare_run
-from qbench.execution.stacking import return_state, stack_runs, stack_modules
+from qbench.execution.stacking import stack_modules, stack_runs
 from qbench.execution.workload import estimate_work
-from qbench.numerics.batched_math import per_run, linear, matmul_per_run
+from qbench.numerics.batched_math import linear, matmul_per_run, per_run
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.site import Site
 from qbench.runs.attempts import Attempt, create_attempt
@@ -101,7 +100,7 @@ def config(
     )
     m, t = load_method(name)(**params), load_task(bed)(**options)
     return RunConfig(
-        0, name, m.version, m.params, bed, t.version, t.params, t.fingerprint(), "xs", Quantization("int2", "channel") if m.quantizes else None,
+        0, name, m.version, m.params, bed, t.version, t.key_options(), t.fingerprint(), "xs", Quantization("int2", "channel") if not m.full_precision else None,
         inputs, dataclasses.replace(t.recipe("xs"), steps=steps, lr=lr, **recipe), "scratch", seed,
     )  # fmt: skip
 
@@ -280,7 +279,7 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
             assert torch.equal(mine, large[place]) and mine.data_ptr() == large[place].data_ptr()
         for bundle, wide in zip(member.weights, run.weights, strict=True):
             assert torch.equal(bundle.quantizer.size, wide.quantizer.size[place])  # type: ignore[operator, arg-type, index]
-    return_state(run)
+    run.return_state()
     states = [m.optimizer.state[p] for m in run.stacked for p in m.model.parameters()]  # type: ignore[union-attr]
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
 
@@ -300,32 +299,14 @@ def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> 
     for least in (0.0, 0.1):
         x = torch.randn(40, 16, 24, generator=draw) * (least + torch.arange(40.0)).view(-1, 1, 1)
         x = x.abs() if unsigned else x
-        together.reset(x)
+        together.calibrate(x, first=True)
         for quantizer, own in zip(alone, x, strict=True):
-            quantizer.reset(own)
+            quantizer.calibrate(own, first=True)
     grid, relaxed = together.grid(x), together.relax(x)
     for place, (quantizer, own) in enumerate(zip(alone, x, strict=True)):
         assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(
             relaxed[place], quantizer.relax(own)
         )
-
-
-def test_rates_that_a_method_gave_each_run_stay_its_own(tmp_path: Path) -> None:
-    runs = [prepared(c, tmp_path) for c in company("lsq")]
-    for place, run in enumerate(runs):
-        run.lr_scale["decay"] = [0.1 * place]
-    run = stack_runs(runs)
-    assert run is not None and run.lr_scale == {
-        "quantizer": [1.0] * 5,
-        "decay": pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4]),
-    }
-    take_step(run, 0)
-    first = [p.clone() for p in runs[0].model.parameters() if p.dim() > 1]
-    take_step(run, 1)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(first, (p for p in runs[0].model.parameters() if p.dim() > 1), strict=True)
-    )
 
 
 # ---- what becomes of one ----
@@ -359,9 +340,6 @@ class Moody(Method):
     most: ClassVar[int] = 9
     hated: ClassVar[int] = -1
     tried: ClassVar[list[int]] = []
-
-    def alone(self) -> None:
-        return None
 
     def quantizer(self, site: Site) -> Quantizer:
         return load_method("ste")().quantizer(site)  # type: ignore[return-value]
@@ -414,14 +392,14 @@ def test_what_cannot_be_put_side_by_side_is_tried_by_halves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Also where memory ends before the first step."""
-    room = execute.side_by_side
+    room = execute.stack_runs
 
-    def cramped(runs: Sequence[Run]) -> TrainingRun | None:
+    def cramped(runs: Sequence[TrainingRun]) -> TrainingRun | None:
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no room")
         return room(runs)
 
-    monkeypatch.setattr(execute, "side_by_side", cramped)
+    monkeypatch.setattr(execute, "stack_runs", cramped)
     found = together(company(), tmp_path)
     assert [r["state"] for r in found] == ["ok"] * 5 and [
         r["cost"].get("company", 1) for r in found
@@ -525,8 +503,8 @@ def test_kinds_differ_in_all_but_seed_and_rate() -> None:
     ("changed", "sentence"),
     [
         ({"method": "rtn", "method_params": load_method("rtn")().params}, "trains nothing"),
-        ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one learning rate"),
-        ({"method": "gdnsq", "method_params": load_method("gdnsq")(rho=0.9).params}, "rho = 1"),
+        ({"method": "pege", "method_version": 2, "method_params": load_method("pege")(decoupled=True).params}, "one run at a time"),
+        ({"method": "gdnsq", "method_version": 2, "method_params": load_method("gdnsq")(rho=0.9).params}, "one run at a time"),
     ],
 )  # fmt: skip
 def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str) -> None:
@@ -537,9 +515,9 @@ def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str
 def test_a_task_that_is_not_written_for_company_trains_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(DigitsProblem, "beside", Problem.stack)
+    monkeypatch.setattr(DigitsProblem, "seeds_share_data", False)
     assert (
-        "digits has not been written for runs side by side" in str(why_alone(config()))
+        "digits has not been written for stacked runs" in str(why_alone(config()))
         and stacking_kind(config()) is None
     )
 
@@ -575,9 +553,13 @@ def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> Non
     model, gigabyte = sized("text", "1m"), 2**30
     large, small, tiny = (group_size(model, "cuda", memory * gigabyte) for memory in (140, 16, 1))
     assert group_size(model, "cuda") == large == 18 > small > tiny == 1
-    assert small * estimate_work(model).memory < 8 * gigabyte < (small + 1) * estimate_work(model).memory
     assert (
-        group_size(config(), "cuda", 140 * gigabyte) == MOST["cuda"]
+        small * estimate_work(model).memory
+        < 8 * gigabyte
+        < (small + 1) * estimate_work(model).memory
+    )
+    assert (
+        group_size(config(), "cuda", 140 * gigabyte) == MOST_RUNS["cuda"]
         and group_size(sized("text", "10m"), "cuda") == 1
     )
 
@@ -640,7 +622,7 @@ def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(
         assert (
             len(of) == 1
             and (of != {"-"} or len(group) == 1)
-            and len(group) <= (most or MOST["cpu"])
+            and len(group) <= (most or MOST_RUNS["cpu"])
         )
     firsts = [int(group[0]) for group in groups]
     assert firsts == sorted(firsts), "in the order of the plan"
@@ -664,7 +646,7 @@ def test_groups_are_sized_for_the_machines_that_train_them() -> None:
     queue = RunQueue(Execution(device="cuda"), "cuda")
     for place in range(300):
         queue.push(place, str(place), "a")
-    assert len(queue.pop(1, lambda _: config())) == MOST["cuda"]
+    assert len(queue.pop(1, lambda _: config())) == MOST_RUNS["cuda"]
 
 
 def test_a_kind_stays_whole_where_there_are_others_for_the_rest() -> None:
@@ -778,14 +760,8 @@ class NowAndThen(Method):
     name = "now-and-then"
     since: ClassVar[int] = 0
 
-    def alone(self) -> None:
-        return None
-
     def quantizer(self, site: Site) -> Quantizer:
         return load_method("lsq")().quantizer(site)  # type: ignore[return-value]
-
-    def prepare(self, run: TrainingRun, batches: Any) -> None:
-        run.network.calibrate_inputs(batches)
 
     def after_backward(self, run: TrainingRun) -> None:
         for quantizer in run.quantizers() if run.step % 2 == 0 and run.step >= self.since else ():

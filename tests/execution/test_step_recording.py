@@ -79,7 +79,7 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
 )
 def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
     """Of several runs side by side, and of one alone."""
-    inputs = INT4 if task == "digits" and load_method(METHODS[method][0]).quantizes else None
+    inputs = INT4 if task == "digits" and not load_method(METHODS[method][0]).full_precision else None
     several = company(method, task, inputs=inputs, steps=16)[:3]
     assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
     assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(

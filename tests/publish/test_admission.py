@@ -10,7 +10,7 @@ import pytest
 from qbench.boards.build import build_board
 from qbench.errors import QbenchError
 from qbench.publish.admission import refuse_unpublishable
-from tests.synthetic_runs import DEFAULTS, frame, unborn
+from tests.synthetic_runs import DEFAULTS, make_frame, make_planned_run
 from tests.synthetic_sites import ENV, make_ranked_runs, make_site_files, make_varied_runs
 
 
@@ -30,9 +30,9 @@ def test_a_board_without_a_control_is_refused(control: str) -> None:
 
 def test_a_control_that_never_ran_is_refused_too() -> None:
     rows = make_varied_runs()
-    planned = frame(
+    planned = make_frame(
         [
-            unborn("rtn", fmt, seed, **{**ENV, "effect": None})
+            make_planned_run("rtn", fmt, seed, **{**ENV, "effect": None})
             for fmt in ("int2", "int4")
             for seed in range(3)
         ]

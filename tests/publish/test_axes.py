@@ -23,7 +23,7 @@ from qbench.publish.figures.svg import (
     spread_labels,
 )
 from qbench.publish.figures.tuning import list_trial_ticks
-from tests.terminal.test_board import HOSTILE
+from tests.hostile_text import HOSTILE
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 POINTS = st.tuples(st.floats(-500, 500), st.floats(-500, 500))

@@ -14,7 +14,7 @@ from jsonschema.exceptions import ValidationError
 from qbench.publish.document import BoardDescription, build_document, make_cell_id
 from qbench.publish.embed import encode_page_data, pack_document
 from qbench.publish.site import read_site_schema
-from tests.synthetic_runs import frame, runs
+from tests.synthetic_runs import make_frame, make_runs
 from tests.synthetic_sites import (
     ENV,
     build_board_and_summary,
@@ -43,7 +43,7 @@ def find_cell(doc: dict[str, Any], entrant: str, fmt: str) -> dict[str, Any]:
 
 
 def test_the_sweep_file_is_published_without_paths_of_the_machine() -> None:
-    rows = frame(runs("fp", None, [0.1, 0.2, 0.15], **ENV))
+    rows = make_frame(make_runs("fp", None, [0.1, 0.2, 0.15], **ENV))
     board, summary = build_board_and_summary(rows)
     sweep = (
         'board = "made"\n\n[[task]]\nname = "text"\n'

@@ -19,7 +19,7 @@ from qbench.publish.figures.panels import Figure, assign_styles, shorten_name
 from qbench.publish.figures.score_axis import fit_score_axis
 from qbench.publish.figures.section import draw_section_figures
 from tests.publish.test_axes import decode_path
-from tests.synthetic_runs import frame, runs
+from tests.synthetic_runs import make_frame, make_runs
 from tests.synthetic_sites import (
     ENV,
     MEANS,
@@ -106,11 +106,11 @@ def test_controls_do_not_press_the_others_together() -> None:
 
 
 def test_a_control_off_the_axis_has_an_arrow_and_its_number() -> None:
-    rows = frame(
-        runs("fp", None, [0.1, 0.11], **ENV),
-        runs("rtn", "int2", [9.0, 9.1], **ENV),
-        runs("ste", "int2", [0.2, 0.21], **ENV),
-        runs("lsq", "int2", [0.21, 0.22], **ENV),
+    rows = make_frame(
+        make_runs("fp", None, [0.1, 0.11], **ENV),
+        make_runs("rtn", "int2", [9.0, 9.1], **ENV),
+        make_runs("ste", "int2", [0.2, 0.21], **ENV),
+        make_runs("lsq", "int2", [0.21, 0.22], **ENV),
     )
     panels = parse_panels(draw_figures(rows)["scores"])
     assert "→ 9.050" in [text for svg in panels for text in list_texts(svg)]

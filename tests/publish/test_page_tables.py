@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from qbench.boards import words
+from qbench.boards import board_text
 from qbench.boards.build import build_board
 from tests.browser import require_browser
 from tests.publish.pages import find_filter, find_head, read_column, read_ranks
@@ -68,7 +68,7 @@ def compute_ranks(rows: pd.DataFrame, section: int) -> dict[str, str]:
     """Return the ranks that a board of these rows has."""
     board = build_board(rows, defaults=DEFAULTS)
     ranked = [row for row in board.sections[section].rows if row.version and not row.retired]
-    return {row.entrant: words.rank(row) or words.NONE for row in ranked}
+    return {row.entrant: board_text.format_rank(row) or board_text.NO_VALUE for row in ranked}
 
 
 def read_best(page: Page, section: int) -> set[tuple[str, int]]:
@@ -136,7 +136,7 @@ def test_a_search_and_a_task_leave_ranks_as_they_are(open_site: Any) -> None:
 def test_who_failed_in_one_format_stays_unranked_when_that_is_hidden(open_site: Any) -> None:
     page = open_site("partial")
     ranks = read_ranks(page, 0)
-    assert ranks["lsq"] == words.NONE and ranks["gdnsq"] != words.NONE
+    assert ranks["lsq"] == board_text.NO_VALUE and ranks["gdnsq"] != board_text.NO_VALUE
     for name in FORMATS:
         find_filter(page, name).click()
         assert read_ranks(page, 0) == ranks
@@ -146,10 +146,10 @@ def test_who_failed_in_one_format_stays_unranked_when_that_is_hidden(open_site: 
 
 def test_a_retired_version_is_shown_without_a_rank(open_site: Any) -> None:
     page, ranks = open_site("retired"), compute_ranks(make_ranked_runs(), 0)
-    assert read_ranks(page, 0) == {**ranks, "gdnsq, version 1, retired": words.NONE}
+    assert read_ranks(page, 0) == {**ranks, "gdnsq, version 1, retired": board_text.NO_VALUE}
     find_filter(page, "lotion").click()
     del ranks["lotion"]
-    assert read_ranks(page, 0) == {**ranks, "gdnsq, version 1, retired": words.NONE}
+    assert read_ranks(page, 0) == {**ranks, "gdnsq, version 1, retired": board_text.NO_VALUE}
 
 
 def test_the_best_scores_are_those_of_the_board(open_site: Any) -> None:

@@ -37,9 +37,7 @@ def test_an_error_says_what_is_wrong_with_a_prefix(tmp_path: Path) -> None:
 )
 def test_a_word_that_is_not_a_key_names_no_run(tmp_path: Path, word: str) -> None:
     make_attempt(tmp_path, make_run_config())
-    with pytest.raises(
-        UsageError, match="is not a run's key: write at least 6 of its 32 letters"
-    ):
+    with pytest.raises(UsageError, match="is not a run's key: write at least 6 of its 32 letters"):
         find_key(tmp_path, word)
     assert not looks_like_key(tmp_path, word)
 

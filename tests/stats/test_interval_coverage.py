@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from qbench.stats import intervals
-from qbench.stats.aggregates import iqm, percentiles, resampled_ratios
-from qbench.stats.comparisons import clear_bests, paired_test, rank_ranges
+from qbench.stats.aggregates import interquartile_mean, expanded_percentile_interval, resample_ratios
+from qbench.stats.comparisons import find_clear_bests, paired_test, compute_rank_ranges
 from qbench.stats.intervals import Estimate
 
 DRAWS = 4000
@@ -87,7 +87,7 @@ def test_the_gap_recovered_is_covered(seeds: int) -> None:
     def draw(rng: np.random.Generator) -> Estimate:
         common = rng.normal(0, 0.5, seeds)
         m, rtn, fp = (mean + common + rng.normal(0, 0.05, seeds) for mean in (0.6, 0.0, 1.0))
-        e = intervals.gap_recovered(m, rtn, fp, "higher", 0.01)
+        e = intervals.gap_recovered_interval(m, rtn, fp, "higher", 0.01)
         assert e is not None
         return e
 
@@ -121,7 +121,7 @@ def test_the_mean_gap_over_cells_is_covered(seeds: int, tasks: int) -> None:
 
     def draw(rng: np.random.Generator) -> Estimate:
         return intervals.mean_of_means_interval(
-            [intervals.linearised(*task).mean(0) for task in gaps(rng, truth, seeds)]
+            [intervals.linearise_ratio(*task).mean(0) for task in gaps(rng, truth, seeds)]
         )
 
     assert honest(covered(float(truth.mean()), draw, 10 * seeds + tasks))
@@ -137,7 +137,7 @@ def test_the_mean_gap_is_covered_where_gaps_are_only_just_clear(seeds: int) -> N
             intervals.ratio_interval(top, bottom)
             for top, bottom in zip(own - rtn, fp - rtn, strict=True)
         ):
-            e = intervals.mean_of_means_interval(list(intervals.linearised(own - rtn, fp - rtn)))
+            e = intervals.mean_of_means_interval(list(intervals.linearise_ratio(own - rtn, fp - rtn)))
             assert e.low is not None and e.high is not None
             shown, hits = shown + 1, hits + (e.low <= 2 / 3 <= e.high)
     assert shown > DRAWS / 2 and honest(hits / shown)
@@ -151,11 +151,11 @@ def test_the_interquartile_mean_is_covered_by_expanded_percentiles(
 ) -> None:
     """With the t quantile's tails they hold 93.5 to 94.5 % (12 000 draws); the usual 2.5 % at either end hold `plain`. Below ten seeds neither is shown."""
     truth, rng = truths(tasks), np.random.default_rng(100 * tasks + seeds)
-    target, hits = float(iqm(truth.ravel())), np.zeros(2)
+    target, hits = float(interquartile_mean(truth.ravel())), np.zeros(2)
     for _ in range(2600):
-        draws = iqm(resampled_ratios(gaps(rng, truth, seeds), 400))
+        draws = interquartile_mean(resample_ratios(gaps(rng, truth, seeds), 400))
         for i, df in enumerate((tasks * (seeds - 1), math.inf)):
-            low, high = percentiles(draws, df)
+            low, high = expanded_percentile_interval(draws, df)
             hits[i] += low <= target <= high
     share = hits / 2600
     assert 0.925 <= share[0] <= 0.96 and abs(share[1] - plain) < 0.015
@@ -187,7 +187,7 @@ def by_seed(scores: np.ndarray) -> dict[int, float]:
 def test_a_method_entered_twice_seldom_gets_two_ranks(seeds: int) -> None:
     """The worst case: no minimum effect, and rivals so far away that Holm leaves the whole 5 % to the pair."""
     drawn = boards(seeds)
-    ranks = [rank_ranges([by_seed(x) for x in board.mean(1)], "higher", 0.0) for board in drawn]
+    ranks = [compute_rank_ranges([by_seed(x) for x in board.mean(1)], "higher", 0.0) for board in drawn]
     assert all(r[2:] == [(3, 3), (4, 4), (5, 5)] for r in ranks) if seeds == 10 else True, (
         "those that differ are told apart"
     )
@@ -200,11 +200,11 @@ def test_a_method_entered_twice_is_seldom_marked_best(seeds: int) -> None:
     drawn = boards(seeds, 2000)
     tables = [[[by_seed(x) for x in column] for column in board.swapaxes(0, 1)] for board in drawn]
     marked = [
-        any(best is not None for best in clear_bests(table, "higher", 0.0)) for table in tables
+        any(best is not None for best in find_clear_bests(table, "higher", 0.0)) for table in tables
     ]
     assert seldom(float(np.mean(marked)), len(drawn))
     alone = [
-        any(clear_bests([column], "higher", 0.0)[0] is not None for column in table)
+        any(find_clear_bests([column], "higher", 0.0)[0] is not None for column in table)
         for table in tables[:500]
     ]
     assert np.mean(alone) > 0.08, "columns that are not corrected for one another"

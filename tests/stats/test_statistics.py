@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from qbench.stats import intervals
-from qbench.stats.aggregates import DRAWS, iqm, pareto, percentiles, profile, resampled_ratios
+from qbench.stats.aggregates import BOOTSTRAP_DRAWS, interquartile_mean, find_pareto_front, expanded_percentile_interval, share_reaching, resample_ratios
 from qbench.stats.comparisons import (
-    Discordant,
-    Paired,
-    clear_bests,
-    holm,
-    mcnemar,
+    DiscordantItems,
+    DifferenceTest,
+    find_clear_bests,
+    adjust_by_holm,
+    mcnemar_test,
     paired_test,
     paired_tests,
-    rank_ranges,
+    compute_rank_ranges,
     unpaired_test,
 )
 
@@ -34,7 +34,7 @@ def test_mean_interval_is_scipys() -> None:
     e = intervals.mean_interval(x)
     low, high = reference.t.interval(0.95, 3, np.mean(x), reference.sem(x))
     assert (e.value, e.low, e.high) == pytest.approx((2.875, low, high))
-    assert e.half == pytest.approx((high - low) / 2) and e.df == 3
+    assert e.half_width == pytest.approx((high - low) / 2) and e.df == 3
 
 
 def test_one_value_has_no_interval() -> None:
@@ -45,7 +45,7 @@ def test_one_value_has_no_interval() -> None:
 
 def test_equal_values_have_an_interval_of_width_zero() -> None:
     assert intervals.mean_interval([0.5, 0.5, 0.5]) == intervals.Estimate(0.5, 0.5, 0.5, 2)
-    assert intervals.difference_interval([1.0, 1.0], [1.0, 1.0, 1.0]).half == 0
+    assert intervals.difference_interval([1.0, 1.0], [1.0, 1.0, 1.0]).half_width == 0
 
 
 def test_difference_is_welchs() -> None:
@@ -66,7 +66,7 @@ def test_paired_test_is_scipys() -> None:
 
 def test_paired_test_without_spread_or_pairs() -> None:
     same = {0: 1.0, 1: 2.0}
-    assert paired_test(same, same) == Paired(intervals.Estimate(0.0), None, 2), (
+    assert paired_test(same, same) == DifferenceTest(intervals.Estimate(0.0), None, 2), (
         "without spread there is no interval"
     )
     assert paired_test({0: 1.1, 1: 2.1}, same).p is None, (
@@ -79,24 +79,24 @@ def test_paired_test_without_spread_or_pairs() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm(p: list[float]) -> None:
-    adjusted = holm(p)
+    adjusted = adjust_by_holm(p)
     assert all(raw <= a <= 1 for raw, a in zip(p, adjusted, strict=True))
     assert sorted(adjusted) == [adjusted[i] for i in sorted(range(len(p)), key=lambda i: p[i])]
     assert min(adjusted) == pytest.approx(min(1, len(p) * min(p)))
 
 
 def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_fieller_is_unbounded_where_there_is_no_gap() -> None:
     m, fp = np.array([0.5, 0.7, 0.6]), np.array([1.0, 0.2, 0.5])
-    assert intervals.gap_recovered(m, np.array([0.4, 0.5, 0.3]), fp, "higher", 0.01) is None
-    assert intervals.gap_recovered(m, fp - 0.005, fp, "higher", 0.01) is None, (
+    assert intervals.gap_recovered_interval(m, np.array([0.4, 0.5, 0.3]), fp, "higher", 0.01) is None
+    assert intervals.gap_recovered_interval(m, fp - 0.005, fp, "higher", 0.01) is None, (
         "below the minimum effect"
     )
-    assert intervals.gap_recovered(m, fp + 1, fp, "higher", 0.01) is None, "RTN above FP"
-    assert intervals.gap_recovered([], [], [], "higher", 0.01) is None
+    assert intervals.gap_recovered_interval(m, fp + 1, fp, "higher", 0.01) is None, "RTN above FP"
+    assert intervals.gap_recovered_interval([], [], [], "higher", 0.01) is None
 
 
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=8))
@@ -106,7 +106,7 @@ def test_fieller_ends_solve_fiellers_equation(pairs: list[tuple[float, float]]) 
     if e is None or e.df is None:
         return
     assert e.low is not None and e.high is not None
-    t = intervals.quantile(e.df)
+    t = intervals.t_quantile(e.df)
     for end in (e.low, e.high):
         rest = n - end * d
         error = math.sqrt(rest.var(ddof=1) / len(rest))
@@ -116,16 +116,16 @@ def test_fieller_ends_solve_fiellers_equation(pairs: list[tuple[float, float]]) 
 
 
 def test_gap_recovered_by_hand() -> None:
-    e = intervals.gap_recovered([2.0, 2.2, 2.1], [3.0, 3.1, 3.2], [1.0, 1.1, 1.2], "lower", 0.1)
+    e = intervals.gap_recovered_interval([2.0, 2.2, 2.1], [3.0, 3.1, 3.2], [1.0, 1.1, 1.2], "lower", 0.1)
     assert e is not None and e.value == pytest.approx(0.5)
     # The denominator is 2 without spread, so Fieller is the t interval of the numerator, halved.
     gain = intervals.mean_interval([1.0, 0.9, 1.1])
     assert (e.low, e.high) == pytest.approx((gain.low / 2, gain.high / 2))  # type: ignore[operator]
-    assert intervals.gap_recovered([2.0], [3.0], [1.0], "lower", 0.1) == intervals.Estimate(0.5)
+    assert intervals.gap_recovered_interval([2.0], [3.0], [1.0], "lower", 0.1) == intervals.Estimate(0.5)
 
 
 def best_of(*scores: dict[int, float], better: str = "higher", effect: float = 0.0) -> int | None:
-    (found,) = clear_bests([scores], better, effect)
+    (found,) = find_clear_bests([scores], better, effect)
     return found
 
 
@@ -153,13 +153,13 @@ def test_bests_are_corrected_over_rivals_and_columns() -> None:
     )
     p = paired_test(fair, zero).p
     assert p is not None and 0.025 < p < 0.05
-    assert clear_bests([[zero, fair]], "higher", 0.0) == [1]
-    assert clear_bests([[zero, fair, dict(zero)]], "higher", 0.0) == [None]
-    assert clear_bests([[zero, fair], [zero, fair]], "higher", 0.0) == [None, None]
-    assert clear_bests([[zero, fair], [zero, plain]], "higher", 0.0) == [1, 1], (
+    assert find_clear_bests([[zero, fair]], "higher", 0.0) == [1]
+    assert find_clear_bests([[zero, fair, dict(zero)]], "higher", 0.0) == [None]
+    assert find_clear_bests([[zero, fair], [zero, fair]], "higher", 0.0) == [None, None]
+    assert find_clear_bests([[zero, fair], [zero, plain]], "higher", 0.0) == [1, 1], (
         "Holm: the clearest first"
     )
-    assert clear_bests([[zero, fair], [fair], []], "higher", 0.0) == [1, None, None], (
+    assert find_clear_bests([[zero, fair], [fair], []], "higher", 0.0) == [1, None, None], (
         "a column without rivals tests nothing"
     )
 
@@ -170,9 +170,9 @@ def test_rank_ranges() -> None:
     scores = [
         dict(enumerate(shift + common + rng.normal(0, 0.05, 10))) for shift in (0.0, 2.0, 2.0, 1.0)
     ]
-    assert rank_ranges(scores, "higher", 0.2) == [(4, 4), (1, 2), (1, 2), (3, 3)]
-    assert rank_ranges(scores, "lower", 0.2) == [(1, 1), (3, 4), (3, 4), (2, 2)]
-    assert rank_ranges(scores, "higher", 9.0) == [(1, 4)] * 4
+    assert compute_rank_ranges(scores, "higher", 0.2) == [(4, 4), (1, 2), (1, 2), (3, 3)]
+    assert compute_rank_ranges(scores, "lower", 0.2) == [(1, 1), (3, 4), (3, 4), (2, 2)]
+    assert compute_rank_ranges(scores, "higher", 9.0) == [(1, 4)] * 4
 
 
 def test_what_cannot_be_paired_shares_its_rank() -> None:
@@ -181,10 +181,10 @@ def test_what_cannot_be_paired_shares_its_rank() -> None:
         {first + i: x for i, x in enumerate(rng.normal(mean, 0.01, 10))}
         for first, mean in ((0, 0.0), (10, 5.0))
     )
-    assert rank_ranges([a, b], "higher", 0.0) == [(1, 2)] * 2, "disjoint seeds"
-    assert rank_ranges([a, dict(a)], "higher", 0.0) == [(1, 2)] * 2, "identical scores"
-    assert rank_ranges([{0: 1.0}, {0: 2.0}], "higher", 0.0) == [(1, 2)] * 2, "one seed"
-    assert rank_ranges([a], "higher", 0.0) == [(1, 1)]
+    assert compute_rank_ranges([a, b], "higher", 0.0) == [(1, 2)] * 2, "disjoint seeds"
+    assert compute_rank_ranges([a, dict(a)], "higher", 0.0) == [(1, 2)] * 2, "identical scores"
+    assert compute_rank_ranges([{0: 1.0}, {0: 2.0}], "higher", 0.0) == [(1, 2)] * 2, "one seed"
+    assert compute_rank_ranges([a], "higher", 0.0) == [(1, 1)]
 
 
 # ---- items ----
@@ -200,17 +200,17 @@ def test_mcnemar_is_the_binomial_test_of_the_items_they_disagree_on(
         [True] * first + [False] * second + [True] * both,
         [False] * first + [True] * second + [True] * both,
     )
-    got = mcnemar(a, b)
+    got = mcnemar_test(a, b)
     assert (got.first, got.second) == (first, second)
     assert got.p == pytest.approx(reference.binomtest(first, first + second, 0.5).pvalue)
-    assert mcnemar(b, a) == Discordant(second, first, got.p)
+    assert mcnemar_test(b, a) == DiscordantItems(second, first, got.p)
 
 
 def test_mcnemar_of_equal_answers_and_of_none() -> None:
-    assert mcnemar([True, False], [True, False]) == Discordant(0, 0, 1.0)
-    assert mcnemar([], []).p == 1.0
+    assert mcnemar_test([True, False], [True, False]) == DiscordantItems(0, 0, 1.0)
+    assert mcnemar_test([], []).p == 1.0
     with pytest.raises(AssertionError, match="the same items"):
-        mcnemar([True], [True, False])
+        mcnemar_test([True], [True, False])
 
 
 def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items() -> None:
@@ -221,7 +221,7 @@ def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items(
 
     def rejected(second: np.ndarray) -> float:
         pairs = zip(both | first, both | second, strict=True)
-        return float(np.mean([mcnemar(a, b).p < 0.05 for a, b in pairs]))
+        return float(np.mean([mcnemar_test(a, b).p < 0.05 for a, b in pairs]))
 
     equal, fewer = (kind >= 0.64) & (kind < 0.68), (kind >= 0.64) & (kind < 0.66)
     assert rejected(equal) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws) and rejected(fewer) > 0.6
@@ -235,12 +235,12 @@ def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items(
 
 @given(st.lists(finite, min_size=1, max_size=23))
 def test_the_interquartile_mean_is_scipys_trimmed_one(values: list[float]) -> None:
-    assert float(iqm(np.array(values))) == pytest.approx(reference.trim_mean(values, 0.25))
-    assert iqm(np.array([values, values])).shape == (2,)
+    assert float(interquartile_mean(np.array(values))) == pytest.approx(reference.trim_mean(values, 0.25))
+    assert interquartile_mean(np.array([values, values])).shape == (2,)
 
 
 def test_profiles_by_hand() -> None:
-    assert profile(np.array([0.2, 0.5, 0.9, -0.4]), np.array([0.0, 0.5, 0.95])).tolist() == [
+    assert share_reaching(np.array([0.2, 0.5, 0.9, -0.4]), np.array([0.0, 0.5, 0.95])).tolist() == [
         0.75,
         0.5,
         0.0,
@@ -251,7 +251,7 @@ def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> No
     rng = np.random.default_rng(0)
     d = 1 + rng.normal(0, 0.01, (3, 10))
     n = 0.5 * d + rng.normal(0, 0.01, (3, 10))
-    got = intervals.linearised(n, d)
+    got = intervals.linearise_ratio(n, d)
     assert got.mean(1) == pytest.approx(n.mean(1) / d.mean(1))
     for one, top, bottom in zip(got, n, d, strict=True):
         fieller, line = intervals.ratio_interval(top, bottom), intervals.mean_interval(one)
@@ -262,9 +262,9 @@ def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> No
 
 def test_redrawn_ratios_keep_what_shares_a_seed_together() -> None:
     gains = np.array([[0.1, 0.5, 0.9, 0.4], [1.1, 1.5, 1.9, 1.4]])
-    draws = resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
-    assert draws.shape == (DRAWS, 3) and np.array_equal(
-        draws, resampled_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
+    draws = resample_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
+    assert draws.shape == (BOOTSTRAP_DRAWS, 3) and np.array_equal(
+        draws, resample_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
     )
     assert draws[:, 1] == pytest.approx(draws[:, 0] + 1), "cells of one task"
     assert abs(np.corrcoef(draws[:, 0], draws[:, 2])[0, 1]) < 0.1, "another task draws its own"
@@ -275,14 +275,14 @@ def test_redrawn_ratios_keep_what_shares_a_seed_together() -> None:
 
 def test_draws_without_a_gap_are_left_out() -> None:
     gap = np.array([[1.0, -1.0, 1.0]])
-    draws = resampled_ratios([(gap, gap)])
-    assert 0 < len(draws) < DRAWS and np.isfinite(draws).all()
+    draws = resample_ratios([(gap, gap)])
+    assert 0 < len(draws) < BOOTSTRAP_DRAWS and np.isfinite(draws).all()
 
 
 def test_percentiles_are_expanded_as_far_as_t_is_wider_than_the_normal() -> None:
     draws = np.random.default_rng(0).normal(size=200_000)
-    assert percentiles(draws, math.inf) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
-    low, high = percentiles(draws, 9)
+    assert expanded_percentile_interval(draws, math.inf) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
+    low, high = expanded_percentile_interval(draws, 9)
     assert (float(low), float(high)) == pytest.approx(
         (-reference.t.ppf(0.975, 9), reference.t.ppf(0.975, 9)), abs=0.02
     )
@@ -290,15 +290,15 @@ def test_percentiles_are_expanded_as_far_as_t_is_wider_than_the_normal() -> None
 
 def test_pareto_by_hand() -> None:
     points = np.array([[1, 5, 1], [2, 4, 1], [2, 5, 1], [1, 5, 1], [3, 3, 0.5], [4, 4, 4]])
-    assert pareto(points).tolist() == [True, True, False, True, True, False], (
+    assert find_pareto_front(points).tolist() == [True, True, False, True, True, False], (
         "equal rows do not beat each other"
     )
-    assert pareto(np.empty((0, 3))).tolist() == []
+    assert find_pareto_front(np.empty((0, 3))).tolist() == []
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))
 def test_what_is_not_on_the_front_is_beaten_by_what_is(rows: list[tuple[int, int, int]]) -> None:
-    front = pareto(np.array(rows))
+    front = find_pareto_front(np.array(rows))
     assert front.any()
     on = [row for row, kept in zip(rows, front, strict=True) if kept]
     for row, kept in zip(rows, front, strict=True):
@@ -318,7 +318,7 @@ def test_what_is_not_finite_never_becomes_a_statistic(bad: float) -> None:
         lambda: intervals.difference_interval(whole, spoilt),
         lambda: intervals.mean_of_means_interval([whole, spoilt]),
         lambda: intervals.ratio_interval(spoilt, whole),
-        lambda: intervals.gap_recovered(whole, spoilt, [9.0, 9.0, 9.5], "higher", 0.1),
+        lambda: intervals.gap_recovered_interval(whole, spoilt, [9.0, 9.0, 9.5], "higher", 0.1),
         lambda: paired_test(dict(enumerate(whole)), dict(enumerate(spoilt))),
         lambda: unpaired_test({9: 1.0, 8: 2.0}, dict(enumerate(spoilt))),
         lambda: intervals.mean_interval([]),
@@ -344,7 +344,7 @@ def test_unpaired_test_is_welchs() -> None:
     assert (
         got.p == pytest.approx(reference.ttest_ind(a, b, equal_var=False).pvalue) and got.seeds == 0
     )
-    assert unpaired_test({0: 1.0}, {1: 2.0, 2: 3.0}) == Paired(intervals.Estimate(-1.5), None, 0)
+    assert unpaired_test({0: 1.0}, {1: 2.0, 2: 3.0}) == DifferenceTest(intervals.Estimate(-1.5), None, 0)
     assert unpaired_test({0: 1.0, 1: 1.0}, {2: 2.0, 3: 2.0}).p is None
     with pytest.raises(AssertionError, match="paired"):
         unpaired_test({0: 1.0}, {0: 2.0})
@@ -358,7 +358,7 @@ def test_weights_are_of_the_tasks() -> None:
     parts = [w**2 * reference.sem(task) ** 2 for w, task in zip((0.25, 0.75), tasks, strict=True)]
     weighted = intervals.mean_of_means_interval(tasks, [1, 3])
     assert weighted.df == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 2))
-    assert weighted.half == pytest.approx(
+    assert weighted.half_width == pytest.approx(
         reference.t.ppf(0.975, weighted.df) * math.sqrt(sum(parts))
     )
     assert intervals.mean_of_means_interval(tasks, [2, 2]) == intervals.mean_of_means_interval(

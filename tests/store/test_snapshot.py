@@ -25,10 +25,8 @@ def test_a_reader_migrates_an_older_snapshot(
         writer.write_snapshot()
     before = (tmp_path / SNAPSHOT).read_bytes()
     migration = "ALTER TABLE runs ADD COLUMN mood VARCHAR; UPDATE runs SET mood = 'good';"
-    old_migrations = schema.MIGRATIONS
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, migration))
     with Store(tmp_path) if locked else contextlib.nullcontext():
-        # Only now, so that the writer which holds the lock has not migrated its database.
-        monkeypatch.setattr(schema, "MIGRATIONS", (*old_migrations, migration))
         with open_snapshot(tmp_path) as connection:
             moods = connection.execute("SELECT DISTINCT mood FROM runs").fetchall()
         assert moods == [("good",)]

@@ -97,7 +97,7 @@ def test_hostile_text_does_not_reach_terminal_page_or_spreadsheet(
         assert all(c == "\n" or c.isprintable() for c in page), name
     assert "<script" not in printed["markdown"] and "](javascript" not in printed["markdown"]
     read_back = read_runs_csv(io.StringIO(printed["runs"]))
-    expected = {text.plain(hostile, 10_000) for hostile in HOSTILE_TEXTS}
+    expected = {text.clean_line(hostile, 10_000) for hostile in HOSTILE_TEXTS}
     assert set(read_back["device_name"].fillna("")) == expected
     for line in printed["runs"].splitlines() + printed["csv"].splitlines():
         assert not any(part.startswith(("=", "@")) for part in line.replace('"', "").split(","))

@@ -41,7 +41,7 @@ def test_a_bundle_is_merged_and_the_board_says_that_it_was_evaluated(
     own_cell, own_notes = read_cell(trained)
     assert cell.score.value == own_cell.score.value
     assert notes == [
-        "1 of 1 run merged: their artefacts were evaluated here, nobody trained them here"
+        "1 of 1 run merged: their artefacts were evaluated here, but they were not trained here"
     ]
     assert own_notes == []
     assert check_store(empty_results).agrees

@@ -46,7 +46,7 @@ def test_other_numbers_for_a_merged_run_are_a_conflict_and_the_first_ones_are_sh
     assert numbers == [(1, 1), (2, 2)]
     assert read_cell(empty_results)[0].score == cell.score
     assert qbench.results(empty_results).board("b").notes == (
-        f"conflict: 1 run with another attempt of other numbers: qbench show {key[:12]}",
+        f"conflict: 1 run with attempts whose scores differ: qbench show {key[:12]}",
     )
     latest = read_latest_attempt(empty_results, key)
     assert latest["attempt"] == 1

@@ -26,7 +26,7 @@ from tests.submissions.verified_bundles import (
 )
 
 
-def improve_score(result: dict[str, Any]) -> None:
+def improve_all_scores(result: dict[str, Any]) -> None:
     """Improve every number that depends on the score, so that the files agree with one another."""
     for name in ("packed", "simulated", "validation", "latent"):
         result["scores"][name] -= 0.2
@@ -34,7 +34,7 @@ def improve_score(result: dict[str, Any]) -> None:
 
 
 def test_evaluation_finds_a_score_that_the_artefact_does_not_reach(valid_bundle: bytes) -> None:
-    data = change_json_file(valid_bundle, "result.json", improve_score)
+    data = change_json_file(valid_bundle, "result.json", improve_all_scores)
     assert not find_failures(data)
     assert "but its artefact reaches" in find_failures(data, score=True)["evaluation"]
 
@@ -59,7 +59,7 @@ def test_evaluation_finds_a_changed_artefact_whose_counts_are_right(valid_bundle
 
 def test_training_again_finds_a_run_with_another_result(valid_bundle: bytes) -> None:
     def forge(result: dict[str, Any]) -> None:
-        improve_score(result)
+        improve_all_scores(result)
         result["artefact_sha256"] = "0" * 64
 
     manifest, files = read_bundle_files(change_json_file(valid_bundle, "result.json", forge))

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from qbench.downstream.quiz_definition import hash_json
 from qbench.engines.local import LocalEngine
 from qbench.errors import UsageError
 from qbench.execution.assignment import Execution
 from qbench.sweepfile.config import SweepConfig
 from qbench.sweepfile.read import list_plugin_modules, parse_sweep
-from qbench.sweeps import downstream_questions
 from qbench.sweeps.coordinator import run_sweep
+from qbench.sweeps.downstream_questions import (
+    QuestionSummary,
+    ask_finished_runs,
+    check_downstream_names,
+    find_unanswered,
+    load_quizzes,
+    make_failure_error,
+    questions_for_run,
+    quiz_hashes,
+)
 from qbench.sweeps.plan import make_plan
 from qbench.sweeps.status import read_sweep_status
 
@@ -55,39 +65,27 @@ def read_answered_tasks(results: Path) -> dict[str, list[str]]:
     }
 
 
+def ask(sweep: SweepConfig, results: Path, engine: LocalEngine) -> QuestionSummary:
+    """Ask the finished runs on the CPU."""
+    return ask_finished_runs(sweep, results, engine, Execution(device="cpu"))
+
+
 @pytest.mark.slow
 def test_finished_runs_are_asked_once_and_not_trained_again(
     results: Path, engine: LocalEngine
 ) -> None:
     before = {path: path.read_bytes() for path in results.rglob("result.json")}
-    assert vars(
-        downstream_questions.ask_finished_runs(
-            make_config("grammar_recall"), results, engine, Execution(device="cpu")
-        )
-    ) == {
-        "asked": 2,
-        "failures": [],
-    }
+    one = make_config("grammar_recall")
+    assert vars(ask(one, results, engine)) == {"asked": 2, "failures": []}
     assert list(read_answered_tasks(results).values()) == [["grammar_recall"]] * 2, (
         "only the language models are asked"
     )
-    assert (
-        downstream_questions.ask_finished_runs(
-            make_config("grammar_recall"), results, engine, Execution(device="cpu")
-        ).asked
-        == 0
-    )
-    more = make_config("grammar_recall", "grammar_nesting")
-    assert {todo.names for todo in downstream_questions.find_unanswered(more, results)} == {
-        ("grammar_nesting",)
-    }
-    assert (
-        downstream_questions.ask_finished_runs(more, results, engine, Execution(device="cpu")).asked
-        == 2
-    )
-    assert (
-        list(read_answered_tasks(results).values()) == [["grammar_nesting", "grammar_recall"]] * 2
-    )
+    assert ask(one, results, engine).asked == 0
+    two = make_config("grammar_recall", "grammar_nesting")
+    assert {pending.names for pending in find_unanswered(two, results)} == {("grammar_nesting",)}
+    assert ask(two, results, engine).asked == 2
+    answered = list(read_answered_tasks(results).values())
+    assert answered == [["grammar_nesting", "grammar_recall"]] * 2
     assert {path: path.read_bytes() for path in results.rglob("result.json")} == before
 
 
@@ -96,8 +94,8 @@ def test_only_answers_to_an_old_definition_are_asked_again(
     results: Path, engine: LocalEngine
 ) -> None:
     sweep_file = make_config("grammar_recall")
-    downstream_questions.ask_finished_runs(sweep_file, results, engine, Execution(device="cpu"))
-    assert not list(downstream_questions.find_unanswered(sweep_file, results))
+    ask(sweep_file, results, engine)
+    assert not list(find_unanswered(sweep_file, results))
     files = sorted(results.rglob("downstream.json"))
     before = [file.read_bytes() for file in files]
     old = json.loads(before[0])
@@ -113,20 +111,18 @@ def test_only_answers_to_an_old_definition_are_asked_again(
             }
         )
     )
-    (todo,) = downstream_questions.find_unanswered(sweep_file, results)
-    assert (todo.attempt.folder, todo.names) == (files[0].parent, ("grammar_recall",))
+    (pending,) = find_unanswered(sweep_file, results)
+    assert (pending.attempt.folder, pending.names) == (files[0].parent, ("grammar_recall",))
     assert {line.unanswered for line in read_sweep_status(sweep_file, results)} == {
         (),
         ("grammar_recall",),
     }
-    assert vars(
-        downstream_questions.ask_finished_runs(sweep_file, results, engine, Execution(device="cpu"))
-    ) == {
+    assert vars(ask(sweep_file, results, engine)) == {
         "asked": 1,
         "failures": [],
     }
     assert [file.read_bytes() for file in files] == before and not list(
-        downstream_questions.find_unanswered(sweep_file, results)
+        find_unanswered(sweep_file, results)
     )
 
 
@@ -134,17 +130,14 @@ def test_quiz_hashes_agree_with_those_that_lm_eval_tasks_get() -> None:
     from qbench.downstream import lm_eval_tasks
 
     for run in make_plan(make_config()).runs.values():
-        present, quizzes = (
-            downstream_questions.quiz_hashes(run.config),
-            downstream_questions.load_quizzes(run.config.task, run.config.task_params),
-        )
-        asked = lm_eval_tasks.find(list(quizzes), quizzes)
-        assert [present(one.name) for one in asked] == [one.sha256 for one in asked]
-        for one in asked:
-            assert one.sha256 == lm_eval_tasks.digest(
-                [one.name, quizzes[one.name].version, [dict(doc) for doc in one.task.eval_docs]]
-            )
-        assert present("lambada") is None
+        current_hash = quiz_hashes(run.config)
+        quizzes = load_quizzes(run.config.task, run.config.task_params)
+        loaded = lm_eval_tasks.load_tasks(list(quizzes), quizzes)
+        assert [current_hash(task.name) for task in loaded] == [task.sha256 for task in loaded]
+        for task in loaded:
+            items = [dict(doc) for doc in task.task.eval_docs]
+            assert task.sha256 == hash_json([task.name, quizzes[task.name].version, items])
+        assert current_hash("lambada") is None
 
 
 @pytest.mark.slow
@@ -155,15 +148,13 @@ def test_an_unanswerable_question_is_reported_and_fails_no_run(
         "task: odd\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\n"
         "test_split: test\noutput_type: multiple_choice\n"
     )
-    found = downstream_questions.ask_finished_runs(
-        make_config(str(tmp_path / "odd.yaml")), results, engine, Execution(device="cpu")
-    )
+    found = ask(make_config(str(tmp_path / "odd.yaml")), results, engine)
     assert found.asked == 2 and len(found.failures) == 2
     title, message = found.failures[0]
     assert title == "fp grammar/xs seed 0" and message.startswith(
         f"{tmp_path / 'odd.yaml'}: QbenchError: downstream task"
     )
-    assert str(downstream_questions.make_failure_error(found.failures)).endswith(
+    assert str(make_failure_error(found.failures)).endswith(
         "(and 1 more run); the scores stand, and the next sweep asks again"
     )
     assert {json.loads(path.read_text())["state"] for path in results.rglob("result.json")} == {
@@ -184,10 +175,8 @@ def test_questions_of_a_task_table_replace_those_of_the_sweep() -> None:
     )
     chosen = parse_sweep(file, "asked.toml")
     configs = {run.config.task: run.config for run in make_plan(chosen).runs.values()}
-    assert downstream_questions.questions_for_run(chosen, configs["grammar"]) == (
-        "grammar_nesting",
-    )
-    assert downstream_questions.questions_for_run(chosen, configs["digits"]) == ()
+    assert questions_for_run(chosen, configs["grammar"]) == ("grammar_nesting",)
+    assert questions_for_run(chosen, configs["digits"]) == ()
 
 
 def test_tables_of_one_task_must_ask_the_same_questions() -> None:
@@ -201,8 +190,8 @@ def test_tables_of_one_task_must_ask_the_same_questions() -> None:
         UsageError,
         match=r"\[\[task\]\] 1: downstream: all tables of the task grammar must ask the same qu",
     ):
-        downstream_questions.check_downstream_names(parse_sweep(file + tables, "asked.toml"))
-    downstream_questions.check_downstream_names(
+        check_downstream_names(parse_sweep(file + tables, "asked.toml"))
+    check_downstream_names(
         parse_sweep(file + tables.replace("[]", '["grammar_recall"]'), "asked.toml")
     )
 
@@ -225,7 +214,7 @@ def test_tables_of_one_task_must_ask_the_same_questions() -> None:
 def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, line: str) -> None:
     file = FILE.split("tasks =")[0].format() + f'tasks = ["{task}"]\n{more}\n'
     with pytest.raises(UsageError, match=line) as error:
-        downstream_questions.check_downstream_names(parse_sweep(file, "asked.toml"))
+        check_downstream_names(parse_sweep(file, "asked.toml"))
     assert "did you mean" not in str(error.value)
 
 
@@ -246,7 +235,7 @@ def test_a_task_without_a_language_model_has_no_questions(task: str, more: str, 
 )
 def test_errors_in_the_file_are_one_line(text: str, line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        downstream_questions.check_downstream_names(
+        check_downstream_names(
             parse_sweep(
                 FILE.split("[downstream]")[0].format() + f"[downstream]\n{text}\n", "asked.toml"
             )

@@ -220,7 +220,8 @@ def test_overlapping_shards_are_reported_and_the_first_run_is_kept(
     merged = merge_results_folder(tmp_path, whole_sweep)
     own = len(list(iterate_attempts(three_shards[0])))
     assert merged.lines == [
-        f"{whole_sweep}: {30 - own} runs merged, {own} here already, {own} of them trained in both: the shards overlap; nothing replaced"
+        f"{whole_sweep}: {30 - own} runs merged, {own} here already, {own} of them trained in both:"
+        " the shards overlap; nothing replaced"
     ]
     assert (
         all(p.read_bytes() == data for p, data in before.items()) and check_store(tmp_path).agrees
@@ -328,7 +329,7 @@ def test_folders_that_cannot_be_merged_are_one_line_errors(
     three_shards: Sequence[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="it has no runs/ in it"):
+    with pytest.raises(UsageError, match="there is no runs/ in it"):
         merge_results_folder(tmp_path / "all", tmp_path / "empty")
     with pytest.raises(UsageError, match="is the folder to merge into"):
         merge_results_folder(three_shards[0], three_shards[0])

@@ -20,11 +20,11 @@ import pytest
 from rich.console import Console
 
 from qbench.analysis.results import Results
-from qbench.boards.board import Board, Cell
+from qbench.boards.board import Board, BoardCell
+from qbench.boards.board_text import describe_best_of_trials, format_chosen_values
 from qbench.boards.build import build_board
 from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
 from qbench.boards.markdown import to_markdown
-from qbench.boards.words import best_of, chosen
 from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
 from qbench.plugins.describe import defaults
@@ -126,10 +126,10 @@ def read_outcomes(results: Path) -> dict[str, float | None]:
     }
 
 
-def iterate_cells(shown: Board) -> Iterator[tuple[str, str, Cell]]:
+def iterate_cells(shown: Board) -> Iterator[tuple[str, str, BoardCell]]:
     for row in shown.sections[0].rows:
         for column, cell in zip(
-            ["fp32"] if row.spans else [c.format for c in shown.sections[0].columns],
+            ["fp32"] if row.spans_columns else [c.format for c in shown.sections[0].columns],
             row.cells,
             strict=True,
         ):
@@ -314,7 +314,7 @@ def test_halving_trains_shorter_runs_first(tmp_path: Path) -> None:
         assert cell.best_of[-1] == pytest.approx(
             short.loc[short["validation"].idxmin(), "packed"]
         ), "the curve is computed at the rung that has all trials"
-    assert "4 trials with 25 % of the steps" in best_of(shown.sections[0])[0]
+    assert "4 trials with 25 % of the steps" in describe_best_of_trials(shown.sections[0])[0]
     assert to_csv(rebuild_from_csv(found, HALVED)) == to_csv(shown)
 
 
@@ -458,7 +458,8 @@ def test_the_notes_describe_the_tuning(board: Path) -> None:
     notes = Results(board).board().sections[0].notes
     (how,) = (note for note in notes if note.startswith("tuned on validation"))
     assert how == (
-        "tuned on validation: 4 trials for everyone (sobol, seed 0), at seed 1000: lr from 0.0001 to 0.1 (log), weight_decay in {0, 0.1, 0.2}; "
+        "tuned on validation: 4 trials for everyone (sobol, seed 0), at seed 1000:"
+        " lr from 0.0001 to 0.1 (log), weight_decay in {0, 0.1, 0.2}; "
         "and of its own for lsq rate from 0.1 to 10 (log)"
     )
     assert not any("learning rates" in note for note in notes)
@@ -481,7 +482,8 @@ def test_chosen_values_at_the_edge_of_their_range_are_flagged(board: Path) -> No
         said = [shown.sections[0].notes[n - 1] for n in cell.notes]
         assert (
             [
-                f"at the edge of its range, so another value might be better: {', '.join(cell.at_edge)}"
+                "at the edge of its range, so another value might be better:"
+                f" {', '.join(cell.at_edge)}"
             ]
             if ends
             else []
@@ -550,7 +552,7 @@ def test_the_page_shows_the_chosen_values_next_to_each_score(board: Path, tmp_pa
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<small class="chosen">([^<]*)</small>', page)
     assert sorted(shown) == sorted(
-        chosen(cell) for *_, cell in iterate_cells(Results(board).board())
+        format_chosen_values(cell) for *_, cell in iterate_cells(Results(board).board())
     ) and all("lr " in words for words in shown)
 
 

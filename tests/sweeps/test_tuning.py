@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qbench.errors import UsageError
 from qbench.plugins import registry
-from qbench.stats.trial_selection import best_of, leaders, ranked
+from qbench.stats.trial_selection import expected_scores_of_best, find_leaders, rank_trials
 from qbench.sweepfile.read import parse_sweep
 from qbench.sweepfile.tuning_space import Tuning, TuningAxis
 from qbench.sweepfile.tuning_table import read_tuning_table
@@ -181,7 +181,7 @@ def test_best_of_n_is_the_mean_over_all_subsets_of_n_trials(
     test = [
         None if v is None or chance.random() < 0.1 else chance.uniform(0, 9) for v in validation
     ]
-    curve = best_of(validation, test, better)
+    curve = expected_scores_of_best(validation, test, better)
     assert len(curve) == len(validation)
     for n, expected in enumerate(curve, 1):
         scores = [
@@ -207,26 +207,38 @@ def find_best_trial(drawn: tuple[int, ...], validation: list[float | None], bett
 
 
 def test_best_of_counts_a_failed_trial_without_giving_it_a_score() -> None:
-    assert best_of([0.3, None, 0.1], [3.0, None, 1.0], "lower") == (None, pytest.approx(5 / 3), 1.0)
-    assert best_of([None, None], [None, None], "lower") == (None, None)
+    assert expected_scores_of_best([0.3, None, 0.1], [3.0, None, 1.0], "lower") == (
+        None,
+        pytest.approx(5 / 3),
+        1.0,
+    )
+    assert expected_scores_of_best([None, None], [None, None], "lower") == (None, None)
 
 
 def test_trials_are_ranked_by_failures_then_validation_then_number() -> None:
     runs = {0: [0.1, None], 1: [0.5, 0.5], 2: [0.4, 0.6], 3: [None, None], 4: [0.6, 0.6]}
-    assert ranked(runs, "lower") == [1, 2, 4, 0] and ranked(runs, "higher") == [4, 1, 2, 0]
-    assert ranked({0: [None]}, "lower") == []
+    assert rank_trials(runs, "lower") == [1, 2, 4, 0] and rank_trials(runs, "higher") == [
+        4,
+        1,
+        2,
+        0,
+    ]
+    assert rank_trials({0: [None]}, "lower") == []
 
 
 def test_a_lead_changes_only_by_the_minimum_effect() -> None:
     curves = {"a": [1.0, 0.9, 0.8, 0.8], "b": [2.0, 0.89, 0.7, 0.5], "c": [None, None, 0.79, 0.1]}
-    assert leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], (
+    assert find_leaders(curves, "lower", 0.05) == [("b", 3), ("c", 4)], (
         "the best of one or two trials of c may be a failed one"
     )
-    assert leaders(curves, "lower", 5.0) == [("b", 3)]
-    assert leaders({name: curves[name] for name in "ab"}, "lower", 0.05) == [("a", 1), ("b", 3)]
+    assert find_leaders(curves, "lower", 5.0) == [("b", 3)]
+    assert find_leaders({name: curves[name] for name in "ab"}, "lower", 0.05) == [
+        ("a", 1),
+        ("b", 3),
+    ]
     assert (
-        leaders({"a": [None, None], "b": [None, 1.0]}, "lower", 0.1) == [("b", 2)]
-        and leaders({}, "lower", 0.1) == []
+        find_leaders({"a": [None, None], "b": [None, 1.0]}, "lower", 0.1) == [("b", 2)]
+        and find_leaders({}, "lower", 0.1) == []
     )
 
 
@@ -490,7 +502,7 @@ BAD = {
         "[tuning]: unknown key 'trails'; did you mean trials",
     ),
     "no trials": (f"[tuning]\n{RATES}", "trials is missing: write trials = 16"),
-    "no trial": (FOUR.replace("4", "0", 1), "trials: a whole number from 1 to 4096, not 0"),
+    "no trial": (FOUR.replace("4", "0", 1), "trials: expected an integer from 1 to 4096, not 0"),
     "half a trial": (FOUR.replace("4", "4.5", 1), "trials: expected int"),
     "unknown sampler": (
         FOUR + 'sampler = "sobel"\n',
@@ -528,7 +540,7 @@ BAD = {
     ),
     "a value twice": (
         FOUR + "clip = { values = [1.0, 1.0] }\n",
-        "clip: values: 1.0 is there twice",
+        "clip: values: 1.0 occurs twice",
     ),
     "no values": (FOUR + "clip = { values = [] }\n", "clip: values: a list of values, not []"),
     "lists alone": (
@@ -557,7 +569,7 @@ BAD = {
         HALVED.replace(", keep = 0.5", ""),
         "halving: { rungs = [0.25, 0.5], keep = 0.5 }, not",
     ),
-    "no tuning seed": (FOUR + "seeds = 0\n", "[tuning]: seeds: a whole number from 1"),
+    "no tuning seed": (FOUR + "seeds = 0\n", "[tuning]: seeds: expected an integer from 1"),
     "own of a stranger": (
         FOUR + OWN.replace("actor", "villain"),
         "own: unknown method of the sweep 'villain'; did you mean plain",
@@ -598,7 +610,7 @@ BAD = {
         '[[method]]\nname = "actor"\nseconds = 0.1\n' + FOUR + OWN,
         "[[method]] 1: seconds is tuned: take it out here or in [tuning.own.actor]",
     ),
-    "several rates beside": (
+    "several rates as well": (
         "[recipe]\nlr = [0.1, 0.2]\n" + FOUR.replace("lr", "clip"),
         "[recipe]: several learning rates cannot be combined with [tuning]",
     ),

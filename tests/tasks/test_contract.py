@@ -71,11 +71,11 @@ def train(problem: Problem, recipe: Recipe, steps: int) -> list[float]:
 
 
 def test_the_description_is_whole(task: Task) -> None:
-    assert task.title and task.fingerprint() and task.check() is None and task.tuning["lr"]
+    assert task.title and task.fingerprint() and task.check() is None
     assert {"floor", "better"} <= vars(task.metric).keys()
     for size, meaning in task.sizes.items():
         recipe = task.recipe(size)
-        assert meaning and recipe.problem() is None and recipe.lr in task.tuning["lr"]
+        assert meaning and recipe.find_problem() is None
     assert task.fingerprint() == task.fingerprint()
 
 
@@ -110,9 +110,9 @@ def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -
     """By a task that has a way to: behind an axis of runs, those outside the order and those at an epoch's end included."""
     problems = [small(task, seed, batch=48) for seed in (3, 1, 3)]
     for index in (0, 20, -1):  # twenty times 48 and one batch more is past a thousand images
-        drawn = [found for problem in problems if (found := problem.drawn(index)) is not None]
+        drawn = [found for problem in problems if (found := problem.sample_indices(index)) is not None]
         if drawn:
-            together = problems[0].batch_of(torch.stack(drawn))
+            together = problems[0].load(torch.stack(drawn))
             assert all(
                 same(together.row(place), problem.batch(index))
                 for place, problem in enumerate(problems)
@@ -129,11 +129,11 @@ def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
             return torch.zeros(())
 
     with pytest.raises(
-        NotImplementedError, match="Unfinished has neither batch nor drawn and batch_of"
+        NotImplementedError, match="Unfinished has neither batch nor sample_indices and load"
     ):
         Unfinished().batch(0)
-    with pytest.raises(NotImplementedError, match="Unfinished has drawn and no batch_of"):
-        Unfinished().batch_of(torch.zeros(1))
+    with pytest.raises(NotImplementedError, match="Unfinished has sample_indices and no load"):
+        Unfinished().load(torch.zeros(1))
 
 
 def test_splits_are_fixed_and_scored_alike(task: Task) -> None:

@@ -55,7 +55,7 @@ def test_batches_are_consecutive_windows() -> None:
         batch.inputs.tolist() == tokens[:, :-1].tolist()
         and batch.targets.tolist() == tokens[:, 1:].tolist()
     )
-    assert p.labels_per_step == p.tokens_per_step == 4 * 64
+    assert p.work.labels == p.work.labels == 4 * 64
 
 
 def test_the_scored_windows_are_nobodys_training() -> None:
@@ -92,4 +92,4 @@ def test_sizes() -> None:
 
 
 def test_flops_follow_the_batch() -> None:
-    assert problem(batch=8).flops_per_step == 2 * problem(batch=4).flops_per_step > 0
+    assert problem(batch=8).work.flops == 2 * problem(batch=4).work.flops > 0

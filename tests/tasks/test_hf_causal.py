@@ -155,14 +155,14 @@ def test_the_key_has_hashes_and_no_path(tmp_path: Path) -> None:
     shutil.copytree(one, other)
     a, b = HFCausal(model=str(one)), HFCausal(model=str(other))
     assert (
-        a.params == b.params
+        a.key_options() == b.key_options()
         and a.fingerprint() == b.fingerprint()
-        and a.params["model"].startswith("model:")
+        and a.key_options()["model"].startswith("model:")
     )
     c = HFCausal(model=str(save(tmp_path / "c", seed=1)))
-    assert c.params != a.params and c.fingerprint() != a.fingerprint()
-    again = registry.build("tasks", "hf-causal", a.params)
-    assert again.fingerprint() == a.fingerprint() and again.params == a.params
+    assert c.key_options() != a.key_options() and c.fingerprint() != a.fingerprint()
+    again = registry.build("tasks", "hf-causal", a.key_options())
+    assert again.fingerprint() == a.fingerprint() and again.key_options() == a.key_options()
 
 
 SWEEP = """

@@ -56,7 +56,7 @@ def test_samples_have_the_population_loss_as_their_mean(rotated: bool) -> None:
         losses = torch.stack([p.loss(p.model(b.inputs), b) for b in map(p.batch, range(400))])
         expected = p.population.excess(p.model(None)) + noise**2 / 2
     assert abs(losses.mean() - expected) < 4 * losses.std() / len(losses) ** 0.5
-    assert p.labels_per_step == 64 and problem().labels_per_step == 1
+    assert p.work.labels == 64 and problem().work.labels == 1
 
 
 @torch.no_grad()

@@ -31,9 +31,17 @@ from qbench.sweeps.status import RunStatus
 from qbench.terminal.board import show_board
 from qbench.terminal.plan import show_plan
 from qbench.terminal.plugins import show_methods, show_tasks
-from qbench.terminal.run import show_run, sparkline
+from qbench.terminal.run import draw_sparkline, show_run
 from qbench.util import text
-from tests.synthetic_runs import DEFAULTS, failed, frame, run, runs, small, unborn
+from tests.synthetic_runs import (
+    DEFAULTS,
+    make_failed_run,
+    make_frame,
+    make_planned_run,
+    make_run,
+    make_runs,
+    make_small_board_frame,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STRANGE = (
@@ -82,7 +90,7 @@ def printed(show: Callable[..., None], *what: Any, width: int = 100, **more: Any
 
 
 def goldens() -> dict[str, str]:
-    board = build(small())
+    board = build(make_small_board_frame())
     terminal = {
         f"board_small_{width}.txt": printed(show_board, board, width=width) for width in (40, 100)
     }
@@ -102,24 +110,24 @@ def test_golden(name: str) -> None:
 
 
 def test_runs_csv_gives_the_same_board_back() -> None:
-    rows = small()
+    rows = make_small_board_frame()
     written = runs_csv(rows)
     assert build(read_runs_csv(io.StringIO(written))) == build(rows)
     assert runs_csv(read_runs_csv(io.StringIO(written))) == written
     assert runs_csv(rows.sample(frac=1, random_state=0)) == written
 
 
-@given(HOSTILE.map(text.plain), HOSTILE.map(text.plain))
+@given(HOSTILE.map(text.clean_line), HOSTILE.map(text.clean_line))
 def test_text_survives_runs_csv(label: str, message: str) -> None:
-    rows = frame(
-        [run("ste", "int4", 0, 0.1 + 1e-17, label=label)],
-        [failed("ste", "int4", 1, "data", message, label=label)],
+    rows = make_frame(
+        [make_run("ste", "int4", 0, 0.1 + 1e-17, label=label)],
+        [make_failed_run("ste", "int4", 1, "data", message, label=label)],
     )
     assert build(read_runs_csv(io.StringIO(runs_csv(rows)))) == build(rows)
 
 
 def test_a_number_survives_runs_csv_to_the_last_bit() -> None:
-    rows = frame(runs("ste", "int4", [0.1 + 0.2, math.pi * 1e-9, 1 / 3]))
+    rows = make_frame(make_runs("ste", "int4", [0.1 + 0.2, math.pi * 1e-9, 1 / 3]))
     assert list(read_runs_csv(io.StringIO(runs_csv(rows)))["packed"]) == sorted(
         rows["packed"], key=lambda x: rows.set_index("packed")["key"][x]
     )
@@ -127,7 +135,7 @@ def test_a_number_survives_runs_csv_to_the_last_bit() -> None:
 
 def test_every_number_that_is_printed_is_in_the_json() -> None:
     """The table's cells, made again from the JSON alone."""
-    board = build(small())
+    board = build(make_small_board_frame())
     (section,) = json.loads(json.dumps(board.to_json(), allow_nan=False))["sections"]
     lines = [line for line in to_markdown(board).splitlines() if line.startswith("|")]
     heads = [
@@ -144,7 +152,7 @@ def test_every_number_that_is_printed_is_in_the_json() -> None:
             )
             assert ("**" in shown) == cell["best"] and ("†" in shown) == bool(cell["audits_failed"])
             assert all(
-                text.superscript(n) in shown and f"\n{text.superscript(n)} " in to_markdown(board)
+                text.format_superscript(n) in shown and f"\n{text.format_superscript(n)} " in to_markdown(board)
                 for n in cell["notes"]
             )
         cost = row["cost"]
@@ -171,7 +179,7 @@ def as_markdown(cell: dict[str, Any], reference: bool) -> str:
 
 
 def test_csv_has_a_line_for_each_cell_with_the_same_numbers() -> None:
-    board = build(small())
+    board = build(make_small_board_frame())
     lines = list(csv.DictReader(io.StringIO(to_csv(board))))
     cells = [cell for section in board.sections for row in section.rows for cell in row.cells]
     assert len(lines) == len(cells) == 11
@@ -206,10 +214,10 @@ def hostile(words: str) -> pd.DataFrame:
         "metric": words,
         "start": words,
     }
-    return frame(
-        [run("ste", "int4", 0, 0.5, **strange, recipe=json.dumps({"lr": 1, words: words}))],
+    return make_frame(
+        [make_run("ste", "int4", 0, 0.5, **strange, recipe=json.dumps({"lr": 1, words: words}))],
         [
-            failed(
+            make_failed_run(
                 "ste",
                 "int4",
                 1,
@@ -219,9 +227,9 @@ def hostile(words: str) -> pd.DataFrame:
                 recipe=json.dumps({"lr": 1, words: words}),
             )
         ],
-        [unborn("pege", "int2", 0, "skipped", words, task_params=json.dumps({"net": words}))],
-        [failed("lotion", words or None, 0, words or None, weights_granularity=words)],
-        [run("rtn", "int4", 0, 0.5, params={"scale": words}, size=words, task=words)],
+        [make_planned_run("pege", "int2", 0, "skipped", words, task_params=json.dumps({"net": words}))],
+        [make_failed_run("lotion", words or None, 0, words or None, weights_granularity=words)],
+        [make_run("rtn", "int4", 0, 0.5, params={"scale": words}, size=words, task=words)],
     )
 
 
@@ -247,10 +255,10 @@ def is_number(field: str) -> bool:
 
 @given(HOSTILE)
 def test_no_spreadsheet_takes_a_cell_for_a_formula(words: str) -> None:
-    found = text.cell(words)
-    assert not found.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) and text.uncell(
+    found = text.escape_csv_cell(words)
+    assert not found.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) and text.unescape_csv_cell(
         found
-    ) == text.plain(words, 10_000)
+    ) == text.clean_line(words, 10_000)
 
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -261,14 +269,14 @@ MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 @example("__0__ a__b__ _0_ x_")
 def test_markdown_shows_the_words_as_they_are(words: str) -> None:
     """Read by a Markdown parser, a cell is the text and nothing but text."""
-    tokens = MARKDOWN.parse(f"| x | {text.markdown(words)} | y |\n| --- | --- | --- |\n")
+    tokens = MARKDOWN.parse(f"| x | {text.escape_markdown(words)} | y |\n| --- | --- | --- |\n")
     inline = [token for token in tokens if token.type == "inline"]
     assert [token.content for token in inline][::2] == ["x", "y"], "no cell more or less"
     children = inline[1].children or []
     assert {child.type for child in children} <= {"text"} and "".join(
         child.content for child in children
-    ) == text.plain(words)
-    assert "://" not in text.markdown(words) and "www." not in text.markdown(words).lower(), (
+    ) == text.clean_line(words)
+    assert "://" not in text.escape_markdown(words) and "www." not in text.escape_markdown(words).lower(), (
         "nothing to make a link of"
     )
 
@@ -276,7 +284,7 @@ def test_markdown_shows_the_words_as_they_are(words: str) -> None:
 def test_a_page_of_markdown_has_one_table_and_no_markup_of_others() -> None:
     tokens = MARKDOWN.parse(
         to_markdown(
-            build(frame(runs("ste", "int4", [0.5], label="a|b <b>x</b> **y**")), title="# *t*")
+            build(make_frame(make_runs("ste", "int4", [0.5], label="a|b <b>x</b> **y**")), title="# *t*")
         )
     )
     assert [t.type for t in tokens].count("table_open") == 1
@@ -298,7 +306,7 @@ def test_a_page_of_markdown_has_one_table_and_no_markup_of_others() -> None:
     ],
 )
 def test_plain(given_text: str, shown: str) -> None:
-    assert text.plain(given_text) == shown
+    assert text.clean_line(given_text) == shown
 
 
 @pytest.mark.parametrize(
@@ -306,7 +314,7 @@ def test_plain(given_text: str, shown: str) -> None:
     [(0.12345, 3, "0.123"), (-0.0, 3, "0.000"), (0.0004, 3, "4.0e-04"), (123456.0, 1, "1.23e+05"), (97.25, 1, "97.2"), (5.4, 0, "5"), (0.0, 2, "0.00")],
 )  # fmt: skip
 def test_number(x: float, digits: int, shown: str) -> None:
-    assert text.number(x, digits) == shown
+    assert text.format_number(x, digits) == shown
 
 
 @pytest.mark.parametrize(
@@ -314,11 +322,11 @@ def test_number(x: float, digits: int, shown: str) -> None:
     [(0.006, 0.1, "0.006"), (0.0004, 0.1, "<0.001"), (0.0, 0.1, "0.000"), (1e-18, 0.1, "0.000"), (3e-6, 2e-5, "3.0e-06"), (1234.0, 2e5, "1.2e+03")],
 )  # fmt: skip
 def test_half_width(half: float, value: float, shown: str) -> None:
-    assert text.half_width(half, value, 3) == shown
+    assert text.format_half_width(half, value, 3) == shown
 
 
 def test_seconds_and_sizes() -> None:
-    assert [text.seconds(x) for x in (0.84, 9.97, 42, 59.7, 200, 3900)] == [
+    assert [text.format_duration(x) for x in (0.84, 9.97, 42, 59.7, 200, 3900)] == [
         "0.8 s",
         "10 s",
         "42 s",
@@ -326,7 +334,7 @@ def test_seconds_and_sizes() -> None:
         "3:20",
         "1:05:00",
     ]
-    assert [text.size(x) for x in (512, 999.6, 3.4e6, 134217728, 2.5e13)] == [
+    assert [text.format_bytes(x) for x in (512, 999.6, 3.4e6, 134217728, 2.5e13)] == [
         "512 B",
         "1 kB",
         "3.4 MB",
@@ -341,7 +349,7 @@ def test_seconds_and_sizes() -> None:
 def test_the_best_is_bold_in_a_terminal_and_starred_in_a_pipe() -> None:
     out = io.StringIO()
     show_board(
-        build(small()),
+        build(make_small_board_frame()),
         Console(file=out, width=100, force_terminal=True, color_system="standard", _environ={}),
     )
     assert (
@@ -349,12 +357,12 @@ def test_the_best_is_bold_in_a_terminal_and_starred_in_a_pipe() -> None:
         and "*" not in out.getvalue()
         and "Best (bold)" in out.getvalue()
     )
-    piped = printed(show_board, build(small()))
+    piped = printed(show_board, build(make_small_board_frame()))
     assert piped.count(" *") == 2 and "0.302 ± 0.019 *" in piped and "Best (*)" in piped
 
 
 def test_randomised_rounding_is_shown_when_asked_for() -> None:
-    board = build(frame(runs("ste", "int4", [0.5, 0.6], rr_mean=0.75)))
+    board = build(make_frame(make_runs("ste", "int4", [0.5, 0.6], rr_mean=0.75)))
     assert "rr 0.750" in printed(show_board, board, randomised=True) and "0.750" not in printed(
         show_board, board
     )
@@ -362,10 +370,10 @@ def test_randomised_rounding_is_shown_when_asked_for() -> None:
 
 def test_ranks_stand_beside_the_names() -> None:
     parts = [
-        runs(name, "int4", [c + s / 100 + 0.001 * ((s * (i + 2)) % 5) for s in range(10)])
+        make_runs(name, "int4", [c + s / 100 + 0.001 * ((s * (i + 2)) % 5) for s in range(10)])
         for i, (name, c) in enumerate((("ste", 0.1), ("lotion", 0.5)))
     ]
-    board = build(frame(*parts))
+    board = build(make_frame(*parts))
     assert re.search(
         r"^ste +1 +0\.1\d\d ±", printed(show_board, board), re.MULTILINE
     ) and "| ste | 1 | " in to_markdown(board)
@@ -373,7 +381,7 @@ def test_ranks_stand_beside_the_names() -> None:
 
 
 def test_planned_only() -> None:
-    board = build(frame([unborn("ste", "int4", s) for s in range(3)]))
+    board = build(make_frame([make_planned_run("ste", "int4", s) for s in range(3)]))
     found = printed(show_board, board)
     assert (
         "\ndigits/xs\n" in found
@@ -392,10 +400,10 @@ def test_nothing_to_show() -> None:
 
 
 BOARDS = [
-    build(small()),
+    build(make_small_board_frame()),
     build(hostile("w" * 90)),
     build(hostile("宽" * 40)),
-    build(frame(*(runs("ste", f"int{b}", [0.5, 0.25]) for b in range(1, 9)))),
+    build(make_frame(*(make_runs("ste", f"int{b}", [0.5, 0.25]) for b in range(1, 9)))),
 ]
 
 
@@ -446,7 +454,7 @@ def test_a_run_whole() -> None:
         "cpu, A Chip, python 3.11.7", "2026-11-21T04:00:00+00:00 to", "sha256 f00d", f"results/runs/ab/{KEY}", f"qbench reproduce {KEY}",
     ):  # fmt: skip
         assert words in found, words
-    assert sparkline([point["loss"] for point in FULL["curve"]], 146) in found
+    assert draw_sparkline([point["loss"] for point in FULL["curve"]], 146) in found
 
 
 def test_a_failed_run() -> None:
@@ -492,24 +500,24 @@ def test_a_hostile_run_is_harmless_at_any_width(words: str, width: int) -> None:
 
 
 def test_sparkline() -> None:
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert draw_sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert (
-        sparkline([0, 1, 2, 3, 4, 5, 6, 7], 2) == "▁█"
-        and sparkline([1, 1], 5) == "▁▁"
-        and sparkline([], 5) == ""
+        draw_sparkline([0, 1, 2, 3, 4, 5, 6, 7], 2) == "▁█"
+        and draw_sparkline([1, 1], 5) == "▁▁"
+        and draw_sparkline([], 5) == ""
     )
     assert (
-        sparkline([0, math.nan, None, 7, math.inf], 9) == "▁××█×"
-        and sparkline([None, None], 1) == "×"
+        draw_sparkline([0, math.nan, None, 7, math.inf], 9) == "▁××█×"
+        and draw_sparkline([None, None], 1) == "×"
     )
-    assert sparkline([1, 10, 100], 3) == "▁▅█" and sparkline([1, 15.5, 30], 3) == "▁▅█", (
+    assert draw_sparkline([1, 10, 100], 3) == "▁▅█" and draw_sparkline([1, 15.5, 30], 3) == "▁▅█", (
         "logarithmic only beyond a factor of 30"
     )
 
 
 @given(st.lists(st.floats() | st.none(), max_size=50), st.integers(1, 60))
 def test_sparkline_of_anything(values: list[float | None], width: int) -> None:
-    found = sparkline(values, width)
+    found = draw_sparkline(values, width)
     assert len(found) == min(width, len(values)) and set(found) <= set("▁▂▃▄▅▆▇█×")
 
 

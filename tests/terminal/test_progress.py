@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from qbench.sweeps.listener import Listener, SweepSummary
-from qbench.terminal.progress import Live, Progress, Stream
+from qbench.terminal.progress import LiveDisplay, ProgressReporter, TolerantStream
 from qbench.terminal.progress_lines import (
-    Line,
-    bar,
-    closing,
-    fit,
-    minutes,
-    overall_line,
-    roughly,
-    run_line,
-    significant,
+    StyledLine,
+    draw_bar,
+    fit_title,
+    format_clock,
+    format_closing_line,
+    format_loss,
+    format_overall_line,
+    format_rough_clock,
+    format_run_line,
 )
-from qbench.terminal.progress_tally import Tally
+from qbench.terminal.progress_tally import SweepTally
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 RUN = "ste int2 digits/xs seed 1"
@@ -53,15 +53,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def tally(total: int = 10, cached: int = 0) -> Tally:
-    return Tally(total, cached, 0.0)
+def tally(total: int = 10, cached: int = 0) -> SweepTally:
+    return SweepTally(total, cached, 0.0)
 
 
-def step(to: Tally, title: str, share: float, now: float) -> None:
+def step(to: SweepTally, title: str, share: float, now: float) -> None:
     to.take("step", title, {"step": share * 1000, "steps": 1000, "loss": 1.0}, now)
 
 
-def run(to: Tally, title: str, began: float, ended: float, kind: str = "finished") -> None:
+def run(to: SweepTally, title: str, began: float, ended: float, kind: str = "finished") -> None:
     to.take("started", title, {}, began)
     to.take(kind, title, {}, ended)
 
@@ -217,9 +217,9 @@ def test_the_guess_is_near_for_runs_that_differ_a_hundredfold() -> None:
 # ---- plain lines ----
 
 
-def plainly(board: str = "quick") -> tuple[Progress, io.StringIO, Clock]:
+def plainly(board: str = "quick") -> tuple[ProgressReporter, io.StringIO, Clock]:
     out, clock = io.StringIO(), Clock()
-    return Progress("plain", out, board=board, clock=clock), out, clock
+    return ProgressReporter("plain", out, board=board, clock=clock), out, clock
 
 
 def test_plain_lines_word_for_word() -> None:
@@ -296,10 +296,10 @@ def test_draining_says_what_is_waited_for() -> None:
 @pytest.mark.parametrize("mode", ["plain", "live"])
 def test_text_of_others_carries_no_codes_and_no_markup(mode: Any) -> None:
     out = io.StringIO()
-    progress = Progress(mode, out, board="b\x1b[2J")
+    progress = ProgressReporter(mode, out, board="b\x1b[2J")
     progress.start(2, 0)
     progress.event("started", "evil\x1b[2J\x1b]0;title\x07 [red]x[/red] :boom:")
-    if isinstance(progress.display, Live):
+    if isinstance(progress.display, LiveDisplay):
         progress.display.region.refresh()
     progress.event(
         "failed",
@@ -326,7 +326,7 @@ def test_auto_is_live_on_a_terminal_only(
 ) -> None:
     monkeypatch.setenv("TERM", term)
     out = stream()
-    progress = Progress("auto", out)
+    progress = ProgressReporter("auto", out)
     progress.start(1, 0)
     progress.event("started", RUN)
     progress.event("finished", RUN, reason=None, message=None)
@@ -338,7 +338,7 @@ def test_auto_is_live_on_a_terminal_only(
 
 def test_quiet_says_nothing() -> None:
     out = Terminal()
-    progress: Listener = Progress("quiet", out)
+    progress: Listener = ProgressReporter("quiet", out)
     progress.start(2, 0)
     for kind in ("started", "step", "retry", "started", "draining", "failed", "lost"):
         progress.event(kind, RUN, step=1, steps=2, loss=1.0, reason="oom", message="no room")
@@ -347,7 +347,7 @@ def test_quiet_says_nothing() -> None:
 
 
 def test_only_a_live_display_loads_rich() -> None:
-    code = "import sys; from qbench.terminal.progress import Progress; Progress(sys.argv[1]); print(sorted({'rich', 'torch', 'pandas'} & set(sys.modules)))"
+    code = "import sys; from qbench.terminal.progress import ProgressReporter; Progress(sys.argv[1]); print(sorted({'rich', 'torch', 'pandas'} & set(sys.modules)))"
     loaded = [
         subprocess.run(
             [sys.executable, "-c", code, mode], capture_output=True, text=True, check=True
@@ -371,7 +371,7 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_stream_that_is_gone_does_not_stop_a_sweep(mode: Any, closed: bool) -> None:
     out = io.StringIO() if closed else Gone()
-    progress = Progress(mode, out)
+    progress = ProgressReporter(mode, out)
     if closed:
         out.close()
     progress.start(2, 0)
@@ -384,27 +384,27 @@ def test_a_stream_that_is_gone_does_not_stop_a_sweep(mode: Any, closed: bool) ->
 # ---- the live display ----
 
 
-def live(width: int, height: int) -> tuple[Progress, Live, Clock]:
+def live(width: int, height: int) -> tuple[ProgressReporter, LiveDisplay, Clock]:
     clock = Clock()
-    progress = Progress("live", io.StringIO(), clock=clock)
+    progress = ProgressReporter("live", io.StringIO(), clock=clock)
     display = progress.display
-    assert isinstance(display, Live)
+    assert isinstance(display, LiveDisplay)
     display.console.size = (width, height)
     return progress, display, clock
 
 
-def words(line: Line) -> str:
+def words(line: StyledLine) -> str:
     return "".join(part for part, _ in line)
 
 
-def screen(display: Live, clock: Clock) -> list[str]:
+def screen(display: LiveDisplay, clock: Clock) -> list[str]:
     return [words(line) for line in display.lines(clock(), *display.console.size)]
 
 
-def a_sweep(progress: Progress, clock: Clock, workers: int = 2) -> None:
-    progress.tally = Tally(72, 12, clock())
+def a_sweep(progress: ProgressReporter, clock: Clock, workers: int = 2) -> None:
+    progress.tally = SweepTally(72, 12, clock())
     display = progress.display
-    assert isinstance(display, Live)
+    assert isinstance(display, LiveDisplay)
     display.tally = progress.tally
     progress.event("started", "fp digits/xs seed 0")
     clock.now += 20
@@ -462,7 +462,7 @@ def test_as_many_runs_as_fit_and_how_many_more(height: int, shown: int) -> None:
 def test_no_line_is_wider_than_the_terminal(
     width: int, title: str, total: int, done: int, elapsed: float, loss: float | None, share: float
 ) -> None:
-    t = Tally(
+    t = SweepTally(
         total,
         min(done, total) // 2,
         0.0,
@@ -470,9 +470,9 @@ def test_no_line_is_wider_than_the_terminal(
         failed=min(done, total) // 7,
         work=0.5,
     )
-    assert cell_len(words(overall_line(t, elapsed, width))) <= max(width, len(f"{t.done}/{total}"))
-    row = (fit(title, 60).rstrip(), significant(loss), minutes(elapsed))
-    line = run_line(row, share, (60, 11, 9), width)
+    assert cell_len(words(format_overall_line(t, elapsed, width))) <= max(width, len(f"{t.done}/{total}"))
+    row = (fit_title(title, 60).rstrip(), format_loss(loss), format_clock(elapsed))
+    line = format_run_line(row, share, (60, 11, 9), width)
     assert cell_len(words(line)) <= max(width, 30), "below that the terminal cuts it"
 
 
@@ -488,22 +488,22 @@ def test_no_line_is_wider_than_the_terminal(
     ],
 )
 def test_a_title_that_is_too_long_keeps_its_seed(title: str, width: int, shown: str) -> None:
-    assert fit(title, width) == shown
+    assert fit_title(title, width) == shown
     assert cell_len(shown) == width
 
 
 def test_numbers_in_words() -> None:
-    assert [significant(x) for x in (2.302585, 0.5, 12345.6, 1234.5, 1.23456e-5, float("nan"), None, "?")] == [
+    assert [format_loss(x) for x in (2.302585, 0.5, 12345.6, 1234.5, 1.23456e-5, float("nan"), None, "?")] == [
         "2.303", "0.5000", "1.235e+04", "1234", "1.235e-05", "nan", "", ""
     ]  # fmt: skip
-    assert [minutes(x) for x in (0, 41.9, 59.99, 60, 3900)] == [
+    assert [format_clock(x) for x in (0, 41.9, 59.99, 60, 3900)] == [
         "0:00",
         "0:41",
         "0:59",
         "1:00",
         "1:05:00",
     ]
-    assert [roughly(x) for x in (0.2, 40, 61, 599, 601, 7201)] == [
+    assert [format_rough_clock(x) for x in (0.2, 40, 61, 599, 601, 7201)] == [
         "0:01",
         "0:40",
         "1:10",
@@ -511,7 +511,7 @@ def test_numbers_in_words() -> None:
         "11:00",
         "2:01:00",
     ]
-    assert [words(bar(x, 4, "")) for x in (0, 0.124, 0.125, 0.5, 0.99, 1)] == [
+    assert [words(draw_bar(x, 4, "")) for x in (0, 0.124, 0.125, 0.5, 0.99, 1)] == [
         "────",
         "────",
         "╸───",
@@ -523,7 +523,7 @@ def test_numbers_in_words() -> None:
 
 def test_a_flood_of_steps_costs_next_to_nothing() -> None:
     out = io.StringIO()
-    progress = Progress("live", out)
+    progress = ProgressReporter("live", out)
     progress.start(64, 0)
     titles = [f"run {i}" for i in range(64)]
     for title in titles:
@@ -544,7 +544,7 @@ def test_a_flood_of_steps_costs_next_to_nothing() -> None:
 
 def test_lines_stay_above_the_live_region() -> None:
     out = io.StringIO()
-    progress = Progress("live", out)
+    progress = ProgressReporter("live", out)
     progress.start(2, 0)
     progress.event("started", RUN)
     progress.event("failed", RUN, reason="oom", message="no room " * 20)
@@ -567,7 +567,7 @@ def test_the_echo_of_an_interrupt_has_room_behind_every_line() -> None:
 
 SHOW_OFF = """
 import sys, time
-from qbench.terminal.progress import Progress
+from qbench.terminal.progress import ProgressReporter
 from qbench.sweeps.coordinator import Summary
 progress = Progress()
 progress.start(2, 0)
@@ -651,7 +651,7 @@ def test_the_terminal_is_left_as_it_was(how: str, code: int, tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_the_closing_line(summary: SweepSummary, line: str) -> None:
-    assert closing(summary, 41.3) == line
+    assert format_closing_line(summary, 41.3) == line
 
 
 def test_a_stream_without_an_encoding_is_a_stream() -> None:
@@ -668,5 +668,5 @@ def test_a_stream_without_an_encoding_is_a_stream() -> None:
             raise ValueError("I/O operation on closed file")
 
     bare = Bare()
-    out = Stream(bare)  # type: ignore[arg-type]
+    out = TolerantStream(bare)  # type: ignore[arg-type]
     assert out.write("x") == 1 and bare.text == "x" and not out.isatty() and out.encoding == "utf-8"

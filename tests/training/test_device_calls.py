@@ -35,7 +35,7 @@ from tests.tasks.test_text import corpus
 __all__ = ["corpus"]
 
 
-TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
+TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).post_training)
 STEPS = 1000
 ORDINARY = (137, 331, 519, 777)
 """None of the few in a run at which a method looks at its ranges or curvature anew."""

@@ -29,7 +29,7 @@ from qbench.runs.attempts import Attempt, list_attempts, create_attempt
 from qbench.runs.config import RunConfig
 from qbench.training import checkpoint, schedules
 from qbench.training.run import TrainingRun
-from qbench.util.json_files import finite
+from qbench.util.json_files import replace_non_finite
 
 
 def train(
@@ -368,7 +368,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_are_null_with_their_kind() -> None:
-    assert finite({"a": math.nan, "b": -math.inf, "c": 1.0}) == (
+    assert replace_non_finite({"a": math.nan, "b": -math.inf, "c": 1.0}) == (
         {"a": None, "b": None, "c": 1.0},
         {"a": "nan", "b": "-inf"},
     )
@@ -392,4 +392,4 @@ def test_schedules_warm_up_and_come_down(name: str) -> None:
 
 def test_the_toy_is_a_task() -> None:
     task = Toy()
-    assert task.params == {} and task.check() is None and task.recipe("xs").problem() is None
+    assert task.key_options() == {} and task.check() is None and task.recipe("xs").find_problem() is None

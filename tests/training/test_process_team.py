@@ -12,7 +12,7 @@ import torch
 
 from qbench.checks.method_kit import Kit
 from qbench.checks.toy_task import ToyProblem
-from qbench.engines.device_slots import slots
+from qbench.engines.device_slots import list_slot_devices
 from qbench.engines.dispatch import run_one
 from qbench.engines.local import local_engine
 from qbench.errors import QbenchError, UsageError
@@ -30,7 +30,7 @@ __all__ = ["stage"]
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stage")]
-TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).after)
+TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).post_training)
 STEPS = 12
 CLOSE = 1e-6
 """Eight units in the last place of a float32: what the order of a sum may move a loss by in twelve steps."""
@@ -195,7 +195,7 @@ def test_the_engine_is_part_of_no_key() -> None:
     ("text", "complaint"),
     [
         ("[engine]\ngpus = 2", "f.toml: [engine]: unknown"),
-        ("[engine]\ngpus_per_run = 0", "f.toml: [engine]: gpus_per_run: a whole number from 1"),
+        ("[engine]\ngpus_per_run = 0", "f.toml: [engine]: gpus_per_run: expected an integer from 1"),
         (
             "[engine]\nfsdp = true",
             "fsdp = true divides a run among several GPUs: write gpus_per_run, too",
@@ -234,8 +234,8 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(
 def test_gpus_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
-    assert slots("auto", 2, None) == ["cuda:0", "cuda:2"] and slots("cuda", 4, None) == ["cuda:0"]
+    assert list_slot_devices("auto", 2, None) == ["cuda:0", "cuda:2"] and list_slot_devices("cuda", 4, None) == ["cuda:0"]
     with pytest.raises(UsageError, match=r"gpus_per_run = 8: this machine has 5 CUDA device"):
-        slots("auto", 8, None)
+        list_slot_devices("auto", 8, None)
     with pytest.raises(UsageError, match="--device cuda:1 names one device"):
-        slots("cuda:1", 2, None)
+        list_slot_devices("cuda:1", 2, None)

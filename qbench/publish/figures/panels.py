@@ -93,7 +93,7 @@ def measure_name_width(names: Iterable[str], longest: int = MAX_NAME) -> float:
 
 def shorten_name(name: str, longest: int) -> str:
     """Return a name without its middle if it is long: variants of a method differ at the end."""
-    name = text.plain(name, 200)
+    name = text.clean_line(name, 200)
     if len(name) <= longest:
         return name
     return name[: (longest - 1) // 2] + "…" + name[-(longest // 2) :]
@@ -106,7 +106,7 @@ def format_metric(section: Json) -> str:
 
 def format_levels(column: Json) -> str:
     """Return `, 3 levels` for a column's heading, or nothing if the number is unknown."""
-    counts = text.span(tuple(float(n) for n in column["levels"]))
+    counts = text.format_range(tuple(float(n) for n in column["levels"]))
     return f", {counts} levels" if counts else ""
 
 
@@ -114,10 +114,10 @@ def format_tooltip(row: Json, cell: Json, section: Json) -> str:
     """Return what a mark says when it is pointed at: entrant, format and score."""
     score, digits = cell["score"], section["digits"]
     words = f"{shorten_name(row['entrant'], 40)}, {cell['format']}: "
-    words += text.number(score["value"], digits)
+    words += text.format_number(score["value"], digits)
     if score["low"] is not None and score["high"] is not None:
         half = (score["high"] - score["low"]) / 2
-        words += f" ± {text.half_width(half, score['value'], digits)}"
+        words += f" ± {text.format_half_width(half, score['value'], digits)}"
     return words
 
 
@@ -137,6 +137,7 @@ def describe_best(section: Json, column: int) -> str:
     ]
     best = sorted(means, reverse=section["better"] == "higher")[:3]
     words = "; ".join(
-        f"{shorten_name(name, 40)} {text.number(value, section['digits'])}" for value, name in best
+        f"{shorten_name(name, 40)} {text.format_number(value, section['digits'])}"
+        for value, name in best
     )
-    return f"{text.count(len(means), 'entrant')}; the best means: {words}"
+    return f"{text.format_count(len(means), 'entrant')}; the best means: {words}"

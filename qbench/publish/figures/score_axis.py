@@ -136,7 +136,7 @@ def draw_off_axis_arrow(
     arrow = ("↓" if below else "↑") if upright else ("←" if below else "→")
     # An arrow to the right ends at the panel's edge: its words lie at its left.
     at_left = upright or below
-    words = f"{arrow} {name}{text.number(value, section['digits'])}"
+    words = f"{arrow} {name}{text.format_number(value, section['digits'])}"
     anchor = None if at_left else "end"
     return draw_label(x + (8 if at_left else -8), y - 8 * upright, words, "value", anchor)
 

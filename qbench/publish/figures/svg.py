@@ -56,7 +56,7 @@ class Panel:
     def to_markup(self) -> Markup:
         """Return the panel as an svg element."""
         # An aria-label, not a title element: a browser would show a title as a tooltip everywhere.
-        words = f"{text.plain(self.title)}: {text.plain(self.description, 1000)}"
+        words = f"{text.clean_line(self.title)}: {text.clean_line(self.description, 1000)}"
         attributes = {
             "role": "img",
             "aria-label": words,
@@ -100,7 +100,7 @@ def draw_label(
     """Return a text element with at most `longest` letters."""
     # A name may be written from right to left; the style sheet isolates each text element.
     classes = " ".join(filter(None, (cls, anchor and ANCHOR_CLASSES[anchor])))
-    return make_element("text", text.plain(words, longest), x=x, y=y, cls=classes or None)
+    return make_element("text", text.clean_line(words, longest), x=x, y=y, cls=classes or None)
 
 
 def draw_mark(

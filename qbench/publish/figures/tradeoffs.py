@@ -37,7 +37,7 @@ from qbench.publish.figures.svg import (
     make_element,
     spread_labels,
 )
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 LEFT, RIGHT, TOP, BOTTOM = 46, BROAD - MARGIN, 26, 290
 """The frame of a panel, in pixels; names are written at its right."""
@@ -92,7 +92,7 @@ def _draw_bits_panel(section: Json, styles: Styles, points: Points, head: str) -
     parts += _draw_end_labels(ends)
     parts.append(draw_label(RIGHT, 13, head, "head", "end", 40))
     title = ", ".join(filter(None, ("Score against bits", section["title"], head)))
-    description = f"{count(len(points), 'cell')}; the table above has the numbers."
+    description = f"{format_count(len(points), 'cell')}; the table above has the numbers."
     return Panel(title, description, BROAD, BOTTOM + 36, join_markup(parts))
 
 

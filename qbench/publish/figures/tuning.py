@@ -29,7 +29,7 @@ from qbench.publish.figures.svg import (
     make_element,
     simplify_path,
 )
-from qbench.util.text import count
+from qbench.util.text import format_count
 
 LEFT, RIGHT, TOP, BOTTOM = 42, NARROW - 12, 26, 196
 """The frame of a panel, in pixels."""
@@ -84,7 +84,7 @@ def _draw_trials_panel(section: Json, fmt: str, column: int, lines: Lines, share
         *(_draw_trials_line(style, points, x, y, most) for style, points in lines),
     ]
     description = "; ".join(
-        f"{shorten_name(style.name, 40)} {points[-1][1]:.4g} after {count(points[-1][0], 'trial')}"
+        f"{shorten_name(style.name, 40)} {points[-1][1]:.4g} after {format_count(points[-1][0], 'trial')}"
         for style, points in lines
     )
     return Panel(fmt, description, NARROW, BOTTOM + 36, join_markup(parts), column)
@@ -124,7 +124,7 @@ def _draw_trials_line(
     marked = {most, *(1 << k for k in range(most.bit_length()))}
     for n, value in visible:
         if n in marked:
-            words = f"{shorten_name(style.name, 40)}, {count(n, 'trial')}: {value:.4g}"
+            words = f"{shorten_name(style.name, 40)}, {format_count(n, 'trial')}: {value:.4g}"
             outline = encode_outline(x(n), y(value), style.shape, 2.6)
             parts.append(make_element("path", make_element("title", words), d=outline))
     return make_element("g", join_markup(parts), cls=f"{style.classes} m")
