@@ -1,11 +1,14 @@
-"""A few finished runs to ask: language models trained for seconds, one of them with quantized inputs, and one run that is no language model."""
+"""A few finished runs to evaluate: language models that were trained for seconds.
+
+One of them has quantized inputs, and one run is no language model.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,7 +40,7 @@ recipe = { steps = 4 }
 
 @dataclass(frozen=True)
 class LanguageRuns:
-    """Keys of the runs by what they are."""
+    """The results folder, and the keys of its runs: full precision, formats, no language model."""
 
     results: Path
     fp: str
@@ -49,12 +52,6 @@ class LanguageRuns:
         return self.results / "runs" / key[:2] / key / "1"
 
 
-def named(config: RunConfig) -> str:
-    if config.task == "digits":
-        return "digits" if config.method == "fp" else ""
-    return "_".join(q.format for q in (config.weights, config.activations) if q) or config.method
-
-
 @pytest.fixture(scope="session")
 def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageRuns]:
     threads = torch.get_num_threads()
@@ -62,25 +59,26 @@ def language_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Language
     results, keys = tmp_path_factory.mktemp("language"), {}
     folders: dict[str, Path] = {}
     for key, run in make_plan(parse_sweep(SWEEP, "language.toml")).runs.items():
-        if name := named(run.config):
+        if name := field_of_run(run.config):
             folders[key] = create_attempt(results, key).folder
             base = folders[run.base] if run.base else None
-            assert (
-                run_one(Assignment(run.config, folders[key], base=base), Execution(device="cpu"))[
-                    "state"
-                ]
-                == "ok"
-            )
+            assignment = Assignment(run.config, folders[key], base=base)
+            assert run_one(assignment, Execution(device="cpu"))["state"] == "ok"
             keys[name] = key
     yield LanguageRuns(results, **keys)
     torch.set_num_threads(threads)
 
 
-def load_problem(runs: LanguageRuns, key: str) -> Problem:
-    """A run's task with the weights of its artefact."""
-    import json
+def field_of_run(config: RunConfig) -> str:
+    """Return the field of `LanguageRuns` for a run; empty if it is not needed."""
+    if config.task == "digits":
+        return "digits" if config.method == "fp" else ""
+    return "_".join(q.format for q in (config.weights, config.activations) if q) or config.method
 
-    spec: dict[str, Any] = json.loads((runs.folder(key) / "spec.json").read_text())
+
+def load_problem(runs: LanguageRuns, key: str) -> Problem:
+    """Return a run's problem with the weights of its artefact."""
+    spec = json.loads((runs.folder(key) / "spec.json").read_text())
     problem = open_problem(RunConfig.from_json(spec), torch.device("cpu"))[1]
     load_into_model(runs.folder(key) / "export" / ARTEFACT, problem.model)
     problem.model.eval()
@@ -88,7 +86,7 @@ def load_problem(runs: LanguageRuns, key: str) -> Problem:
 
 
 class CountingModel(nn.Module):
-    """A network, and the tokens that have gone through it."""
+    """A network that counts its forward passes and the tokens in them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

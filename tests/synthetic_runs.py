@@ -1,4 +1,4 @@
-"""Frames of runs with numbers known in advance, shaped as `qbench.results` gives them."""
+"""Frames of runs with chosen scores, in the form that `qbench.results` returns."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ KEY_COLUMNS = (
     ),
     *("act_format", "act_granularity", "start", "seed", "lr", "steps", "batch", "recipe"),
 )
-"""What a key is made of."""
+"""The columns that a key is the hash of."""
 
 
 def make_run(
     method: str, fmt: str | None, seed: int, score: float | None, **more: Any
 ) -> dict[str, Any]:
-    """One row; `more` over the defaults."""
+    """Return one row; `more` replaces its defaults."""
     params = {**DEFAULTS.get(method, {}), **more.pop("params", {})}
     levels, bits = {"int2": (3, 2.25), "int4": (15, 4.25), None: (None, 32.0)}.get(fmt, (7, 3.25))
     state = more.get("state", "ok")
@@ -93,7 +93,7 @@ def make_planned_run(
     message: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A run that is only asked for: nothing of it is known but what it would be."""
+    """Return a run without a result: only its configuration is known."""
     unknown = ("metric", "better", "unit", "digits", "device_name", "attempt", "audit_passed")
     return make_failed_run(
         method,
@@ -108,7 +108,7 @@ def make_frame(*parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def make_small_board_frame() -> pd.DataFrame:
-    """One of everything: what a board can be made to show."""
+    """Return the runs of a small board with a cell in each state."""
     return make_frame(
         make_runs("fp", None, [0.100, 0.102, 0.098]),
         make_runs("rtn", "int2", [1.000, 1.020, 0.990]),
@@ -128,10 +128,15 @@ def make_small_board_frame() -> pd.DataFrame:
             )
         ],
         [
-            make_failed_run("lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed")
+            make_failed_run(
+                "lotion", "int4", s, "oom", "out of memory on cpu", provenance="reconstructed"
+            )
             for s in range(3)
         ],
-        [make_planned_run("pege", "int2", s, "skipped", "pege has no rule for two bits") for s in range(3)],
+        [
+            make_planned_run("pege", "int2", s, "skipped", "pege has no rule for two bits")
+            for s in range(3)
+        ],
         [make_run("pege", "int4", 0, 0.105, audit_passed=False, step_s_median=0.008)],
         [make_planned_run("pege", "int4", s) for s in (1, 2)],
     )

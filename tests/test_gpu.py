@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.checks.method_contract import vary_numbers, first_losses
+from qbench.checks.method_contract import _first_losses, vary_numbers
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment, Execution
@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
-TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).post_training)
+TRAINED = sorted(
+    n for n in registry.plugins("methods") if not registry.load("methods", n).post_training
+)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -62,7 +64,7 @@ def test_recorded_steps_are_the_steps_that_are_taken(
         assert all(
             bool((Attempt(a.folder).read("env") or {}).get("recorded")) == graphs for a in doing
         )
-        ends.append([loss for a in doing for loss in first_losses(a.folder, 12)])
+        ends.append([loss for a in doing for loss in _first_losses(a.folder, 12)])
     assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 

@@ -131,7 +131,11 @@ def _coverage(run: TrainingRun) -> Check:
     attached = {name for bundle in run.weights for name in bundle.names} | {
         name + INPUT for name in run.inputs
     }
-    missing = [name for name in run.network.declared if name not in attached and name not in run.network.declined]
+    missing = [
+        name
+        for name in run.network.declared
+        if name not in attached and name not in run.network.declined
+    ]
     note = f", {len(run.network.declined)} left out by the method" if run.network.declined else ""
     return Check(
         "coverage",

@@ -50,7 +50,9 @@ def score(run: TrainingRun, config: RunConfig, metric: Metric, folder: Path) -> 
             for name, layer in zip(b.names, b.layers, strict=True)
         }
         on_grid = not run.inputs and all(
-            torch.equal(layer.quantized_weight, layer.weight) for b in run.weights for layer in b.layers
+            torch.equal(layer.quantized_weight, layer.weight)
+            for b in run.weights
+            for layer in b.layers
         )
     loss_compiled = None
     if run.passes.compiled_output is not None:

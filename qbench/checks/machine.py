@@ -42,7 +42,9 @@ def _installation() -> Iterator[Finding]:
         else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
     )
     yield Finding(
-        "qbench", True, f"{find_package_version('qbench') or 'not installed as a distribution'}{state}"
+        "qbench",
+        True,
+        f"{find_package_version('qbench') or 'not installed as a distribution'}{state}",
     )
     for name in (
         "torch",

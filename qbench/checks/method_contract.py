@@ -129,7 +129,9 @@ def check_learns(kit: Kit) -> Iterator[Finding]:
     curve = Attempt(folder).curve
     lines = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
     holes = [line["step"] for line in lines if None in line["terms"].values()]
-    detail = f"a term is not finite at step {holes[0]}" if holes else format_count(len(lines), "point")
+    detail = (
+        f"a term is not finite at step {holes[0]}" if holes else format_count(len(lines), "point")
+    )
     yield Finding("terms", config.format_label, not holes, detail)
 
 
@@ -268,7 +270,11 @@ def check_budget(kit: Kit) -> Iterator[Finding]:
     for steps in (STEPS, STEPS // 2):
         recipe = dataclasses.replace(config.recipe, steps=steps)
         shapes.append(_rate_shapes(kit, dataclasses.replace(config, recipe=recipe)))
-    names = [name for name in sorted({*shapes[0], *shapes[1]}) if shapes[0].get(name) != shapes[1].get(name)]
+    names = [
+        name
+        for name in sorted({*shapes[0], *shapes[1]})
+        if shapes[0].get(name) != shapes[1].get(name)
+    ]
     detail = f"the rate of {', '.join(names)} depends on the number of steps, not on progress"
     yield Finding("budget", "", not names, detail if names else "")
 

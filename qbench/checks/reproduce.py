@@ -85,7 +85,9 @@ def reproduce_all(
     most: int | None = None,
 ) -> Iterator[Reproduction]:
     """A run by its key or the beginning of it, or the runs of a cell by its name, at most so many of them."""
-    keys = [what] if looks_like_key(results, what) else find_keys_of_cell(results, what, board)[:most]
+    keys = (
+        [what] if looks_like_key(results, what) else find_keys_of_cell(results, what, board)[:most]
+    )
     for key in keys:
         yield reproduce(results, key, device)
 

@@ -59,7 +59,9 @@ def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: b
     """Check what a BUNDLE says, one line a check; exit code 5 if something does not hold. Nothing is written."""
     from qbench.submissions.verify import verify_bundle as check
 
-    report = check(bundle, score=score, rerun=how_many(again), device=device, on_progress=progress())
+    report = check(
+        bundle, score=score, rerun=how_many(again), device=device, on_progress=progress()
+    )
     emit(report.to_json()) if as_json else click.echo("\n".join(map(str, report.findings)))
     return 0 if report.passed else 5
 

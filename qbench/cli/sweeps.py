@@ -13,11 +13,11 @@ from qbench.cli.options import GroupSize, cli, console, emit, json_option, resul
 
 if TYPE_CHECKING:
     from qbench.sweepfile.config import SweepConfig
-    from qbench.sweeps.shard import Shard
+    from qbench.sweeps.cells import Shard
 
 
 def read_shard(_: click.Context, __: click.Parameter, words: str | None) -> Shard | None:
-    from qbench.sweeps.shard import Shard
+    from qbench.sweeps.cells import Shard
 
     return None if words is None else Shard.parse(words)
 
@@ -131,8 +131,8 @@ def sweep(
     from qbench.execution.assignment import Execution
     from qbench.plugins import registry
     from qbench.sweepfile.read import list_plugin_modules
+    from qbench.sweeps.cells import WHOLE_SWEEP
     from qbench.sweeps.coordinator import run_sweep as run_sweep
-    from qbench.sweeps.shard import WHOLE_SWEEP
     from qbench.terminal.progress import ProgressReporter
 
     execution = Execution(
@@ -156,9 +156,17 @@ def sweep(
     )
     with closing(registry.load("engines", engine_name).open(engine_options)) as engine:
         summary = run_sweep(
-            config, results, engine, execution, progress, retry=not no_retry, shard=shard or WHOLE_SWEEP
+            config,
+            results,
+            engine,
+            execution,
+            progress,
+            retry=not no_retry,
+            shard=shard or WHOLE_SWEEP,
         )
-        answered = None if summary.interrupted else ask_finished_runs(config, results, engine, execution)
+        answered = (
+            None if summary.interrupted else ask_finished_runs(config, results, engine, execution)
+        )
     if as_json:
         from qbench.analysis.results import Results
 
@@ -182,7 +190,7 @@ def sweep_config(file: Path | None) -> SweepConfig:
 def show_status(
     file: Path | None, config: SweepConfig, results: Path, as_json: bool, shard: Shard | None = None
 ) -> int:
-    from qbench.sweeps.shard import WHOLE_SWEEP
+    from qbench.sweeps.cells import WHOLE_SWEEP
     from qbench.sweeps.status import read_sweep_status as sweep_status
 
     lines = sweep_status(config, results, shard or WHOLE_SWEEP)

@@ -89,7 +89,9 @@ class RowOptimizer:
         shape = row_slice.rows.shape
         self.optimizer.state[row_slice.rows] = {
             # A value without axes is the step count, which all of them share.
-            name: torch.stack([s[name] for s in states]).view(shape) if value.dim() else value.clone()
+            name: torch.stack([s[name] for s in states]).view(shape)
+            if value.dim()
+            else value.clone()
             for name, value in states[0].items()
         }
 
@@ -165,9 +167,7 @@ class RowOptimizer:
         self.step_counter += 1
         for group in self.optimizer.param_groups:
             rows = group["params"]
-            first, second = (
-                [state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq")
-            )
+            first, second = ([state[p][name] for p in rows] for name in ("exp_avg", "exp_avg_sq"))
             beta1, beta2 = group["betas"]
             torch._fused_adamw_(
                 rows,

@@ -88,9 +88,7 @@ def _make_stacked_run(
         stacked.reference = stack_modules(references, {}, {}, buffers=False)
     else:
         stacked.reference = first.reference  # hooks only ask whether there is one
-    stacked.state = {
-        name: torch.stack([run.state[name] for run in runs]) for name in first.state
-    }
+    stacked.state = {name: torch.stack([run.state[name] for run in runs]) for name in first.state}
     optimizer = RowOptimizer(stacked, rows)
     stacked.optimizer, stacked.parameters = optimizer, optimizer.parameters
     return stacked

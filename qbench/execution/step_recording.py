@@ -190,9 +190,7 @@ class RecordedStep:
     def copy_batch(self, batch: Batch) -> Batch:
         """Copy a batch to where the first one lay, and return it."""
         if self.batch is None:
-            self.batch = Batch(
-                _empty_copy(batch.inputs), _empty_copy(batch.targets), batch.count
-            )
+            self.batch = Batch(_empty_copy(batch.inputs), _empty_copy(batch.targets), batch.count)
         for fixed, new in (
             (self.batch.inputs, batch.inputs),
             (self.batch.targets, batch.targets),

@@ -101,7 +101,9 @@ def per_run(f: Callable[..., Tensor], x: Tensor, lead: int, *more: Tensor) -> Te
 
 def matmul_per_run(a: Tensor, b: Tensor) -> Tensor:
     """The product of two matrices, or of each run's: exact on small ones, where on a CPU a batch would gain nothing."""
-    return per_run_where_bits_depend(torch.matmul, a.dim() - 2, a, b.expand(*a.shape[:-2], *b.shape[-2:]))
+    return per_run_where_bits_depend(
+        torch.matmul, a.dim() - 2, a, b.expand(*a.shape[:-2], *b.shape[-2:])
+    )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

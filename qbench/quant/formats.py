@@ -113,4 +113,6 @@ def _granularity(name: str) -> Granularity:
         return Granularity(name)
     if match := re.fullmatch(r"block-([1-9][0-9]{0,5})", name):
         return Granularity(name, int(match[1]))
-    raise unknown_name_error("granularity", name, ("tensor", "channel", "block-32", "block-64", "block-128"))
+    raise unknown_name_error(
+        "granularity", name, ("tensor", "channel", "block-32", "block-64", "block-128")
+    )

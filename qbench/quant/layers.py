@@ -75,9 +75,7 @@ class QuantLinear(QuantLayer):
             return F.linear(x, weight, self.bias)
         lead = weight.dim() - 2
         bias = None if self.bias is None else self.bias.flatten(0, lead - 1)
-        y = linear(
-            x.flatten(lead, -2).flatten(0, lead - 1), weight.flatten(0, lead - 1), bias
-        )
+        y = linear(x.flatten(lead, -2).flatten(0, lead - 1), weight.flatten(0, lead - 1), bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

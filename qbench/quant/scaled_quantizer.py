@@ -32,9 +32,7 @@ class ScaledQuantizer(Quantizer):
     size: nn.Parameter
     """The scale where it is learned."""
 
-    def __init__(
-        self, site: Site, rule: TrainedScaleRule, kind: LevelKind = "symmetric"
-    ) -> None:
+    def __init__(self, site: Site, rule: TrainedScaleRule, kind: LevelKind = "symmetric") -> None:
         super().__init__(site)
         self.rule, self.levels, self.calibrated = rule, site.levels(kind), False
         if rule == "learned":
@@ -103,11 +101,7 @@ class ScaledQuantizer(Quantizer):
         with torch.no_grad():
             v = grid.encode(x)
             inside = (v > self.levels.low) & (v < self.levels.high)
-            size = self.levels.per_run_number(
-                lambda levels: (v.shape[-1] * levels.high) ** -0.5
-            )
+            size = self.levels.per_run_number(lambda levels: (v.shape[-1] * levels.high) ** -0.5)
             slope = (group(value) / grid.scale - torch.where(inside, v, 0.0)) * size
         source = x if mask is None else torch.where(mask, x, x.detach())
-        return straight_through(
-            (group(source) + slope * self.size.abs()).reshape(x.shape), value
-        )
+        return straight_through((group(source) + slope * self.size.abs()).reshape(x.shape), value)

@@ -35,7 +35,9 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.role not in ("weight", "activation"):
-            raise unknown_name_error("role", self.role, ("weight", "activation"), f"site {self.name}")
+            raise unknown_name_error(
+                "role", self.role, ("weight", "activation"), f"site {self.name}"
+            )
         if len(self.shape) < 2:
             raise UsageError(f"site {self.name}: a shape needs rows and columns, not {self.shape}")
         object.__setattr__(self, "number_format", Format.named(self.format))

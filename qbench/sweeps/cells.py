@@ -1,18 +1,20 @@
-"""Cells, planned runs and plans: the values that a sweep file is expanded to."""
+"""Cells, planned runs, plans and shards: the values that a sweep file is expanded to."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from qbench.errors import UsageError
 from qbench.runs.config import RunConfig, canonical_json, format_cell_title
 from qbench.sweepfile.config import SweepConfig
 
-__all__ = ["Cell", "PendingChoice", "Plan", "PlannedRun"]
+__all__ = ["WHOLE_SWEEP", "Cell", "PendingChoice", "Plan", "PlannedRun", "Shard"]
 
 
 SEED, BASE = "@@seed@@", "@@base@@"
@@ -131,3 +133,46 @@ class PendingChoice:
     """Trial runs that must end before the search can continue."""
     runs: int
     """Number of runs that follow and have no keys yet: those of later rungs and the cell's own."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a sweep that one machine trains, such as `--shard 3/8`, counted from 0.
+
+    Shards are disjoint, and together they are the whole sweep. A run belongs to a shard by its key
+    and not by its place in the plan, so it stays there when the file grows. A run that starts from
+    another belongs to the shard of that one, so no shard waits for another's network. Only the
+    choice of tuned values needs the trials of all shards: merge them, and then give the same
+    command again.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard that an option such as `3/8` names."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+        if not match:
+            raise UsageError(f"--shard {text}: write i/n, such as 0/8")
+        index, count = int(match[1]), int(match[2])
+        if index >= count:
+            last = count - 1
+            valid = (
+                f"0/{count} to {last}/{count}, as in sbatch --array=0-{last}"
+                if count
+                else "0/1 is the whole sweep"
+            )
+            raise UsageError(f"--shard {text}: shards are counted from 0: {valid}")
+        return cls(index, count)
+
+    def contains(self, plan: Plan, key: str) -> bool:
+        """Return whether a run is trained by this shard."""
+        # The run at the root of a chain of bases decides for all runs of the chain.
+        while (run := plan.runs.get(key)) and run.base:
+            key = run.base
+        # A key is a hash, so the first half of its digits is a uniform number.
+        return int(key[:16], 16) % self.count == self.index
+
+
+WHOLE_SWEEP = Shard(0, 1)

@@ -59,13 +59,11 @@ from qbench.runs.attempts import Attempt, create_attempt, list_attempts
 from qbench.runs.state import NEW, RunState, find_checkpoint_folder
 from qbench.sweepfile.config import SweepConfig
 from qbench.sweeps.board_members import make_board_members
-from qbench.sweeps.cells import Plan
+from qbench.sweeps.cells import WHOLE_SWEEP, Plan, Shard
 from qbench.sweeps.listener import Listener, NullListener, SweepSummary
 from qbench.sweeps.plan import Planner
 from qbench.sweeps.run_queue import RunQueue
-from qbench.sweeps.running_attempt import RunningAttempt
-from qbench.sweeps.shard import WHOLE_SWEEP, Shard
-from qbench.sweeps.sweep_state import SweepState
+from qbench.sweeps.sweep_state import RunningAttempt, SweepState
 
 if TYPE_CHECKING:
     from qbench.store.database import Store

@@ -12,10 +12,9 @@ from qbench.runs.config import RunConfig
 from qbench.runs.state import ONLY_SUBMITTED, RunState, list_known_keys, read_run_states
 from qbench.store.lock import find_lock_time
 from qbench.sweepfile.config import SweepConfig
-from qbench.sweeps.cells import Plan
+from qbench.sweeps.cells import WHOLE_SWEEP, Plan, Shard
 from qbench.sweeps.downstream_questions import unanswered_by_key
 from qbench.sweeps.plan import Planner
-from qbench.sweeps.shard import WHOLE_SWEEP, Shard
 from qbench.util.text import format_count
 
 __all__ = [

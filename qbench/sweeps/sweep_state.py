@@ -6,13 +6,15 @@ It reads run folders and writes nothing. The coordinator trains runs and tells i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from qbench.runs.state import RunState
-from qbench.sweeps.cells import Plan
+from qbench.execution.assignment import Execution
+from qbench.runs.attempts import Attempt
+from qbench.runs.state import RunState, state_of_attempt
+from qbench.sweeps.cells import WHOLE_SWEEP, Plan, PlannedRun, Shard
 from qbench.sweeps.listener import SweepSummary
 from qbench.sweeps.plan import Planner
-from qbench.sweeps.shard import WHOLE_SWEEP, Shard
 from qbench.sweeps.status import bases_to_retrain, needs_training, plan_from_files, read_states
 
 
@@ -141,3 +143,38 @@ class SweepState:
         else:
             summary.elsewhere = len(elsewhere) + later
         return summary
+
+
+@dataclass
+class RunningAttempt:
+    """An attempt that was handed out and has not ended."""
+
+    run: PlannedRun
+    attempt: Attempt
+    execution: Execution
+    tries: int
+    """How often the run was tried in this sweep, this attempt included."""
+
+    def read_state(self) -> RunState:
+        """Return what the files of the attempt say."""
+        return state_of_attempt(self.attempt, self.attempt.read("result"))
+
+    def write_failure(self, reason: str, message: str) -> None:
+        """Write the result of an attempt whose worker could not write its own."""
+        # Without a spec.json the result would be taken for a damaged one, and the run for lost.
+        if not (self.attempt.folder / "spec.json").exists():
+            self.attempt.write("spec", self.run.config.to_json())
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.attempt.write(
+            "result",
+            {
+                "result_version": 1,
+                "key": self.run.key,
+                "attempt": self.attempt.number,
+                "state": "failed",
+                "reason": reason,
+                "message": message,
+                "started": now,
+                "finished": now,
+            },
+        )

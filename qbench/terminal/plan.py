@@ -21,12 +21,12 @@ STATE_MEANINGS = {
     "new": "never attempted",
     "failed": "attempted; will be retried",
     "running": "in training now",
-    "lost": "started, not finished; continues from its last checkpoint",
+    "lost": "interrupted; continues from its checkpoint",
     "stale": "finished under other code; kept as it is",
     "cached": "finished",
     "skipped": "cells that their method or task does not support",
     "waiting": "chosen when their trials are done",
-    "untuned": "cells whose trials all failed, so that no values can be chosen",
+    "untuned": "cells whose trials all failed: nothing to choose from",
 }
 """What each state means, in the order of the table."""
 SWEEP_COMMAND = "qbench sweep {file}"
@@ -35,7 +35,7 @@ NEXT_STEPS = {
     "failed": SWEEP_COMMAND,
     "lost": SWEEP_COMMAND,
     "waiting": SWEEP_COMMAND,
-    "stale": "qbench reproduce KEY checks whether the result is still the same",
+    "stale": "qbench reproduce KEY checks whether it still holds",
 }
 """What to do about runs in a state."""
 STATE_STYLES = {

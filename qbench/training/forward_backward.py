@@ -161,9 +161,7 @@ class ForwardBackward:
             ).square_()
         return squares * run.labels_per_step
 
-    def input_moments(
-        self, layers: Sequence[QuantLayer], batches: Sequence[Batch]
-    ) -> list[Tensor]:
+    def input_moments(self, layers: Sequence[QuantLayer], batches: Sequence[Batch]) -> list[Tensor]:
         """Return E[x xᵀ] of each layer's inputs, measured where the task does not know it."""
         run = self.run
         known = [run.problem.input_moment(layer) for layer in layers]

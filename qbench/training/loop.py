@@ -37,9 +37,7 @@ SIGN_OF_LIFE_S = 30.0
 Report = Callable[[dict[str, Any]], None]
 
 
-def take_step(
-    run: TrainingRun, step: int
-) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
+def take_step(run: TrainingRun, step: int) -> tuple[dict[str, Tensor], Tensor | None, list[float]]:
     """Take one step of training.
 
     Returns:
@@ -205,7 +203,9 @@ def per_run_values(
 ) -> list[dict[str, float]]:
     """Return each run's values of numbers that may be one for all runs, or one each."""
     lists = {
-        name: value.detach().expand(count).tolist() if isinstance(value, Tensor) else [value] * count
+        name: value.detach().expand(count).tolist()
+        if isinstance(value, Tensor)
+        else [value] * count
         for name, value in values.items()
         if value is not None
     }

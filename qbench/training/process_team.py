@@ -62,9 +62,7 @@ class ProcessTeam:
         Raises:
             QbenchError: They do not: the method keeps something that only its own slice told it.
         """
-        sums = torch.stack(
-            [_sum_bytes(x.to(run.network.device)) for x in run.tensors_to_agree()]
-        )
+        sums = torch.stack([_sum_bytes(x.to(run.network.device)) for x in run.tensors_to_agree()])
         least, most = sums.clone(), sums.clone()
         dist.all_reduce(least, dist.ReduceOp.MIN)
         dist.all_reduce(most, dist.ReduceOp.MAX)

@@ -28,9 +28,7 @@ def list_sites(problem: Problem, config: RunConfig) -> list[Site]:
     for name, layer in problem.layers().items():
         matrix = layer.matrix().shape
         if weights := config.weights:
-            sites.append(
-                Site(name, "weight", weights.format, weights.granularity, tuple(matrix))
-            )
+            sites.append(Site(name, "weight", weights.format, weights.granularity, tuple(matrix)))
         if inputs := config.activations:
             sites.append(
                 Site(

@@ -95,7 +95,11 @@ class Line(nn.Module):
             self.line.weight.copy_(deviation * torch.randn(1, d, generator=draws))
 
     def forward(self, x: Tensor | None) -> Tensor:
-        return self.line.quantized_weight if x is None else single_row_linear(x, self.line.quantized_weight)
+        return (
+            self.line.quantized_weight
+            if x is None
+            else single_row_linear(x, self.line.quantized_weight)
+        )
 
 
 class LinRegProblem(Problem):

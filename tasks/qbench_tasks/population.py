@@ -62,7 +62,11 @@ class Population:
         return self.eigenvalues if self.root is None else self.root.square().sum(-1)
 
     def moment(self) -> Tensor:
-        return torch.diag(self.eigenvalues) if self.root is None else matmul_per_run(self.root, self.root.mT)
+        return (
+            torch.diag(self.eigenvalues)
+            if self.root is None
+            else matmul_per_run(self.root, self.root.mT)
+        )
 
     def sample(self, index: int, count: int) -> Batch:
         """Batch `index` of an endless stream."""

@@ -140,4 +140,8 @@ class TwoLayerProblem(Problem):
     @torch.no_grad()
     def input_moment(self, layer: QuantLayer) -> Tensor:
         moment, first = self.population.moment(), self.model.first.quantized_weight
-        return moment if layer is self.model.first else matmul_per_run(matmul_per_run(first, moment), first.mT)
+        return (
+            moment
+            if layer is self.model.first
+            else matmul_per_run(matmul_per_run(first, moment), first.mT)
+        )

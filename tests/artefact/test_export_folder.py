@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from qbench.artefact.decoder import decode
 from qbench.artefact.export_folder import export_run
 from qbench.artefact.pack import ARTEFACT
-from qbench.downstream.hf_folder import open_folder, hash_folder
+from qbench.downstream.hf_folder import hash_folder, open_folder
 from qbench.errors import QbenchError, UsageError
 from tests.language_runs import LanguageRuns, language_runs, load_problem
 
@@ -87,7 +87,9 @@ def test_every_file_may_be_read_by_whom_the_umask_lets(
     assert artefact.stat().st_mode == (artefact.parent.parent / "result.json").stat().st_mode
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(language_runs: LanguageRuns, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(
+    language_runs: LanguageRuns, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(QbenchError, match=r"/file/out: Not a directory$"):
         export_run(language_runs.results, language_runs.int4, "packed", tmp_path / "file" / "out")
@@ -187,7 +189,9 @@ def test_the_other_shape_of_the_transformer_is_known_to_them_too(tmp_path: Path)
         torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=LOGITS_AGREE, rtol=0)
 
 
-def test_quantized_inputs_are_refused_for_transformers(language_runs: LanguageRuns, tmp_path: Path) -> None:
+def test_quantized_inputs_are_refused_for_transformers(
+    language_runs: LanguageRuns, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"rounds the inputs of its layers.*--to packed"):
         export_run(language_runs.results, language_runs.int4_int8, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -202,7 +206,9 @@ def test_what_is_no_language_model_is_refused_for_transformers(
         export_run(language_runs.results, language_runs.digits, "hf", tmp_path)
 
 
-def test_a_folder_that_holds_something_is_left_alone(language_runs: LanguageRuns, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(
+    language_runs: LanguageRuns, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="is there already"):
         export_run(language_runs.results, language_runs.fp, "packed", tmp_path)

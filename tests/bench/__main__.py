@@ -4,14 +4,13 @@ start     qbench --help against click alone; qbench show
 harness   the quick board end to end, and the harness's own share of it
 steps     a quantized training step against full precision, and other libraries' fake quantization
 methods   each method's training against full precision
-groups    runs side by side against one by one
+groups    stacked runs against single runs
 store     a hundred thousand runs
 publish   the site of ten thousand runs, and a page of a thousand cells in a browser
 text      the task `text`: a step against plain PyTorch, loading, tokenising
 statistics  intervals, tests, ranks and bootstraps of a large board
 engines   what an engine costs a run: local, Ray
 scale     planning 10⁶ runs, keeping 10⁵
-alike     which compiled steps give a run the same bits alone and in company
 downstream  an evaluation against the bare forward passes of its tokens
 """
 
@@ -36,7 +35,6 @@ PARTS = (
     "engines",
     "scale",
     "downstream",
-    "alike",
 )
 
 

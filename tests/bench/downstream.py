@@ -13,7 +13,13 @@ from qbench_tasks.transformer import Transformer
 
 from qbench.api.language_model import Question
 from qbench.downstream import lm_eval_evaluation, lm_eval_tasks
-from qbench.downstream.likelihood import tokens_per_batch, make_batches, merge_inputs, compute_likelihoods, pad_rows
+from qbench.downstream.likelihood import (
+    compute_likelihoods,
+    make_batches,
+    merge_inputs,
+    pad_rows,
+    tokens_per_batch,
+)
 
 CPU = torch.device("cpu")
 ROUNDS = 7

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qbench.engines.base import Engine, Event, EngineOptions
+from qbench.engines.base import Engine, EngineOptions, Event
 from qbench.engines.local import LocalEngine
 from qbench.engines.ray import RayEngine
 from qbench.execution.assignment import Assignment, Execution

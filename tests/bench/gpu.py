@@ -110,7 +110,9 @@ def steps(bench: Bench) -> Iterator[Row]:
     chosen = {name: (name, {}) for name in bench.methods} | {
         label: v for label, v in VARIANTS.items() if v[0] in bench.methods
     }
-    trained = {label: v for label, v in chosen.items() if not registry.load("methods", v[0]).post_training}
+    trained = {
+        label: v for label, v in chosen.items() if not registry.load("methods", v[0]).post_training
+    }
     order = ["fp", *(label for label in trained if label != "fp"), "fp, again"]
     for size in bench.sizes:
         usual: float | None = None

@@ -35,7 +35,7 @@ BAR = 24
 def groups(bench: Bench) -> Iterator[Row]:
     from qbench.errors import UsageError
     from qbench.execution.assignment import Execution
-    from qbench.execution.compile import records
+    from qbench.execution.compile import is_recorded
     from tests.bench.gpu import attempted
 
     for title, task, size, counts, target in bench.beds:
@@ -58,7 +58,7 @@ def groups(bench: Bench) -> Iterator[Row]:
                 for place in range(count)
             ]
             rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
-        recordable = records(Execution(compile=bench.compile, graphs=True), first, bench.device)
+        recordable = is_recorded(Execution(compile=bench.compile, graphs=True), first, bench.device)
         for group in ([first], configs) if recordable else ():
             if not bench.late("groups"):
                 row = {"bed": f"{title}, recorded", "runs": len(group)}
@@ -71,7 +71,7 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 def company(bench: Bench) -> Iterator[Row]:
     """Three runs of each method on the toy task, alone, side by side, and side by side recorded. Eager: what compiling does is the part `compiled`."""
-    from qbench.checks.method_contract import COMPARED_STEPS, vary_numbers, first_losses
+    from qbench.checks.method_contract import COMPARED_STEPS, first_losses, vary_numbers
     from qbench.checks.method_kit import Kit
     from qbench.engines.dispatch import run_one
     from qbench.execution import group_policy
@@ -89,7 +89,9 @@ def company(bench: Bench) -> Iterator[Row]:
             yield row | {"failed": "no time left"}
             continue
         with tempfile.TemporaryDirectory() as folder:
-            configs = [vary_numbers(Kit(name, Path(folder)).usual_config(), place) for place in range(3)]
+            configs = [
+                vary_numbers(Kit(name, Path(folder)).usual_config(), place) for place in range(3)
+            ]
             if why := group_policy.why_alone(configs[0]):
                 yield row | {"left out": why}
                 continue
@@ -103,7 +105,9 @@ def company(bench: Bench) -> Iterator[Row]:
             made = {
                 "alone": [run_one(assignment, execution) for assignment in ways["alone"]],
                 "in company": execute_group(ways["in company"], execution, silent),
-                "recorded": execute_group(ways["recorded"], replace(execution, graphs=True), silent),
+                "recorded": execute_group(
+                    ways["recorded"], replace(execution, graphs=True), silent
+                ),
             }
             if wrong := [
                 result["message"]

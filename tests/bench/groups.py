@@ -226,8 +226,8 @@ def first_steps(start: Any) -> None:
     take_step(whole, 0)
     with torch.no_grad():
         for run in runs:
-            assert run.compiled is not None
-            run.compiled(batch.inputs)
+            assert run.passes.compiled_output is not None
+            run.passes.compiled_output(batch.inputs)
 
 
 def compiling() -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qbench.analysis.results import results
 from qbench.engines.local import LocalEngine
-from qbench.sweepfile.read import load_builtin_board, list_plugin_modules
+from qbench.sweepfile.read import list_plugin_modules, load_builtin_board
 from qbench.sweeps.coordinator import run_sweep
 from qbench.sweeps.listener import SweepSummary
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from qbench.runs.config import Recipe
-from qbench.training.loop import take_step
+from qbench.training.calibration import recalibrate_if_due
+from qbench.training.loop import probe_if_due, take_step
 from qbench.training.run import TrainingRun
-from qbench.training.setup import frozen_copy
 from tests.bench.steps import SHAPE, RandomTokens, run_of
 
 STEPS = 1000
@@ -39,7 +39,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "ewgs, adaptive": ("ewgs", {"delta": "adaptive"}, None),
     "ewgs, Hessian": ("ewgs", {"delta": "hessian"}, None),
     "gdnsq": ("gdnsq", {}, 1.10),
-    "gdnsq, with its teacher": ("gdnsq", {"distill": True}, 1.5),
 }
 """The method, its parameters, and the most that it may cost."""
 
@@ -62,8 +61,7 @@ class Entrant:
 def entrant(name: str, size: str) -> Entrant:
     method, params, _ = METHODS[name]
     problem = RandomTokens(TOKENS, SIZES[size])
-    reference = frozen_copy(problem.model) if params.get("distill") else None
-    return Entrant(run_of(method, problem, Recipe(steps=STEPS, lr=1e-4), reference, **params))
+    return Entrant(run_of(method, problem, Recipe(steps=STEPS, lr=1e-4), **params))
 
 
 def rare(make: Callable[[], Entrant]) -> float:
@@ -73,7 +71,9 @@ def rare(make: Callable[[], Entrant]) -> float:
     for step in range(STEPS):
         run.begin_step(step)
         began = time.perf_counter()
-        run.method.before_step(run, run.problem.batch(step))
+        run.apply_schedules()
+        recalibrate_if_due(run)
+        probe_if_due(run, run.problem.batch(step))
         spent += time.perf_counter() - began
     return spent / STEPS
 

@@ -34,7 +34,7 @@ told(runs=len(plan.runs), cells=len(plan.cells), seconds=time.perf_counter() - b
 """
 SHARD = PLAN.replace(
     "told(",
-    "from qbench.sweeps.shard import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).contains(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
+    "from qbench.sweeps.cells import Shard\nmiddle = time.perf_counter()\nmine = [k for k in plan.runs if Shard(3, 8).contains(plan, k)]\ntold(part=len(mine), shard_s=time.perf_counter() - middle, ",
 )
 ROSTER = PLAN.replace(
     "told(",

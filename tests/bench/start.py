@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.store.database import Store
-from tests.run_folders import make_run_config, make_attempt, fake_board_members
+from tests.run_folders import fake_board_members, make_attempt, make_run_config
 
 ROUNDS = 15
 

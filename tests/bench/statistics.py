@@ -10,7 +10,7 @@ import numpy as np
 
 from qbench.stats import intervals
 from qbench.stats.aggregates import MIN_BOOTSTRAP_SEEDS, interquartile_mean, resample_ratios
-from qbench.stats.comparisons import find_clear_bests, compute_rank_ranges
+from qbench.stats.comparisons import compute_rank_ranges, find_clear_bests
 
 METHODS, CELLS = 50, 40
 

@@ -25,6 +25,7 @@ from qbench.execution.compile import compile_run
 from qbench.plugins import registry
 from qbench.quant.layers import QuantLayer
 from qbench.runs.config import Quantization, Recipe, RunConfig
+from qbench.training.calibration import calibrate
 from qbench.training.loop import take_step
 from qbench.training.optimizer import make_optimizer, parameter_groups
 from qbench.training.run import TrainingRun
@@ -91,9 +92,7 @@ def run_of(
     )
     run = make_run(problem, instance, config)
     run.reference = reference
-    for bundle in run.weights:
-        bundle.quantizer.reset(bundle.stack().detach())
-    instance.prepare(run, run.probe_batches(1))
+    calibrate(run)
     run.optimizer = make_optimizer(parameter_groups(run), recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     return run

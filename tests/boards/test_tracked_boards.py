@@ -1,4 +1,4 @@
-"""Tracked boards: the tables come out of the runs beside them, and the sweep file still asks for those runs."""
+"""The boards in results/: their tables follow from runs.csv, and sweep.toml asks for those runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BOARDS = sorted(folder.parent.name for folder in ROOT.glob("results/*/runs.csv"))
 
 
-def planned(board: str) -> Plan:
-    """With the choices that the tracked trials lead to, where it is tuned."""
+def plan_board(board: str) -> Plan:
+    """Return the plan of a board; a tuned one uses the values that its tracked trials lead to."""
     runs = read_runs_csv(ROOT / "results" / board / "runs.csv")
     outcomes = {
         key: value if state == "ok" else None
@@ -30,8 +30,8 @@ def planned(board: str) -> Plan:
     return make_plan(read_sweep_file(ROOT / "results" / board / "sweep.toml"), outcomes)
 
 
-def rows(text: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """The cells of a leaderboard.csv that were trained."""
+def read_trained_cells(text: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """Return the cells of a leaderboard.csv that were trained."""
     found = {
         (r["task"], r["setting"], r["entrant"], r["format"]): r
         for r in csv.DictReader(io.StringIO(text))
@@ -42,15 +42,17 @@ def rows(text: str) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-def test_a_tracked_table_comes_out_of_its_runs(board: str) -> None:
+def test_a_tracked_table_follows_from_its_runs(board: str) -> None:
     folder = ROOT / "results" / board
     runs = read_runs_csv(folder / "runs.csv")
     known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
     known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
-    made = rows(
-        to_csv(build_board(runs, defaults=known, tuning=read_sweep_file(folder / "sweep.toml").tuning))
+    made = read_trained_cells(
+        to_csv(
+            build_board(runs, defaults=known, tuning=read_sweep_file(folder / "sweep.toml").tuning)
+        )
     )
-    tracked = rows((folder / "leaderboard.csv").read_text(encoding="utf-8"))
+    tracked = read_trained_cells((folder / "leaderboard.csv").read_text(encoding="utf-8"))
     assert set(made) == set(tracked)
     for place, row in tracked.items():
         assert {k: v for k, v in made[place].items() if k != "notes"} == {
@@ -60,11 +62,11 @@ def test_a_tracked_table_comes_out_of_its_runs(board: str) -> None:
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_a_tracked_board_holds_the_runs_that_its_sweep_file_asks_for(board: str) -> None:
-    asked = {key for key, run in planned(board).runs.items() if not run.cell.extra}
+    asked = {key for key, run in plan_board(board).runs.items() if not run.cell.extra}
     assert set(read_runs_csv(ROOT / "results" / board / "runs.csv")["key"].dropna()) == asked
 
 
-def test_every_board_is_told_of() -> None:
+def test_the_readme_links_every_board() -> None:
     folders = {folder.parent.name for folder in ROOT.glob("results/*/sweep.toml")}
     told = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     for board in folders:

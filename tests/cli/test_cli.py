@@ -17,7 +17,7 @@ from click import Context, Group
 from qbench import cli
 from qbench.runs.attempts import iterate_attempts
 from qbench.store.database import Store
-from tests.run_folders import make_run_config, make_attempt, fake_board_members
+from tests.run_folders import fake_board_members, make_attempt, make_run_config
 
 SMALL = 'board = "small"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int2"]\nrecipe.steps = 10\n'
 Qbench = Callable[..., tuple[int, str, str]]

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, against the plain way: one request, one forward pass."""
+"""Log-likelihoods of continuations, compared with one forward pass for each request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qbench_tasks.transformer import Shape, Transformer
 
-from qbench.downstream.likelihood import generate_greedily, compute_likelihoods
+from qbench.downstream.likelihood import compute_likelihoods, generate_greedily
 from qbench.errors import QbenchError
 from tests.language_runs import CountingModel
 
@@ -22,7 +22,7 @@ MODEL = Transformer(
 )
 
 tokens = st.integers(0, 6)
-requests = st.lists(
+request_lists = st.lists(
     st.tuples(st.lists(tokens, min_size=1, max_size=16), st.lists(tokens, min_size=1, max_size=5)),
     min_size=1,
     max_size=12,
@@ -30,57 +30,57 @@ requests = st.lists(
 
 
 @torch.no_grad()
-def alone(before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
-    """By the chain rule, a token at a time, each with the input that the whole request is cut to."""
+def likelihood_of_one(before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
+    """Return the likelihood of one request by the chain rule, from a forward pass of its own."""
     whole = [*before, *after][-CONTEXT - 1 :]
     logits = MODEL(torch.tensor([whole[:-1]]))[0, -len(after) :].double()
-    found = torch.log_softmax(logits, -1)[torch.arange(len(after)), torch.tensor(after)]
-    return float(found.sum()), bool((logits.argmax(-1) == torch.tensor(after)).all())
+    log_probs = torch.log_softmax(logits, -1)[torch.arange(len(after)), torch.tensor(after)]
+    return float(log_probs.sum()), bool((logits.argmax(-1) == torch.tensor(after)).all())
 
 
 @settings(max_examples=60)
-@given(requests, st.sampled_from([1, 20, 8192]))
-def test_they_are_those_of_one_request_at_a_time_whatever_the_batch(
-    asked: list[tuple[list[int], list[int]]], most: int
+@given(request_lists, st.sampled_from([1, 20, 8192]))
+def test_the_size_of_the_batches_does_not_matter(
+    requests: list[tuple[list[int], list[int]]], batch_tokens: int
 ) -> None:
-    found = compute_likelihoods(MODEL, asked, CONTEXT, most=most)
-    for answer, (before, after) in zip(found, asked, strict=True):
-        nats, greedy = alone(before, after)
+    answers = compute_likelihoods(MODEL, requests, CONTEXT, batch_tokens=batch_tokens)
+    for answer, (before, after) in zip(answers, requests, strict=True):
+        nats, greedy = likelihood_of_one(before, after)
         assert math.isclose(answer.nats, nats, abs_tol=2e-5) and answer.greedy == greedy
 
 
 def test_answers_of_one_token_to_one_question_share_a_pass() -> None:
-    counted = CountingModel(MODEL)
-    compute_likelihoods(counted, [([1, 2, 3], [answer]) for answer in range(7)], CONTEXT)
-    assert (counted.passes, counted.tokens) == (1, 3)
+    model = CountingModel(MODEL)
+    compute_likelihoods(model, [([1, 2, 3], [answer]) for answer in range(7)], CONTEXT)
+    assert (model.passes, model.tokens) == (1, 3)
 
 
-def test_an_input_that_begins_another_needs_no_pass_of_its_own() -> None:
-    counted = CountingModel(MODEL)
-    compute_likelihoods(
-        counted, [([1, 2, 3, 4], [5, 6]), ([1, 2], [3]), ([1], [2, 3]), ([2], [2])], CONTEXT
-    )
-    assert counted.tokens == 2 * 5, "two inputs, [1 2 3 4 5] and [2], padded to five"
+def test_an_input_that_begins_another_one_needs_no_pass_of_its_own() -> None:
+    model = CountingModel(MODEL)
+    requests = [([1, 2, 3, 4], [5, 6]), ([1, 2], [3]), ([1], [2, 3]), ([2], [2])]
+    compute_likelihoods(model, requests, CONTEXT)
+    assert model.tokens == 2 * 5, "two inputs, [1 2 3 4 5] and [2], padded to five"
 
 
-def test_answers_do_not_depend_on_the_order_of_the_questions() -> None:
-    asked = [([i % 7, (3 * i) % 7], [(5 * i) % 7, 1]) for i in range(21)]
-    assert compute_likelihoods(MODEL, asked[::-1], CONTEXT)[::-1] == compute_likelihoods(MODEL, asked, CONTEXT)
+def test_the_order_of_the_requests_does_not_matter() -> None:
+    requests = [([i % 7, (3 * i) % 7], [(5 * i) % 7, 1]) for i in range(21)]
+    answers = compute_likelihoods(MODEL, requests, CONTEXT)
+    assert compute_likelihoods(MODEL, requests[::-1], CONTEXT)[::-1] == answers
 
 
-def test_probabilities_of_all_single_tokens_add_up_to_one() -> None:
-    found = compute_likelihoods(MODEL, [([4, 4], [answer]) for answer in range(7)], CONTEXT)
-    assert math.isclose(sum(math.exp(answer.nats) for answer in found), 1, abs_tol=1e-6)
-    assert sum(answer.greedy for answer in found) == 1
+def test_the_probabilities_of_all_single_tokens_sum_to_one() -> None:
+    answers = compute_likelihoods(MODEL, [([4, 4], [token]) for token in range(7)], CONTEXT)
+    assert math.isclose(sum(math.exp(answer.nats) for answer in answers), 1, abs_tol=1e-6)
+    assert sum(answer.greedy for answer in answers) == 1
 
 
 @pytest.mark.parametrize("after", [[], [1] * (CONTEXT + 1)])
-def test_a_continuation_that_the_model_cannot_see_at_once_is_an_error(after: list[int]) -> None:
+def test_a_continuation_longer_than_the_context_is_an_error(after: list[int]) -> None:
     with pytest.raises(QbenchError, match="the model sees from 1 to 12 at once"):
         compute_likelihoods(MODEL, [([1], after)], CONTEXT)
 
 
-def test_a_broken_model_is_an_error_and_not_an_answer() -> None:
+def test_a_broken_model_is_an_error() -> None:
     broken = Transformer(MODEL.shape, torch.Generator().manual_seed(0))
     with torch.no_grad():
         broken.norm.weight[0] = math.nan
@@ -88,10 +88,10 @@ def test_a_broken_model_is_an_error_and_not_an_answer() -> None:
         compute_likelihoods(broken, [([1], [2]), ([1], [3])], CONTEXT)
 
 
-def test_going_on_takes_the_likeliest_token_each_time_beyond_the_context_too() -> None:
-    before = [1, 2, 3]
-    found = list(generate_greedily(MODEL, before, CONTEXT, 20))
-    assert len(found) == 20
-    for n, token in enumerate(found):
-        seen = [*before, *found[:n]][-CONTEXT:]
-        assert compute_likelihoods(MODEL, [(seen, [token])], CONTEXT)[0].greedy
+def test_generation_takes_the_likeliest_token_also_beyond_the_context() -> None:
+    prompt = [1, 2, 3]
+    generated = list(generate_greedily(MODEL, prompt, CONTEXT, 20))
+    assert len(generated) == 20
+    for n, token in enumerate(generated):
+        visible = [*prompt, *generated[:n]][-CONTEXT:]
+        assert compute_likelihoods(MODEL, [(visible, [token])], CONTEXT)[0].greedy

@@ -25,10 +25,10 @@ from qbench.checks.method_kit import Kit
 from qbench.cli.options import cli
 from qbench.execution import execute
 from qbench.execution.assignment import Assignment, Execution
-from qbench.execution.compile import compile_run, records
+from qbench.execution.compile import compile_run, is_recorded
 from qbench.execution.execute import execute_group
 from qbench.execution.stacking import stack_runs
-from qbench.execution.step_recording import BEFORE, Found, RecordedStep
+from qbench.execution.step_recording import WARMUP_STEPS, RecordedStep, Result
 from qbench.numerics import batched_math
 from qbench.plugins import registry
 from qbench.runs.attempts import Attempt
@@ -79,7 +79,9 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
 )
 def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
     """Of several runs side by side, and of one alone."""
-    inputs = INT4 if task == "digits" and not load_method(METHODS[method][0]).full_precision else None
+    inputs = (
+        INT4 if task == "digits" and not load_method(METHODS[method][0]).full_precision else None
+    )
     several = company(method, task, inputs=inputs, steps=16)[:3]
     assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
     assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(
@@ -90,7 +92,7 @@ def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Pat
 @pytest.mark.parametrize("task", ["rotated", "twolayer batches", "cnn", "grammar", "text"])
 @pytest.mark.parametrize("method", ["ste", "lotion", "gdnsq", "ewgs"])
 def test_on_every_bed(task: str, method: str, tmp_path: Path) -> None:
-    several = company(method, task, steps=BEFORE + 4)[:2]
+    several = company(method, task, steps=WARMUP_STEPS + 4)[:2]
     assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
 
 
@@ -149,7 +151,7 @@ def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path
 
     run.recording = RecordedStep(run, watched)
     losses = [float(take_step(run, step)[0]["task"]) for step in range(12)]
-    assert called == [*range(BEFORE), BEFORE] and len(set(losses)) == len(losses)
+    assert called == [*range(WARMUP_STEPS), WARMUP_STEPS] and len(set(losses)) == len(losses)
 
 
 def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
@@ -159,9 +161,9 @@ def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
     )
     assert run is not None
     run.recording = RecordedStep(run, update)
-    for step in range(BEFORE + 2):
+    for step in range(WARMUP_STEPS + 2):
         take_step(run, step)
-    kept, now = run.recording.batch, run.batch(BEFORE + 1)
+    kept, now = run.recording.batch, run.batch(WARMUP_STEPS + 1)
     assert kept is not None and kept.inputs is not None and kept.targets is not None
     assert kept.inputs.stride(0) == kept.targets.stride(0) == 0 and torch.equal(
         kept.inputs, now.inputs
@@ -176,7 +178,7 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
         runs = [prepared(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
         run = stack_runs(runs) if count > 1 else runs[0]
         assert run is not None
-        now, kept = run.batch(0), RecordedStep(run, update).bring(run.batch(0))
+        now, kept = run.batch(0), RecordedStep(run, update).copy_batch(run.batch(0))
         for x, own in ((now.inputs, kept.inputs), (now.targets, kept.targets)):
             assert (
                 x is not None
@@ -189,10 +191,10 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
 class Anew:
     """A recorder that records nothing: it calls, and so a compiler hears of it."""
 
-    def run_normally(self, f: Callable[[], Found]) -> Found:
+    def run_normally(self, f: Callable[[], Result]) -> Result:
         return f()
 
-    def record(self, f: Callable[[], Found]) -> Found:
+    def record(self, f: Callable[[], Result]) -> Result:
         self.f, before = f, counters["stats"]["unique_graphs"]
         found = f()
         assert counters["stats"]["unique_graphs"] == before, (
@@ -216,7 +218,7 @@ def test_what_is_compiled_is_compiled_before_it_is_recorded(
     compile_run(run)
     run.recording = RecordedStep(run, update)
     run.recording.recorder = Anew()
-    for step in range(BEFORE + 2):
+    for step in range(WARMUP_STEPS + 2):
         take_step(run, step)
     assert counters["stats"]["unique_graphs"] > 0
 
@@ -234,7 +236,7 @@ def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
     batched_math.constant_cache.clear()
     run.recording = RecordedStep(run, update)
     run.recording.recorder = Anew()
-    for step in range(BEFORE + 1):
+    for step in range(WARMUP_STEPS + 1):
         take_step(run, step)
     read = [weakref.ref(x) for x in batched_math.constant_cache.values()]
     batched_math.constant_cache.clear()
@@ -250,8 +252,9 @@ def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
     before = len(batched_math.constant_cache)
     x = torch.zeros(2, 1, 1)
     for step in range(5):
-        run.write([step, step + 0.1], x)
-        assert x.flatten().tolist() == [step, pytest.approx(step + 0.1)]
+        run._write_scalar("number", [step, step + 0.1])
+        values = run.scalar("number", like=x).flatten().tolist()
+        assert values == [step, pytest.approx(step + 0.1)]
     assert len(batched_math.constant_cache) == before
 
 
@@ -265,7 +268,7 @@ def test_when_the_steps_are_over_nothing_holds_the_record(
         made.append(weakref.ref(found := RecordedStep(run, update)))
         return found
 
-    monkeypatch.setattr(execute, "Recorded", watched)
+    monkeypatch.setattr(execute, "RecordedStep", watched)
     gc.disable()
     try:
         together(company("ste")[:2], tmp_path, REPEATED)
@@ -284,14 +287,12 @@ class Careless(Method):
     name = "careless"
     does: ClassVar[str]
 
-    def unrecorded(self) -> None:
-        return None
-
     def quantizer(self, site: Site) -> Quantizer | None:
         return load_method("ste")().quantizer(site)
 
-    def prepare(self, run: TrainingRun, batches: list[Batch]) -> None:
+    def param_groups(self, run: TrainingRun) -> dict[str, Any]:
         self.carried = torch.zeros(())
+        return {}
 
     def after_backward(self, run: TrainingRun) -> None:
         weight = run.weights[0].layers[0].weight
@@ -310,10 +311,10 @@ class Careless(Method):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("number", "write what changes into tensors"),
-        ("carried", "write what changes into tensors"),
-        ("made", "makes a tensor of Python's numbers"),
-        ("asked", "asks for the value of a tensor"),
+        ("number", "return what changes from schedules"),
+        ("carried", "return what changes from schedules"),
+        ("made", "could not be recorded"),
+        ("asked", "could not be recorded"),
     ],
 )
 def test_the_check_finds_a_step_that_cannot_be_recorded(
@@ -331,9 +332,6 @@ def test_several_whose_record_breaks_off_go_on_without(
 
     class Asks(Careless):
         does = "asked"
-
-        def alone(self) -> None:
-            return None
 
     with registered(Asks):
         configs = [
@@ -361,21 +359,18 @@ def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Pa
         (result,) = together([one], tmp_path, REPEATED)
         (env,) = tmp_path.rglob(f"{one.key}/*/env.json")
         assert result["state"] == "ok" and "recorded" not in json.loads(env.read_text())
-    for cell, word in ((cold, "rho"), (pulled, "decoupled")):
-        assert word in (
-            registry.build("methods", cell.method, cell.method_params).unrecorded() or ""
-        )
+    for cell in (cold, pulled):
+        assert not registry.build("methods", cell.method, cell.method_params).batched
 
 
 def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
-    assert records(REPEATED, config("ste"), CPU)
-    assert not records(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
-    assert records(dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda"))
-    assert not records(
-        dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda")
+    assert is_recorded(REPEATED, config("ste"), CPU)
+    assert not is_recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
+    assert is_recorded(
+        dataclasses.replace(REPEATED, compile=True), config("ste"), torch.device("cuda")
     )
-    assert not records(
-        REPEATED, dataclasses.replace(config("ste"), task="hf-causal"), torch.device("cuda")
+    assert not is_recorded(
+        dataclasses.replace(REPEATED, gpus_per_run=2), config("ste"), torch.device("cuda")
     )
 
 

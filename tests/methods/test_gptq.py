@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qbench_methods.gptq import GPTQ, Compensated, compensate, inverse_factor, moments, samples
+from qbench_methods.gptq import GPTQ, Compensated, compensate, inverse_factor
 from qbench_tasks.linreg import LinReg
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from qbench.plugins.registry import build
 from qbench.quant.formats import FORMATS
 from qbench.quant.grid import Grid
 from qbench.quant.layers import QuantConv2d, QuantLinear
+from qbench.training.forward_backward import input_samples
 from qbench.training.run import TrainingRun
 from qbench.training.setup import make_run
 
@@ -109,8 +110,8 @@ def test_the_open_columns_are_always_the_best_there_are(seed: int, damping: floa
         push = -(found[:, :j] - w[:, :j]) @ root[:, :j].mT
         best = w[:, j] + torch.linalg.lstsq(root[:, j:], push.mT).solution[0]
         column = Grid(grid.levels, grid.grouping, grid.scale)
-        wanted = column.snap(w.index_copy(1, torch.tensor([j]), best[:, None]))[:, j]
-        assert torch.equal(found[:, j], wanted)
+        expected = column.snap(w.index_copy(1, torch.tensor([j]), best[:, None]))[:, j]
+        assert torch.equal(found[:, j], expected)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(FORMATS))
@@ -150,7 +151,7 @@ def test_the_order_is_a_permutation_of_the_problem() -> None:
     )
 
 
-def test_side_by_side_is_as_alone() -> None:
+def test_stacked_is_as_alone() -> None:
     """One of the stacked layers has no inputs at all, and one has inputs that are not correlated."""
     w = normal(4, 6, 32).float()
     stacked = torch.stack(
@@ -295,7 +296,7 @@ def test_degenerate_weights_and_moments(weight: str, fmt: str, granularity: str)
         with torch.no_grad():
             layer.weight.copy_(w)
         q = quantizer(fmt, granularity, (1, 4, 64), act_order=True)
-        q.fix(layer, moment)
+        q.round_weight(layer, moment)
         assert torch.isfinite(layer.weight).all() and q.fixed is not None
         grid = q.grid(layer.weight.unsqueeze(0))
         assert torch.equal(grid.snap(layer.weight.unsqueeze(0))[0].to(w.dtype), layer.weight), (
@@ -373,7 +374,8 @@ def test_what_ships_is_what_was_compensated() -> None:
         assert not torch.equal(layer.weight, grid.snap(before[name]))
     with run.network.as_shipped():
         assert all(
-            torch.equal(layer.quantized_weight, layer.weight) for layer in run.problem.layers().values()
+            torch.equal(layer.quantized_weight, layer.weight)
+            for layer in run.problem.layers().values()
         )
     assert all(float(q.size) > 0 for q in run.inputs.values())
     assert all(
@@ -394,7 +396,7 @@ def test_the_samples_of_a_layer_are_what_its_matrix_multiplies(
 ) -> None:
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     x = normal(2, 3, 6, 6).float()
-    rows = samples(layer, x)
+    rows = input_samples(layer, x)
     with torch.no_grad():
         made, out = rows @ layer.matrix().mT, layer(x)
     torch.testing.assert_close(
@@ -402,12 +404,13 @@ def test_the_samples_of_a_layer_are_what_its_matrix_multiplies(
     )
 
 
-def test_runs_side_by_side_have_samples_of_their_own() -> None:
+def test_runs_stacked_have_samples_of_their_own() -> None:
     alone = [QuantConv2d(2, 4, 3, bias=False) for _ in range(3)]
     both, x = QuantConv2d(2, 4, 3, bias=False), normal(3, 5, 2, 6, 6).float()
     both.weight = torch.nn.Parameter(torch.stack([layer.weight.detach() for layer in alone]))
     assert torch.equal(
-        samples(both, x), torch.stack([samples(layer, x[i]) for i, layer in enumerate(alone)])
+        input_samples(both, x),
+        torch.stack([input_samples(layer, x[i]) for i, layer in enumerate(alone)]),
     )
 
 
@@ -428,10 +431,12 @@ def test_moments_count_every_call_and_leave_no_hook_behind() -> None:
     problem.model = Twice()
     problem.layers = lambda: {"used": problem.model.used, "idle": problem.model.idle}  # type: ignore[method-assign,assignment]
     run, x = attached(problem, "gptq", "int4", "channel"), normal(10, 4).float()
-    used, idle = moments(run, list(problem.layers().values()), [Batch(x, None), Batch(x, None)])
+    used, idle = run.input_moments(
+        list(problem.layers().values()), [Batch(x, None), Batch(x, None)]
+    )
     torch.testing.assert_close(used.float(), 2 * (x.mT @ x) * (1 + 4))
     assert idle.shape == (4, 4) and not idle.any()
-    moments(run, [problem.model.used], [Batch(x, None)])
+    run.input_moments([problem.model.used], [Batch(x, None)])
     torch.testing.assert_close(used.float(), 2 * (x.mT @ x) * (1 + 4))
 
 

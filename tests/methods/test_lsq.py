@@ -16,19 +16,17 @@ from torch import Tensor
 
 from qbench import Site
 from qbench.checks.method_kit import Kit
-from qbench.checks.toy_task import ToyProblem
 from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.runs.config import Recipe
 from qbench.training.loop import take_step
-from qbench.training.optimizer import make_optimizer, parameter_groups
-from qbench.training.setup import make_run
+from tests.methods.prepared_runs import COMPILERS, prepare_run_of
 
 SHAPE = (4, 64)
 INTS = [f"int{bits}" for bits in range(2, 9)]
 
 
-def quantizer(
+def make_quantizer(
     fmt: str = "int4",
     granularity: str = "channel",
     shape: tuple[int, ...] = SHAPE,
@@ -44,11 +42,11 @@ def quantizer(
     return found
 
 
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def compute_gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.clone().requires_grad_()
     q.zero_grad()
     q.relax(leaf).backward(g)
@@ -56,7 +54,7 @@ def gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return leaf.grad, q.size.grad
 
 
-def range_of(fmt: str, unsigned: bool = False) -> tuple[int, int]:
+def code_range(fmt: str, unsigned: bool = False) -> tuple[int, int]:
     """Q_N and Q_P."""
     bits = int(fmt[3:])
     return (0, 2**bits - 1) if unsigned else (2 ** (bits - 1), 2 ** (bits - 1) - 1)
@@ -67,16 +65,15 @@ def range_of(fmt: str, unsigned: bool = False) -> tuple[int, int]:
 def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(
     fmt: str, granularity: str
 ) -> None:
-    q, x = quantizer(fmt, granularity), draw(1)
-    q.reset(x)
+    q, x = make_quantizer(fmt, granularity), draw_normal(1)
+    q.calibrate(x, first=True)
     groups = {"tensor": x.view(1, -1), "channel": x, "block-32": x.view(8, 32)}[granularity]
-    wanted = 2 * groups.abs().mean(-1) / math.sqrt(range_of(fmt)[1])
-    torch.testing.assert_close(q.size.detach().flatten(), wanted.float())
-    q.reset(7 * x)  # only the first look counts
-    torch.testing.assert_close(q.size.detach().flatten(), wanted.float())
-    q.forget()
-    q.reset(7 * x)
-    torch.testing.assert_close(q.size.detach().flatten(), 7 * wanted.float())
+    expected = 2 * groups.abs().mean(-1) / math.sqrt(code_range(fmt)[1])
+    torch.testing.assert_close(q.size.detach().flatten(), expected.float())
+    q.calibrate(7 * x, first=False)  # only the first tensor of a calibration counts
+    torch.testing.assert_close(q.size.detach().flatten(), expected.float())
+    q.calibrate(7 * x, first=True)
+    torch.testing.assert_close(q.size.detach().flatten(), 7 * expected.float())
 
 
 @given(
@@ -91,12 +88,16 @@ def test_forward_and_backward_are_the_papers(
     seed: int, fmt: str, factor: float, unsigned: bool, flipped: bool
 ) -> None:
     """Every element by the case that it is in, one at a time; a step that an optimizer made negative is the same step."""
-    q, x, g = quantizer(fmt, unsigned=unsigned, count="none").double(), draw(seed), draw(seed + 1)
-    q.reset(x)
+    q, x, g = (
+        make_quantizer(fmt, unsigned=unsigned, count="none").double(),
+        draw_normal(seed),
+        draw_normal(seed + 1),
+    )
+    q.calibrate(x, first=True)
     with torch.no_grad():
         q.size.mul_(-factor if flipped else factor)
-    low, high = range_of(fmt, unsigned)
-    found_x, found_s = gradients(q, x, g)
+    low, high = code_range(fmt, unsigned)
+    found_x, found_s = compute_gradients(q, x, g)
     y = q.relax(x).detach()
     for row in range(SHAPE[0]):
         s, total = abs(float(q.size.detach()[row])), 0.0
@@ -114,12 +115,12 @@ def test_forward_and_backward_are_the_papers(
 
 def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
     """ŵ as a function of s with the rounding error round(v) − v held fixed is s·clip(w/s + error): against its finite differences."""
-    q, x, g = quantizer("int3", count="none").double(), draw(3), draw(4)
-    q.reset(x)
+    q, x, g = make_quantizer("int3", count="none").double(), draw_normal(3), draw_normal(4)
+    q.calibrate(x, first=True)
     with torch.no_grad():
         q.size.mul_(0.5)
-    _, found = gradients(q, x, g)
-    low, high = range_of("int3")
+    _, found = compute_gradients(q, x, g)
+    low, high = code_range("int3")
     s = q.size.detach()
     error = (x / s).round() - x / s
 
@@ -129,19 +130,19 @@ def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
         return torch.where(inside, x + step * error, step * (x / s).clamp(-low, high))
 
     h = 1e-6
-    wanted = ((smooth(s + h) - smooth(s - h)) / (2 * h) * g).sum(-1, keepdim=True)
-    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+    expected = ((smooth(s + h) - smooth(s - h)) / (2 * h) * g).sum(-1, keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("granularity", "group"), [("tensor", 256), ("channel", 64), ("block-32", 32)]
 )
 def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, group: int) -> None:
-    x, g, found = draw(5), draw(6), {}
+    x, g, found = draw_normal(5), draw_normal(6), {}
     for count in ("none", "group", "tensor"):
-        q = quantizer("int4", granularity, count=count).double()
-        q.reset(x)
-        found[count] = gradients(q, x, g)
+        q = make_quantizer("int4", granularity, count=count).double()
+        q.calibrate(x, first=True)
+        found[count] = compute_gradients(q, x, g)
     for count, elements in (("group", group), ("tensor", 256)):
         torch.testing.assert_close(
             found[count][1], found["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0
@@ -152,13 +153,15 @@ def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, 
 def test_inputs_count_the_features_of_one_sample() -> None:
     found = {}
     for count in ("none", "group", "tensor"):
-        q = quantizer("int4", "tensor", (1, 64), "activation", unsigned=True, count=count).double()
-        x = draw(7, (10, 64)).abs()
-        q.reset(x)
+        q = make_quantizer(
+            "int4", "tensor", (1, 64), "activation", unsigned=True, count=count
+        ).double()
+        x = draw_normal(7, (10, 64)).abs()
+        q.calibrate(x, first=True)
         assert float(q.size.detach()) == pytest.approx(
             2 * float(x.mean()) / math.sqrt(15), rel=1e-6
         )
-        found[count] = float(gradients(q, x, draw(8, (10, 64)))[1])
+        found[count] = float(compute_gradients(q, x, draw_normal(8, (10, 64)))[1])
     assert found["group"] == pytest.approx(found["none"] / math.sqrt(64 * 15), rel=1e-12)
     assert found["tensor"] == pytest.approx(found["none"] / math.sqrt(640 * 15), rel=1e-12)
 
@@ -170,24 +173,26 @@ def test_inputs_count_the_features_of_one_sample() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_what_is_trained_is_what_ships(seed: int, fmt: str, granularity: str) -> None:
-    q, x = quantizer(fmt, granularity), draw(seed).float()
-    q.reset(x)
+    q, x = make_quantizer(fmt, granularity), draw_normal(seed).float()
+    q.calibrate(x, first=True)
     assert torch.equal(q(x), q.eval()(x))
     assert q.grid(x).levels.count == 2 ** int(fmt[3:])
     assert torch.equal(q.grid(x).snap(q(x)), q(x))
 
 
-def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
-    x, g = draw(9, (3, *SHAPE)).float(), draw(10, (3, *SHAPE)).float()
-    together = quantizer("int3", shape=(3, *SHAPE))
-    together.reset(x)
-    grad_x, grad_s = gradients(together, x, g)
+def test_sites_stacked_get_the_bits_that_they_get_alone() -> None:
+    x, g = draw_normal(9, (3, *SHAPE)).float(), draw_normal(10, (3, *SHAPE)).float()
+    together = make_quantizer("int3", shape=(3, *SHAPE))
+    together.calibrate(x, first=True)
+    grad_x, grad_s = compute_gradients(together, x, g)
     for index in range(3):
-        alone = quantizer("int3")
-        alone.reset(x[index])
+        alone = make_quantizer("int3")
+        alone.calibrate(x[index], first=True)
         assert torch.equal(together.relax(x)[index], alone.relax(x[index]))
         for a, b in zip(
-            gradients(alone, x[index], g[index]), (grad_x[index], grad_s[index]), strict=True
+            compute_gradients(alone, x[index], g[index]),
+            (grad_x[index], grad_s[index]),
+            strict=True,
         ):
             assert torch.equal(a, b)
 
@@ -223,13 +228,13 @@ def test_parameters_out_of_their_domain_are_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
 def test_degenerate_weights(fmt: str, granularity: str) -> None:
-    x = draw(11).float()
+    x = draw_normal(11).float()
     cases = [torch.zeros(SHAPE), torch.full(SHAPE, 0.3), x * 1e-9, x.clone(), x.half()]
     cases[3][0, 0] = 1e6
     cases[0][1, 1] = 1.0
     for case in cases:
-        q = quantizer(fmt, granularity)
-        q.reset(case.float())
+        q = make_quantizer(fmt, granularity)
+        q.calibrate(case.float(), first=True)
         leaf = case.float().requires_grad_()
         y = q(leaf)
         y.backward(x)
@@ -242,19 +247,19 @@ def test_degenerate_weights(fmt: str, granularity: str) -> None:
 
 
 def test_a_group_of_zeros_learns_to_leave_them() -> None:
-    q, x = quantizer("int4"), torch.zeros(SHAPE)
-    q.reset(x)
+    q, x = make_quantizer("int4"), torch.zeros(SHAPE)
+    q.calibrate(x, first=True)
     assert (q.size == 1).all()
-    grad_x, grad_s = gradients(q, x, torch.ones(SHAPE))
+    grad_x, grad_s = compute_gradients(q, x, torch.ones(SHAPE))
     assert (grad_x == 1).all() and (grad_s == 0).all()
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int3", "int4"])
 def test_the_step_finds_nearly_the_least_squared_error(fmt: str) -> None:
     """Descent on ‖ŵ − w‖² by the learned rule alone, against the best of 400 steps; the start is worse."""
-    x = draw(12, (1, 4096)).float()
-    q = quantizer(fmt, "tensor", (1, 4096), count="none")
-    q.reset(x)
+    x = draw_normal(12, (1, 4096)).float()
+    q = make_quantizer(fmt, "tensor", (1, 4096), count="none")
+    q.calibrate(x, first=True)
 
     def error(size: Tensor) -> float:
         with torch.no_grad():
@@ -276,17 +281,15 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
     """By the loop's own pieces: steps of weights and inputs are trained, never decayed, and at `rate` times the learning rate."""
     kit = Kit("ste", Path())
     config = dataclasses.replace(
-        kit.make_config("int4", activations="int4"), recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2)
+        kit.make_config("int4", activations="int4"),
+        recipe=Recipe(steps=20, weight_decay=0.1, lr=1e-2),
     )
     moved = {}
     for rate in (0.0, 1.0):
-        run = make_run(ToyProblem(0, 64, torch.device("cpu")), LSQ(rate=rate), config)
-        for bundle in run.weights:
-            bundle.quantizer.reset(bundle.stack().detach())
-        run.method.prepare(run, run.probe_batches(2))
-        groups = parameter_groups(run)
-        assert [g["weight_decay"] for g in groups if g["name"] == "quantizer"] == [0.0]
-        run.optimizer = make_optimizer(groups, config.recipe)
+        run = prepare_run_of(LSQ(rate=rate), config)
+        assert run.optimizer is not None
+        groups = {group["name"]: group["weight_decay"] for group in run.optimizer.param_groups}
+        assert groups["quantizer"] == 0.0
         before = [p.detach().clone() for q in run.quantizers() for p in q.parameters()]
         for step in range(20):
             take_step(run, step)
@@ -303,18 +306,19 @@ def test_training_moves_the_steps_at_their_own_rate() -> None:
     )
 
 
-def test_compiled_gradients_are_the_eager_ones() -> None:
-    x, g = draw(13).float(), draw(14).float()
-    q = quantizer("int3")
-    q.reset(x)
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiled_gradients_are_the_eager_ones(compiler: str) -> None:
+    x, g = draw_normal(13).float(), draw_normal(14).float()
+    q = make_quantizer("int3")
+    q.calibrate(x, first=True)
     with torch.no_grad():
         q.size.mul_(0.5)
-    wanted_x, wanted_s = gradients(q, x, g)
+    wanted_x, wanted_s = compute_gradients(q, x, g)
     leaf = x.clone().requires_grad_()
     q.zero_grad()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
-        y = torch.compile(q, dynamic=False)(leaf)
+        y = torch.compile(q, backend=compiler, dynamic=False)(leaf)
         y.backward(g)
     torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-6)
     assert leaf.grad is not None and q.size.grad is not None

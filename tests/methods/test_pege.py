@@ -18,20 +18,20 @@ from qbench_methods.pege import PEGE, replacement_rate
 from torch import Tensor
 
 from qbench import Quantizer, Site, load_method
+from qbench.api.batch import Batch
 from qbench.checks.method_kit import Kit
 from qbench.errors import UsageError
 from qbench.plugins import registry
 from qbench.quant.formats import FORMATS
 from qbench.runs.config import Recipe
-from qbench.training.loop import take_step
-from qbench.training.optimizer import make_optimizer, parameter_groups
+from qbench.training.loop import probe_if_due, take_step
 from qbench.training.run import TrainingRun
-from qbench.training.setup import make_run, open_problem
+from tests.methods.prepared_runs import COMPILERS, prepare_run_of
 
 SHAPE = (4, 64)
 
 
-def weight(
+def make_weight_quantizer(
     fmt: str = "int4",
     granularity: str = "channel",
     shape: tuple[int, ...] = SHAPE,
@@ -41,25 +41,32 @@ def weight(
 ) -> Any:
     q = PEGE(**fields).quantizer(Site("w", "weight", fmt, granularity, shape))
     q.set_seed(0, [f"w{i}" for i in range(math.prod(shape[:-2]))])
-    q.rate.fill_(rate)
+    set_rate(q, rate)
     q.error_weight = torch.full_like(q.error_weight, u, dtype=torch.float64)
     return q
 
 
-def draw(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64) -> Tensor:
+def set_rate(q: Quantizer, rate: float) -> None:
+    """Set the share of elements that are replaced, as a run does before each step."""
+    q.scalars["replaced"] = torch.tensor(rate)
+
+
+def draw_normal(
+    seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64
+) -> Tensor:
     return torch.randn(
         shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(dtype)
 
 
-def gradient(q: Quantizer, x: Tensor, g: Tensor) -> Tensor:
+def compute_gradient(q: Quantizer, x: Tensor, g: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
     q.relax(leaf).backward(g)
     assert leaf.grad is not None
     return leaf.grad
 
 
-def attached(
+def start_run(
     method: PEGE,
     weights: str = "int4",
     activations: str | None = None,
@@ -70,30 +77,30 @@ def attached(
     config = dataclasses.replace(
         Kit("ste", Path()).make_config(weights, activations=activations, steps=steps), task=task
     )
-    _, problem = open_problem(config, torch.device("cpu"))
-    run = make_run(problem, method, config)
-    for bundle in run.weights:
-        bundle.quantizer.reset(bundle.stack().detach())
-    method.prepare(run, run.probe_batches(2))
-    run.optimizer = make_optimizer(parameter_groups(run), config.recipe)
-    run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    return run
+    return prepare_run_of(method, config)
+
+
+def begin_first_step(run: TrainingRun, batch: Batch) -> None:
+    """Do what the loop does before it takes the first step."""
+    run.begin_step(0)
+    probe_if_due(run, batch)
+    run.apply_schedules()
 
 
 # ---- the schedule ----
 
 
 @pytest.mark.parametrize(
-    ("base", "wanted"),
+    ("base", "expected"),
     [
         (math.e, [0, 0.1586, 0.3574, 0.6201, 0.8280, 1]),
         (2.0, [0, 0.1375, 0.3219, 0.5850, 0.8074, 1]),
     ],
 )
 @pytest.mark.parametrize("ramp", [0.25, 0.5, 0.75])
-def test_the_rate_follows_the_logarithm(base: float, wanted: list[float], ramp: float) -> None:
+def test_the_rate_follows_the_logarithm(base: float, expected: list[float], ramp: float) -> None:
     found = [replacement_rate(ramp * t, "log", base, ramp) for t in (0, 0.1, 0.25, 0.5, 0.75, 1)]
-    assert found == pytest.approx(wanted, abs=6e-5)
+    assert found == pytest.approx(expected, abs=6e-5)
     assert (
         found[-1]
         == replacement_rate(ramp + 0.01, "log", base, ramp)
@@ -114,12 +121,14 @@ def test_the_other_schedules() -> None:
 
 
 def test_a_run_sets_the_rate_before_each_step_and_records_it() -> None:
-    run = attached(PEGE(ramp=0.5), activations="int4", steps=60)
-    for step, wanted in ((0, 0.0), (15, 0.6201), (30, 1.0), (59, 1.0)):
+    run = start_run(PEGE(ramp=0.5), activations="int4", steps=60)
+    for step, expected in ((0, 0.0), (15, 0.6201), (30, 1.0), (59, 1.0)):
         run.begin_step(step)
-        run.method.before_step(run, run.problem.batch(step))
-        assert [float(q.rate) for q in run.quantizers()] == pytest.approx([wanted] * 6, abs=6e-5)  # type: ignore[arg-type]
-        assert run.method.metrics(run)["replaced"] == pytest.approx(wanted, abs=6e-5)
+        run.apply_schedules()
+        assert [float(q.scalars["replaced"]) for q in run.quantizers()] == pytest.approx(
+            [expected] * 6, abs=6e-5
+        )  # type: ignore[arg-type]
+        assert run.method.metrics(run)["replaced"] == pytest.approx(expected, abs=6e-5)
 
 
 # ---- the mix ----
@@ -128,30 +137,30 @@ def test_a_run_sets_the_rate_before_each_step_and_records_it() -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("base", ["absmax", "mse"])
 def test_nothing_replaced_is_full_precision(fmt: str, base: str) -> None:
-    x, g = draw(1, dtype=torch.float32), draw(2, dtype=torch.float32)
-    raw = weight(fmt, rate=0.0, base=base, raw_unreplaced=True)
-    assert torch.equal(raw.relax(x), x) and torch.equal(gradient(raw, x, g), g)
-    clipped = weight(fmt, rate=0.0, base=base)
+    x, g = draw_normal(1, dtype=torch.float32), draw_normal(2, dtype=torch.float32)
+    raw = make_weight_quantizer(fmt, rate=0.0, base=base, raw_unreplaced=True)
+    assert torch.equal(raw.relax(x), x) and torch.equal(compute_gradient(raw, x, g), g)
+    clipped = make_weight_quantizer(fmt, rate=0.0, base=base)
     grid = clipped.grid(x)
     fits = x.abs() <= grid.scale * grid.levels.high
     assert torch.equal(clipped.relax(x)[fits], x[fits]) and torch.equal(
-        gradient(clipped, x, g)[fits], g[fits]
+        compute_gradient(clipped, x, g)[fits], g[fits]
     )
     if base == "absmax" and fmt != "int1":
         torch.testing.assert_close(clipped.relax(x), x, rtol=3e-7, atol=0)
-        assert torch.equal(gradient(clipped, x, g), g)
+        assert torch.equal(compute_gradient(clipped, x, g), g)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("base", ["absmax", "mse", "hessian"])
 def test_everything_replaced_without_a_pull_is_clipped_ste(fmt: str, base: str) -> None:
-    x, g = draw(3, dtype=torch.float32), draw(4, dtype=torch.float32)
+    x, g = draw_normal(3, dtype=torch.float32), draw_normal(4, dtype=torch.float32)
     q, ste = (
-        weight(fmt, rate=1.0, base=base, kappa=0.0),
+        make_weight_quantizer(fmt, rate=1.0, base=base, kappa=0.0),
         load_method("ste")(scale=base).quantizer(Site("w", "weight", fmt, "channel", SHAPE)),
     )  # type: ignore[call-arg]
     assert torch.equal(q.relax(x), ste.relax(x)) and torch.equal(
-        gradient(q, x, g), gradient(ste, x, g)
+        compute_gradient(q, x, g), compute_gradient(ste, x, g)
     )
 
 
@@ -166,8 +175,8 @@ def test_everything_replaced_without_a_pull_is_clipped_ste(fmt: str, base: str) 
 def test_every_element_is_the_clipped_one_or_its_level(
     seed: int, fmt: str, base: str, rate: float, raw: bool
 ) -> None:
-    x = draw(seed)
-    q = weight(fmt, rate=rate, base=base, raw_unreplaced=raw)
+    x = draw_normal(seed)
+    q = make_weight_quantizer(fmt, rate=rate, base=base, raw_unreplaced=raw)
     grid, y = q.grid(x), q.relax(x)
     other = x if raw else x.clamp(-grid.scale * grid.levels.high, grid.scale * grid.levels.high)
     level = grid.snap(x)
@@ -179,7 +188,7 @@ def test_every_element_is_the_clipped_one_or_its_level(
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 0.9])
 def test_the_share_replaced_is_the_rate(rate: float) -> None:
     shape = (2, 200, 500)
-    x, q = draw(5, shape), weight("int4", shape=shape, rate=rate)
+    x, q = draw_normal(5, shape), make_weight_quantizer("int4", shape=shape, rate=rate)
     hit = (q.relax(x) == q.grid(x).snap(x)).double().mean((-2, -1))
     spread = math.sqrt(rate * (1 - rate) / 100_000)
     assert (
@@ -188,10 +197,10 @@ def test_the_share_replaced_is_the_rate(rate: float) -> None:
 
 
 def test_masks_are_keyed_by_seed_site_and_step_and_by_nothing_else() -> None:
-    x, before = draw(6), torch.get_rng_state()
+    x, before = draw_normal(6), torch.get_rng_state()
 
     def made(seed: int = 0, site: str = "w", step: int = 7) -> Tensor:
-        q = weight()
+        q = make_weight_quantizer()
         q.set_seed(seed, [site])
         q.step.fill_(step)
         q.relax(x)
@@ -205,10 +214,10 @@ def test_masks_are_keyed_by_seed_site_and_step_and_by_nothing_else() -> None:
 
 
 def test_shipping_depends_on_no_schedule_and_draws_nothing() -> None:
-    x = draw(7)
-    q = weight(rate=0.2).eval()
+    x = draw_normal(7)
+    q = make_weight_quantizer(rate=0.2).eval()
     first = q(x)
-    q.rate.fill_(0.9)
+    set_rate(q, 0.9)
     q.step.fill_(5)
     q.set_seed(3, ["other"])
     assert torch.equal(q(x), first) and torch.equal(first, q.grid(x).snap(x))
@@ -224,12 +233,12 @@ def test_the_gradient_is_that_of_the_loss_form(fmt: str, granularity: str, base:
     """autograd of L(s·(x_n + sg[x_m − x_n])) + (u/2)·Σ M·(x_n − sg[x_q])², with a loss that is not linear."""
     if (fmt, base) == ("fp4", "affine"):
         return
-    q, x = weight(fmt, granularity, base=base, u=0.7), draw(8)
+    q, x = make_weight_quantizer(fmt, granularity, base=base, u=0.7), draw_normal(8)
     grid, group = q.grid(x), q.site.grouping.group
     offset = 0.0 if grid.offset is None else grid.offset
 
     def loss(y: Tensor) -> Tensor:
-        return (torch.sin(3 * y) * draw(9)).sum() + y.square().sum()
+        return (torch.sin(3 * y) * draw_normal(9)).sum() + y.square().sum()
 
     leaf = x.clone().requires_grad_()
     loss(q.relax(leaf)).backward()
@@ -249,16 +258,16 @@ def test_the_gradient_is_that_of_the_loss_form(fmt: str, granularity: str, base:
 
 def test_the_penalty_adds_nothing_to_the_scale() -> None:
     """Under absmax the scale hangs on the largest element: with a pull a hundred times the gradient it still gets its as_pege alone."""
-    x, g = draw(10), draw(11)
+    x, g = draw_normal(10), draw_normal(11)
     largest = x.abs() == x.abs().amax(-1, keepdim=True)
-    pulled = gradient(weight(rate=1.0, u=100.0), x, g)
+    pulled = compute_gradient(make_weight_quantizer(rate=1.0, u=100.0), x, g)
     torch.testing.assert_close(pulled[largest], g[largest], rtol=1e-9, atol=1e-9)
     assert (pulled - g)[~largest].abs().min() > 0
 
 
 def test_with_everything_replaced_and_the_right_weight_it_is_ewgs() -> None:
     """u = δ·|g|/(L − 1) in step units, on the affine grid that both have."""
-    x, g, delta = draw(12, (1, 256)), draw(13, (1, 256)), 0.5
+    x, g, delta = draw_normal(12, (1, 256)), draw_normal(13, (1, 256)), 0.5
     ewgs = (
         EWGS(delta=delta)
         .quantizer(Site("x", "activation", "int4", "tensor", (1, 256), unsigned=True))
@@ -267,21 +276,21 @@ def test_with_everything_replaced_and_the_right_weight_it_is_ewgs() -> None:
     ewgs.low.data.fill_(float(x.min()))
     ewgs.high.data.fill_(float(x.max()))
     ewgs.alpha.data.copy_(ewgs.high - ewgs.low)
-    pege = weight("int4", "tensor", (1, 256), rate=1.0, base="affine")
+    pege = make_weight_quantizer("int4", "tensor", (1, 256), rate=1.0, base="affine")
     at_steps = g * pege.grid(x).scale
     pege.error_weight = delta * at_steps.abs() / 15
-    found, wanted = gradient(pege, x, g), gradient(ewgs, x, g)
-    assert (found - wanted).abs().max() < 1e-12 and (found - g).abs().max() > 1e-3
+    found, expected = compute_gradient(pege, x, g), compute_gradient(ewgs, x, g)
+    assert (found - expected).abs().max() < 1e-12 and (found - g).abs().max() > 1e-3
 
 
 def test_clipped_inputs_get_no_gradient_and_replaced_ones_their_pull() -> None:
     q = PEGE().quantizer(Site("x", "activation", "int4", "tensor", (1, 4), unsigned=True))
-    q.reset(torch.tensor([[0.0, 15.0, 1.0, 1.0]]))
-    q.rate.fill_(1.0)
+    q.calibrate(torch.tensor([[0.0, 15.0, 1.0, 1.0]]), first=True)
+    set_rate(q, 1.0)
     q.error_weight.fill_(2.0)
     x = torch.tensor([[3.25, 20.0, -4.0, 7.0]])
     assert q.relax(x).tolist() == [[3.0, 15.0, 0.0, 7.0]]
-    assert gradient(q, x, torch.ones(1, 4)).tolist() == [[1.5, 0.0, 0.0, 1.0]]
+    assert compute_gradient(q, x, torch.ones(1, 4)).tolist() == [[1.5, 0.0, 0.0, 1.0]]
 
 
 # ---- kappa ----
@@ -290,10 +299,9 @@ def test_clipped_inputs_get_no_gradient_and_replaced_ones_their_pull() -> None:
 @pytest.mark.parametrize("schedule", ["log", "full"])
 def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
     """kappa = RMS(x_n − x_q)·u/RMS(g_m), by a pass of one's as_pege with nothing replaced."""
-    run = attached(PEGE(kappa=0.3, schedule=schedule), activations="int4")
+    run = start_run(PEGE(kappa=0.3, schedule=schedule), activations="int4")
     batch = run.problem.batch(0)
-    run.begin_step(0)
-    run.method.before_step(run, batch)
+    begin_first_step(run, batch)
     seen: dict[str, Tensor] = {}
 
     def clipped(name: str, x: Tensor) -> Tensor:
@@ -313,36 +321,37 @@ def test_the_first_step_sets_the_weight_of_the_error(schedule: str) -> None:
             (z - z.round()).square().mean().sqrt() * u / (s * x.grad).square().mean().sqrt()
         )
 
-    for bundle in run.weights:
-        for index, layer in enumerate(bundle.layers):
+    for stack in run.weights:
+        for index, layer in enumerate(stack.layers):
             scale = layer.weight.detach().abs().amax(1, keepdim=True) / 7
-            assert kappa(
-                layer.weight, scale, bundle.quantizer.error_weight[index]
-            ) == pytest.approx(0.3, rel=1e-4)
+            assert kappa(layer.weight, scale, stack.quantizer.error_weight[index]) == pytest.approx(
+                0.3, rel=1e-4
+            )
     for name, q in run.inputs.items():
         assert kappa(seen[name], q.grid(seen[name]).scale, q.error_weight) == pytest.approx(
             0.3, rel=1e-4
         )
-    assert len(seen) == 3 and all(float(q.rate) == (schedule == "full") for q in run.quantizers())  # type: ignore[arg-type]
+    assert len(seen) == 3 and all(
+        float(q.scalars["replaced"]) == (schedule == "full") for q in run.quantizers()
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fmt", ["int1", "int2", "int4"])
 @pytest.mark.parametrize("base", ["absmax", "mse", "hessian"])
 def test_kappa_is_measured_on_the_weights_as_they_are(base: Any, fmt: str) -> None:
     """Not on clipped ones, from which another grid would follow."""
-    run = attached(PEGE(kappa=0.3, base=base), weights=fmt)
+    run = start_run(PEGE(kappa=0.3, base=base), weights=fmt)
     batch = run.problem.batch(0)
-    run.begin_step(0)
-    run.method.before_step(run, batch)
+    begin_first_step(run, batch)
     used: list[tuple[Any, Tensor, Tensor]] = []
-    for bundle in run.weights:
-        weights = bundle.stack().detach()
-        grid = bundle.quantizer.grid(weights)
-        for index, layer in enumerate(bundle.layers):
+    for stack in run.weights:
+        weights = stack.stack().detach()
+        grid = stack.quantizer.grid(weights)
+        for index, layer in enumerate(stack.layers):
             scale, x = grid[index].scale, weights[index]
             layer.used = x.clamp(grid.levels.low * scale, grid.levels.high * scale).requires_grad_()
             error = (layer.used.detach() - grid[index].snap(x)) / scale
-            used.append((layer, error * bundle.quantizer.error_weight[index], scale))  # type: ignore[index, operator]
+            used.append((layer, error * stack.quantizer.error_weight[index], scale))  # type: ignore[index, operator]
     run.problem.loss(run.model(batch.inputs), batch).backward()
     for layer, pull, scale in used:
         realised = pull.square().mean().sqrt() / (scale * layer.used.grad).square().mean().sqrt()
@@ -351,7 +360,7 @@ def test_kappa_is_measured_on_the_weights_as_they_are(base: Any, fmt: str) -> No
 
 @pytest.mark.parametrize("schedule", ["log", "full"])
 def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
-    run = attached(PEGE(schedule=schedule), task="linreg", steps=100)
+    run = start_run(PEGE(schedule=schedule), task="linreg", steps=100)
     run.recipes = (Recipe(steps=100, lr=0.1, clip=0.0),)
     for step in range(31):
         take_step(run, step)
@@ -361,11 +370,11 @@ def test_weights_that_start_at_zero_are_measured_later(schedule: Any) -> None:
 
 
 def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
-    plain, pulled = (attached(PEGE(kappa=k, decoupled=True, schedule="full")) for k in (0.0, 0.5))
+    plain, pulled = (start_run(PEGE(kappa=k, decoupled=True, schedule="full")) for k in (0.0, 0.5))
     for run in (plain, pulled):
         run.recipes = (Recipe(steps=60, batch=64, lr=0.01, schedule="constant", warmup=0.0),)
         take_step(run, 0)
-    for (_, a, grid), (_, b, _) in zip(plain.grids(), pulled.grids(), strict=True):
+    for (_, a, grid), (_, b, _) in zip(plain.network.grids(), pulled.network.grids(), strict=True):
         w = a.weight.detach()
         torch.testing.assert_close(
             b.weight.detach(), w - 0.01 * 0.5 * (w - grid.snap(w)), rtol=0, atol=1e-7
@@ -376,7 +385,7 @@ def test_the_decoupled_pull_is_a_step_after_the_optimizer() -> None:
 
 def test_the_pull_brings_weights_to_their_levels() -> None:
     def distance(kappa: float) -> float:
-        run = attached(PEGE(kappa=kappa, schedule="full"))
+        run = start_run(PEGE(kappa=kappa, schedule="full"))
         run.recipes = (Recipe(steps=60, batch=64, lr=0.01),)
         for step in range(60):
             take_step(run, step)
@@ -413,11 +422,11 @@ def test_a_codebook_has_no_affine_grid() -> None:
 def test_degenerate_weights_give_numbers(fmt: str, granularity: str, base: str) -> None:
     if (fmt, base) == ("fp4", "affine"):
         return
-    x = draw(14, dtype=torch.float32)
+    x = draw_normal(14, dtype=torch.float32)
     outlier = x.clone()
     outlier[:, 3] = 1e6
     for tensor in (torch.zeros(SHAPE), torch.full(SHAPE, -0.3), outlier, x.half(), 1e-20 * x):
-        q = weight(fmt, granularity, base=base)
+        q = make_weight_quantizer(fmt, granularity, base=base)
         q.error_weight = q.error_weight.float()
         leaf = tensor.clone().requires_grad_()
         y = q(leaf)
@@ -427,34 +436,34 @@ def test_degenerate_weights_give_numbers(fmt: str, granularity: str, base: str) 
         )
 
 
-def test_sites_side_by_side_get_the_bits_they_get_alone() -> None:
-    x, g = draw(15, (3, *SHAPE), torch.float32), draw(16, (3, *SHAPE), torch.float32)
-    together = weight(shape=(3, *SHAPE))
-    grad = gradient(together, x, g)
+def test_sites_stacked_get_the_bits_they_get_alone() -> None:
+    x, g = draw_normal(15, (3, *SHAPE), torch.float32), draw_normal(16, (3, *SHAPE), torch.float32)
+    together = make_weight_quantizer(shape=(3, *SHAPE))
+    grad = compute_gradient(together, x, g)
     for index in range(3):
-        alone = weight()
+        alone = make_weight_quantizer()
         alone.set_seed(0, [f"w{index}"])
         assert torch.equal(together.relax(x)[index], alone.relax(x[index])) and torch.equal(
-            grad[index], gradient(alone, x[index], g[index])
+            grad[index], compute_gradient(alone, x[index], g[index])
         )
 
 
-@pytest.mark.slow
-def test_compiled_it_keeps_its_gradient() -> None:
-    x, g = draw(17, dtype=torch.float32), draw(18, dtype=torch.float32)
-    q = weight()
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compiled_it_keeps_its_gradient(compiler: str) -> None:
+    x, g = draw_normal(17, dtype=torch.float32), draw_normal(18, dtype=torch.float32)
+    q = make_weight_quantizer()
     q.error_weight = q.error_weight.float()
     leaf = x.clone().requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's as_pege
-        compiled = torch.compile(q, dynamic=False)
+        compiled = torch.compile(q, backend=compiler, dynamic=False)
         for step in range(2):
             q.step.fill_(step)
             leaf.grad = None
             y = compiled(leaf)
             y.backward(g)
             torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-7)
-            torch.testing.assert_close(leaf.grad, gradient(q, x, g), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(leaf.grad, compute_gradient(q, x, g), rtol=1e-5, atol=1e-5)
             assert not torch.allclose(leaf.grad, g, atol=1e-2)
 
 
@@ -483,9 +492,9 @@ def test_every_ablation_can_be_asked_for_in_a_sweep_file(
 def test_once_everything_is_replaced_nothing_is_drawn_and_nothing_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x, g = draw(3), draw(4)
-    q = weight(rate=1.0)
-    before = q.relax(x), gradient(q, x, g)
-    q.complete = True
-    monkeypatch.setattr(type(q), "draw", lambda *_: pytest.fail("a draw that nobody needs"))
-    assert torch.equal(q.relax(x), before[0]) and torch.equal(gradient(q, x, g), before[1])
+    x, g = draw_normal(3), draw_normal(4)
+    q = make_weight_quantizer(rate=1.0)
+    before = q.relax(x), compute_gradient(q, x, g)
+    q.mask_now = "all"
+    monkeypatch.setattr(type(q), "random", lambda *_: pytest.fail("a draw that nobody needs"))
+    assert torch.equal(q.relax(x), before[0]) and torch.equal(compute_gradient(q, x, g), before[1])

@@ -49,7 +49,7 @@ def test_without_strength_it_is_ste_bit_for_bit(tmp_path: Path) -> None:
     placebo, ste = Kit("placebo", tmp_path), Kit("ste", tmp_path)
     results = [
         run_one(Assignment(c, tmp_path / str(i) / "1"))
-        for i, c in enumerate((config(placebo, strength=0), ste.config("int2")))
+        for i, c in enumerate((config(placebo, strength=0), ste.make_config("int2")))
     ]
     assert results[0]["artefact_sha256"] == results[1]["artefact_sha256"]
     stretch_run = run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
@@ -62,6 +62,7 @@ def test_slopes_are_fresh_at_every_step_and_the_same_again(tmp_path: Path) -> No
         _, problem = open_problem(conf, torch.device("cpu"))
         run: TrainingRun = make_run(problem, registry.build("methods", "placebo", {}), conf)
         run.begin_step(step)
+        run.apply_schedules()
         run.method.step(run, problem.batch(0))
         run.method.after_backward(run)
         grad = problem.layers()["hidden"].weight.grad

@@ -23,12 +23,13 @@ from qbench.quant.input_quantizer import InputQuantizer
 from qbench.runs.attempts import Attempt
 from qbench.training.loop import take_step
 from qbench.training.setup import open_problem
+from tests.methods.prepared_runs import COMPILERS
 
 SHAPE = (4, 16)
 UNCLIPPED = [f for f in FORMATS if f != "int1"]
 
 
-def quantizer(
+def make_quantizer(
     fmt: str,
     granularity: str = "channel",
     shape: tuple[int, ...] = SHAPE,
@@ -43,7 +44,7 @@ def quantizer(
     return found
 
 
-def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -66,7 +67,7 @@ def many(q: Quantizer, x: Tensor, steps: int) -> Tensor:
 def test_every_weight_is_one_of_its_two_neighbours(
     seed: int, fmt: str, scale: str, granularity: str
 ) -> None:
-    q, x = quantizer(fmt, granularity, scale=scale), draw(seed)
+    q, x = make_quantizer(fmt, granularity, scale=scale), draw_normal(seed)
     low, high = q.grid(x).neighbours(x)
     made = q.relax(x)
     assert ((made == low) | (made == high)).all()
@@ -77,7 +78,7 @@ def test_every_weight_is_one_of_its_two_neighbours(
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "fp4"])
 def test_the_mean_over_steps_is_the_weight(fmt: str) -> None:
-    q, x, steps = quantizer(fmt), draw(1), 2000
+    q, x, steps = make_quantizer(fmt), draw_normal(1), 2000
     made = many(q, x, steps)
     low, high = q.grid(x).neighbours(x)
     variance, gap = ((x - low) * (high - x)).clamp(min=0), high - low
@@ -88,11 +89,11 @@ def test_the_mean_over_steps_is_the_weight(fmt: str) -> None:
 
 
 def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> None:
-    q, x = quantizer("int2"), draw(2)
+    q, x = make_quantizer("int2"), draw_normal(2)
     before = torch.get_rng_state()
     first, second = many(q, x, 2)
     assert not torch.equal(first, second) and torch.equal(first, many(q, x, 1)[0])
-    other, reseeded = quantizer("int2", names=("v",)), quantizer("int2")
+    other, reseeded = make_quantizer("int2", names=("v",)), make_quantizer("int2")
     reseeded.set_seed(1, ["w"])
     assert not torch.equal(first, many(other, x, 1)[0]) and not torch.equal(
         first, many(reseeded, x, 1)[0]
@@ -102,8 +103,8 @@ def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> Non
 
 @pytest.mark.parametrize("fmt", UNCLIPPED)
 def test_a_weight_on_its_level_stays_there(fmt: str) -> None:
-    q = quantizer(fmt)
-    x = q.grid(draw(3)).snap(draw(3))
+    q = make_quantizer(fmt)
+    x = q.grid(draw_normal(3)).snap(draw_normal(3))
     torch.testing.assert_close(many(q, x, 50), x.expand(50, *SHAPE), rtol=1e-12, atol=0)
 
 
@@ -116,7 +117,11 @@ def test_a_weight_on_its_level_stays_there(fmt: str) -> None:
 def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(
     seed: int, fmt: str, scale: str
 ) -> None:
-    q, x, g = quantizer(fmt, scale=scale), draw(seed).requires_grad_(), draw(seed + 1)
+    q, x, g = (
+        make_quantizer(fmt, scale=scale),
+        draw_normal(seed).requires_grad_(),
+        draw_normal(seed + 1),
+    )
     q.relax(x).backward(g)
     z = x.detach() / q.grid(x.detach()).scale
     fits = (
@@ -131,8 +136,8 @@ def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(
 
 
 def test_the_expected_gradient_on_a_quadratic_is_that_of_full_precision() -> None:
-    q, w, steps = quantizer("int2", shape=(1, 6)), draw(4, (1, 6)), 4000
-    root, goal = draw(5, (6, 6)), draw(6, (1, 6))
+    q, w, steps = make_quantizer("int2", shape=(1, 6)), draw_normal(4, (1, 6)), 4000
+    root, goal = draw_normal(5, (6, 6)), draw_normal(6, (1, 6))
     hessian = root @ root.T
     grads = []
     for step in range(steps):
@@ -154,7 +159,7 @@ def test_degenerate_groups(fmt: str, scale: str) -> None:
     rows = torch.stack([torch.zeros(16), torch.full((16,), 0.3), torch.randn(16), torch.randn(16)])
     rows[2, 3] = 1e6
     for x in (rows.clone().requires_grad_(), rows.clamp(-6e4, 6e4).half().requires_grad_()):
-        made = quantizer(fmt, scale=scale).train()(x)
+        made = make_quantizer(fmt, scale=scale).train()(x)
         made.sum().backward()
         assert (
             made.dtype == torch.float32
@@ -165,11 +170,11 @@ def test_degenerate_groups(fmt: str, scale: str) -> None:
         assert (made[0].abs() <= 0.5).all() if fmt == "int1" else (made[0] == 0).all()
 
 
-def test_sites_side_by_side_get_the_bits_that_they_get_alone() -> None:
-    x = draw(7, (2, *SHAPE)).float()
-    together = quantizer("int4", shape=(2, *SHAPE), names=("a", "b")).relax(x)
+def test_sites_stacked_get_the_bits_that_they_get_alone() -> None:
+    x = draw_normal(7, (2, *SHAPE)).float()
+    together = make_quantizer("int4", shape=(2, *SHAPE), names=("a", "b")).relax(x)
     for index, name in enumerate("ab"):
-        assert torch.equal(together[index], quantizer("int4", names=(name,)).relax(x[index]))
+        assert torch.equal(together[index], make_quantizer("int4", names=(name,)).relax(x[index]))
 
 
 def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Path) -> None:
@@ -209,12 +214,12 @@ def test_inputs_are_quantized_by_the_common_rule_and_wrong_parameters_refused() 
         build("methods", "rr", {"scale": "msee"})
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("fmt", ["int4", "int1"])
-def test_compiled_equals_eager(fmt: str) -> None:
-    q, x, g = quantizer(fmt), draw(8).float(), draw(9).float()
+def test_compiled_equals_eager(fmt: str, compiler: str) -> None:
+    q, x, g = make_quantizer(fmt), draw_normal(8).float(), draw_normal(9).float()
     torch._dynamo.reset()  # each format on its own
-    compiled = torch.compile(q, dynamic=False)
+    compiled = torch.compile(q, backend=compiler, dynamic=False)
     for step in range(3):
         q.step.fill_(step)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()

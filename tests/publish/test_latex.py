@@ -7,8 +7,8 @@ import re
 from hypothesis import given
 
 from qbench.publish.latex import escape_latex, to_latex
-from tests.synthetic_sites import build_board_and_summary, make_ranked_runs
 from tests.hostile_text import HOSTILE
+from tests.synthetic_sites import build_board_and_summary, make_ranked_runs
 
 OUR_COMMANDS = r"\\text[a-z]+\{\}|\\dots\{\}|\\textsuperscript\{2\}|\$\\?[a-z]+\$|\$-\$|\\[{}$&#_%]"
 

@@ -1,4 +1,7 @@
-"""What the intervals and tests promise, held against simulated truths: fixed generators, 4000 draws, so a share near 95 % is known to 0.35 %."""
+"""Check the promises of intervals and tests on simulated data whose truth is known.
+
+Generators are fixed. With 4000 draws a share near 95 % is known to 0.35 %.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ import numpy as np
 import pytest
 
 from qbench.stats import intervals
-from qbench.stats.aggregates import interquartile_mean, expanded_percentile_interval, resample_ratios
-from qbench.stats.comparisons import find_clear_bests, paired_test, compute_rank_ranges
+from qbench.stats.aggregates import (
+    expanded_percentile_interval,
+    interquartile_mean,
+    resample_ratios,
+)
+from qbench.stats.comparisons import compute_rank_ranges, find_clear_bests, paired_test
 from qbench.stats.intervals import Estimate
 
 DRAWS = 4000
@@ -18,8 +25,8 @@ SEEDS = (3, 5, 10)
 Draw = Callable[[np.random.Generator], Estimate]
 
 
-def covered(truth: float, draw: Draw, seed: int, draws: int = DRAWS) -> float:
-    """The share of intervals that hold the truth."""
+def measure_coverage(truth: float, draw: Draw, seed: int, draws: int = DRAWS) -> float:
+    """Return the share of intervals that contain the truth."""
     rng, hits = np.random.default_rng(seed), 0
     for _ in range(draws):
         e = draw(rng)
@@ -28,7 +35,7 @@ def covered(truth: float, draw: Draw, seed: int, draws: int = DRAWS) -> float:
     return hits / draws
 
 
-def honest(share: float) -> bool:
+def is_near_95_percent(share: float) -> bool:
     return 0.93 <= share <= 0.97
 
 
@@ -37,18 +44,20 @@ def honest(share: float) -> bool:
 
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_the_mean_is_covered(seeds: int) -> None:
-    assert honest(covered(1.0, lambda rng: intervals.mean_interval(rng.normal(1, 2, seeds)), seeds))
+    assert is_near_95_percent(
+        measure_coverage(1.0, lambda rng: intervals.mean_interval(rng.normal(1, 2, seeds)), seeds)
+    )
 
 
 @pytest.mark.parametrize("ratio", [1, 3])
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_a_difference_of_independent_samples_is_covered(seeds: int, ratio: float) -> None:
-    """Also where one has three times the noise of the other."""
+    """This holds also where one sample has three times the noise of the other."""
 
     def draw(rng: np.random.Generator) -> Estimate:
         return intervals.difference_interval(rng.normal(2, ratio, seeds), rng.normal(1, 1, seeds))
 
-    assert honest(covered(1.0, draw, 10 * seeds + ratio))
+    assert is_near_95_percent(measure_coverage(1.0, draw, 10 * seeds + ratio))
 
 
 @pytest.mark.parametrize("tasks", [1, 8, 20])
@@ -62,12 +71,14 @@ def test_the_mean_over_tasks_of_unlike_noise_is_covered(seeds: int, tasks: int) 
             list(centre[:, None] + spread[:, None] * rng.normal(size=(tasks, seeds))), weights
         )
 
-    assert honest(covered(float(np.average(centre, weights=weights)), draw, 100 * seeds + tasks))
+    assert is_near_95_percent(
+        measure_coverage(float(np.average(centre, weights=weights)), draw, 100 * seeds + tasks)
+    )
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_a_difference_of_pairs_is_covered(seeds: int) -> None:
-    """What the two share is ten times what tells them apart."""
+    """The noise that the two share is ten times the noise of their difference."""
 
     def draw(rng: np.random.Generator) -> Estimate:
         common = rng.normal(0, 5, seeds)
@@ -77,12 +88,12 @@ def test_a_difference_of_pairs_is_covered(seeds: int) -> None:
         )
         return paired_test(a, b).difference
 
-    assert honest(covered(0.3, draw, seeds))
+    assert is_near_95_percent(measure_coverage(0.3, draw, seeds))
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_the_gap_recovered_is_covered(seeds: int) -> None:
-    """Seeds move all three alike, as shared starts do; the true recovery is 0.6."""
+    """A seed moves all three alike, as a shared start does; the true recovery is 0.6."""
 
     def draw(rng: np.random.Generator) -> Estimate:
         common = rng.normal(0, 0.5, seeds)
@@ -91,45 +102,48 @@ def test_the_gap_recovered_is_covered(seeds: int) -> None:
         assert e is not None
         return e
 
-    assert honest(covered(0.6, draw, seeds))
+    assert is_near_95_percent(measure_coverage(0.6, draw, seeds))
 
 
 # ---- over cells ----
 
 
-def gaps(
+def draw_gaps(
     rng: np.random.Generator, truth: np.ndarray, seeds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Gains and gaps of tasks × cells whose seeds share the start, full precision and four fifths of the method's own noise."""
-    found = []
+    """Return gains and gaps of tasks × cells.
+
+    Cells of one seed share the start, full precision and four fifths of the method's own noise.
+    """
+    tasks_drawn = []
     for cells in truth:
         noise = rng.normal(0, 0.1, (len(cells), seeds))
         fp, rtn = 1 + rng.normal(0, 0.1, seeds), rng.normal(0, 0.1, (len(cells), seeds))
         own = cells[:, None] + math.sqrt(0.8) * rng.normal(0, 0.1, seeds) + math.sqrt(0.2) * noise
-        found.append((own - rtn, fp - rtn))
-    return found
+        tasks_drawn.append((own - rtn, fp - rtn))
+    return tasks_drawn
 
 
-def truths(tasks: int) -> np.ndarray:
+def draw_true_recoveries(tasks: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0.3, 1.0, (tasks, 4))
 
 
 @pytest.mark.parametrize("tasks", [1, 8])
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_the_mean_gap_over_cells_is_covered(seeds: int, tasks: int) -> None:
-    truth = truths(tasks)
+    truth = draw_true_recoveries(tasks)
 
     def draw(rng: np.random.Generator) -> Estimate:
         return intervals.mean_of_means_interval(
-            [intervals.linearise_ratio(*task).mean(0) for task in gaps(rng, truth, seeds)]
+            [intervals.linearise_ratio(*task).mean(0) for task in draw_gaps(rng, truth, seeds)]
         )
 
-    assert honest(covered(float(truth.mean()), draw, 10 * seeds + tasks))
+    assert is_near_95_percent(measure_coverage(float(truth.mean()), draw, 10 * seeds + tasks))
 
 
 @pytest.mark.parametrize("seeds", [5, 10])
-def test_the_mean_gap_is_covered_where_gaps_are_only_just_clear(seeds: int) -> None:
-    """Two tasks whose gap is three times the noise of a run; boards on which it is not clear show none, here as there."""
+def test_the_mean_gap_is_covered_where_gaps_are_barely_clear(seeds: int) -> None:
+    """Two tasks have a gap of three times the noise of a run. Boards without a clear gap are skipped."""
     rng, hits, shown = np.random.default_rng(seeds), 0, 0
     for _ in range(DRAWS):
         fp, rtn, own = np.array([0.3, 0.0, 0.2])[:, None, None] + rng.normal(0, 0.1, (3, 2, seeds))
@@ -137,10 +151,12 @@ def test_the_mean_gap_is_covered_where_gaps_are_only_just_clear(seeds: int) -> N
             intervals.ratio_interval(top, bottom)
             for top, bottom in zip(own - rtn, fp - rtn, strict=True)
         ):
-            e = intervals.mean_of_means_interval(list(intervals.linearise_ratio(own - rtn, fp - rtn)))
+            e = intervals.mean_of_means_interval(
+                list(intervals.linearise_ratio(own - rtn, fp - rtn))
+            )
             assert e.low is not None and e.high is not None
             shown, hits = shown + 1, hits + (e.low <= 2 / 3 <= e.high)
-    assert shown > DRAWS / 2 and honest(hits / shown)
+    assert shown > DRAWS / 2 and is_near_95_percent(hits / shown)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +165,14 @@ def test_the_mean_gap_is_covered_where_gaps_are_only_just_clear(seeds: int) -> N
 def test_the_interquartile_mean_is_covered_by_expanded_percentiles(
     tasks: int, seeds: int, plain: float
 ) -> None:
-    """With the t quantile's tails they hold 93.5 to 94.5 % (12 000 draws); the usual 2.5 % at either end hold `plain`. Below ten seeds neither is shown."""
-    truth, rng = truths(tasks), np.random.default_rng(100 * tasks + seeds)
+    """Expanded percentiles cover 93.5 to 94.5 % (12 000 draws).
+
+    The usual percentiles, with 2.5 % at either end, cover `plain`.
+    """
+    truth, rng = draw_true_recoveries(tasks), np.random.default_rng(100 * tasks + seeds)
     target, hits = float(interquartile_mean(truth.ravel())), np.zeros(2)
     for _ in range(2600):
-        draws = interquartile_mean(resample_ratios(gaps(rng, truth, seeds), 400))
+        draws = interquartile_mean(resample_ratios(draw_gaps(rng, truth, seeds), 400))
         for i, df in enumerate((tasks * (seeds - 1), math.inf)):
             low, high = expanded_percentile_interval(draws, df)
             hits[i] += low <= target <= high
@@ -164,8 +183,14 @@ def test_the_interquartile_mean_is_covered_by_expanded_percentiles(
 # ---- a method entered twice ----
 
 
-def boards(seeds: int, draws: int = 3000, formats: int = 4, correlation: float = 0.8) -> np.ndarray:
-    """Boards × entrants × formats × seeds. The first two entrants are one method, the others far away; an entrant's cells share most of a seed's noise."""
+def draw_boards(
+    seeds: int, draws: int = 3000, formats: int = 4, correlation: float = 0.8
+) -> np.ndarray:
+    """Return scores of boards × entrants × formats × seeds.
+
+    The first two entrants are one method and the others are far away. The cells of an entrant
+    share most of the noise of a seed.
+    """
     rng = np.random.default_rng(seeds)
     levels = np.array([0.0, 0.0, -20.0, -40.0, -60.0])
     common = rng.normal(0, 3, (draws, 1, 1, seeds))
@@ -174,35 +199,40 @@ def boards(seeds: int, draws: int = 3000, formats: int = 4, correlation: float =
     return levels[:, None, None] + common + own + rest
 
 
-def seldom(share: float, draws: int) -> bool:
-    """At most 5 %, but for two standard errors of the simulation."""
+def is_at_most_5_percent(share: float, draws: int) -> bool:
+    """Return whether a share is at most 5 %, give or take two standard errors of the simulation."""
     return share <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
 
 
-def by_seed(scores: np.ndarray) -> dict[int, float]:
+def index_by_seed(scores: np.ndarray) -> dict[int, float]:
     return dict(enumerate(scores.tolist()))
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
-def test_a_method_entered_twice_seldom_gets_two_ranks(seeds: int) -> None:
-    """The worst case: no minimum effect, and rivals so far away that Holm leaves the whole 5 % to the pair."""
-    drawn = boards(seeds)
-    ranks = [compute_rank_ranges([by_seed(x) for x in board.mean(1)], "higher", 0.0) for board in drawn]
+def test_one_method_entered_twice_rarely_gets_two_ranks(seeds: int) -> None:
+    """The worst case has no minimum effect, and rivals so far away that Holm leaves 5 % to the pair."""
+    drawn = draw_boards(seeds)
+    ranks = [
+        compute_rank_ranges([index_by_seed(x) for x in board.mean(1)], "higher", 0.0)
+        for board in drawn
+    ]
     assert all(r[2:] == [(3, 3), (4, 4), (5, 5)] for r in ranks) if seeds == 10 else True, (
         "those that differ are told apart"
     )
-    assert seldom(float(np.mean([r[0] != r[1] for r in ranks])), len(drawn))
+    assert is_at_most_5_percent(float(np.mean([r[0] != r[1] for r in ranks])), len(drawn))
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
-def test_a_method_entered_twice_is_seldom_marked_best(seeds: int) -> None:
-    """In any of a table's four columns."""
-    drawn = boards(seeds, 2000)
-    tables = [[[by_seed(x) for x in column] for column in board.swapaxes(0, 1)] for board in drawn]
+def test_one_method_entered_twice_is_rarely_marked_best(seeds: int) -> None:
+    """A mark in any of the four columns of a table counts."""
+    drawn = draw_boards(seeds, 2000)
+    tables = [
+        [[index_by_seed(x) for x in column] for column in board.swapaxes(0, 1)] for board in drawn
+    ]
     marked = [
         any(best is not None for best in find_clear_bests(table, "higher", 0.0)) for table in tables
     ]
-    assert seldom(float(np.mean(marked)), len(drawn))
+    assert is_at_most_5_percent(float(np.mean(marked)), len(drawn))
     alone = [
         any(find_clear_bests([column], "higher", 0.0)[0] is not None for column in table)
         for table in tables[:500]
@@ -212,10 +242,18 @@ def test_a_method_entered_twice_is_seldom_marked_best(seeds: int) -> None:
 
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_formats_and_seeds_are_not_independent_pairs(seeds: int) -> None:
-    """Every format × seed as a pair of its own tells a method from itself on a third of boards; per-seed means do so on a twentieth."""
-    drawn = boards(seeds)
+    """If every format × seed is a pair, a method differs from itself on a third of boards.
+
+    With means over formats within each seed it does so on a twentieth.
+    """
+    drawn = draw_boards(seeds)
     every, means = (
-        np.mean([paired_test(by_seed(a.ravel()), by_seed(b.ravel())).p < 0.05 for a, b in pairs])  # type: ignore[operator]
+        np.mean(
+            [
+                paired_test(index_by_seed(a.ravel()), index_by_seed(b.ravel())).p < 0.05
+                for a, b in pairs
+            ]
+        )  # type: ignore[operator]
         for pairs in (drawn[:, :2], drawn[:, :2].mean(2))
     )
-    assert 0.28 < every < 0.40 and seldom(float(means), len(drawn))
+    assert 0.28 < every < 0.40 and is_at_most_5_percent(float(means), len(drawn))

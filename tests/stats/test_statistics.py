@@ -1,4 +1,7 @@
-"""Intervals and tests against scipy.stats and by hand, and what they do with bad input; coverage is in test_coverage.py."""
+"""Compare intervals and tests with scipy.stats and with results by hand, and give them bad input.
+
+Their coverage is checked in test_interval_coverage.py.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,23 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from qbench.stats import intervals
-from qbench.stats.aggregates import BOOTSTRAP_DRAWS, interquartile_mean, find_pareto_front, expanded_percentile_interval, share_reaching, resample_ratios
+from qbench.stats.aggregates import (
+    BOOTSTRAP_DRAWS,
+    expanded_percentile_interval,
+    find_pareto_front,
+    interquartile_mean,
+    resample_ratios,
+    share_reaching,
+)
 from qbench.stats.comparisons import (
-    DiscordantItems,
     DifferenceTest,
-    find_clear_bests,
+    DiscordantItems,
     adjust_by_holm,
+    compute_rank_ranges,
+    find_clear_bests,
     mcnemar_test,
     paired_test,
     paired_tests,
-    compute_rank_ranges,
     unpaired_test,
 )
 
@@ -78,7 +88,7 @@ def test_paired_test_without_spread_or_pairs() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm(p: list[float]) -> None:
+def test_holm_keeps_the_order_and_multiplies_the_smallest_p(p: list[float]) -> None:
     adjusted = adjust_by_holm(p)
     assert all(raw <= a <= 1 for raw, a in zip(p, adjusted, strict=True))
     assert sorted(adjusted) == [adjusted[i] for i in sorted(range(len(p)), key=lambda i: p[i])]
@@ -91,7 +101,9 @@ def test_holm_by_hand() -> None:
 
 def test_fieller_is_unbounded_where_there_is_no_gap() -> None:
     m, fp = np.array([0.5, 0.7, 0.6]), np.array([1.0, 0.2, 0.5])
-    assert intervals.gap_recovered_interval(m, np.array([0.4, 0.5, 0.3]), fp, "higher", 0.01) is None
+    assert (
+        intervals.gap_recovered_interval(m, np.array([0.4, 0.5, 0.3]), fp, "higher", 0.01) is None
+    )
     assert intervals.gap_recovered_interval(m, fp - 0.005, fp, "higher", 0.01) is None, (
         "below the minimum effect"
     )
@@ -116,33 +128,37 @@ def test_fieller_ends_solve_fiellers_equation(pairs: list[tuple[float, float]]) 
 
 
 def test_gap_recovered_by_hand() -> None:
-    e = intervals.gap_recovered_interval([2.0, 2.2, 2.1], [3.0, 3.1, 3.2], [1.0, 1.1, 1.2], "lower", 0.1)
+    e = intervals.gap_recovered_interval(
+        [2.0, 2.2, 2.1], [3.0, 3.1, 3.2], [1.0, 1.1, 1.2], "lower", 0.1
+    )
     assert e is not None and e.value == pytest.approx(0.5)
     # The denominator is 2 without spread, so Fieller is the t interval of the numerator, halved.
     gain = intervals.mean_interval([1.0, 0.9, 1.1])
     assert (e.low, e.high) == pytest.approx((gain.low / 2, gain.high / 2))  # type: ignore[operator]
-    assert intervals.gap_recovered_interval([2.0], [3.0], [1.0], "lower", 0.1) == intervals.Estimate(0.5)
+    assert intervals.gap_recovered_interval(
+        [2.0], [3.0], [1.0], "lower", 0.1
+    ) == intervals.Estimate(0.5)
 
 
-def best_of(*scores: dict[int, float], better: str = "higher", effect: float = 0.0) -> int | None:
-    (found,) = find_clear_bests([scores], better, effect)
-    return found
+def find_best(*scores: dict[int, float], better: str = "higher", effect: float = 0.0) -> int | None:
+    (best,) = find_clear_bests([scores], better, effect)
+    return best
 
 
-def test_clear_bests() -> None:
+def test_a_clear_best_needs_a_significant_difference_above_the_minimum_effect() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 1, 5)
     good, poor, same = (
         {i: x + shift for i, x in enumerate(base + rng.normal(0, 0.01, 5))}
         for shift in (1.0, 0.0, 1.0)
     )
-    assert best_of(poor, good, effect=0.1) == 1
-    assert best_of(poor, good, better="lower", effect=0.1) == 0
-    assert best_of(poor, good, effect=2.0) is None, "below the minimum effect"
-    assert best_of(poor, good, same) is None
-    assert best_of(good) is None and best_of(good, {}) is None
-    assert best_of({0: 1.0}, {0: 0.0}) is None, "one seed decides nothing"
-    assert best_of(good, {s + 9: x for s, x in poor.items()}) is None, "nor do disjoint ones"
+    assert find_best(poor, good, effect=0.1) == 1
+    assert find_best(poor, good, better="lower", effect=0.1) == 0
+    assert find_best(poor, good, effect=2.0) is None, "below the minimum effect"
+    assert find_best(poor, good, same) is None
+    assert find_best(good) is None and find_best(good, {}) is None
+    assert find_best({0: 1.0}, {0: 0.0}) is None, "one seed decides nothing"
+    assert find_best(good, {s + 9: x for s, x in poor.items()}) is None, "nor do disjoint ones"
 
 
 def test_bests_are_corrected_over_rivals_and_columns() -> None:
@@ -164,7 +180,7 @@ def test_bests_are_corrected_over_rivals_and_columns() -> None:
     )
 
 
-def test_rank_ranges() -> None:
+def test_rank_ranges_follow_the_means_and_the_minimum_effect() -> None:
     rng = np.random.default_rng(2)
     common = rng.normal(0, 1, 10)
     scores = [
@@ -175,7 +191,7 @@ def test_rank_ranges() -> None:
     assert compute_rank_ranges(scores, "higher", 9.0) == [(1, 4)] * 4
 
 
-def test_what_cannot_be_paired_shares_its_rank() -> None:
+def test_entrants_that_cannot_be_paired_share_a_rank() -> None:
     rng = np.random.default_rng(3)
     a, b = (
         {first + i: x for i, x in enumerate(rng.normal(mean, 0.01, 10))}
@@ -213,8 +229,8 @@ def test_mcnemar_of_equal_answers_and_of_none() -> None:
         mcnemar_test([True], [True, False])
 
 
-def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items() -> None:
-    """Of a hundred items 4 are lost and 2 won: without the pairs nothing would be seen of it."""
+def test_mcnemar_rarely_rejects_equals_and_finds_two_points_on_a_thousand_items() -> None:
+    """Of a hundred items 4 are lost and 2 won, which an unpaired test would not find."""
     rng, draws = np.random.default_rng(0), 2000
     kind = rng.random((draws, 1000))
     both, first = kind < 0.6, (kind >= 0.6) & (kind < 0.64)
@@ -235,7 +251,9 @@ def test_mcnemar_seldom_rejects_equals_and_finds_two_points_on_a_thousand_items(
 
 @given(st.lists(finite, min_size=1, max_size=23))
 def test_the_interquartile_mean_is_scipys_trimmed_one(values: list[float]) -> None:
-    assert float(interquartile_mean(np.array(values))) == pytest.approx(reference.trim_mean(values, 0.25))
+    assert float(interquartile_mean(np.array(values))) == pytest.approx(
+        reference.trim_mean(values, 0.25)
+    )
     assert interquartile_mean(np.array([values, values])).shape == (2,)
 
 
@@ -260,7 +278,7 @@ def test_linearised_ratios_have_the_ratio_for_a_mean_and_fiellers_spread() -> No
         )
 
 
-def test_redrawn_ratios_keep_what_shares_a_seed_together() -> None:
+def test_resampled_ratios_draw_everything_of_a_seed_together() -> None:
     gains = np.array([[0.1, 0.5, 0.9, 0.4], [1.1, 1.5, 1.9, 1.4]])
     draws = resample_ratios([(gains, np.ones((2, 4))), (gains[:1], np.ones((1, 4)))])
     assert draws.shape == (BOOTSTRAP_DRAWS, 3) and np.array_equal(
@@ -281,7 +299,9 @@ def test_draws_without_a_gap_are_left_out() -> None:
 
 def test_percentiles_are_expanded_as_far_as_t_is_wider_than_the_normal() -> None:
     draws = np.random.default_rng(0).normal(size=200_000)
-    assert expanded_percentile_interval(draws, math.inf) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
+    assert expanded_percentile_interval(draws, math.inf) == pytest.approx(
+        tuple(np.quantile(draws, (0.025, 0.975)))
+    )
     low, high = expanded_percentile_interval(draws, 9)
     assert (float(low), float(high)) == pytest.approx(
         (-reference.t.ppf(0.975, 9), reference.t.ppf(0.975, 9)), abs=0.02
@@ -297,7 +317,9 @@ def test_pareto_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))
-def test_what_is_not_on_the_front_is_beaten_by_what_is(rows: list[tuple[int, int, int]]) -> None:
+def test_a_point_that_is_not_on_the_front_is_beaten_by_one_that_is(
+    rows: list[tuple[int, int, int]],
+) -> None:
     front = find_pareto_front(np.array(rows))
     assert front.any()
     on = [row for row, kept in zip(rows, front, strict=True) if kept]
@@ -311,7 +333,7 @@ def test_what_is_not_on_the_front_is_beaten_by_what_is(rows: list[tuple[int, int
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_never_becomes_a_statistic(bad: float) -> None:
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     spoilt, whole = [1.0, bad, 2.0], [1.0, 3.0, 2.0]
     calls = [
         lambda: intervals.mean_interval(spoilt),
@@ -344,13 +366,15 @@ def test_unpaired_test_is_welchs() -> None:
     assert (
         got.p == pytest.approx(reference.ttest_ind(a, b, equal_var=False).pvalue) and got.seeds == 0
     )
-    assert unpaired_test({0: 1.0}, {1: 2.0, 2: 3.0}) == DifferenceTest(intervals.Estimate(-1.5), None, 0)
+    assert unpaired_test({0: 1.0}, {1: 2.0, 2: 3.0}) == DifferenceTest(
+        intervals.Estimate(-1.5), None, 0
+    )
     assert unpaired_test({0: 1.0, 1: 1.0}, {2: 2.0, 3: 2.0}).p is None
     with pytest.raises(AssertionError, match="paired"):
         unpaired_test({0: 1.0}, {0: 2.0})
 
 
-def test_weights_are_of_the_tasks() -> None:
+def test_the_mean_of_means_weights_the_tasks() -> None:
     tasks = [[1.0, 1.2, 0.8], [5.0, 5.1, 5.3]]
     assert intervals.mean_of_means_interval(tasks, [1, 3]).value == pytest.approx(
         (np.mean(tasks[0]) + 3 * np.mean(tasks[1])) / 4

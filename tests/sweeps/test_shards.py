@@ -26,10 +26,10 @@ from qbench.store.lock import acquire_lock
 from qbench.store.merge_folder import merge_results_folder
 from qbench.store.snapshot import open_snapshot
 from qbench.sweepfile.read import parse_sweep
+from qbench.sweeps.cells import WHOLE_SWEEP, Shard
 from qbench.sweeps.coordinator import run_sweep
 from qbench.sweeps.listener import SweepSummary
 from qbench.sweeps.plan import make_plan
-from qbench.sweeps.shard import WHOLE_SWEEP, Shard
 from qbench.sweeps.status import read_sweep_status
 from tests.stage import stage
 

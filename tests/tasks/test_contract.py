@@ -110,7 +110,9 @@ def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -
     """By a task that has a way to: behind an axis of runs, those outside the order and those at an epoch's end included."""
     problems = [small(task, seed, batch=48) for seed in (3, 1, 3)]
     for index in (0, 20, -1):  # twenty times 48 and one batch more is past a thousand images
-        drawn = [found for problem in problems if (found := problem.sample_indices(index)) is not None]
+        drawn = [
+            found for problem in problems if (found := problem.sample_indices(index)) is not None
+        ]
         if drawn:
             together = problems[0].load(torch.stack(drawn))
             assert all(

@@ -349,7 +349,9 @@ def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(
         return real(task)
 
     monkeypatch.setattr(Text, "key_options", key_options)
-    found = make_plan(parse_sweep(SWEEP.format("").replace('""', f'["{path}", "stdlib"]'), "s.toml"))
+    found = make_plan(
+        parse_sweep(SWEEP.format("").replace('""', f'["{path}", "stdlib"]'), "s.toml")
+    )
     keyed = f"data:{Text(corpus=path).tokens().hash}"
     assert {cell.variant for cell in found.cells} == {f"corpus={keyed}", "corpus=stdlib"}
     assert str(tmp_path) not in json.dumps([cell.title for cell in found.cells])
@@ -388,7 +390,9 @@ def test_options_that_decide_the_tokens_are_in_the_key(corpus: str) -> None:
 
 
 def test_the_library_keeps_its_name() -> None:
-    assert Text().key_options()["corpus"] == "stdlib" and Text().fingerprint() == Text().fingerprint()
+    assert (
+        Text().key_options()["corpus"] == "stdlib" and Text().fingerprint() == Text().fingerprint()
+    )
 
 
 @pytest.mark.parametrize(

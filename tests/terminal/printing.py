@@ -1,4 +1,4 @@
-"""Print to a string, as a pipe would receive it."""
+"""Helpers that turn what is printed into plain strings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import Any
 
 from rich.console import Console
 
+from qbench.terminal.progress_lines import StyledLine
+
+TITLE = "ste int2 digits/xs seed 1"
+"""The title of a run."""
+
 
 def print_to_text(show: Callable[..., None], *what: Any, width: int = 100, **options: Any) -> str:
-    """Return what `show` prints, without the blanks at the ends of lines."""
+    """Return what `show` prints to a pipe, without the blanks at the ends of lines."""
     out = io.StringIO()
     show(*what, Console(file=out, width=width), **options)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def join_words(line: StyledLine) -> str:
+    """Return a line without its styles."""
+    return "".join(words for words, _ in line)

@@ -23,7 +23,12 @@ from qbench.errors import QbenchError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.prepare import prepare_run
 from qbench.execution.stacking import stack_runs
-from qbench.execution.step_recording import DEVICE_QUESTIONS, BEFORE, RecordedStep, OperationTape
+from qbench.execution.step_recording import (
+    DEVICE_QUESTIONS,
+    WARMUP_STEPS,
+    OperationTape,
+    RecordedStep,
+)
 from qbench.plugins import registry
 from qbench.training.loop import take_step, update
 from qbench.training.run import TrainingRun
@@ -35,7 +40,9 @@ from tests.tasks.test_text import corpus
 __all__ = ["corpus"]
 
 
-TRAINED = sorted(n for n in registry.plugins("methods") if not registry.load("methods", n).post_training)
+TRAINED = sorted(
+    n for n in registry.plugins("methods") if not registry.load("methods", n).post_training
+)
 STEPS = 1000
 ORDINARY = (137, 331, 519, 777)
 """None of the few in a run at which a method looks at its ranges or curvature anew."""
@@ -214,7 +221,7 @@ def test_a_step_of_more_runs_is_no_more_calls(
 def look_at_what_is_recorded(run: TrainingRun) -> None:
     """A graph holds no more of the host than what it was when it was recorded: a tape refuses a step that looks there."""
     run.recording = RecordedStep(run, update)
-    for step in range(ORDINARY[2], ORDINARY[2] + BEFORE + 2):
+    for step in range(ORDINARY[2], ORDINARY[2] + WARMUP_STEPS + 2):
         take_step(run, step)
     assert isinstance(run.recording.recorder, OperationTape) and run.recording.recorder.calls
 

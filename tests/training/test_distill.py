@@ -19,7 +19,7 @@ from qbench.engines.dispatch import run_one
 from qbench.errors import UsageError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.execute import execute_group
-from qbench.execution.group_policy import why_alone, stacking_kind
+from qbench.execution.group_policy import stacking_kind, why_alone
 from qbench.runs.attempts import create_attempt
 from qbench.runs.config import Recipe, RunConfig
 from qbench.sweepfile.read import parse_sweep
@@ -212,7 +212,9 @@ def imitators(
 )
 def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:
     configs, bases = imitators(task, method, tmp_path)
-    assert all(why_alone(c) is None for c in configs) and len({stacking_kind(c) for c in configs}) == 1
+    assert (
+        all(why_alone(c) is None for c in configs) and len({stacking_kind(c) for c in configs}) == 1
+    )
     many = [
         Assignment(c, create_attempt(tmp_path / "many", c.key).folder, base=base)
         for c, base in zip(configs, bases, strict=True)

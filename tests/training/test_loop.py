@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from qbench.api.batch import Batch
 from qbench.api.load import load_method
@@ -25,7 +26,7 @@ from qbench.execution.assignment import Assignment, Execution
 from qbench.plugins import registry
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.site import Site
-from qbench.runs.attempts import Attempt, list_attempts, create_attempt
+from qbench.runs.attempts import Attempt, create_attempt, list_attempts
 from qbench.runs.config import RunConfig
 from qbench.training import checkpoint, schedules
 from qbench.training.run import TrainingRun
@@ -74,7 +75,9 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
         60,
     ]
     assert result["size"]["bits_per_weight"] == 2 + 32 * 128 / 5120 and result["audit"]["passed"]
-    assert result["cost"]["step_s_median"] > 0 and list_attempts(kit.folder, config.key) == [attempt]
+    assert result["cost"]["step_s_median"] > 0 and list_attempts(kit.folder, config.key) == [
+        attempt
+    ]
 
 
 def test_a_score_that_is_not_finite_is_recorded_as_such(
@@ -106,7 +109,10 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(
         if progress["step"] > 30:
             raise Cut
 
-    config, attempt = kit.make_config("int4"), create_attempt(kit.folder, kit.make_config("int4").key)
+    config, attempt = (
+        kit.make_config("int4"),
+        create_attempt(kit.folder, kit.make_config("int4").key),
+    )
     with contextlib.suppress(Cut):
         run_one(Assignment(config, attempt.folder), Execution(checkpoint_s=0), cut)
     assert attempt.checkpoint.exists()
@@ -116,7 +122,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(
         "what went before is counted"
     )
     steps: list[int] = []
-    monkeypatch.setattr(checkpoint, "made_by", lambda device: ["other code"])
+    monkeypatch.setattr(checkpoint, "describe_maker", lambda run: ["other code"])
     run_one(
         Assignment(config, create_attempt(kit.folder, config.key).folder, resume=attempt.folder),
         report=lambda p: steps.append(p["step"]),
@@ -240,11 +246,12 @@ def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
         def quantizer(self, site: Site) -> Quantizer | None:
             return load_method("ste")().quantizer(site)
 
-        def before_step(self, run: TrainingRun, batch: Batch) -> None:
+        def losses(self, run: TrainingRun, output: Any, batch: Batch) -> dict[str, Tensor]:
             assert run.reference is not None and not any(
                 p.requires_grad for p in run.reference.parameters()
             )
             seen.append(float(run.problem.loss(run.reference(batch.inputs), batch)))
+            return {"task": run.loss(output, batch)}
 
     with registered(Asks):
         result, _ = train(
@@ -275,7 +282,7 @@ class Breaks(Method):
     """Fails as it is told to, in the middle of training."""
 
     name = "breaks"
-    how: ClassVar[Callable[[Run], None]]
+    how: ClassVar[Callable[[TrainingRun], None]]
 
     def quantizer(self, site: Site) -> Quantizer | None:
         return load_method("ste")().quantizer(site)
@@ -301,7 +308,7 @@ def out_of_memory(run: TrainingRun) -> None:
 @pytest.mark.parametrize(("how", "reason", "message"), [(poison, "diverged", "the loss is nan at step 2[12] of 60"), (crash, "plugin", "ValueError: two$"),
                                                         (out_of_memory, "oom", "2.00 GiB")])  # fmt: skip
 def test_failures_are_rows_with_a_reason(
-    how: Callable[[Run], None], reason: str, message: str, tmp_path: Path
+    how: Callable[[TrainingRun], None], reason: str, message: str, tmp_path: Path
 ) -> None:
     Breaks.how = how
     config = dataclasses.replace(
@@ -392,4 +399,8 @@ def test_schedules_warm_up_and_come_down(name: str) -> None:
 
 def test_the_toy_is_a_task() -> None:
     task = Toy()
-    assert task.key_options() == {} and task.check() is None and task.recipe("xs").find_problem() is None
+    assert (
+        task.key_options() == {}
+        and task.check() is None
+        and task.recipe("xs").find_problem() is None
+    )

@@ -14,13 +14,16 @@ from torch import Tensor
 from qbench.api.problem import Problem
 from qbench.checks.method_kit import Kit
 from qbench.plugins import registry
+from qbench.training.calibration import calibrate
 from qbench.training.run import TrainingRun
 from qbench.training.setup import make_run, open_problem
 
 
 def attached(weights: str, activations: str | None = None) -> TrainingRun:
-    run = Kit("ste", Path()).attach(Kit("ste", Path()).make_config(weights, activations=activations))
-    run.method.prepare(run, run.probe_batches(2))
+    run = Kit("ste", Path()).attach(
+        Kit("ste", Path()).make_config(weights, activations=activations)
+    )
+    calibrate(run)
     return run
 
 
@@ -83,7 +86,9 @@ def test_attention_can_be_probed_twice() -> None:
 def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) -> None:
     """Three uneven parts; in `grammar` a sample is a row for each of its tokens, in the `cnn` of digits an image."""
     seen: dict[int, dict[str, Tensor]] = {}
-    config = dataclasses.replace(Kit("ste", Path()).make_config("int4", activations="int4"), task=task)
+    config = dataclasses.replace(
+        Kit("ste", Path()).make_config("int4", activations="int4"), task=task
+    )
     if task == "digits":
         config = dataclasses.replace(config, task_params={"model": "cnn"})
     for parts in (1, 3):
@@ -92,7 +97,7 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
             torch.device("cpu"),
         )
         run = make_run(problem, registry.build("methods", "ste", {}), config)
-        run.method.prepare(run, run.probe_batches(1))
+        calibrate(run)
         run.passes.micro_batches = parts
         drawn: dict[str, list[Tensor]] = {name: [] for name in run.inputs}
         for name, quantizer in run.inputs.items():

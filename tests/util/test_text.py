@@ -72,9 +72,7 @@ def test_markdown_shows_the_words_as_they_are(words: str) -> None:
         (0.0, 2, "0.00"),
     ],
 )
-def test_numbers_are_never_shown_as_zero_unless_they_are(
-    x: float, digits: int, shown: str
-) -> None:
+def test_numbers_are_never_shown_as_zero_unless_they_are(x: float, digits: int, shown: str) -> None:
     assert text.format_number(x, digits) == shown
 
 
