@@ -17,7 +17,7 @@ board: .venv/installed
 	$(BIN)/qbench show $(BOARD) --runs > results/$(BOARD)/runs.csv
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --dist worksteal --junitxml=.venv/tests.xml $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --junitxml=.venv/tests.xml $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check qbench methods tasks tests

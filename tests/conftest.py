@@ -1,5 +1,4 @@
-"""What all tests share: one thread for torch, as in the workers (two processes of two threads each would fight over two cores), no deadline
-for a test that draws examples (machines differ), and a cache of tokenised text that is nobody's."""
+"""What all tests share: one thread for torch, profiles for drawn examples, and a cache of their own."""
 
 from __future__ import annotations
 
@@ -8,11 +7,18 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests import SOAK
+
+# As in the workers: two processes of two threads each would fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-settings.register_profile("qbench", deadline=None)
-settings.load_profile("qbench")
+
+# Examples have no deadline, because machines differ.
+settings.register_profile("ordinary", deadline=None, max_examples=30)
+settings.register_profile("soak", deadline=None, max_examples=500)
+settings.load_profile("soak" if SOAK else "ordinary")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tokenised text in a folder that no other process uses."""
     os.environ["QBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))

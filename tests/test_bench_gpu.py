@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qbench.execution import stacking, step_recording
+from tests import SOAK
 from tests.bench import gpu, gpu_groups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,7 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
     )
 
 
+@pytest.mark.skipif(not SOAK, reason="make soak")
 @pytest.mark.slow
 def test_company_is_compiled_and_held_against_a_loop(tmp_path: Path) -> None:
     """And not recorded: on a CPU what is compiled cannot be."""
@@ -150,6 +152,7 @@ def test_steps_that_could_not_be_recorded_are_no_row_of_recorded_steps(
     assert "could not be recorded" in row["failed"]
 
 
+@pytest.mark.skipif(not SOAK, reason="make soak")
 @pytest.mark.slow
 def test_it_needs_neither_an_installation_nor_the_store_nor_lm_eval(tmp_path: Path) -> None:
     """On a machine that has torch and little else: no metadata of qbench, and imports that must not happen are errors."""

@@ -51,18 +51,13 @@ class GDNSQ(Method):
     title = "Gradual differentiable noise scale quantization"
     paper = "arXiv 2508.14004"
     presets = {
-        "cifar": Preset(
-            "arXiv 2508.14004, CIFAR",
-            PUBLISHED | {"rho": 0.9985},
-            PUBLISHED_RECIPE | {"lr": 2e-3},
+        data.lower(): Preset(
+            f"arXiv 2508.14004, {data}",
+            PUBLISHED | {"rho": rho},
+            PUBLISHED_RECIPE | {"lr": lr},
             "fp:0.5",
-        ),
-        "imagenet": Preset(
-            "arXiv 2508.14004, ImageNet",
-            PUBLISHED | {"rho": 0.999},
-            PUBLISHED_RECIPE | {"lr": 5e-4},
-            "fp:0.5",
-        ),
+        )
+        for data, rho, lr in (("CIFAR", 0.9985, 2e-3), ("ImageNet", 0.999, 5e-4))
     }
 
     scale_gradient: Rule = "released"

@@ -1,7 +1,8 @@
-"""The audit: what every run must show before its score is believed. Findings are stored; a failed one marks the row.
+"""The audit: what every run must show before its score is believed.
 
-A public record was once set by a run whose quantization a compiler had removed in silence. So nothing is taken on
-trust: the levels are counted in the tensors that the independent decoder made, not in what the quantizer says of itself.
+The checks are stored with the result, and a failed one is marked in the board. A public record was
+once set by a run whose quantization a compiler had silently removed. So the levels are counted in the
+tensors that the independent decoder read from the file, and no quantizer is asked about itself.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from qbench.quant.grid import Grid
 from qbench.quant.site import INPUT
 from qbench.training.run import TrainingRun
 
-AGREEMENT = 1e-5
-"""Relative distance allowed between the simulated and the packed score: the same weights, the same arithmetic."""
-COMPILED = 1e-3
-"""The same between the compiled network's loss and the eager one's."""
+SCORE_TOLERANCE = 1e-5
+"""Relative difference allowed between the simulated and the packed score. Both come from the same
+weights and the same arithmetic."""
+COMPILED_TOLERANCE = 1e-3
+"""Relative difference allowed between the losses of the compiled and the eager network."""
 
 
 @dataclass(frozen=True)
-class Check:
+class AuditCheck:
+    """The outcome of one check."""
+
     name: str
     passed: bool
     detail: str
@@ -35,129 +39,127 @@ class Check:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was seen on the way, for the audit to judge."""
+    """What was measured while the run was scored, for the audit to judge."""
 
     grids: Mapping[str, Grid]
     """The grid of each weight site, as it was exported."""
     snapped: Mapping[str, Tensor]
-    """The weights that the quantizers made in memory."""
+    """The quantized weights in memory."""
     decoded: Mapping[str, NDArray[Any]]
-    """The tensors that the independent decoder made of the file."""
+    """The tensors that the independent decoder read from the file."""
     on_grid: bool
-    """The latent weights lay on their levels already, and no input is quantized."""
+    """Whether the latent weights were on their levels already, with no quantized input."""
     simulated: float
     packed: float
     loss_latent: float
     loss_shipped: float
     loss_compiled: float | None
-    """The loss of the compiled network as it would ship, where training was compiled."""
+    """The loss of the compiled network as it would ship, if training was compiled."""
 
 
-def audit(run: TrainingRun, artefact: Artefact, seen: Evidence) -> list[Check]:
-    """All checks of a run."""
+def audit_run(run: TrainingRun, artefact: Artefact, evidence: Evidence) -> list[AuditCheck]:
+    """Return all checks of a run."""
+    loss = evidence.loss_shipped
     checks = [
-        _levels(seen),
-        _same_weights(seen),
-        _agree("simulated = packed", seen.simulated, seen.packed, AGREEMENT),
-        _coverage(run),
-        _bits(artefact, len(seen.grids)),
+        _check_levels(evidence),
+        _check_decoded_weights(evidence),
+        _check_agreement(
+            "simulated = packed", evidence.simulated, evidence.packed, SCORE_TOLERANCE
+        ),
+        _check_coverage(run),
+        _check_bits(artefact, len(evidence.grids)),
     ]
     if run.weights or run.inputs:
-        checks.append(_active(seen))
-    if seen.loss_compiled is not None:
-        checks.append(_agree("compiled = eager", seen.loss_compiled, seen.loss_shipped, COMPILED))
+        checks.append(_check_active(evidence))
+    if evidence.loss_compiled is not None:
+        checks.append(
+            _check_agreement("compiled = eager", evidence.loss_compiled, loss, COMPILED_TOLERANCE)
+        )
     return checks
 
 
-def to_json(checks: list[Check]) -> dict[str, Any]:
+def audit_to_json(checks: list[AuditCheck]) -> dict[str, Any]:
+    """Return the audit as result.json holds it."""
     return {"passed": all(c.passed for c in checks), "checks": [asdict(c) for c in checks]}
 
 
-def levels_used(decoded: NDArray[Any], grouping: Granularity) -> int:
-    """The largest number of distinct values in any group of a decoded weight."""
+def count_levels_used(decoded: NDArray[Any], grouping: Granularity) -> int:
+    """Return the largest number of distinct values in any group of a decoded weight."""
     rows = decoded.reshape(decoded.shape[0], -1)
-    grouped = (
-        rows.reshape(1, -1)
-        if grouping.name == "tensor"
-        else rows.reshape(-1, grouping.block or rows.shape[1])
-    )
-    return int((np.diff(np.sort(grouped, axis=1), axis=1) != 0).sum(axis=1).max(initial=0)) + 1
+    if grouping.name == "tensor":
+        groups = rows.reshape(1, -1)
+    else:
+        groups = rows.reshape(-1, grouping.block or rows.shape[1])
+    # In a sorted group, each step from one value to a greater one is one more distinct value.
+    steps = np.diff(np.sort(groups, axis=1), axis=1) != 0
+    return int(steps.sum(axis=1).max(initial=0)) + 1
 
 
-def _levels(seen: Evidence) -> Check:
+def _check_levels(evidence: Evidence) -> AuditCheck:
+    """Check that no group of a decoded weight has more values than its format has levels."""
+    grids = evidence.grids
     used = {
-        name: levels_used(seen.decoded[f"{name}.weight"], grid.grouping)
-        for name, grid in seen.grids.items()
+        name: count_levels_used(evidence.decoded[f"{name}.weight"], grid.grouping)
+        for name, grid in grids.items()
     }
-    wrong = [
-        name
-        for name, grid in seen.grids.items()
-        if used[name] > min(grid.levels.count, 2**grid.levels.bits)
-    ]
+    # The codes of the file bound the levels as well, whatever the grid claims.
+    allowed = {name: min(grid.levels.count, 2**grid.levels.bits) for name, grid in grids.items()}
     if not used:
-        return Check("levels", True, "nothing quantized")
+        return AuditCheck("levels", True, "nothing quantized")
+    wrong = [name for name in grids if used[name] > allowed[name]]
     worst = wrong[0] if wrong else max(used, key=used.__getitem__)
-    return Check(
-        "levels",
-        not wrong,
-        f"{worst}: {used[worst]} values in a group, {2 ** seen.grids[worst].levels.bits} allowed",
-    )
+    codes = 2 ** grids[worst].levels.bits
+    detail = f"{worst}: {used[worst]} values in a group, {codes} allowed"
+    return AuditCheck("levels", not wrong, detail)
 
 
-def _same_weights(seen: Evidence) -> Check:
+def _check_decoded_weights(evidence: Evidence) -> AuditCheck:
+    """Check that the decoded weights are the quantized weights in memory, bit for bit."""
     wrong = [
         name
-        for name, tensor in seen.snapped.items()
-        if not np.array_equal(seen.decoded[f"{name}.weight"], tensor.cpu().numpy())
+        for name, tensor in evidence.snapped.items()
+        if not np.array_equal(evidence.decoded[f"{name}.weight"], tensor.cpu().numpy())
     ]
-    return Check(
-        "decoded = snapped",
-        not wrong,
-        f"{', '.join(wrong)} differ" if wrong else f"{len(seen.snapped)} weights, bit for bit",
-    )
+    equal = f"{len(evidence.snapped)} weights, bit for bit"
+    detail = f"{', '.join(wrong)} differ" if wrong else equal
+    return AuditCheck("decoded = snapped", not wrong, detail)
 
 
-def _agree(name: str, a: float, b: float, tolerance: float) -> Check:
-    distance = abs(a - b) / max(abs(a), abs(b), 1e-12)
-    return Check(
-        name,
-        distance <= tolerance,
-        f"{a:.8g} and {b:.8g}, allowed to differ by {tolerance:g} of it",
-    )
+def _check_agreement(name: str, a: float, b: float, tolerance: float) -> AuditCheck:
+    """Check that two numbers agree up to a relative tolerance. NaN agrees with nothing."""
+    difference = abs(a - b) / max(abs(a), abs(b), 1e-12)
+    detail = f"{a:.8g} and {b:.8g}, relative difference allowed: {tolerance:g}"
+    return AuditCheck(name, difference <= tolerance, detail)
 
 
-def _coverage(run: TrainingRun) -> Check:
-    """Every site that the board quantizes has a quantizer, but those that the method leaves out by design."""
-    attached = {name for bundle in run.weights for name in bundle.names} | {
-        name + INPUT for name in run.inputs
-    }
+def _check_coverage(run: TrainingRun) -> AuditCheck:
+    """Check that every site of the board has a quantizer, unless the method declines the site."""
+    network = run.network
+    attached = {name for stack in run.weights for name in stack.names}
+    attached |= {name + INPUT for name in run.inputs}
     missing = [
-        name
-        for name in run.network.declared
-        if name not in attached and name not in run.network.declined
+        name for name in network.declared if name not in attached and name not in network.declined
     ]
-    note = f", {len(run.network.declined)} left out by the method" if run.network.declined else ""
-    return Check(
-        "coverage",
-        not missing,
-        f"no quantizer at {missing[0]}"
-        if missing
-        else f"{len(attached)} of {len(run.network.declared)} sites{note}",
-    )
+    if missing:
+        return AuditCheck("coverage", False, f"no quantizer at {missing[0]}")
+    declined = f", {len(network.declined)} left out by the method" if network.declined else ""
+    detail = f"{len(attached)} of {len(network.declared)} sites{declined}"
+    return AuditCheck("coverage", True, detail)
 
 
-def _bits(artefact: Artefact, weights: int) -> Check:
-    """The bits that are counted are the bytes that were written, but for the last byte of each weight."""
+def _check_bits(artefact: Artefact, weights: int) -> AuditCheck:
+    """Check that the counted bits are the bytes of the file."""
     counted = artefact.bits / 8
-    return Check(
-        "bits",
-        counted <= artefact.payload <= counted + weights,
-        f"{artefact.bits_per_weight:.3f} bits a weight, scales and offsets included",
-    )
+    # The last byte of each weight's codes may be filled up with zeros.
+    passed = counted <= artefact.payload <= counted + weights
+    detail = f"{artefact.bits_per_weight:.3f} bits a weight, scales and offsets included"
+    return AuditCheck("bits", passed, detail)
 
 
-def _active(seen: Evidence) -> Check:
-    detail = f"loss {seen.loss_latent:.6g} without, {seen.loss_shipped:.6g} with" + (
-        ", weights on the grid already" if seen.on_grid else ""
-    )
-    return Check("active", seen.on_grid or seen.loss_latent != seen.loss_shipped, detail)
+def _check_active(evidence: Evidence) -> AuditCheck:
+    """Check that quantization changes the loss, unless it has nothing left to change."""
+    detail = f"loss {evidence.loss_latent:.6g} without, {evidence.loss_shipped:.6g} with"
+    if evidence.on_grid:
+        detail += ", weights on the grid already"
+    passed = evidence.on_grid or evidence.loss_latent != evidence.loss_shipped
+    return AuditCheck("active", passed, detail)

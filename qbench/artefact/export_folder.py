@@ -1,7 +1,9 @@
-"""A run's artefact, handed on: packed with a decoder that needs NumPy alone, or as a folder of Hugging Face's transformers.
+"""Export of a finished run into a folder, for others to use.
 
-Both come from the file that was scored. The packed one is that file, byte for byte. The other holds the decoded weights in float32 under
-other names, so it is as large as the network in full precision: it is there to be run by other programs, not to be small.
+A run is exported packed, with a decoder that needs nothing but NumPy, or as a folder for Hugging
+Face's transformers. Both come from the file that was scored. The packed export is that file, byte for
+byte. The other one holds the decoded weights in float32, under the names that transformers use. It is
+as large as the full-precision network, and is meant for running the model in other programs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from qbench.api.language_model import Tokenizer
 from qbench.api.problem import Problem
 from qbench.artefact import decoder
 from qbench.artefact.decoder import decode
-from qbench.artefact.finished import finished, the_artefact
+from qbench.artefact.finished_run import require_artefact, require_finished
 from qbench.artefact.pack import ARTEFACT
 from qbench.errors import QbenchError, UsageError
 from qbench.runs.config import RunConfig
@@ -36,53 +38,61 @@ Run `{key}` of qbench {version}: {metric} {score:g}, {bits:.4g} bits a quantized
 
     python decode.py {artefact} tensors.npz
 
-gives every tensor of the network as NumPy arrays. `decode.py` needs NumPy and Python 3.10, says how the file is laid out,
-and can be imported: `decode("{artefact}")` returns the tensors by name, and the header.
+writes every tensor of the network as a NumPy array. `decode.py` needs NumPy and Python 3.10,
+describes the layout of the file, and can be imported: `decode("{artefact}")` returns the tensors by
+name, and the header.
 `{provenance}` holds the run's whole configuration. The artefact's SHA-256 is {sha256}.
 """
 
 
-def export_run(results: Path, beginning: str, to: str, out: Path) -> list[Path]:
-    """Write a finished run into a folder of its own; returns the files."""
-    record = read_latest_attempt(results, beginning)
-    attempt, config = finished(record)
-    artefact = the_artefact(attempt, record["result"])
+def export_run(results: Path, key: str, to: str, out: Path) -> list[Path]:
+    """Write a finished run into a new or empty folder, and return the files.
+
+    Args:
+        results: The results folder.
+        key: The run's key, or the beginning of it.
+        to: `packed` or `hf`.
+        out: The folder to write.
+    """
+    record = read_latest_attempt(results, key)
+    attempt, config = require_finished(record)
+    artefact = require_artefact(attempt, record["result"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already; name a folder that is new or empty")
-    files = packed(artefact, record) if to == "packed" else hugging_face(artefact, config)
+        raise UsageError(f"{out} already exists; name a folder that is new or empty")
+    if to == "packed":
+        contents = make_packed_files(artefact, record)
+    else:
+        contents = make_transformers_files(artefact, config)
+    contents[PROVENANCE] = describe_provenance(record)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in {**files, PROVENANCE: provenance(record)}.items():
-            put(out / name, content)
+        for name, content in contents.items():
+            write_content(out / name, content)
     except OSError as error:
         raise QbenchError(f"{error.filename or out}: {error.strerror or error}") from error
     return sorted(out.iterdir())
 
 
-def put(path: Path, content: Any) -> None:
-    """A file of text, of JSON, of tensors, or one that is copied."""
+def write_content(path: Path, content: Any) -> None:
+    """Write a text, a JSON object or tensors, or copy a file."""
     if isinstance(content, Path):
         shutil.copyfile(content, path)
     elif path.suffix == ".safetensors":
         save_file(content, path, metadata={"format": "pt"})
         apply_default_permissions(path)
     else:
-        path.write_text(
-            content
-            if isinstance(content, str)
-            else json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        if not isinstance(content, str):
+            content = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(content, encoding="utf-8")
 
 
-def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Where it comes from: enough to train it again, and to know what it scored."""
+def describe_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is needed to train the run again and to know its scores."""
     result, env = record["result"], record["env"] or {}
-    known = {name: result[name] for name in ("artefact_sha256", "metric", "scores", "size")}
     return {
         "run": record["key"],
         "spec": record["spec"],
-        **known,
+        **{name: result[name] for name in ("artefact_sha256", "metric", "scores", "size")},
         "qbench": env.get("qbench"),
         "commit": env.get("commit"),
     }
@@ -91,33 +101,44 @@ def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
 # ---- packed ----
 
 
-def packed(artefact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def make_packed_files(artefact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the artefact, its decoder and a README, by name."""
     result, spec = record["result"], record["spec"]
+    weights = spec["weights"] or {}
     text = README.format(
-        label=" ".join(filter(None, (spec["method"], (spec["weights"] or {}).get("format")))),
-        task=spec["task"], size=spec["size"], seed=spec["seed"], key=record["key"], version=(record["env"] or {}).get("qbench", "?"),
-        metric=result["metric"]["name"], score=result["scores"]["packed"], bits=result["size"]["bits_per_weight"],
-        artefact=ARTEFACT, provenance=PROVENANCE, sha256=result["artefact_sha256"],
-    )  # fmt: skip
+        label=" ".join(filter(None, (spec["method"], weights.get("format")))),
+        task=spec["task"],
+        size=spec["size"],
+        seed=spec["seed"],
+        key=record["key"],
+        version=(record["env"] or {}).get("qbench", "?"),
+        metric=result["metric"]["name"],
+        score=result["scores"]["packed"],
+        bits=result["size"]["bits_per_weight"],
+        artefact=ARTEFACT,
+        provenance=PROVENANCE,
+        sha256=result["artefact_sha256"],
+    )
     return {ARTEFACT: artefact, "decode.py": Path(str(decoder.__file__)), "README.md": text}
 
 
 # ---- Hugging Face ----
 
 
-def hugging_face(artefact: Path, config: RunConfig) -> dict[str, Any]:
-    """The files of a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` read."""
+def make_transformers_files(artefact: Path, config: RunConfig) -> dict[str, Any]:
+    """Return what the `from_pretrained` of Hugging Face's model and tokenizer classes reads."""
     arrays, header = decode(artefact)
     if header["inputs"]:
         raise UsageError(
-            "this run rounds the inputs of its layers, which transformers' networks do not: export it with --to packed"
+            "this run rounds the inputs of its layers, which the networks of transformers do not: "
+            "export it with --to packed"
         )
-    problem = language_model(config)
+    problem = open_language_model(config)
     layout, tokenizer = problem.layout(), problem.tokenizer
     assert layout is not None and tokenizer is not None
     if missing := arrays.keys() ^ layout.names.values():
         raise UsageError(
-            f"task {config.task} says for no tensor called {min(missing)} what transformers call it"
+            f"task {config.task}: its layout does not match the model at tensor {min(missing)}"
         )
     tensors = {theirs: np.ascontiguousarray(arrays[ours]) for theirs, ours in layout.names.items()}
     tokens = {
@@ -128,39 +149,44 @@ def hugging_face(artefact: Path, config: RunConfig) -> dict[str, Any]:
     return {
         "config.json": {**layout.config, **tokens},
         "model.safetensors": tensors,
-        **tokenizer_files(tokenizer),
+        **make_tokenizer_files(tokenizer),
     }
 
 
-def language_model(config: RunConfig) -> Problem:
+def open_language_model(config: RunConfig) -> Problem:
+    """Return the problem of a run whose network Hugging Face's transformers have."""
     problem = open_problem(config, torch.device("cpu"))[1]
     if problem.tokenizer is None or problem.layout() is None:
         raise UsageError(
-            f"task {config.task} has no network that Hugging Face's transformers know: export the run with --to packed"
+            f"task {config.task} has no network that Hugging Face's transformers know: "
+            "export the run with --to packed"
         )
     return problem
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
-    """None where Hugging Face's tokenizers cannot say it. Every text begins with `start`, so theirs puts it there, too."""
+def make_tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the tokenizer's files. There are none if Hugging Face's tokenizers cannot express it.
+
+    A task begins every text with the token `start`, and the tokenizer that is written does so too.
+    """
     data = tokenizer.to_json()
     if data is None:
         return {}
     start = tokenizer.decode([tokenizer.start])
     if data.get("post_processor") is None:
-        begun = [
+        single = [
             {"SpecialToken": {"id": start, "type_id": 0}},
             {"Sequence": {"id": "A", "type_id": 0}},
         ]
-        known = {start: {"id": start, "ids": [tokenizer.start], "tokens": [start]}}
-        pair = [*begun, {"Sequence": {"id": "B", "type_id": 0}}]
+        pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+        special_tokens = {start: {"id": start, "ids": [tokenizer.start], "tokens": [start]}}
         data = {
             **data,
             "post_processor": {
                 "type": "TemplateProcessing",
-                "single": begun,
+                "single": single,
                 "pair": pair,
-                "special_tokens": known,
+                "special_tokens": special_tokens,
             },
         }
     settings = {

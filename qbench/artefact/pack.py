@@ -1,7 +1,8 @@
-"""The artefact: what a run ships, and the way back from it.
+"""The packed artefact of a run: writing it, and loading it into a model.
 
-`export` writes packed codes and scales; `restore` reads them by the independent decoder into the model. What a run is
-scored on is the restored model, so a score can only be had with numbers that are in the file.
+`export_artefact` writes packed codes and scales. `load_into_model` reads them with the independent
+decoder. A run is scored on the loaded model, so that a score can use no number that is not in the
+file.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from qbench.artefact.decoder import decode, pack
+from qbench.artefact.decoder import decode, pack_codes
 from qbench.quant.formats import Granularity
 from qbench.quant.grid import Grid
 from qbench.quant.layers import QuantLayer
@@ -27,17 +28,18 @@ from qbench.training.run import TrainingRun
 from qbench.util.json_files import apply_default_permissions
 
 ARTEFACT = "weights.safetensors"
-NUMBERS = ("scale", "offset", "decode_scale", "decode_offset")
+GRID_NUMBERS = ("scale", "offset", "decode_scale", "decode_offset")
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A written artefact and what it holds."""
+    """A written artefact and what it contains."""
 
     path: Path
     sha256: str
     parameters: int
     quantized: int
+    """Parameters that are quantized."""
     bits: int
     """Bits of the quantized weights, their scales and offsets included."""
     payload: int
@@ -53,78 +55,93 @@ class Artefact:
 
 
 @torch.no_grad()
-def export(run: TrainingRun, folder: Path) -> Artefact:
-    """Pack the model as it would ship."""
+def export_artefact(run: TrainingRun, folder: Path) -> Artefact:
+    """Pack the model as it would ship, and write it into a folder."""
+    # The CPU copies are packed by NumPy. Every parameter that is not quantized is kept whole.
     tensors = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
-    parameters, quantized, bits, payload = sum(p.numel() for p in run.model.parameters()), 0, 0, 0
+    quantized, bits, payload = 0, 0, 0
     weights, inputs = {}, {}
     for site, layer, grid in run.network.grids():
         name, matrix = f"{site}.weight", layer.matrix()
-        rows, columns = matrix.shape
         weights[name] = {
-            "shape": [rows, columns],
+            "shape": list(matrix.shape),
             "full_shape": list(layer.weight.shape),
             "granularity": grid.grouping.name,
             "block": grid.grouping.block,
-            **_levels(grid.levels),
+            **_describe_levels(grid.levels),
         }
         del tensors[name]
-        codes = pack(grid.codes(matrix).cpu().numpy(), grid.levels.bits)
-        scale, offset = grid.decoding()
-        packed = {"codes": torch.from_numpy(codes), "scale": scale.float().cpu()} | (
-            {} if offset is None else {"offset": offset.float().cpu()}
-        )
+        packed = _pack_weight(matrix, grid)
         tensors |= {f"{name}.{kind}": tensor for kind, tensor in packed.items()}
         payload += sum(tensor.nbytes for tensor in packed.values())
         quantized += matrix.numel()
         bits += grid.bits(matrix.numel())
     for layer_name, quantizer in run.inputs.items():
+        # The grid of an input does not depend on the input: its range was calibrated.
         grid = quantizer.grid(torch.zeros(1, 1, device=quantizer.key.device))
-        inputs[layer_name] = {"granularity": grid.grouping.name, **_levels(grid.levels)}
-        tensors |= {
-            f"{layer_name}{INPUT}.{kind}": t.float().cpu()
-            for kind in NUMBERS
-            if (t := getattr(grid, kind)) is not None
-        }
+        inputs[layer_name] = {"granularity": grid.grouping.name, **_describe_levels(grid.levels)}
+        for kind in GRID_NUMBERS:
+            if (number := getattr(grid, kind)) is not None:
+                tensors[f"{layer_name}{INPUT}.{kind}"] = number.float().cpu()
+    path = _write_file(folder, tensors, weights, inputs)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    parameters = sum(p.numel() for p in run.model.parameters())
+    return Artefact(path, sha256, parameters, quantized, bits, payload)
+
+
+def load_into_model(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Load an artefact into a model, and return the decoded tensors.
+
+    Weights are the decoded ones, and quantized inputs are rounded by the grids of the header.
+    """
+    arrays, header = decode(path)
+    device = next(model.parameters()).device
+    grids = {}
+    for layer, entry in header["inputs"].items():
+        numbers = {}
+        for kind in GRID_NUMBERS:
+            array = arrays.pop(f"{layer}{INPUT}.{kind}", None)
+            numbers[kind] = None if array is None else torch.from_numpy(array).to(device)
+        levels = Levels(entry["bits"], entry["low"], entry["high"], tuple(entry["codebook"]))
+        grids[layer] = Grid(levels, Granularity.named(entry["granularity"]), **numbers)  # type: ignore[arg-type]
+    # What is left are the tensors of the model, and strict loading refuses any other.
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    for layer, grid in grids.items():
+        module = model.get_submodule(layer)
+        assert isinstance(module, QuantLayer)
+        module.set_input_quantizer(grid.snap)
+    return arrays
+
+
+def _pack_weight(matrix: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """Return the packed codes of a weight, and the float32 numbers of its groups."""
+    codes = pack_codes(grid.codes(matrix).cpu().numpy(), grid.levels.bits)
+    scale, offset = grid.decoding()
+    packed = {"codes": torch.from_numpy(codes), "scale": scale.float().cpu()}
+    if offset is not None:
+        packed["offset"] = offset.float().cpu()
+    return packed
+
+
+def _write_file(
+    folder: Path, tensors: dict[str, Tensor], weights: dict[str, Any], inputs: dict[str, Any]
+) -> Path:
+    """Write tensors and header as one safetensors file."""
     header = {"artefact_version": 1, "weights": weights, "inputs": inputs}
     folder.mkdir(exist_ok=True)
     path = folder / ARTEFACT
-    save_file(
-        {k: v.contiguous() for k, v in tensors.items()},
-        path,
-        metadata={"qbench": json.dumps(header, sort_keys=True)},
-    )
+    # Sorted keys, so that the same model always gives the same bytes.
+    metadata = {"qbench": json.dumps(header, sort_keys=True)}
+    save_file({name: x.contiguous() for name, x in tensors.items()}, path, metadata=metadata)
     apply_default_permissions(path)
-    return Artefact(
-        path, hashlib.sha256(path.read_bytes()).hexdigest(), parameters, quantized, bits, payload
-    )
+    return path
 
 
-def _levels(levels: Levels) -> dict[str, object]:
+def _describe_levels(levels: Levels) -> dict[str, object]:
+    """Return the levels as the header holds them."""
     return {
         "bits": levels.bits,
         "low": levels.low,
         "high": levels.high,
         "codebook": list(levels.codebook),
     }
-
-
-def load_into_model(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Load an artefact into a model: decoded weights, and inputs rounded by the grids of the header. Returns the decoded tensors."""
-    arrays, header = decode(path)
-    device = next(model.parameters()).device
-    snaps = {}
-    for layer, entry in header["inputs"].items():
-        numbers = {kind: arrays.pop(f"{layer}{INPUT}.{kind}", None) for kind in NUMBERS}
-        tensors = {
-            kind: None if a is None else torch.from_numpy(a).to(device)
-            for kind, a in numbers.items()
-        }
-        levels = Levels(entry["bits"], entry["low"], entry["high"], tuple(entry["codebook"]))
-        snaps[layer] = Grid(levels, Granularity.named(entry["granularity"]), **tensors).snap  # type: ignore[arg-type]
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    for layer, snap in snaps.items():
-        module = model.get_submodule(layer)
-        assert isinstance(module, QuantLayer)
-        module.set_input_quantizer(snap)
-    return arrays

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbench.boards.row_selection import drop_old_versions, keep_one_attempt
 from qbench.boards.run_table import (
     Array,
     RunTable,
+    drop_old_versions,
     join_tables,
+    keep_one_attempt,
     number_combinations,
     number_pairs,
     read_frame,

@@ -18,18 +18,18 @@ LEAST_FREE = 1 << 30
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     what: str
     fine: bool
     detail: str
 
 
-def examine(results: Path) -> list[Finding]:
+def examine_machine(results: Path) -> list[MachineFinding]:
     return [*_installation(), *_machine(), *_results(results), *_plugins()]
 
 
-def _installation() -> Iterator[Finding]:
-    yield Finding(
+def _installation() -> Iterator[MachineFinding]:
+    yield MachineFinding(
         "python",
         sys.version_info >= (3, 11),
         sys.version.split()[0]
@@ -41,7 +41,7 @@ def _installation() -> Iterator[Finding]:
         if code["commit"] is None
         else f", commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
     )
-    yield Finding(
+    yield MachineFinding(
         "qbench",
         True,
         f"{find_package_version('qbench') or 'not installed as a distribution'}{state}",
@@ -58,14 +58,14 @@ def _installation() -> Iterator[Finding]:
         "click",
     ):
         found = find_package_version(name)
-        yield Finding(
+        yield MachineFinding(
             name,
             found is not None,
             found or "missing: pip install -e . in the checkout, or pip install qbench",
         )
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[MachineFinding]:
     import torch
 
     from qbench.training.devices import compiler
@@ -73,13 +73,13 @@ def _machine() -> Iterator[Finding]:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    yield Finding("cpu", True, f"{find_cpu_name()}, {cores} cores")
+    yield MachineFinding("cpu", True, f"{find_cpu_name()}, {cores} cores")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield Finding("cuda", True, ", ".join(names))
+        yield MachineFinding("cuda", True, ", ".join(names))
     else:
-        yield Finding("cuda", True, "no usable device; runs go to the CPU")
-    yield Finding(
+        yield MachineFinding("cuda", True, "no usable device; runs go to the CPU")
+    yield MachineFinding(
         "compiler",
         compiler() is not None,
         compiler()
@@ -87,18 +87,18 @@ def _machine() -> Iterator[Finding]:
     )
 
 
-def _results(results: Path) -> Iterator[Finding]:
+def _results(results: Path) -> Iterator[MachineFinding]:
     folder = next(p for p in (results, *results.absolute().parents) if p.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        yield Finding(
+        yield MachineFinding(
             "results", False, f"{results} cannot be written ({error.strerror}): use --results DIR"
         )
         return
     free = shutil.disk_usage(folder).free
-    yield Finding(
+    yield MachineFinding(
         "results",
         free > LEAST_FREE,
         f"{results}, {free / 2**30:.1f} GiB free"
@@ -106,16 +106,16 @@ def _results(results: Path) -> Iterator[Finding]:
     )
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[MachineFinding]:
     for kind, found in (("methods", list_methods()), ("tasks", list_tasks())):
         broken = [entry["error"] for entry in found if entry["error"]]
-        yield Finding(
+        yield MachineFinding(
             kind,
             bool(found) and not broken,
             "; ".join(broken)
             or ", ".join(entry["name"] for entry in found)
             or "none registered: reinstall qbench",
         )
-    yield Finding(
+    yield MachineFinding(
         "engines", "local" in registry.plugins("engines"), ", ".join(registry.plugins("engines"))
     )

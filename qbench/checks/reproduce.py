@@ -77,7 +77,7 @@ class Reproduction:
         )
 
 
-def reproduce_all(
+def reproduce_runs(
     results: Path,
     what: str,
     device: str = "auto",
@@ -89,10 +89,10 @@ def reproduce_all(
         [what] if looks_like_key(results, what) else find_keys_of_cell(results, what, board)[:most]
     )
     for key in keys:
-        yield reproduce(results, key, device)
+        yield reproduce_run(results, key, device)
 
 
-def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproduction:
+def reproduce_run(results: Path, beginning: str, device: str = "auto") -> Reproduction:
     """Train a run again, and whatever it goes on from if that is gone; nothing is written to the results folder."""
     record = read_latest_attempt(results, beginning)
     if record["result"] is None or record["spec"] is None:
@@ -104,20 +104,20 @@ def reproduce(results: Path, beginning: str, device: str = "auto") -> Reproducti
     torch.set_num_threads(was.get("threads") or before)
     try:
         with tempfile.TemporaryDirectory(prefix="qbench-reproduce-") as scratch:
-            result = make(results, record, Path(scratch), device)
+            result = retrain_run(results, record, Path(scratch), device)
             environment = Attempt(Path(scratch) / config.key / "1").read("env")
     finally:
         torch.set_num_threads(before)
     metric = metric_of(config)
     tolerance = 10.0**-metric.digits if metric.effect is None else metric.effect
-    verdict = compare(record["result"], result, tolerance)
-    differences = differing(was, environment or {})
+    verdict = compare_results(record["result"], result, tolerance)
+    differences = list_differences(was, environment or {})
     return Reproduction(
-        config.key, verdict, outcome(record["result"]), outcome(result), tolerance, differences
+        config.key, verdict, describe_outcome(record["result"]), describe_outcome(result), tolerance, differences
     )
 
 
-def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> dict[str, Any]:
+def retrain_run(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> dict[str, Any]:
     """A run's result, made in a scratch folder as it was made then. What it goes on from is made again, too, where it is gone or was trained by
     nobody here."""
     config, base = RunConfig.from_json(was["spec"]), None
@@ -126,7 +126,7 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
         attempt = Attempt(Path(record["folder"]))
         base = attempt.folder
         if not (attempt.trained_here and attempt.artefact.is_file()):
-            make(results, record, scratch, device)
+            retrain_run(results, record, scratch, device)
             base = scratch / config.base / "1"
     env = was["env"] or {}
     execution = Execution(
@@ -142,7 +142,7 @@ def make(results: Path, was: Mapping[str, Any], scratch: Path, device: str) -> d
         return run_one(Assignment(config, scratch / config.key / "1", base=base), execution)
 
 
-def compare(recorded: dict[str, Any], found: dict[str, Any], tolerance: float) -> Verdict:
+def compare_results(recorded: dict[str, Any], found: dict[str, Any], tolerance: float) -> Verdict:
     if recorded["state"] != "ok" or found["state"] != "ok":
         return "same" if recorded["reason"] == found["reason"] else "different"
     if recorded["artefact_sha256"] == found["artefact_sha256"]:
@@ -155,13 +155,13 @@ def compare(recorded: dict[str, Any], found: dict[str, Any], tolerance: float) -
     )
 
 
-def outcome(result: dict[str, Any]) -> str:
+def describe_outcome(result: dict[str, Any]) -> str:
     if result["state"] != "ok":
         return f"failed: {result['reason']}: {result['message']}"
     return f"{result['metric']['name']} {result['scores']['packed']!r}, artefact {result['artefact_sha256'][:16]}"
 
 
-def differing(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def list_differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
     told = [
         f"{name}: {recorded.get(name)} then, {found.get(name)} now"
         for name in MATTERS

@@ -7,7 +7,7 @@ import sys
 import click
 
 from qbench.cli import boards, maintenance, plugins, runs, submissions, sweeps
-from qbench.cli.options import cli, in_a_line
+from qbench.cli.options import cli, format_click_error
 from qbench.errors import QbenchError
 
 __all__ = ["boards", "cli", "main", "maintenance", "plugins", "runs", "submissions", "sweeps"]
@@ -24,7 +24,7 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except click.ClickException as error:
-        click.echo(f"qbench: {in_a_line(error)}", err=True)
+        click.echo(f"qbench: {format_click_error(error)}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.options import cli, console, emit, json_option, results_option
+from qbench.cli.options import cli, json_option, make_console, print_json, results_option
 from qbench.errors import UsageError
 
 
@@ -46,20 +46,20 @@ def print_board(name: str | None, results: Path, form: str, randomised: bool = F
     if form == "runs":
         click.echo(runs_csv(found.board_runs(found.board_name(name))), nl=False)
         return
-    with uncollected():
+    with paused_garbage_collection():
         board = found.board(name)
     if form == "json":
-        emit(board.to_json())
+        print_json(board.to_json())
     elif form in ("csv", "markdown"):
         click.echo(to_csv(board) if form == "csv" else to_markdown(board), nl=False)
     else:
         from qbench.terminal.board import show_board
 
-        show_board(board, console(), randomised=randomised)
+        show_board(board, make_console(), randomised=randomised)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def paused_garbage_collection() -> Iterator[None]:
     """Without looking for garbage: what a large board is made of lives to its end, and looking takes a twentieth of the time."""
     was = gc.isenabled()
     gc.disable()
@@ -77,11 +77,11 @@ def print_summary(name: str | None, results: Path, form: str | None) -> None:
         raise UsageError(f"a summary is printed as tables or as JSON, not as {form}")
     found = Results(results).summary(name)
     if form:
-        emit(found.to_json())
+        print_json(found.to_json())
     else:
         from qbench.terminal.summary import show_summary
 
-        show_summary(found, console())
+        show_summary(found, make_console())
 
 
 def print_run(key: str, results: Path, form: str | None) -> None:
@@ -89,13 +89,13 @@ def print_run(key: str, results: Path, form: str | None) -> None:
 
     run = read_latest_attempt(results, key)
     if form == "json":
-        emit(run)
+        print_json(run)
     elif form:
         raise UsageError(f"a run is printed whole or as JSON, not as {form}")
     else:
         from qbench.terminal.run import show_run
 
-        show_run(run, console())
+        show_run(run, make_console())
 
 
 def is_run(what: str, results: Path) -> bool:
@@ -131,7 +131,7 @@ def compare(
 
     found = Results(results).compare(one, other, board)
     if as_json:
-        emit([c.to_json() for c in found])
+        print_json([c.to_json() for c in found])
     else:
         click.echo(
             "\n".join(
@@ -151,7 +151,7 @@ def compare_downstream(
 
     found = Results(results).compare_downstream(one, other, board)
     if as_json:
-        emit([d.to_json() for d in found])
+        print_json([d.to_json() for d in found])
     else:
         lines = [f"{one} − {other}", *(format_downstream_difference(d, one, other) for d in found)]
         click.echo(
@@ -182,7 +182,7 @@ def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
 
     site = write(Results(results), board, out)
     if as_json:
-        emit(asdict(site))
+        print_json(asdict(site))
     else:
         click.echo(
             f"{out / 'index.html'}: {site.board}, {format_count(site.runs, 'run')} in {format_count(site.sections, 'table')}, {site.sizes['index.html'] / 1000:.0f} kB"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.options import Commands, cli, emit, json_option, results_option
+from qbench.cli.options import CommandGroup, cli, json_option, print_json, results_option
 
 
 @cli.command()
@@ -14,11 +14,11 @@ from qbench.cli.options import Commands, cli, emit, json_option, results_option
 @json_option
 def doctor(results: Path, as_json: bool) -> int:
     """Look at this machine and installation: what works, what is missing, what to do about it."""
-    from qbench.checks.machine import examine
+    from qbench.checks.machine import examine_machine
 
-    findings = examine(results)
+    findings = examine_machine(results)
     if as_json:
-        emit([vars(f) for f in findings])
+        print_json([vars(f) for f in findings])
     else:
         for f in findings:
             click.echo(f"{'ok    ' if f.fine else 'NOT OK'} {f.what:<14} {f.detail}")
@@ -36,7 +36,7 @@ def completion(shell: str) -> None:
     click.echo(complete(cli, {}, "qbench", "_QBENCH_COMPLETE").source())
 
 
-@cli.group(cls=Commands)
+@cli.group(cls=CommandGroup)
 def db() -> None:
     """The store: an index of the run folders, which can always be made again from them."""
 
@@ -49,7 +49,7 @@ def db_rebuild(results: Path, as_json: bool) -> int:
     from qbench.store.consistency import rebuild_store
 
     report = rebuild_store(results)
-    emit(vars(report)) if as_json else click.echo(str(report))
+    print_json(vars(report)) if as_json else click.echo(str(report))
     return 0
 
 
@@ -61,5 +61,5 @@ def db_check(results: Path, as_json: bool) -> int:
     from qbench.store.consistency import check_store
 
     report = check_store(results)
-    emit({**vars(report), "agrees": report.agrees}) if as_json else click.echo(str(report))
+    print_json({**vars(report), "agrees": report.agrees}) if as_json else click.echo(str(report))
     return 0 if report.agrees else 5

@@ -43,11 +43,11 @@ class GroupSize(click.ParamType):  # type: ignore[type-arg]
         return None if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
-def emit(data: Any) -> None:
+def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1, allow_nan=False, default=str))
 
 
-def console() -> Console:
+def make_console() -> Console:
     """Where tables go. A terminal keeps its width; in a file or a pipe nothing is wrapped, unless COLUMNS asks for it."""
     from rich.console import Console
 
@@ -55,7 +55,7 @@ def console() -> Console:
     return found if found.is_terminal or os.environ.get("COLUMNS") else Console(width=ENDLESS)
 
 
-def in_a_line(error: click.ClickException) -> str:
+def format_click_error(error: click.ClickException) -> str:
     """What click says in three lines: what is wrong, and where to read on."""
     words = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
@@ -66,7 +66,7 @@ def in_a_line(error: click.ClickException) -> str:
     return f"{path.partition(' ')[2]}: {words}; see {path} --help".removeprefix(": ")
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """Suggests neighbours for a command that does not exist."""
 
     def resolve_command(
@@ -79,7 +79,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version")
 def cli() -> None:
     """The benchmark and leaderboard harness for quantization-aware training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.options import Commands, cli, console, emit, json_option
+from qbench.cli.options import CommandGroup, cli, json_option, make_console, print_json
 
 
 @cli.command()
@@ -17,11 +17,11 @@ def methods(as_json: bool) -> int:
 
     found = list_methods()
     if as_json:
-        emit(found)
+        print_json(found)
     else:
         from qbench.terminal.plugins import show_methods
 
-        show_methods(found, console())
+        show_methods(found, make_console())
     return 0
 
 
@@ -33,11 +33,11 @@ def tasks(as_json: bool) -> int:
 
     found = list_tasks()
     if as_json:
-        emit(found)
+        print_json(found)
     else:
         from qbench.terminal.plugins import show_tasks
 
-        show_tasks(found, console())
+        show_tasks(found, make_console())
     return 0
 
 
@@ -60,13 +60,13 @@ def check(method: str, quick: bool, as_json: bool) -> int:
                 f"{'ok    ' if finding.passed else 'FAILED'} {finding.check:<10} {finding.where:<16} {finding.detail}".rstrip()
             )
     failed = sum(not f["passed"] for f in findings)
-    emit(findings) if as_json else click.echo(
+    print_json(findings) if as_json else click.echo(
         f"{method}: {len(findings) - failed} passed, {failed} failed"
     )
     return int(failed > 0)
 
 
-@cli.group(cls=Commands)
+@cli.group(cls=CommandGroup)
 def new() -> None:
     """The beginning of a plugin package, to be rewritten."""
 
@@ -79,9 +79,9 @@ def new() -> None:
 @json_option
 def new_method(name: str, folder: Path | None, as_json: bool) -> int:
     """Write a package with the method NAME: one file, its test, and what installs and registers it."""
-    from qbench.plugins.new_method import distribution_name, new_method
+    from qbench.plugins.new_method import distribution_name, write_method_package
 
-    written = new_method(name, folder := folder or Path(distribution_name(name)))
-    emit([str(path) for path in written]) if as_json else click.echo("\n".join(map(str, written)))
+    written = write_method_package(name, folder := folder or Path(distribution_name(name)))
+    print_json([str(path) for path in written]) if as_json else click.echo("\n".join(map(str, written)))
     click.echo(f"next: pip install -e {folder} && qbench check {name}", err=True)
     return 0

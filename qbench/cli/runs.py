@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.options import cli, emit, json_option, results_option
+from qbench.cli.options import cli, json_option, print_json, results_option
 
 
 @cli.command()
@@ -23,18 +23,18 @@ def reproduce(
 
     WHAT is a run's key, or the beginning of one, or a cell as sweeps call it: "ste int4 grammar/xs".
     """
-    from qbench.checks.reproduce import reproduce_all
+    from qbench.checks.reproduce import reproduce_runs
     from qbench.submissions.merge import mark_reproduced
 
     found = []
-    for one in reproduce_all(results, what, device, board, seeds):
+    for one in reproduce_runs(results, what, device, board, seeds):
         found.append(one)
         mark_reproduced(results, one.key, one.verdict)
         if not as_json:
             click.echo(str(one))
     verdicts = [one.verdict for one in found]
     if as_json:
-        emit([vars(one) for one in found])
+        print_json([vars(one) for one in found])
     elif len(found) > 1:
         counts = (f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
         click.echo(f"{what}: {len(found)} runs: {', '.join(counts)}")
@@ -71,7 +71,7 @@ def evaluate(
         found = evaluate_folder(Path(run), names, device, force, report)
     else:
         found = evaluate_run(results, run, names, device, force, report)
-    emit(found) if as_json else click.echo(format_answers(found))
+    print_json(found) if as_json else click.echo(format_answers(found))
     return 0
 
 
@@ -97,5 +97,5 @@ def export(run: str, to: str, out: Path, results: Path, as_json: bool) -> int:
     from qbench.artefact.export_folder import export_run
 
     files = export_run(results, run, to, out)
-    emit([str(file) for file in files]) if as_json else click.echo("\n".join(map(str, files)))
+    print_json([str(file) for file in files]) if as_json else click.echo("\n".join(map(str, files)))
     return 0

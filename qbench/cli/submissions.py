@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qbench.cli.options import cli, emit, json_option, results_option
+from qbench.cli.options import cli, json_option, print_json, results_option
 from qbench.errors import UsageError
 
 score_option = click.option(
@@ -38,7 +38,7 @@ def submit(
     from qbench.submissions.submit import submit_runs as pack
 
     packed = pack(results, what, out, note, by)
-    emit(vars(packed)) if as_json else click.echo(str(packed))
+    print_json(vars(packed)) if as_json else click.echo(str(packed))
     return 0
 
 
@@ -60,9 +60,9 @@ def verify(bundle: Path, score: bool, again: str | None, device: str, as_json: b
     from qbench.submissions.verify import verify_bundle as check
 
     report = check(
-        bundle, score=score, rerun=how_many(again), device=device, on_progress=progress()
+        bundle, score=score, rerun=parse_rerun_count(again), device=device, on_progress=make_progress_printer()
     )
-    emit(report.to_json()) if as_json else click.echo("\n".join(map(str, report.findings)))
+    print_json(report.to_json()) if as_json else click.echo("\n".join(map(str, report.findings)))
     return 0 if report.passed else 5
 
 
@@ -89,9 +89,9 @@ def merge(what: tuple[Path, ...], own: bool, score: bool, results: Path, as_json
         )
     from qbench.submissions.merge import merge_bundle as take_in
 
-    merged = take_in(results, bundle, score=score, on_progress=progress())
+    merged = take_in(results, bundle, score=score, on_progress=make_progress_printer())
     if as_json:
-        emit(
+        print_json(
             {
                 **vars(merged),
                 "report": merged.report.to_json(),
@@ -113,7 +113,7 @@ def merge_own(folders: tuple[Path, ...], results: Path, as_json: bool) -> int:
 
     gathered = [merge_results_folder(results, folder) for folder in folders]
     if as_json:
-        emit([{**vars(one), "boards": [vars(share) for share in one.boards]} for one in gathered])
+        print_json([{**vars(one), "boards": [vars(share) for share in one.boards]} for one in gathered])
     else:
         click.echo(
             "\n".join(
@@ -124,7 +124,7 @@ def merge_own(folders: tuple[Path, ...], results: Path, as_json: bool) -> int:
     return 5 if any(one.refused for one in gathered) else 0
 
 
-def how_many(word: str | None) -> int | None:
+def parse_rerun_count(word: str | None) -> int | None:
     """`--rerun`: a number, or None for all."""
     if word == "all":
         return None
@@ -133,7 +133,7 @@ def how_many(word: str | None) -> int | None:
     return int(word or 0)
 
 
-def progress() -> Callable[[str], None]:
+def make_progress_printer() -> Callable[[str], None]:
     """One line that is written over, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return lambda _: None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qbench.cli.boards import print_board
-from qbench.cli.options import GroupSize, cli, console, emit, json_option, results_option
+from qbench.cli.options import GroupSize, cli, json_option, make_console, print_json, results_option
 
 if TYPE_CHECKING:
     from qbench.sweepfile.config import SweepConfig
@@ -170,7 +170,7 @@ def sweep(
     if as_json:
         from qbench.analysis.results import Results
 
-        emit({**vars(summary), "board": Results(results).board(config.board).to_json()})
+        print_json({**vars(summary), "board": Results(results).board(config.board).to_json()})
     elif not summary.interrupted:
         print_board(config.board, results, "table")
     if answered and answered.failures:
@@ -195,12 +195,12 @@ def show_status(
 
     lines = sweep_status(config, results, shard or WHOLE_SWEEP)
     if as_json:
-        emit([{"run": line.title, "key": line.key, "state": line.run_state.state, "reason": line.run_state.reason, "message": line.run_state.message,
+        print_json([{"run": line.title, "key": line.key, "state": line.run_state.state, "reason": line.run_state.reason, "message": line.run_state.message,
                "stale": line.stale, "edited": line.edited, "older": line.older_version, "unanswered": line.unanswered} for line in lines])  # fmt: skip
         return 0
     from qbench.terminal.plan import show_plan
 
-    show_plan(lines, console(), str(file or ""))
+    show_plan(lines, make_console(), str(file or ""))
     return 0
 
 

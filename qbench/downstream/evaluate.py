@@ -31,7 +31,7 @@ from torch import nn
 from qbench.api.language_model import Quiz, Tokenizer
 from qbench.api.problem import Problem
 from qbench.api.task import Task
-from qbench.artefact.finished import finished, the_artefact
+from qbench.artefact.finished_run import require_artefact, require_finished
 from qbench.artefact.pack import load_into_model
 from qbench.downstream import hf_folder
 from qbench.errors import UsageError
@@ -72,7 +72,7 @@ def evaluate_run(
         force: Whether tasks that have been answered are asked again.
         report: Called with one line of text for each task.
     """
-    attempt, config = finished(read_latest_attempt(results, key_prefix))
+    attempt, config = require_finished(read_latest_attempt(results, key_prefix))
     return evaluate_attempt(attempt, config, names, device, force, report)
 
 
@@ -92,7 +92,7 @@ def evaluate_attempt(
     with torch_threads(env.get("threads")):
         task, problem = open_language_model(config, device)
         tasks = load_downstream_tasks(names, task)
-        load_into_model(the_artefact(attempt, result), problem.model)
+        load_into_model(require_artefact(attempt, result), problem.model)
         assert problem.tokenizer is not None
         model = EvaluatedModel(
             attempt.folder, problem.model.eval(), problem.tokenizer, result["artefact_sha256"]

@@ -53,25 +53,16 @@ def compute_likelihoods(
         heartbeat: Called after every batch.
         batch_tokens: Largest number of tokens per pass. None means as many as suit the device.
     """
-    device = next(model.parameters()).device
     # float64, because a long text is a sum of many small numbers.
     nats = torch.zeros(len(requests), dtype=torch.float64)
     greedy = torch.ones(len(requests), dtype=torch.bool)
-    limit = batch_tokens or tokens_per_batch(device)
+    limit = batch_tokens or tokens_per_batch(next(model.parameters()).device)
     for batch in make_batches(merge_inputs(requests, context), limit):
-        logits = model(pad_rows([item.tokens for item in batch]).to(device))
-        rows, positions, targets, numbers = (
-            torch.tensor(column) for column in zip(*iterate_targets(batch, requests), strict=True)
-        )
-        # Only the positions that are asked for need a softmax. It is computed in float32, whatever
-        # the dtype of the logits.
-        log_probs = torch.log_softmax(logits[rows.to(device), positions.to(device)].float(), -1)
-        device_targets = targets.to(device)
-        target_log_probs = log_probs.gather(1, device_targets[:, None]).squeeze(1)
+        numbers, log_probs, is_greedy = predict_targets(model, batch, requests)
         # Several tokens may belong to one request. They are added on the CPU, where the order of
         # the sum is fixed; on a GPU, index_add_ adds in any order.
-        nats.index_add_(0, numbers, target_log_probs.cpu().double())
-        greedy[numbers[(log_probs.argmax(-1) != device_targets).cpu()]] = False
+        nats.index_add_(0, numbers, log_probs.cpu().double())
+        greedy[numbers[~is_greedy.cpu()]] = False
         heartbeat()
     if not torch.isfinite(nats).all():
         broken = int((~torch.isfinite(nats)).sum())
@@ -79,6 +70,27 @@ def compute_likelihoods(
             f"{broken} of {len(requests)} log-likelihoods are not finite: the model is broken"
         )
     return [Likelihood(*answer) for answer in zip(nats.tolist(), greedy.tolist(), strict=True)]
+
+
+def predict_targets(
+    model: nn.Module, batch: Sequence[SharedInput], requests: Sequence[Request]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one forward pass, and return what it says of each token to be predicted.
+
+    Returns:
+        The number of the token's request, its log-probability, and whether it is the likeliest.
+    """
+    device = next(model.parameters()).device
+    rows, positions, targets, numbers = (
+        torch.tensor(column) for column in zip(*iterate_targets(batch, requests), strict=True)
+    )
+    targets = targets.to(device)
+    logits = model(pad_rows([item.tokens for item in batch]).to(device))
+    # Only the positions that are asked for need a softmax. It is computed in float32, whatever the
+    # dtype of the logits.
+    log_probs = torch.log_softmax(logits[rows.to(device), positions.to(device)].float(), -1)
+    target_log_probs = log_probs.gather(1, targets[:, None]).squeeze(1)
+    return numbers, target_log_probs, log_probs.argmax(-1) == targets
 
 
 @torch.no_grad()

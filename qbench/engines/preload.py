@@ -20,9 +20,9 @@ for name in ("torch", "torch._dynamo", *os.environ.get(PRELOAD, "").split(",")):
         importlib.import_module(name)
 
 with suppress(Exception):
-    from qbench.plugins.source_hash import remember
+    from qbench.plugins.source_hash import remember_sources
     from qbench.runs.environment import collect_environment
 
     # What these two compute is cached, and a forked worker inherits the caches.
     collect_environment()
-    remember(os.environ.get(PRELOAD, "").split(","))
+    remember_sources(os.environ.get(PRELOAD, "").split(","))

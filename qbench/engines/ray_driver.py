@@ -52,8 +52,8 @@ CHECK_S = 1.0
 RESUME_FILES = ("checkpoint", "curve.jsonl")
 """The files of an earlier attempt that a run needs to resume."""
 FORCED_EXIT_S = 10.0
-"""If Ray does not let go within this time, the process ends anyway. The coordinator waits for a
-little longer before it kills this process."""
+"""If Ray does not let go within this time, the process ends anyway. The coordinator waits a little
+longer (`CLOSE_S`) before it kills this process."""
 
 
 def run_driver(
@@ -196,10 +196,12 @@ class RayDriver:
 
     def _check_cluster(self) -> None:
         """Update the capacity, and give up workers that are deaf or idle."""
-        capacity_before, now = self.capacity, time.monotonic()
+        capacity_before = self.capacity
         self.capacity = self.cluster.count_room()
         if self.capacity != capacity_before:
             self.send("capacity", self.capacity)
+        # The cluster may have taken its time to answer.
+        now = time.monotonic()
         if self.capacity:
             self.last_room_at = now
         if now - self.last_room_at > NO_ROOM_S:

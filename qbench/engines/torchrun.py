@@ -62,12 +62,6 @@ def run_together(assignment: Assignment, execution: Execution, report: Report) -
 
     Unlike `execute_group`, it does not write the result.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from qbench.engines.worker_process import worker_environment
-
     processes = execution.gpus_per_run
     if ":" not in execution.device:
         # The engine gives its workers a device with an index. Without an engine, choose it here.
@@ -75,31 +69,43 @@ def run_together(assignment: Assignment, execution: Execution, report: Report) -
         execution = replace(execution, device=first_device)
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         collector = ResultCollector(Path(scratch), report)
-        job = Path(scratch) / "job.json"
-        job.write_text(json.dumps(job_to_json(assignment, execution, collector.address)))
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            # The coordinator decides whether a run is tried again.
-            max_restarts=0,
-            # Port 0 lets the system choose a free port, so that several runs can share a machine.
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            monitor_interval=MONITOR_S,
-            logs_specs=DefaultLogsSpecs(log_dir=scratch),
-        )
-        exit_codes: dict[int, int] = {}
+        job_file = Path(scratch) / "job.json"
+        job_file.write_text(json.dumps(job_to_json(assignment, execution, collector.address)))
         try:
-            with worker_environment({}):
-                elastic_launch(config, sys.executable)("-m", "qbench.engines.torchrun", str(job))
-        except ChildFailedError as error:
-            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            exit_codes = launch_processes(processes, job_file)
         finally:
             collector.close()
         return outcome_of_processes(collector, exit_codes, processes)
+
+
+def launch_processes(processes: int, job_file: Path) -> dict[int, int]:
+    """Run the processes of a job to their end, and return the exit codes of those that failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from qbench.engines.worker_process import worker_environment
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        # The coordinator decides whether a run is tried again.
+        max_restarts=0,
+        # Port 0 lets the system choose a free port, so that several runs can share a machine.
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        monitor_interval=MONITOR_S,
+        logs_specs=DefaultLogsSpecs(log_dir=str(job_file.parent)),
+    )
+    try:
+        with worker_environment({}):
+            elastic_launch(config, sys.executable)("-m", "qbench.engines.torchrun", str(job_file))
+    except ChildFailedError as error:
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}
+    return {}
 
 
 def outcome_of_processes(
@@ -201,7 +207,6 @@ def job_to_json(assignment: Assignment, execution: Execution, address: str) -> d
 
 def main(job_file: Path) -> int:
     """Run one process, and return its exit code. The launcher's environment holds its rank."""
-    import torch
     import torch.distributed as dist
 
     from qbench.engines.worker_process import end_with_parent
@@ -213,17 +218,8 @@ def main(job_file: Path) -> int:
     def send(**message: Any) -> None:
         link.send_bytes(json.dumps(message).encode())
 
-    # As in a worker that trains alone: the number of threads can change the last bits.
-    torch.set_num_threads(1)
     execution = process_execution(Execution(**job["execution"]), rank)
-    uses_cpu = execution.device == "cpu"
-    if not uses_cpu:
-        torch.cuda.set_device(execution.device)
-    # nccl exchanges only tensors on GPUs. gloo is for the tensors that are on the CPU.
-    dist.init_process_group(
-        "gloo" if uses_cpu else "cpu:gloo,cuda:nccl",
-        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
-    )
+    set_up_torch(execution)
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         assignment = read_assignment(job, Path(scratch) if rank else None)
         # All processes make the same steps, so one of them reports.
@@ -241,6 +237,23 @@ def main(job_file: Path) -> int:
         return 1
     dist.destroy_process_group()
     return 0
+
+
+def set_up_torch(execution: Execution) -> None:
+    """Set this process's threads and device, and join the other processes of the run."""
+    import torch
+    import torch.distributed as dist
+
+    # As in a worker that trains alone: the number of threads can change the last bits.
+    torch.set_num_threads(1)
+    uses_cpu = execution.device == "cpu"
+    if not uses_cpu:
+        torch.cuda.set_device(execution.device)
+    # nccl exchanges only tensors on GPUs. gloo is for the tensors that are on the CPU.
+    dist.init_process_group(
+        "gloo" if uses_cpu else "cpu:gloo,cuda:nccl",
+        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
+    )
 
 
 def process_execution(execution: Execution, rank: int) -> Execution:

@@ -17,14 +17,14 @@ from typing import Any, TextIO
 
 import torch
 
-from qbench.artefact.score import score
+from qbench.artefact.score import score_run
 from qbench.errors import Diverged, QbenchError
 from qbench.execution.assignment import Assignment, Execution
 from qbench.execution.compile import compile_run, is_compiled, is_recorded
 from qbench.execution.prepare import prepare_run, resume_run
 from qbench.execution.stacking import stack_runs
 from qbench.execution.step_recording import RecordedStep
-from qbench.plugins.source_hash import sources
+from qbench.plugins.source_hash import hash_sources
 from qbench.runs.attempts import Attempt
 from qbench.runs.environment import collect_environment
 from qbench.training.calibration import finalize
@@ -214,7 +214,7 @@ class RunExecution:
         """Return what env.json says: the machine, the code, and how the run is carried out."""
         described: dict[str, Any] = {
             **collect_environment(),
-            **sources(self.config.method, self.config.task),
+            **hash_sources(self.config.method, self.config.task),
             "device": self.device.type,
             "device_name": device_name(self.device),
             "threads": torch.get_num_threads(),
@@ -261,7 +261,7 @@ class RunExecution:
             self.result["method"] = replace_non_finite({n: float(v) for n, v in metrics.items()})[0]
         trained = time.perf_counter()
         with failing_with("eval"):
-            self.result |= score(self.run, self.config, self.metric, self.attempt.export)
+            self.result |= score_run(self.run, self.config, self.metric, self.attempt.export)
         train_s = self.seconds_before + self.train_s + trained - began
         self.result["cost"] = self.count_cost(train_s, time.perf_counter() - trained)
 

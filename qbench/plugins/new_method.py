@@ -1,4 +1,7 @@
-"""The beginning of a plugin: a package of one method that installs, passes its tests and the conformance kit, and is there to be rewritten."""
+"""Writing the package of a new method, which its author then rewrites.
+
+What is written can be installed, passes its own tests and keeps the method contract.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,33 @@ from qbench.errors import QbenchError, UsageError
 from qbench.plugins import registry
 
 NAME = re.compile(r"[a-z](_?[a-z0-9])*")
-LONGEST = 40
-TAKEN = {"Batch", "InputRange", "Method", "Quantizer", "Run", "ScaledQuantizer", "Site", "Tensor"}
-"""Names that the written module imports."""
+MAX_NAME_LENGTH = 40
+IMPORTED_NAMES = {
+    "Batch",
+    "InputQuantizer",
+    "Method",
+    "Quantizer",
+    "Run",
+    "ScaledQuantizer",
+    "Site",
+    "Tensor",
+}
+"""Names that the written module imports, or that its author is likely to import."""
 
 
-def new_method(name: str, folder: Path) -> list[Path]:
-    """Write the package of a method into a folder that does not exist yet, all of it or nothing. Returns its files."""
-    if problem := objection(name, folder):
-        raise UsageError(problem)
-    texts = package(name)
-    # Written beside its place and renamed into it.
+def write_method_package(name: str, folder: Path) -> list[Path]:
+    """Write the package of a method into a new folder, and return the files.
+
+    Either all files are written or none.
+
+    Raises:
+        UsageError: The name or the folder cannot be used.
+        QbenchError: The folder cannot be written.
+    """
+    if reason := explain_refusal(name, folder):
+        raise UsageError(reason)
+    texts = render_package(name)
+    # The draft lies in the same directory, so that the rename is atomic.
     draft = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
     try:
         for path, text in texts.items():
@@ -38,20 +57,25 @@ def new_method(name: str, folder: Path) -> list[Path]:
     return [folder / path for path in texts]
 
 
-def objection(name: str, folder: Path) -> str | None:
-    """Why a method cannot have this name or lie in this folder, in a sentence."""
-    if not NAME.fullmatch(name) or len(name) > LONGEST:
-        return f"{name!r} cannot name a method: that takes small letters, digits and single underscores, a letter first, at most {LONGEST}"
-    if keyword.iskeyword(class_name(name)) or class_name(name) in TAKEN:
-        return f"{name!r} cannot name a method: its class would be {class_name(name)}, which means something else"
-    if known := registry.plugins("methods").get(name):
+def explain_refusal(name: str, folder: Path) -> str | None:
+    """Return why a method cannot have this name or be written into this folder, or None."""
+    if not NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
         return (
-            f"a method {name!r} is registered already, by {known.distribution}: choose another name"
+            f"{name!r} cannot name a method: a name has lower-case letters, digits and single "
+            f"underscores, begins with a letter, and has at most {MAX_NAME_LENGTH} characters"
         )
-    if find_spec(module_name(name)):
+    cls, module = class_name(name), module_name(name)
+    if keyword.iskeyword(cls) or cls in IMPORTED_NAMES:
         return (
-            f"a module {module_name(name)} is installed already: choose another name than {name!r}"
+            f"{name!r} cannot name a method: its class would be {cls}, which means something else"
         )
+    if plugin := registry.plugins("methods").get(name):
+        return (
+            f"a method {name!r} is registered already, by {plugin.distribution}: "
+            "choose another name"
+        )
+    if find_spec(module):
+        return f"a module {module} is installed already: choose another name than {name!r}"
     if os.path.lexists(folder):
         return f"{folder} exists already: name another folder with --folder"
     if not os.path.isdir(folder.absolute().parent):
@@ -59,41 +83,46 @@ def objection(name: str, folder: Path) -> str | None:
     return None
 
 
-def package(name: str) -> dict[str, str]:
-    """The text of each file of a method's package by its path."""
+def render_package(name: str) -> dict[str, str]:
+    """Return the text of each file of a method's package, by path."""
+    # Jinja is imported here because the command line must start fast.
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    words = {
+    variables = {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
         "cls": class_name(name),
         "module": module_name(name),
         "distribution": distribution_name(name),
     }
-    places = {
+    template_of_path = {
         "pyproject.toml": "pyproject.toml",
         f"{module_name(name)}.py": "method.py",
         f"tests/test_{name}.py": "test_method.py",
         "README.md": "README.md",
     }
     templates = files("qbench.plugins").joinpath("templates")
-    read = {
-        path: templates.joinpath(f"{template}.jinja").read_text(encoding="utf-8")
-        for path, template in places.items()
+    return {
+        path: environment.from_string(
+            templates.joinpath(f"{template}.jinja").read_text(encoding="utf-8")
+        ).render(variables)
+        for path, template in template_of_path.items()
     }
-    return {path: environment.from_string(text).render(words) for path, text in read.items()}
 
 
 def class_name(name: str) -> str:
+    """Return the name of a method's class: `half_way` has `HalfWay`."""
     return "".join(word.capitalize() for word in name.split("_"))
 
 
 def module_name(name: str) -> str:
+    """Return the name of the module that holds a method."""
     return f"qbench_{name}"
 
 
 def distribution_name(name: str) -> str:
+    """Return the name under which a method's package is installed."""
     return f"qbench-{name.replace('_', '-')}"

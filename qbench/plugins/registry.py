@@ -1,7 +1,8 @@
-"""Entry points → classes: methods, tasks and engines by name, ours and anybody's alike.
+"""The registry of entry points: classes of methods, tasks and engines, by name.
 
-Listing reads metadata only; a plugin is imported when it is asked for. One that cannot be imported is listed with its
-error and breaks nothing else.
+Those that qbench ships and those of other packages are found in the same way. Listing reads
+metadata only; a plugin is imported when it is loaded. A plugin that cannot be imported is listed
+with its error, and the others still work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Kind = Literal["methods", "tasks", "engines"]
 
 @dataclass(frozen=True)
 class Plugin:
-    """A name somebody registered, and where it comes from."""
+    """A registered name, and the distribution that registered it."""
 
     kind: Kind
     name: str
@@ -30,58 +31,73 @@ class Plugin:
 
     @property
     def distribution(self) -> str:
+        """Name and version of the distribution that registered the plugin."""
         dist = self.entry.dist
         return f"{dist.name} {dist.version}" if dist else "unknown"
 
     def load(self) -> Any:
-        """The class; any failure of the plugin's own code is one line."""
+        """Return the class. Whatever the plugin's code raises becomes an error of one line."""
         try:
             return self.entry.load()
         except Exception as error:
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise QbenchError(
-                f"{self.kind[:-1]} {self.name!r} of {self.distribution} cannot be loaded ({self.entry.value}): {what}"
+                f"{self.kind[:-1]} {self.name!r} of {self.distribution} cannot be loaded "
+                f"({self.entry.value}): {reason}"
             ) from error
 
 
 @cache
 def plugins(kind: Kind) -> Mapping[str, Plugin]:
-    """Everything registered of a kind, by name. A name that two distributions claim belongs to neither until one goes."""
-    found: dict[str, Plugin] = {}
+    """Return everything that is registered of a kind, by name.
+
+    Raises:
+        QbenchError: Two distributions register the same name. One of them must be uninstalled.
+    """
+    by_name: dict[str, Plugin] = {}
     for entry in sorted(entry_points(group=f"qbench.{kind}"), key=lambda e: (e.name, e.value)):
-        other = found.get(entry.name)
+        plugin = Plugin(kind, entry.name, entry)
+        other = by_name.get(entry.name)
+        # The same entry may be listed twice if a package is found twice on the path.
         if other and other.entry.value != entry.value:
-            both = f"{other.distribution} and {Plugin(kind, entry.name, entry).distribution}"
             raise QbenchError(
-                f"{kind[:-1]} {entry.name!r} is registered by {both}: uninstall one of them"
+                f"{kind[:-1]} {entry.name!r} is registered by {other.distribution} and "
+                f"{plugin.distribution}: uninstall one of them"
             )
-        found[entry.name] = Plugin(kind, entry.name, entry)
-    return found
+        by_name[entry.name] = plugin
+    return by_name
 
 
 def load(kind: Kind, name: str, where: str = "") -> Any:
-    known = plugins(kind)
-    found = known.get(name) or known.get(name.lower())
-    if found is None:
-        raise unknown_name_error(kind[:-1], name, known, where)
-    return found.load()
+    """Return the class registered under a name. `where` begins the message of an error."""
+    registered = plugins(kind)
+    plugin = registered.get(name) or registered.get(name.lower())
+    if plugin is None:
+        raise unknown_name_error(kind[:-1], name, registered, where)
+    return plugin.load()
 
 
 def build(
     kind: Literal["methods", "tasks"], name: str, params: Mapping[str, Any], where: str = ""
 ) -> Any:
-    """An instance with `params` over its defaults: unknown names, wrong types and values out of domain are one line each."""
+    """Return an instance with `params` in place of its defaults.
+
+    Raises:
+        UsageError: A name is unknown, a type is wrong, or a value is out of range.
+    """
     cls = load(kind, name, where)
     where = f"{where + ': ' if where else ''}{name}"
-    hints, known = get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
+    hints, names = get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
     values = {}
     for key, value in params.items():
-        if key not in known:
-            raise unknown_name_error(f"parameter of {kind[:-1]} {name}", key, known, where)
-        values[key] = _fit(value, hints[key], f"{where}.{key}")
+        if key not in names:
+            raise unknown_name_error(f"parameter of {kind[:-1]} {name}", key, names, where)
+        values[key] = _check_value(value, hints[key], f"{where}.{key}")
+    # Defaults are converted as well: an int as the default of a float field becomes a float.
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is not dataclasses.MISSING:
-            values[field.name] = _fit(field.default, hints[field.name], f"{where}.{field.name}")
+            default = _check_value(field.default, hints[field.name], f"{where}.{field.name}")
+            values[field.name] = default
     try:
         instance = cls(**values)
     except TypeError as error:
@@ -91,25 +107,30 @@ def build(
     return instance
 
 
-def _fit(value: Any, hint: Any, where: str) -> Any:
-    """`value` as a field's annotation asks: a type, a Literal, or a union tried in turn."""
+def _check_value(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` converted to a field's annotation: a type, a Literal, a union or a tuple."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise unknown_name_error("value", value, map(str, get_args(hint)), where)
         return value
     if get_origin(hint) in (Union, types.UnionType):
-        if value is None and type(None) in get_args(hint):
-            return None
-        errors = []
-        for option in (a for a in get_args(hint) if a is not type(None)):
-            try:
-                return _fit(value, option, where)
-            except UsageError as error:
-                errors.append(str(error))
-        raise UsageError(errors[-1])
+        return _check_union(value, hint, where)
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{where}: expected a list, not {value!r}")
-        return tuple(_fit(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_check_value(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
     return check_type(value, hint, where)
+
+
+def _check_union(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` converted to the first type of a union that accepts it."""
+    if value is None and type(None) in get_args(hint):
+        return None
+    errors = []
+    for option in (a for a in get_args(hint) if a is not type(None)):
+        try:
+            return _check_value(value, option, where)
+        except UsageError as error:
+            errors.append(str(error))
+    raise UsageError(errors[-1])

@@ -1,10 +1,13 @@
-"""The source of a method or task as a hash: recorded with every run, so that code which was edited under its old version is noticed.
+"""A hash of the source of a method or task, recorded with every run.
 
-The hash covers the file that holds the class and every module of its own package that this file imports, directly or not. A method's helper counts,
-an unrelated neighbour does not. What a class takes from qbench itself is recorded by the commit.
+It tells when code was edited under its old version. The hash covers the file that holds the class
+and every module of the same top-level package that this file imports, directly or not: a method's
+helper counts, an unrelated neighbour does not. What a class takes from qbench itself is covered by
+the commit.
 
-What is hashed is the syntax tree without imports, docstrings, comments and layout, so that a file may be reformatted, or follow a renamed module,
-without looking edited. Hashes of the text of the files, which earlier versions recorded, cannot be compared with these and count as unknown.
+What is hashed is the syntax tree without imports, docstrings, comments and layout. A file may
+therefore be reformatted, or follow a module that was renamed, without looking edited. Earlier
+versions recorded hashes of the text of the files. Those cannot be compared and count as unknown.
 """
 
 from __future__ import annotations
@@ -21,62 +24,69 @@ from typing import Any, Literal
 from qbench.errors import QbenchError
 from qbench.plugins import registry
 
-__all__ = ["edited", "remember", "sources"]
+__all__ = ["find_edited", "hash_sources", "remember_sources"]
 
 
 Kind = Literal["method", "task"]
 KINDS: tuple[Kind, ...] = ("method", "task")
 DIGITS = 32
 SYNTAX = "ast:"
-"""Marks hashes of the syntax tree."""
+"""The prefix of a hash of a syntax tree."""
 
 
-def sources(method: str, task: str) -> dict[str, str | None]:
-    """What env.json has of them; None for what is part of qbench, or has no files."""
+def hash_sources(method: str, task: str) -> dict[str, str | None]:
+    """Return the hashes for env.json.
+
+    A hash is None if the plugin is part of qbench or has no source file.
+    """
     return {
-        f"{kind}_source": source(kind, name)
+        f"{kind}_source": hash_source(kind, name)
         for kind, name in zip(KINDS, (method, task), strict=True)
     }
 
 
-def remember(modules: Container[str]) -> None:
-    """Take the hashes of all that these modules register, before somebody edits what is loaded."""
+def remember_sources(modules: Container[str]) -> None:
+    """Hash the plugins of these modules now, before somebody edits the files of loaded code."""
     for kind in KINDS:
         for name, plugin in registry.plugins(f"{kind}s").items():
             if plugin.entry.module in modules:
-                source(kind, name)
+                hash_source(kind, name)
 
 
-def edited(spec: Mapping[str, Any], env: Mapping[str, Any]) -> list[str]:
-    """What of a run's method and task has other source here under the version that the run was made by. What was not recorded is unknown."""
+def find_edited(spec: Mapping[str, Any], env: Mapping[str, Any]) -> list[str]:
+    """Return which of a run's method and task was edited since, under the version of the run.
+
+    A plugin whose source was not recorded is not listed.
+    """
     recorded = {kind: env.get(f"{kind}_source") or "" for kind in KINDS}
     comparable = [kind for kind in KINDS if recorded[kind].startswith(SYNTAX)]
     return [
         f"{kind} {spec[kind]}"
         for kind in comparable
-        if (now := _here(kind, spec)) and recorded[kind] != now
+        if (current := _hash_of_version(kind, spec)) and recorded[kind] != current
     ]
 
 
-def _here(kind: Kind, spec: Mapping[str, Any]) -> str | None:
-    """None where the version is another, or nobody has it."""
+def _hash_of_version(kind: Kind, spec: Mapping[str, Any]) -> str | None:
+    """Return the hash of the installed plugin, or None if its version is not that of the run."""
     try:
-        here = registry.load(f"{kind}s", spec[kind]).version == spec[f"{kind}_version"]  # type: ignore[arg-type]
+        installed = registry.load(f"{kind}s", spec[kind]).version  # type: ignore[arg-type]
     except QbenchError:
         return None
-    return source(kind, spec[kind]) if here else None
+    return hash_source(kind, spec[kind]) if installed == spec[f"{kind}_version"] else None
 
 
 @cache
-def source(kind: Kind, name: str) -> str | None:
-    """Of the files as they were when this process first asked."""
+def hash_source(kind: Kind, name: str) -> str | None:
+    """Return the hash of a plugin's files as they were when this process first asked."""
     module = str(registry.load(f"{kind}s", name).__module__)  # type: ignore[arg-type]
     package = module.partition(".")[0]
-    if package == "qbench" or _file(module) is None:
+    if package == "qbench" or _find_file(module) is None:
         return None
     digest = hashlib.sha256()
-    for part, text in sorted(_reached(module, package).items()):
+    for part, text in sorted(_read_imported_modules(module, package).items()):
         tree = "".join(dump_code(ast.parse(text)))
+        # The length separates the parts: no two packages give the same stream of bytes.
         digest.update(f"{part} {len(tree)}\n{tree}".encode())
     return SYNTAX + digest.hexdigest()[:DIGITS]
 
@@ -97,13 +107,13 @@ def dump_code(node: object) -> Iterator[str]:
         yield ")"
     elif isinstance(node, list):
         for item in node:
-            if not _says_nothing(item):
+            if not _is_not_code(item):
                 yield from dump_code(item)
     else:
         yield repr(node)
 
 
-def _says_nothing(node: object) -> bool:
+def _is_not_code(node: object) -> bool:
     """Return whether a statement is an import or a bare string, such as a docstring."""
     is_text = (
         isinstance(node, ast.Expr)
@@ -113,47 +123,45 @@ def _says_nothing(node: object) -> bool:
     return is_text or isinstance(node, ast.Import | ast.ImportFrom)
 
 
-def _reached(module: str, package: str) -> dict[str, bytes]:
-    """The modules of a package that one of them imports, itself included, with their text."""
-    found: dict[str, bytes] = {}
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        if name in found or name.partition(".")[0] != package or (file := _file(name)) is None:
+def _read_imported_modules(module: str, package: str) -> dict[str, bytes]:
+    """Return the text of a module, and of those of its package that it imports, by name."""
+    texts: dict[str, bytes] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name in texts or name.partition(".")[0] != package or (file := _find_file(name)) is None:
             continue
-        found[name] = file.read_bytes().replace(b"\r\n", b"\n")
-        todo += _imported(
-            found[name], name if file.name == "__init__.py" else name.rpartition(".")[0]
-        )
-    return found
+        # A checkout on Windows may have other line ends, which are not an edit.
+        texts[name] = file.read_bytes().replace(b"\r\n", b"\n")
+        parent = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        queue += _list_imports(texts[name], parent)
+    return texts
 
 
-def _imported(text: bytes, package: str) -> Iterator[str]:
-    """Every module that a text may import: `from a import b` names a, and perhaps a.b."""
+def _list_imports(text: bytes, package: str) -> Iterator[str]:
+    """Yield every module that a text may import: `from a import b` names a, and perhaps a.b."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = (
-                resolve_name("." * node.level + (node.module or ""), package)
-                if node.level
-                else str(node.module)
-            )
+            relative = "." * node.level + (node.module or "")
+            origin = resolve_name(relative, package) if node.level else str(node.module)
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
-def _file(module: str) -> Path | None:
-    """Where the text of a module lies, loaded or not, below the package that it is part of."""
+def _find_file(module: str) -> Path | None:
+    """Return the file of a module, loaded or not, whose top-level package is loaded."""
     package, *rest = module.split(".")
-    if not (folders := getattr(sys.modules.get(package), "__path__", ())):
-        path = Path(getattr(sys.modules.get(package), "__file__", None) or "")
+    loaded = sys.modules.get(package)
+    folders = getattr(loaded, "__path__", ())
+    if not folders:
+        # The top level is a single file and no package.
+        path = Path(getattr(loaded, "__file__", None) or "")
         return path if path.suffix == ".py" and path.is_file() and not rest else None
-    places = (Path(folder, *rest) for folder in folders)
-    files = (
-        file
-        for place in places
-        for file in ([place.with_name(f"{place.name}.py")] if rest else [])
-        + [place / "__init__.py"]
-    )
-    return next((file for file in files if file.is_file()), None)
+    for place in (Path(folder, *rest) for folder in folders):
+        as_module = [place.with_name(f"{place.name}.py")] if rest else []
+        for file in [*as_module, place / "__init__.py"]:
+            if file.is_file():
+                return file
+    return None

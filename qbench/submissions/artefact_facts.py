@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.artefact.decoder import decode_weight, unpack
+from qbench.artefact.decoder import decode_weight, unpack_codes
 from qbench.submissions.strict_json import SubmissionError, parse_json, require_schema
 
 MAX_HEADER_BYTES = 1 << 22
@@ -178,7 +178,7 @@ def _check_group_size(entry: Mapping[str, Any], where: str) -> int:
 def _check_codes(codes: NDArray[np.uint8], count: int, bits: int, levels: int, where: str) -> None:
     """Refuse codes beyond the last level, and set bits after the last code."""
     used_bits_of_last_byte = count * bits % 8
-    if int(unpack(codes, bits, count).max(initial=0)) >= levels:
+    if int(unpack_codes(codes, bits, count).max(initial=0)) >= levels:
         raise SubmissionError(f"{where} has codes beyond its {levels} levels")
     # Padding must be zero, or the same weights could be written in several ways.
     if used_bits_of_last_byte and codes[-1] >> used_bits_of_last_byte:

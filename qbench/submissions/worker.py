@@ -78,11 +78,11 @@ def answer_training(question: dict[str, Any]) -> dict[str, Any]:
     Such a reason does not speak against the run. One reason is that its data is not on this
     machine, because nothing is downloaded for a submission.
     """
-    from qbench.checks.reproduce import reproduce
+    from qbench.checks.reproduce import reproduce_run
     from qbench.errors import QbenchError
 
     try:
-        outcome = reproduce(Path(question["results"]), question["key"], question["device"])
+        outcome = reproduce_run(Path(question["results"]), question["key"], question["device"])
     except QbenchError as error:
         return {"error": str(error)}
     recorded, found = outcome.recorded, outcome.found

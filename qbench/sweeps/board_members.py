@@ -19,7 +19,7 @@ def make_board_members(plan: Plan) -> dict[str, Any]:
     Cells that are only a base of others are left out. A cell whose values are not chosen yet has
     no keys.
     """
-    from qbench.plugins.describe import defaults
+    from qbench.plugins.describe import list_defaults
 
     with_runs = [cell for cell in plan.cells if not cell.extra]
     without_runs = [*plan.skipped, *(pending.cell for pending in plan.waiting), *plan.failed]
@@ -36,7 +36,7 @@ def make_board_members(plan: Plan) -> dict[str, Any]:
         "tuning": plan.sweep.tuning.to_json() if plan.sweep.tuning else None,
         "seeds": list(plan.sweep.seeds),
         "defaults": {
-            name: defaults(load("methods" if kind == "methods" else "tasks", name))
+            name: list_defaults(load("methods" if kind == "methods" else "tasks", name))
             for kind, name in sorted(names)
         },
         "cells": [_describe_cell(cell, plan, True) for cell in with_runs]

@@ -199,10 +199,10 @@ def find_edited_sources(state: RunState, config: RunConfig) -> tuple[str, ...]:
 
     A run that did not record its sources is taken as unchanged.
     """
-    from qbench.plugins.source_hash import edited
+    from qbench.plugins.source_hash import find_edited
 
     env = state.attempt.read("env") if state.state == "cached" and state.attempt else None
-    return tuple(edited(config.to_json(), env)) if env else ()
+    return tuple(find_edited(config.to_json(), env)) if env else ()
 
 
 def find_other_code(state: RunState) -> str | None:

@@ -19,21 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbench.api import Layout, QuantLinear, UsageError
-from qbench_tasks.corpus import HUB_TIMEOUT_S, first_line, place, stamps
-from qbench_tasks.shards import cache
-from qbench_tasks.tokens import fresh_record, noted, settled
-from qbench_tasks.vocabulary import MISSING, Borrowed
+from qbench_tasks.corpus import HUB_TIMEOUT_S, describe_error, resolve_path, read_stamps
+from qbench_tasks.shards import cache_path
+from qbench_tasks.tokens import find_record, noted, is_settled
+from qbench_tasks.vocabulary import NOT_INSTALLED, CheckpointVocabulary
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-FILES = (
+CHECKPOINT_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "*.safetensors",
     "*.safetensors.index.json",
 )
-KNOWN = "model"
-BLOCK = 1 << 24
+MODEL_HASH_SCHEME = "model"
+READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Checkpoint:
                 self.folder, local_files_only=True, trust_remote_code=False
             )
         except (ValueError, KeyError, OSError) as error:
-            raise UsageError(f"{self.called}: {first_line(error)}") from None
+            raise UsageError(f"{self.called}: {describe_error(error)}") from None
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UsageError(
                 f"{self.called}: a {config.model_type} is no causal language model that transformers knows"
@@ -64,7 +64,7 @@ class Checkpoint:
         return config
 
     @cached_property
-    def vocabulary(self) -> Borrowed:
+    def vocabulary(self) -> CheckpointVocabulary:
         """The tokenizer, and as the separator the token by which the model ends a text."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
@@ -75,23 +75,23 @@ class Checkpoint:
             raise UsageError(
                 f"{self.called}: its config.json names no eos_token_id, which stands between texts"
             )
-        return Borrowed(path.read_text(encoding="utf-8"), self.config.vocab_size, end, self.called)
+        return CheckpointVocabulary(path.read_text(encoding="utf-8"), self.config.vocab_size, end, self.called)
 
     def hash(self) -> str:
         """Of the configuration, the tokenizer and the weights. Gigabytes are read once: files that have not changed since are known."""
-        files = sorted({path for pattern in FILES for path in self.folder.glob(pattern)})
+        files = sorted({path for pattern in CHECKPOINT_FILES for path in self.folder.glob(pattern)})
         if not any(path.suffix == ".safetensors" for path in files):
             raise UsageError(
                 f"{self.called}: no *.safetensors in {self.folder}; other formats of weights are not read"
             )
-        record, signature = fresh_record("models", stamps(files))
+        record, signature = find_record("models", read_stamps(files))
         if (known := noted(record)) and known["settled"]:
             return str(known["hash"])
-        digest, trusted = hashlib.sha256(), settled(signature)
+        digest, trusted = hashlib.sha256(), is_settled(signature)
         for path in files:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
-                while block := file.read(BLOCK):
+                while block := file.read(READ_BYTES):
                     digest.update(block)
         found = digest.hexdigest()[:32]
         noted(record, {"hash": found, "folder": str(self.folder), "settled": trusted})
@@ -116,7 +116,7 @@ class Checkpoint:
                 **keep,
             )
         except (ValueError, RuntimeError, OSError) as error:
-            raise UsageError(f"{self.called}: {first_line(error)}") from None
+            raise UsageError(f"{self.called}: {describe_error(error)}") from None
         if wrong := sorted(
             map(str, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})
         ):
@@ -126,27 +126,27 @@ class Checkpoint:
         return model
 
 
-def find(model: str) -> Checkpoint:
+def find_checkpoint(model: str) -> Checkpoint:
     """The checkpoint that an option names: a folder here, one that was hashed here before, or one of the hub's."""
     try:
         import transformers  # noqa: F401
     except ImportError:
-        raise UsageError(MISSING.format("transformers, which reads checkpoints,")) from None
+        raise UsageError(NOT_INSTALLED.format("transformers, which reads checkpoints,")) from None
     scheme, _, rest = model.partition(":")
-    if scheme == KNOWN:
-        return _known(rest)
-    if (folder := place(model)).is_dir():
+    if scheme == MODEL_HASH_SCHEME:
+        return _find_by_hash(rest)
+    if (folder := resolve_path(model)).is_dir():
         return Checkpoint(folder, model)
     if match := HUB_NAME.fullmatch(model):
         return Checkpoint(_download(match["name"], match["revision"]), model)
     raise UsageError(f'{model}: no such folder; write model = "FOLDER" or "OWNER/NAME[@REVISION]"')
 
 
-def _known(name: str) -> Checkpoint:
-    for record in sorted(cache("models", "_").parent.glob("*.json")):
+def _find_by_hash(name: str) -> Checkpoint:
+    for record in sorted(cache_path("models", "_").parent.glob("*.json")):
         known = noted(record)
         if known and known["hash"] == name and Path(known["folder"]).is_dir():
-            found = Checkpoint(Path(known["folder"]), f"{KNOWN}:{name}")
+            found = Checkpoint(Path(known["folder"]), f"{MODEL_HASH_SCHEME}:{name}")
             if found.hash() == name:
                 return found
     raise UsageError(
@@ -161,7 +161,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S
+                name, revision=revision, allow_patterns=list(CHECKPOINT_FILES), etag_timeout=HUB_TIMEOUT_S
             )
         )
     except RepositoryNotFoundError:
@@ -170,14 +170,14 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
     except Exception as error:
         raise UsageError(
-            f"{name}: no folder here, and the hub cannot be reached ({first_line(error)})"
+            f"{name}: no folder here, and the hub cannot be reached ({describe_error(error)})"
         ) from error
 
 
 # ---- our layers in it ----
 
 
-class Causal(nn.Module):
+class CausalNetwork(nn.Module):
     """Tokens (batch, time) to logits. The body's linear layers are QuantLinears with the checkpoint's weights."""
 
     def __init__(self, model: Any, called: str) -> None:
@@ -188,7 +188,7 @@ class Causal(nn.Module):
             model.set_output_embeddings(TiedHead(model.get_input_embeddings()))
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear) and layer is not head:
-                model.set_submodule(name, quantizable(layer))
+                model.set_submodule(name, to_quant_linear(layer))
         _check_body(model, called)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class TiedHead(nn.Module):
         return F.linear(x, self.embedding[0].weight)  # type: ignore[arg-type]
 
 
-def quantizable(layer: nn.Linear) -> QuantLinear:
+def to_quant_linear(layer: nn.Linear) -> QuantLinear:
     with torch.device("meta"):
         made = QuantLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     made.weight, made.bias = nn.Parameter(layer.weight.data), layer.bias

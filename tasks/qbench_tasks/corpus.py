@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from qbench.api import UsageError
-from qbench_tasks.files import documents_of
-from qbench_tasks.vocabulary import MISSING
+from qbench_tasks.files import read_documents
+from qbench_tasks.vocabulary import NOT_INSTALLED
 
 SCHEMES = 'write "stdlib", "path:FILE-OR-FOLDER" or "hf:OWNER/NAME[/CONFIG][@REVISION]"'
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 HUB_TIMEOUT_S = 5.0
 
-LEFT_OUT = {
+EXCLUDED_FOLDERS = {
     "site-packages",
     "dist-packages",
     "__pycache__",
@@ -35,7 +35,7 @@ LEFT_OUT = {
     "pydoc_data",
 }
 """Folders: what is not Python's, its tests, and generated tables."""
-LEFT_OUT |= {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "distutils"}
+EXCLUDED_FOLDERS |= {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "distutils"}
 """Parts that distributions leave out or alter; others should be the same wherever the same Python is."""
 MACHINE_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "config-")
 """What is written where Python is built or installed, and names its paths."""
@@ -53,13 +53,13 @@ class Source(ABC):
         """What JSON can hold, and what differs if the documents may differ."""
 
 
-def source_of(corpus: str, field: str = "text") -> Source:
+def parse_source(corpus: str, field: str = "text") -> Source:
     """The source that a task's option names."""
     scheme, _, rest = corpus.partition(":")
     if corpus == "stdlib":
         return Library()
     if scheme == "path" and rest:
-        return Files(place(rest), field)
+        return Files(resolve_path(rest), field)
     if scheme == "hf" and (match := HUB_NAME.fullmatch(rest)):
         return Hub(match["name"], match["config"], match["revision"], field)
     raise UsageError(f"unknown corpus {corpus!r}; {SCHEMES}")
@@ -81,14 +81,14 @@ class Library(Source):
             yield text
 
     def signature(self) -> list[Any]:
-        return [sys.version, *stamps(self.paths())]
+        return [sys.version, *read_stamps(self.paths())]
 
     def paths(self) -> Iterator[Path]:
         for folder, folders, names in os.walk(self.root):
             folders[:] = sorted(
                 name
                 for name in folders
-                if name not in LEFT_OUT and not name.startswith(MACHINE_FILES)
+                if name not in EXCLUDED_FOLDERS and not name.startswith(MACHINE_FILES)
             )
             yield from (
                 Path(folder, name)
@@ -106,17 +106,17 @@ class Files(Source):
 
     def documents(self) -> Iterator[bytes]:
         for path in self.paths():
-            yield from documents_of(path, self.field)
+            yield from read_documents(path, self.field)
 
     def signature(self) -> list[Any]:
-        return [self.field, *stamps(self.paths())]
+        return [self.field, *read_stamps(self.paths())]
 
     def paths(self) -> list[Path]:
         if self.path.is_dir():
             found = sorted(
                 p
                 for p in self.path.rglob("*")
-                if p.is_file() and not hidden(p.relative_to(self.path))
+                if p.is_file() and not is_hidden(p.relative_to(self.path))
             )
         else:
             found = [self.path] if self.path.exists() else []
@@ -142,8 +142,8 @@ class Hub(Source):
         try:
             import datasets
         except ImportError:
-            raise UsageError(MISSING.format("datasets, which reads the hub,")) from None
-        revision = None if self.files else self.commit()
+            raise UsageError(NOT_INSTALLED.format("datasets, which reads the hub,")) from None
+        revision = None if self.files else self.find_commit()
         try:
             rows = datasets.load_dataset(
                 self.name,
@@ -153,13 +153,13 @@ class Hub(Source):
                 streaming=True,
                 data_files=list(self.files) or None,
             )
-            yield from self.texts(rows)
+            yield from self.read_texts(rows)
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"hf:{self.name}: {first_line(error)}") from error
+            raise UsageError(f"hf:{self.name}: {describe_error(error)}") from error
 
-    def texts(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    def read_texts(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
         for number, row in enumerate(rows, 1):
             if not isinstance(text := row.get(self.field), str):
                 raise UsageError(
@@ -167,7 +167,7 @@ class Hub(Source):
                 )
             yield text.encode()
 
-    def commit(self) -> str:
+    def find_commit(self) -> str:
         """The hub's commit that `revision` stands for now. Without a network it is known at once that there is none."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -186,14 +186,14 @@ class Hub(Source):
             ) from None
         except Exception as error:
             raise UsageError(
-                f'hf:{self.name}: the hub cannot be reached ({first_line(error)}); copy the files here and write corpus = "path:…"'
+                f'hf:{self.name}: the hub cannot be reached ({describe_error(error)}); copy the files here and write corpus = "path:…"'
             ) from error
 
     def signature(self) -> list[Any]:
-        return [self.name, self.config, self.revision, self.field, *stamps(map(Path, self.files))]
+        return [self.name, self.config, self.revision, self.field, *read_stamps(map(Path, self.files))]
 
 
-def place(text: str) -> Path:
+def resolve_path(text: str) -> Path:
     """A path as somebody wrote it."""
     try:
         return Path(text).expanduser().absolute()
@@ -203,7 +203,7 @@ def place(text: str) -> Path:
         ) from None
 
 
-def stamps(paths: Iterable[Path]) -> list[list[Any]]:
+def read_stamps(paths: Iterable[Path]) -> list[list[Any]]:
     """Of each file what no change to it leaves as it was. The time of the last change of the inode cannot be set back by hand."""
     found = []
     for path in paths:
@@ -212,9 +212,9 @@ def stamps(paths: Iterable[Path]) -> list[list[Any]]:
     return found
 
 
-def hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def first_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]

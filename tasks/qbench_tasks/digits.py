@@ -66,19 +66,19 @@ class Digits(Task):
         return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(table().encode()).hexdigest()
+        return hashlib.sha256(read_table().encode()).hexdigest()
 
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> DigitsProblem:
         start, numbers = generator(self.name, seed, "start"), self.sizes[size]
         model = MLP(numbers["width"]) if self.model == "mlp" else CNN(numbers["channels"])
-        initialise(model, start)
+        initialise_weights(model, start)
         return DigitsProblem(model.to(device), seed, batch, device)
 
 
 # ---- data ----
 
 
-def table() -> str:
+def read_table() -> str:
     """A line an image: 64 pixels from 0 to 16, and the label."""
     spec = importlib.util.find_spec("sklearn")
     path = (
@@ -94,9 +94,9 @@ def table() -> str:
 
 
 @cache
-def images() -> tuple[Tensor, Tensor]:
+def load_images() -> tuple[Tensor, Tensor]:
     """Pixels in [0, 1] and labels, ordered so that any run of them has about the classes' shares: the parts are slices."""
-    rows = np.fromstring(table().replace("\n", ","), dtype=np.float32, sep=",").reshape(
+    rows = np.fromstring(read_table().replace("\n", ","), dtype=np.float32, sep=",").reshape(
         -1, SIDE * SIDE + 1
     )
     labels = rows[:, -1].astype(np.int64)
@@ -140,7 +140,7 @@ class CNN(nn.Module):
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, start: torch.Generator) -> None:
+def initialise_weights(model: nn.Module, start: torch.Generator) -> None:
     """He's normal start for layers followed by ReLU; biases at zero."""
     for module in model.modules():
         if isinstance(module, (QuantLinear, QuantConv2d)):
@@ -159,10 +159,10 @@ class DigitsProblem(Problem):
 
     @cached_property
     def images(self) -> tuple[Tensor, Tensor]:
-        pixels, labels = images()
+        pixels, labels = load_images()
         return pixels.to(self.device), labels.to(self.device)
 
-    def part(self, split: Split) -> tuple[Tensor, Tensor]:
+    def split_images(self, split: Split) -> tuple[Tensor, Tensor]:
         pixels, labels = self.images
         return pixels[PARTS[split]], labels[PARTS[split]]
 
@@ -174,23 +174,23 @@ class DigitsProblem(Problem):
                 images, (self.count,), generator=generator("digits", self.seed, "outside", index)
             )
         epoch, first = divmod(index * self.count, images)
-        rows = permutation(self.seed, epoch, images)[first : first + self.count]
+        rows = make_permutation(self.seed, epoch, images)[first : first + self.count]
         while len(rows) < self.count:
             epoch += 1
             rows = torch.cat(
-                [rows, permutation(self.seed, epoch, images)[: self.count - len(rows)]]
+                [rows, make_permutation(self.seed, epoch, images)[: self.count - len(rows)]]
             )
         return rows
 
     def load(self, indices: Tensor) -> Batch:
         rows = send(indices.flatten(), self.device)
         inputs, targets = (
-            x.index_select(0, rows).unflatten(0, indices.shape) for x in self.part("train")
+            x.index_select(0, rows).unflatten(0, indices.shape) for x in self.split_images("train")
         )
         return Batch(inputs, targets, self.count)
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        pixels, labels = self.part(split)
+        pixels, labels = self.split_images(split)
         return [Batch(pixels, labels, len(labels))]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -200,19 +200,19 @@ class DigitsProblem(Problem):
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         (batch,) = self.batches(split)
         output = model(batch.inputs)
-        return {"accuracy": float(accuracy(output, batch)), "loss": self.loss(output, batch).item()}
+        return {"accuracy": float(compute_accuracy(output, batch)), "loss": self.loss(output, batch).item()}
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
         (batch,) = self.batches(split)
-        pixels, runs = self.part(split)[0], len(next(model.parameters()))
-        return accuracy(model(pixels.expand(runs, *pixels.shape)), batch)
+        pixels, runs = self.split_images(split)[0], len(next(model.parameters()))
+        return compute_accuracy(model(pixels.expand(runs, *pixels.shape)), batch)
 
 
-def accuracy(output: Tensor, batch: Batch) -> Tensor:
+def compute_accuracy(output: Tensor, batch: Batch) -> Tensor:
     """In per cent, of each run."""
     return 100.0 * (output.argmax(-1) == batch.targets).double().mean(-1)
 
 
 @lru_cache(maxsize=1024)
-def permutation(seed: int, epoch: int, count: int) -> Tensor:
+def make_permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator("digits", seed, "order", epoch))

@@ -12,24 +12,24 @@ from typing import IO, Any
 
 from qbench.api import UsageError
 
-PIECE = 16 * 1024
+PIECE_BYTES = 16 * 1024
 """The longest document that is made of a plain file, in bytes."""
-READ = 1 << 20
+READ_BYTES = 1 << 20
 
 
-def documents_of(path: Path, field: str) -> Iterator[bytes]:
+def read_documents(path: Path, field: str) -> Iterator[bytes]:
     """The documents of a file, by its suffix."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packing = suffixes.pop() if suffixes and suffixes[-1] in OPEN else ""
+    packing = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
     try:
         if suffixes[-1:] == [".parquet"] and not packing:
-            yield from _columns(path, field)
+            yield from _read_parquet(path, field)
             return
-        with OPEN.get(packing, _open)(path) as stream:
+        with OPENERS.get(packing, _open_plain)(path) as stream:
             yield from (
-                _records(stream, path, field)
+                _read_json_lines(stream, path, field)
                 if suffixes[-1:] in ([".jsonl"], [".ndjson"])
-                else _pieces(stream, path)
+                else _read_pieces(stream, path)
             )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{path}: cut short or damaged ({error})") from error
@@ -37,29 +37,29 @@ def documents_of(path: Path, field: str) -> Iterator[bytes]:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
-def _pieces(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+def _read_pieces(stream: IO[bytes], path: Path) -> Iterator[bytes]:
     """A plain file cut where lines end, so that a file of any length can be divided into splits."""
     rest, before = b"", 0
-    while block := stream.read(READ):
+    while block := stream.read(READ_BYTES):
         rest, start = rest + block, 0
-        while len(rest) - start > PIECE:
-            end = _cut(rest, start)
-            yield _checked(rest[start:end], path, before + start)
+        while len(rest) - start > PIECE_BYTES:
+            end = _find_cut(rest, start)
+            yield _check_utf8(rest[start:end], path, before + start)
             start = end
         rest, before = rest[start:], before + start
-    yield _checked(rest, path, before)
+    yield _check_utf8(rest, path, before)
 
 
-def _cut(text: bytes, start: int) -> int:
+def _find_cut(text: bytes, start: int) -> int:
     """Behind the last line's end within a piece's length; where there is none, before a character."""
-    end = text.rfind(b"\n", start, start + PIECE) + 1
+    end = text.rfind(b"\n", start, start + PIECE_BYTES) + 1
     if end:
         return end
-    end = start + PIECE
+    end = start + PIECE_BYTES
     return next((e for e in range(end, end - 4, -1) if text[e] & 0xC0 != 0x80), end)
 
 
-def _checked(text: bytes, path: Path, before: int) -> bytes:
+def _check_utf8(text: bytes, path: Path, before: int) -> bytes:
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -67,7 +67,7 @@ def _checked(text: bytes, path: Path, before: int) -> bytes:
     return text
 
 
-def _records(stream: IO[bytes], path: Path, field: str) -> Iterator[bytes]:
+def _read_json_lines(stream: IO[bytes], path: Path, field: str) -> Iterator[bytes]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -89,7 +89,7 @@ def _records(stream: IO[bytes], path: Path, field: str) -> Iterator[bytes]:
             ) from None
 
 
-def _columns(path: Path, field: str) -> Iterator[bytes]:
+def _read_parquet(path: Path, field: str) -> Iterator[bytes]:
     try:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
@@ -118,25 +118,25 @@ def _columns(path: Path, field: str) -> Iterator[bytes]:
         raise UsageError(f"{path}: cut short or damaged ({str(error).splitlines()[0]})") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open_plain(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _gzip(path: Path) -> IO[bytes]:
-    return io.BufferedReader(gzip.GzipFile(path), READ)
+def _open_gzip(path: Path) -> IO[bytes]:
+    return io.BufferedReader(gzip.GzipFile(path), READ_BYTES)
 
 
-def _zstd(path: Path) -> IO[bytes]:
+def _open_zstd(path: Path) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
         raise UsageError(
             f"{path}: zstandard, which unpacks .zst, is not installed: pip install 'qbench[hf]'"
         ) from None
-    return io.BufferedReader(_Zstd(path, zstandard), READ)
+    return io.BufferedReader(_ZstdReader(path, zstandard), READ_BYTES)
 
 
-class _Zstd(io.RawIOBase):
+class _ZstdReader(io.RawIOBase):
     """A file of zstd frames. The library's own reader takes a file that was cut short for one that ended."""
 
     def __init__(self, path: Path, library: Any) -> None:
@@ -149,7 +149,7 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            self.packed = self.packed or self.file.read(READ)
+            self.packed = self.packed or self.file.read(READ_BYTES)
             if not self.packed:
                 if self.frame is not None:
                     raise EOFError("the last zstd frame has no end")
@@ -170,4 +170,4 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-OPEN: dict[str, Callable[[Path], IO[bytes]]] = {".gz": _gzip, ".zst": _zstd}
+OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": _open_gzip, ".zst": _open_zstd}

@@ -1,6 +1,7 @@
-"""A language model on generated text whose true entropy is known token by token, so that its score is what it loses over the floor.
+"""A language model on generated text whose true entropy is known token by token.
 
-The text is `grammar_text`'s: agreement over distance, nesting, and keys to be recalled. The network is `transformer`'s.
+The score is what the model loses over that floor. The text is `grammar_text`'s: agreement over
+distance, nesting, and keys to be recalled. The network is `transformer`'s.
 """
 
 from __future__ import annotations
@@ -31,141 +32,18 @@ from qbench.api import (
 )
 from qbench_tasks import grammar_items
 from qbench_tasks import grammar_text as text
+from qbench_tasks.grammar_machine import compute_fingerprint
+from qbench_tasks.grammar_rules import BOS, VOCAB
 from qbench_tasks.transformer import Shape, Transformer
 
-VOCAB = len(text.VOCAB)
+VOCAB_SIZE = len(VOCAB)
 SHAPES = {
-    "xs": Shape(VOCAB, width=64, depth=2, heads=4, mlp=128, context=64),
-    "s": Shape(VOCAB, width=128, depth=2, heads=4, mlp=256, context=64),
-    "m": Shape(VOCAB, width=128, depth=4, heads=4, mlp=384, context=128),
-    "l": Shape(VOCAB, width=256, depth=6, heads=8, mlp=768, context=128),
+    "xs": Shape(VOCAB_SIZE, width=64, depth=2, heads=4, mlp=128, context=64),
+    "s": Shape(VOCAB_SIZE, width=128, depth=2, heads=4, mlp=256, context=64),
+    "m": Shape(VOCAB_SIZE, width=128, depth=4, heads=4, mlp=384, context=128),
+    "l": Shape(VOCAB_SIZE, width=256, depth=6, heads=8, mlp=768, context=128),
 }
+# How many windows are scored. They are the same for every run, except that the training windows
+# belong to the run's seed.
 WINDOWS: dict[Split, int] = {"train": 256, "val": 128, "test": 256}
-"""How many windows are scored. Every run meets the same ones; only the training windows are its seed's."""
 SCORED_AT_ONCE = 64
-OUTSIDE = 2**40
-"""Where the training windows begin that no step of training reaches."""
-RECIPES = {
-    "xs": Recipe(steps=400, batch=8, lr=0.008),
-    "s": Recipe(steps=1000, batch=16, lr=0.004),
-    "m": Recipe(steps=2000, batch=16, lr=0.004),
-    "l": Recipe(steps=4000, batch=32, lr=0.002),
-}
-
-
-@dataclass
-class Grammar(Task):
-    """Language modelling on a generated grammar."""
-
-    name = "grammar"
-    title = "Language model, generated grammar"
-    metric = Metric("excess", "nats/token", better="lower", floor=0.0, effect=0.01)
-    sizes = {
-        name: {"parameters": shape.parameters, **asdict(shape)} for name, shape in SHAPES.items()
-    }
-    activations = True
-
-    def recipe(self, size: str) -> Recipe:
-        return RECIPES[size]
-
-    def fingerprint(self) -> str:
-        return text.fingerprint()
-
-    def problem(self, size: str, seed: int, batch: int, device: torch.device) -> GrammarProblem:
-        model = Transformer(SHAPES[size], generator(self.name, seed, "start"))
-        return GrammarProblem(model.to(device), seed, batch, device)
-
-    def quizzes(self) -> Mapping[str, Quiz]:
-        return grammar_items.quizzes()
-
-
-@dataclass(frozen=True)
-class Words:
-    """The tokenizer: a word between blanks is a token."""
-
-    context: int
-    start: int = text.BOS
-
-    def encode(self, written: str) -> list[int]:
-        try:
-            return text.encode(written)
-        except KeyError as error:
-            raise ValueError(
-                f"the grammar has {VOCAB} words, and {str(error.args[0])[:40]!r} is none of them"
-            ) from None
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return text.render(tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        beginning = {"id": self.start, "content": text.VOCAB[self.start], "special": True}
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        words = {word: token for token, word in enumerate(text.VOCAB)}
-        return {
-            "version": "1.0",
-            "added_tokens": [beginning | flags],
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unknown>"},
-        }
-
-
-class GrammarProblem(Problem):
-    model: Transformer
-    seeds_share_data = True
-
-    def __init__(self, model: Transformer, seed: int, batch: int, device: torch.device) -> None:
-        self.model, self.seed, self.count, self.device = model, seed, batch, device
-        self.context = model.shape.context
-        labels = batch * self.context
-        self.work = Work(labels, model.shape.flops(labels))
-        self.chunk = lru_cache(2)(text.chunk)
-        """A cache of its own: in a common one, stacked seeds would drive out each other's."""
-
-    def sample_indices(self, index: int) -> Tensor:
-        first = index * self.count if index >= 0 else OUTSIDE - (index + 1) * self.count
-        return torch.from_numpy(
-            text.windows(self.seed, first, self.count, self.context, "train", self.chunk)[0]
-        )
-
-    def load(self, indices: Tensor) -> Batch:
-        words = send(indices.long(), self.device)
-        return Batch(words[..., :-1], words[..., 1:], indices.shape[-2])
-
-    def batches(self, split: Split) -> Iterator[Batch]:
-        return (batch for batch, _ in self.scored(split))
-
-    def scored(self, split: Split) -> Iterator[tuple[Batch, float]]:
-        """A split's batches, each with the sum of its targets' true negative log-probabilities."""
-        for first in range(0, WINDOWS[split], SCORED_AT_ONCE):
-            seed = self.seed if split == "train" else 0
-            tokens, logp = text.windows(seed, first, SCORED_AT_ONCE, self.context, split)
-            yield self.load(torch.from_numpy(tokens)), -float(logp[:, 1:].sum(dtype="float64"))
-
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        assert batch.targets is not None
-        return cross_entropy(output, batch.targets).mean((-2, -1))
-
-    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
-        total, floor = 0.0, 0.0
-        for batch, true in self.scored(split):
-            assert batch.targets is not None
-            total += float(
-                cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64)
-            )
-            floor += true
-        tokens = WINDOWS[split] * self.context
-        return {
-            "excess": (total - floor) / tokens,
-            "loss": total / tokens,
-            "bits": total / tokens / math.log(2),
-        }
-
-    def layers(self) -> dict[str, QuantLayer]:
-        return dict(self.model.body())
-
-    @property
-    def tokenizer(self) -> Words:
-        return Words(self.context)
-
-    def layout(self) -> Layout:
-        return self.model.layout()

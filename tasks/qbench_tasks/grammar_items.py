@@ -18,7 +18,7 @@ from qbench.api import Question, Quiz
 from qbench_tasks import grammar_text as text
 from qbench_tasks.grammar_rules import VALUE, VOCAB
 
-ITEMS = 400
+QUESTIONS = 400
 CONTEXT = 64
 TITLES = {
     "agreement": "Agreement of verbs with far subjects",
@@ -27,30 +27,30 @@ TITLES = {
 }
 
 
-def quizzes() -> dict[str, Quiz]:
+def make_quizzes() -> dict[str, Quiz]:
     chances = {"agreement": 1 / 2, "nesting": 1 / 2, "recall": 1 / len(VALUE)}
     return {
-        f"grammar_{kind}": Quiz(title, partial(questions, kind), chance=chances[kind], ceiling=1.0)
+        f"grammar_{kind}": Quiz(title, partial(make_questions, kind), chance=chances[kind], ceiling=1.0)
         for kind, title in TITLES.items()
     }
 
 
-def questions(kind: str, count: int = ITEMS) -> list[Question]:
+def make_questions(kind: str, count: int = QUESTIONS) -> list[Question]:
     """The first `count` different ones."""
     found: dict[str, Question] = {}
-    for pair in text.minimal_pairs(0, 2 * count, kind, CONTEXT):
+    for pair in text.make_minimal_pairs(0, 2 * count, kind, CONTEXT):
         context = text.render(pair.good_tokens[1:-1])
         wrong = (
             [VOCAB[value] for value in VALUE if VOCAB[value] != pair.good]
             if kind == "recall"
             else [pair.bad]
         )
-        found.setdefault(context, mixed(context, pair.good, wrong))
+        found.setdefault(context, shuffle_choices(context, pair.good, wrong))
     assert len(found) >= count, f"{len(found)} different questions about {kind}"
     return list(found.values())[:count]
 
 
-def mixed(context: str, right: str, wrong: list[str]) -> Question:
+def shuffle_choices(context: str, right: str, wrong: list[str]) -> Question:
     """The right answer among the wrong ones, in an order that nobody chose."""
     choices = sorted(
         [right, *wrong], key=lambda choice: hashlib.sha256(f"{context} {choice}".encode()).digest()

@@ -65,7 +65,7 @@ def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
     out = np.full(len(VOCAB), -np.inf)
     if not len(prefix) or prefix[0] != BOS:
         return out
-    grammar = document()
+    grammar = document_rules()
     weights = next(grammar)
     for token in prefix[1:]:
         if int(token) not in weights:
@@ -77,7 +77,7 @@ def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
     return out
 
 
-def document() -> Grammar:
+def document_rules() -> Grammar:
     facts: dict[int, int] = {}
     while True:
         token = yield START[len(facts)]
@@ -90,10 +90,10 @@ def document() -> Grammar:
             key = yield dict.fromkeys(facts, 1)
             yield {facts[key]: 256}
         else:
-            yield from _clause(1)
+            yield from _clause_rules(1)
 
 
-def _clause(depth: int) -> Grammar:
+def _clause_rules(depth: int) -> Grammar:
     noun = yield SUBJECT
     if noun in ADJECTIVE:
         noun = yield AFTER_ADJECTIVE[noun]
@@ -107,20 +107,20 @@ def _clause(depth: int) -> Grammar:
             if other in ADJECTIVE:
                 yield AFTER_ADJECTIVE[other]
         elif token == THAT:
-            yield from _clause(depth + 1)
+            yield from _clause_rules(depth + 1)
         else:
-            yield from _bracket(token, depth + 1)
+            yield from _bracket_rules(token, depth + 1)
 
 
-def _bracket(opener: int, depth: int) -> Grammar:
+def _bracket_rules(opener: int, depth: int) -> Grammar:
     while True:
         token = yield INSIDE[opener, depth < DEPTH]
         if token in CLOSER:
             return
         if token == THE:
-            yield from _clause(depth + 1)
+            yield from _clause_rules(depth + 1)
         elif token in OPENER:
-            yield from _bracket(token, depth + 1)
+            yield from _bracket_rules(token, depth + 1)
 
 
 # The weights. Two rules keep `entropy_rate` exact: whether a word opens, closes or ends something has the same weight whatever the words
@@ -128,7 +128,7 @@ def _bracket(opener: int, depth: int) -> Grammar:
 # same ratio everywhere).
 
 
-def _spread(total: int, words: Sequence[int], salt: str) -> Weights:
+def _zipf_weights(total: int, words: Sequence[int], salt: str) -> Weights:
     """`total` shared out Zipf-like, the order a hash of `salt`."""
     order = sorted(words, key=lambda word: hashlib.sha256(f"{salt} {word}".encode()).digest())
     shares = [705600 // rank**2 for rank in range(1, len(order) + 1)]
@@ -140,21 +140,21 @@ def _spread(total: int, words: Sequence[int], salt: str) -> Weights:
     return weights
 
 
-def _nouns(total: int, salt: str) -> Weights:
+def _noun_weights(total: int, salt: str) -> Weights:
     """Every ending as likely as the others."""
     return {
         noun: w
         for e in range(4)
-        for noun, w in _spread(total // 4, NOUN[e::4], f"{salt} {e}").items()
+        for noun, w in _zipf_weights(total // 4, NOUN[e::4], f"{salt} {e}").items()
     }
 
 
-def _verbs(noun: int, sixteenth: int) -> Weights:
+def _verb_weights(noun: int, sixteenth: int) -> Weights:
     agreeing = VERB[(noun - NOUN.start) % 4 :: 4]
-    return {verb: w * sixteenth for verb, w in _spread(16, agreeing, f"verb after {noun}").items()}
+    return {verb: w * sixteenth for verb, w in _zipf_weights(16, agreeing, f"verb after {noun}").items()}
 
 
-def brackets(unit: int) -> Weights:
+def bracket_weights(unit: int) -> Weights:
     return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit), strict=True))
 
 
@@ -163,24 +163,24 @@ START: list[Weights] = [
     *[{BOS: 24, LET: 68, ASK: 100, THE: 64}] * (FACTS - 1),
     {BOS: 24, ASK: 152, THE: 80},
 ]
-SUBJECT: Weights = _nouns(192, "subject") | _spread(64, ADJECTIVE, "adjective")
-AFTER_ADJECTIVE: dict[int, Weights] = {a: _nouns(256, f"adjective {a}") for a in ADJECTIVE}
+SUBJECT: Weights = _noun_weights(192, "subject") | _zipf_weights(64, ADJECTIVE, "adjective")
+AFTER_ADJECTIVE: dict[int, Weights] = {a: _noun_weights(256, f"adjective {a}") for a in ADJECTIVE}
 AFTER_PREPOSITION: dict[int, Weights] = {
-    p: _nouns(192, f"preposition {p}") | _spread(64, ADJECTIVE, "adjective") for p in PREPOSITION
+    p: _noun_weights(192, f"preposition {p}") | _zipf_weights(64, ADJECTIVE, "adjective") for p in PREPOSITION
 }
 AFTER_NOUN: dict[tuple[int, bool], Weights] = {
-    (noun, room): _spread(64, PREPOSITION, f"after {noun}")
-    | (_verbs(noun, 7) | {THAT: 40} | brackets(4) if room else _verbs(noun, 12))
+    (noun, room): _zipf_weights(64, PREPOSITION, f"after {noun}")
+    | (_verb_weights(noun, 7) | {THAT: 40} | bracket_weights(4) if room else _verb_weights(noun, 12))
     for noun in NOUN
     for room in (True, False)
 }
-AFTER_VERB: list[Weights] = [_spread(256, ADVERB, f"verb {stem}") for stem in range(6)]
+AFTER_VERB: list[Weights] = [_zipf_weights(256, ADVERB, f"verb {stem}") for stem in range(6)]
 INSIDE: dict[tuple[int, bool], Weights] = {
     (opener, room): {opener + 3: 96}
     | (
-        _spread(116, ADVERB, f"in {opener}") | {THE: 24} | brackets(2)
+        _zipf_weights(116, ADVERB, f"in {opener}") | {THE: 24} | bracket_weights(2)
         if room
-        else _spread(160, ADVERB, f"in {opener}")
+        else _zipf_weights(160, ADVERB, f"in {opener}")
     )
     for opener in OPENER
     for room in (True, False)

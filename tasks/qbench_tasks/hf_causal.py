@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from qbench.api import Layout, Metric, QuantLayer, Recipe, Task, UsageError, key_of
-from qbench_tasks.checkpoint import KNOWN, Causal, Checkpoint, find
-from qbench_tasks.corpus import source_of
-from qbench_tasks.tokens import PREPARED, Tokens, encoded_by, read
+from qbench_tasks.checkpoint import MODEL_HASH_SCHEME, CausalNetwork, Checkpoint, find_checkpoint
+from qbench_tasks.corpus import parse_source
+from qbench_tasks.tokens import DATA_HASH_SCHEME, Tokens, encode_with_vocabulary, read_corpus
 from qbench_tasks.windows import WindowProblem, check_lengths
 
 CONTEXTS = {"xs": 128, "s": 512, "m": 1024, "l": 2048}
@@ -56,21 +56,21 @@ class HFCausal(Task):
         if self.limit < 0:
             return f"limit must not be negative, not {self.limit}"
         try:
-            self.corpus.startswith(f"{PREPARED}:") or source_of(self.corpus)
+            self.corpus.startswith(f"{DATA_HASH_SCHEME}:") or parse_source(self.corpus)
         except UsageError as error:
             return str(error)
         return None
 
     @property
     def portable(self) -> bool:
-        return self.model.startswith(f"{KNOWN}:") and not self.corpus.startswith("path:")
+        return self.model.startswith(f"{MODEL_HASH_SCHEME}:") and not self.corpus.startswith("path:")
 
     def key_options(self) -> dict[str, Any]:
         """Return the options for a key: hashes instead of the checkpoint's name and of files'."""
-        params = {**super().key_options(), "model": f"{KNOWN}:{self.checkpoint.hash()}"}
+        params = {**super().key_options(), "model": f"{MODEL_HASH_SCHEME}:{self.checkpoint.hash()}"}
         if self.corpus.startswith("path:"):
             params |= {
-                "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
+                "corpus": f"{DATA_HASH_SCHEME}:{read_corpus(self.corpus, self.field, self.limit).hash}",
                 "field": "text",
                 "limit": 0,
             }
@@ -78,11 +78,11 @@ class HFCausal(Task):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return find(self.model)
+        return find_checkpoint(self.model)
 
     def tokens(self, checkpoint: Checkpoint) -> Tokens:
-        return encoded_by(
-            read(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus
+        return encode_with_vocabulary(
+            read_corpus(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus
         )
 
     def fingerprint(self) -> str:
@@ -103,13 +103,13 @@ class HFCausal(Task):
         planning = device.type == "meta"
         with torch.random.fork_rng(devices=[]), device if planning else nullcontext():
             torch.manual_seed(key_of(self.name, seed, "start"))
-            network = Causal(checkpoint.build(weights=not (self.fresh or planning)), self.model)
+            network = CausalNetwork(checkpoint.build(weights=not (self.fresh or planning)), self.model)
         flops = count_flops(network, batch * context)
         return CausalProblem(network.to(device), tokens, context, seed, batch, device, flops)
 
 
 class CausalProblem(WindowProblem):
-    model: Causal
+    model: CausalNetwork
 
     def layers(self) -> dict[str, QuantLayer]:
         return dict(self.model.body())
@@ -118,7 +118,7 @@ class CausalProblem(WindowProblem):
         return self.model.layout()
 
 
-def count_flops(model: Causal, labels: int) -> float:
+def count_flops(model: CausalNetwork, labels: int) -> float:
     """Return the arithmetic of a step's matrix products, without those of attention itself."""
     head: int = model.model.get_input_embeddings().weight.numel()
     weights = sum(layer.weight.numel() for _, layer in model.body())

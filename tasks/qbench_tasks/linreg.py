@@ -79,13 +79,13 @@ class LinReg(Task):
         population = Population(self.name, seed, d, self.alpha, self.rotated, self.noise, device)
         return LinRegProblem(
             population,
-            Line(d, self.start, generator(self.name, seed, "start")).to(device),
+            LinearModel(d, self.start, generator(self.name, seed, "start")).to(device),
             batch,
             self.exact,
         )
 
 
-class Line(nn.Module):
+class LinearModel(nn.Module):
     """One row of weights. Without inputs it gives the row itself, which is all that the exact loss needs."""
 
     def __init__(self, d: int, deviation: float, draws: torch.Generator) -> None:
@@ -103,7 +103,7 @@ class Line(nn.Module):
 
 
 class LinRegProblem(Problem):
-    def __init__(self, population: Population, model: Line, batch: int, exact: bool) -> None:
+    def __init__(self, population: Population, model: LinearModel, batch: int, exact: bool) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
         self.work = Work(labels=1 if exact else batch)
 
@@ -115,11 +115,11 @@ class LinRegProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return (
-            self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+            self.population.excess_loss(output) if batch.inputs is None else squared_error(output, batch)
         )
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
-        return self.population.excess(model(None))
+        return self.population.excess_loss(model(None))
 
     def stack(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
         found = self.with_model(model)

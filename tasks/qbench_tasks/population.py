@@ -34,7 +34,7 @@ class Population:
         self.eigenvalues = eigenvalues.float().to(device)
         self.teacher = torch.randn(1, d, generator=generator(task, seed, "teacher")).to(device)
         self.root = (
-            (rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device)
+            (draw_rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device)
             if rotated
             else None
         )
@@ -51,7 +51,7 @@ class Population:
         )
         return found
 
-    def excess(self, predictor: Tensor) -> Tensor:
+    def excess_loss(self, predictor: Tensor) -> Tensor:
         """The population loss of predictors (…, 1, d) over the teacher's: (…)."""
         error = predictor - self.teacher
         if self.root is None:
@@ -93,7 +93,7 @@ class _HalfSquare(torch.autograd.Function):
         return grad[..., None, None] * weights * error, None
 
 
-def rotation(d: int, draws: torch.Generator) -> Tensor:
+def draw_rotation(d: int, draws: torch.Generator) -> Tensor:
     """A rotation drawn uniformly (Haar): QR with the signs of R's diagonal taken out."""
     q, r = torch.linalg.qr(torch.randn(d, d, generator=draws, dtype=torch.float64))
     return q * r.diagonal().sign()

@@ -39,12 +39,12 @@ BLOCK = 1 << 20
 CHECKED_BLOCKS = 64
 
 
-class Damaged(Exception):
+class DamagedShards(Exception):
     """A folder of the cache that is not what it says."""
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """One split's tokens, as the manifest describes them."""
 
     tokens: int
@@ -61,7 +61,7 @@ class Shards:
         try:
             text = (folder / MANIFEST).read_text(encoding="utf-8")
             manifest = json.loads(text.partition("\n")[2])
-            if text != _sealed(manifest):
+            if text != _add_checksum(manifest):
                 raise ValueError("its manifest is damaged")
             self.dtype, self.hash, self.separator = (
                 np.dtype(manifest["dtype"]),
@@ -70,8 +70,8 @@ class Shards:
             )
             self.vocabulary = str(manifest["vocabulary"])
             """What the tokens mean, as its maker wrote it."""
-            self.streams: dict[str, Stream] = {
-                name: Stream(**stream) for name, stream in manifest["streams"].items()
+            self.streams: dict[str, TokenStream] = {
+                name: TokenStream(**stream) for name, stream in manifest["streams"].items()
             }
             for name, stream in self.streams.items():
                 self._verify(name, stream)
@@ -79,7 +79,7 @@ class Shards:
                 name: np.memmap(self._path(name), self.dtype, "r") for name in self.streams
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"{folder}: {error}") from error
+            raise DamagedShards(f"{folder}: {error}") from error
 
     def tokens(self, split: Split) -> NDArray[Any]:
         return self._maps[split]
@@ -96,7 +96,7 @@ class Shards:
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}.bin"
 
-    def _verify(self, name: str, stream: Stream) -> None:
+    def _verify(self, name: str, stream: TokenStream) -> None:
         """All of a small file, and blocks spread evenly over a large one."""
         size = self._path(name).stat().st_size
         if size != stream.tokens * self.dtype.itemsize:
@@ -110,15 +110,15 @@ class Shards:
                     raise ValueError(f"{name} is damaged in block {block}")
 
 
-def opened(folder: Path) -> Shards | None:
+def open_shards(folder: Path) -> Shards | None:
     """The shards in a folder; None where they must be made."""
     try:
         return Shards(folder)
-    except Damaged:
+    except DamagedShards:
         return None
 
 
-def cache(*parts: str) -> Path:
+def cache_path(*parts: str) -> Path:
     """A place in the cache, in a folder that exists."""
     root = os.environ.get("QBENCH_CACHE")
     path = (Path(root) if root else Path.home() / ".cache" / "qbench").joinpath(
@@ -136,9 +136,9 @@ def cache(*parts: str) -> Path:
 # ---- making them ----
 
 
-def ingest(documents: Iterable[bytes], called: str) -> Shards:
+def ingest_documents(documents: Iterable[bytes], called: str) -> Shards:
     """Read documents into shards of bytes, under the hash of their set."""
-    with making(called) as folder:
+    with new_folder(called) as folder:
         digests, lengths = bytearray(), array("q")
         with (folder / "documents").open("wb") as file:
             for document in documents:
@@ -146,10 +146,10 @@ def ingest(documents: Iterable[bytes], called: str) -> Shards:
                     file.write(document)
                     lengths.append(len(document))
                     digests += hashlib.blake2b(document, digest_size=16).digest()
-        order, whole = _sorted(digests, np.frombuffer(lengths, np.int64), called)
+        order, whole = _split_documents(digests, np.frombuffer(lengths, np.int64), called)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         text = np.memmap(folder / "documents", np.uint8, "r")
-        streams: dict[Split, Stream] = {}
+        streams: dict[Split, TokenStream] = {}
         for split, members in order.items():
             with (folder / f"{split}.bin").open("wb") as file:
                 file.write(bytes([BYTE_SEPARATOR]))
@@ -157,12 +157,12 @@ def ingest(documents: Iterable[bytes], called: str) -> Shards:
                     file.write(text[offsets[index] : offsets[index + 1]].data)
                     file.write(bytes([BYTE_SEPARATOR]))
             size = int(sum(lengths[index] for index in members))
-            streams[split] = stream_of(folder, split, size + len(members) + 1, size, len(members))
+            streams[split] = describe_stream(folder, split, size + len(members) + 1, size, len(members))
         del text
         (folder / "documents").unlink()
-        return finish(
+        return move_into_cache(
             folder,
-            cache("documents", whole),
+            cache_path("documents", whole),
             streams,
             hash=whole,
             dtype="uint8",
@@ -171,7 +171,7 @@ def ingest(documents: Iterable[bytes], called: str) -> Shards:
         )
 
 
-def _sorted(
+def _split_documents(
     digests: bytearray, lengths: NDArray[np.int64], called: str
 ) -> tuple[dict[Split, NDArray[np.int64]], str]:
     """Which documents each split has, in which order, and the hash of them all."""
@@ -182,7 +182,7 @@ def _sorted(
     first[1:] = (pairs[1:] != pairs[:-1]).any(1)
     order, pairs = order[first], pairs[first]
     if len(order) < len(SPLITS):
-        raise UsageError(f"{called}: {_few(len(order), int(lengths.sum()))}")
+        raise UsageError(f"{called}: {_describe_shortage(len(order), int(lengths.sum()))}")
     share = pairs[:, 0].astype(np.float64) / 2**64
     # However few documents there are, each split gets one.
     ends, least = [], 1
@@ -195,16 +195,16 @@ def _sorted(
     return dict(zip(SPLITS, parts, strict=True)), hashlib.sha256(pairs.tobytes()).hexdigest()[:32]
 
 
-def _few(documents: int, size: int) -> str:
+def _describe_shortage(documents: int, size: int) -> str:
     if not size:
         return "the corpus is empty"
     return f"the corpus is too short: {size} bytes make {documents} different documents, and training, validation and test need one each"
 
 
 @contextmanager
-def making(called: str) -> Iterator[Path]:
+def new_folder(called: str) -> Iterator[Path]:
     """A folder beside the cache's own, gone afterwards unless `finish` renamed it."""
-    folder = Path(tempfile.mkdtemp(prefix="new-", dir=cache("new").parent))
+    folder = Path(tempfile.mkdtemp(prefix="new-", dir=cache_path("new").parent))
     try:
         yield folder
     except OSError as error:
@@ -213,15 +213,15 @@ def making(called: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def finish(folder: Path, final: Path, streams: Mapping[Split, Stream], **said: Any) -> Shards:
+def move_into_cache(folder: Path, final: Path, streams: Mapping[Split, TokenStream], **said: Any) -> Shards:
     """Write the manifest and put the folder in its place. Another process may have been first, and what it made is the same."""
     manifest = {**said, "streams": {split: asdict(stream) for split, stream in streams.items()}}
-    (folder / MANIFEST).write_text(_sealed(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(_add_checksum(manifest), encoding="utf-8")
     for _ in range(8):
-        if (there := opened(final)) is not None and there.hash == said["hash"]:
+        if (there := open_shards(final)) is not None and there.hash == said["hash"]:
             return there
         if final.exists():
-            _put_aside(final)
+            _remove_damaged(final)
         try:
             folder.rename(final)
         except OSError:  # it is there again
@@ -230,22 +230,22 @@ def finish(folder: Path, final: Path, streams: Mapping[Split, Stream], **said: A
     raise UsageError(f"{final}: other processes keep writing here")
 
 
-def _sealed(manifest: dict[str, Any]) -> str:
+def _add_checksum(manifest: dict[str, Any]) -> str:
     """A manifest with its checksum in front."""
     text = json.dumps(manifest, sort_keys=True)
     return f"{zlib.crc32(text.encode())}\n{text}"
 
 
-def _put_aside(final: Path) -> None:
+def _remove_damaged(final: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix="old-", dir=final.parent)) / final.name
     with suppress(OSError):  # somebody else did
         final.rename(aside)
     shutil.rmtree(aside.parent, ignore_errors=True)
 
 
-def stream_of(folder: Path, split: str, tokens: int, size: int, documents: int) -> Stream:
+def describe_stream(folder: Path, split: str, tokens: int, size: int, documents: int) -> TokenStream:
     """What the manifest says of a stream that is written."""
     with (folder / f"{split}.bin").open("rb") as file:
         checksums = [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK), b"")]
         os.fsync(file.fileno())
-    return Stream(tokens, size, documents, checksums)
+    return TokenStream(tokens, size, documents, checksums)

@@ -26,8 +26,8 @@ from qbench.api import (
     generator,
 )
 from qbench_tasks import cloze
-from qbench_tasks.corpus import source_of
-from qbench_tasks.tokens import PREPARED, Tokens, prepare, read
+from qbench_tasks.corpus import parse_source
+from qbench_tasks.tokens import DATA_HASH_SCHEME, Tokens, prepare_tokens, read_corpus
 from qbench_tasks.transformer import Shape, Transformer
 from qbench_tasks.vocabulary import Bytes
 from qbench_tasks.windows import WindowProblem, check_lengths
@@ -97,9 +97,9 @@ class Text(Task):
             return f'vocab = {self.vocab} belongs to tokenizer = "bpe"; bytes are {BYTES}'
         if self.tokenizer == "bpe" and not BYTES < self.vocabulary <= LARGEST_VOCAB:
             return f"vocab must be from {BYTES + 1} to {LARGEST_VOCAB}, not {self.vocab}"
-        if not self.corpus.startswith(f"{PREPARED}:"):
+        if not self.corpus.startswith(f"{DATA_HASH_SCHEME}:"):
             try:
-                source_of(self.corpus)
+                parse_source(self.corpus)
             except UsageError as error:
                 return str(error)
         return None
@@ -121,25 +121,25 @@ class Text(Task):
         params = {**super().key_options(), "vocab": 0 if self.vocab == self.usual else self.vocab}
         if self.corpus.startswith("path:"):
             params |= {
-                "corpus": f"{PREPARED}:{read(self.corpus, self.field, self.limit).hash}",
+                "corpus": f"{DATA_HASH_SCHEME}:{read_corpus(self.corpus, self.field, self.limit).hash}",
                 "field": FIELD,
                 "limit": 0,
             }
         return params
 
     def tokens(self) -> Tokens:
-        return prepare(self.corpus, self.field, self.limit, self.tokenizer, self.vocabulary)
+        return prepare_tokens(self.corpus, self.field, self.limit, self.tokenizer, self.vocabulary)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"text {self.version} {self.tokens().hash}".encode()).hexdigest()
 
     def quizzes(self) -> Mapping[str, Quiz]:
         """Of the test split's documents in bytes: the same whatever the vocabulary."""
-        return cloze.quizzes(
+        return cloze.make_quizzes(
             self.name,
             lambda: (
                 text.decode()
-                for text in read(self.corpus, self.field, self.limit).documents("test")
+                for text in read_corpus(self.corpus, self.field, self.limit).documents("test")
             ),
         )
 

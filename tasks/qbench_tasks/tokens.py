@@ -16,27 +16,27 @@ from typing import Any
 import numpy as np
 
 from qbench.api import Split, UsageError
-from qbench_tasks.corpus import place, source_of
+from qbench_tasks.corpus import resolve_path, parse_source
 from qbench_tasks.shards import (
     SPLITS,
     VERSION,
     Shards,
-    Stream,
-    cache,
-    finish,
-    ingest,
-    making,
-    opened,
-    stream_of,
+    TokenStream,
+    cache_path,
+    move_into_cache,
+    ingest_documents,
+    new_folder,
+    open_shards,
+    describe_stream,
 )
-from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, learn
+from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, learn_bpe
 
-TRAINED_ON = 64 << 20
+BPE_SAMPLE_BYTES = 64 << 20
 """Bytes of the training split that a vocabulary is learned from, at most. Documents lie in the order of their hashes: a sample."""
-AT_ONCE = 4 << 20
+GROUP_BYTES = 4 << 20
 SETTLED_S = 2.0
 """A file that changed so short a time ago may change again within the resolution of its stamp."""
-PREPARED = "data"
+DATA_HASH_SCHEME = "data"
 HASH = re.compile("[0-9a-f]{32}")
 
 
@@ -53,45 +53,45 @@ class Tokens:
         return self.shards.hash
 
 
-def prepare(corpus: str, field: str, limit: int, tokenizer: str, vocab: int) -> Tokens:
+def prepare_tokens(corpus: str, field: str, limit: int, tokenizer: str, vocab: int) -> Tokens:
     """Read, divide and tokenise a corpus; or open what was made of it before."""
-    documents = read(corpus, field, limit)
-    return Tokens(documents, Bytes()) if tokenizer == "bytes" else encoded(documents, vocab, corpus)
+    documents = read_corpus(corpus, field, limit)
+    return Tokens(documents, Bytes()) if tokenizer == "bytes" else encode_with_learned_bpe(documents, vocab, corpus)
 
 
-def read(corpus: str, field: str = "text", limit: int = 0) -> Shards:
+def read_corpus(corpus: str, field: str = "text", limit: int = 0) -> Shards:
     """The corpus in bytes. `data:HASH` is one that was read before, wherever that was."""
     scheme, _, name = corpus.partition(":")
-    if scheme == PREPARED:
+    if scheme == DATA_HASH_SCHEME:
         # It names a folder, and may come from a stranger's specification.
         if not HASH.fullmatch(name):
             raise UsageError(f"corpus {corpus!r}: a hash is 32 digits from 0 to f")
-        return opened(cache("documents", name)) or _reread(name)
-    source = source_of(corpus, field)
+        return open_shards(cache_path("documents", name)) or _read_again(name)
+    source = parse_source(corpus, field)
     note = {
-        "corpus": f"path:{place(name)}" if scheme == "path" else corpus,
+        "corpus": f"path:{resolve_path(name)}" if scheme == "path" else corpus,
         "field": field,
         "limit": limit,
     }
-    record, signature = fresh_record("sources", source.signature(), note)
+    record, signature = find_record("sources", source.signature(), note)
     if (
         (known := noted(record))
         and known["settled"]
-        and (there := opened(cache("documents", known["hash"])))
+        and (there := open_shards(cache_path("documents", known["hash"])))
     ):
         return there
-    trusted = settled(signature)
-    shards = ingest(itertools.islice(source.documents(), limit or None), corpus)
+    trusted = is_settled(signature)
+    shards = ingest_documents(itertools.islice(source.documents(), limit or None), corpus)
     noted(record, {**note, "hash": shards.hash, "settled": trusted})
     return shards
 
 
-def _reread(name: str) -> Shards:
+def _read_again(name: str) -> Shards:
     """What the cache has lost, made again from where it was read, if that still holds the same."""
-    for record in sorted(cache("sources", "_").parent.glob("*.json")):
+    for record in sorted(cache_path("sources", "_").parent.glob("*.json")):
         if (known := noted(record)) and known["hash"] == name:
             try:
-                if (shards := read(known["corpus"], known["field"], known["limit"])).hash == name:
+                if (shards := read_corpus(known["corpus"], known["field"], known["limit"])).hash == name:
                     return shards
             except UsageError:
                 continue
@@ -100,9 +100,9 @@ def _reread(name: str) -> Shards:
     )
 
 
-def fresh_record(kind: str, signature: list[Any], *more: object) -> tuple[Path, list[Any]]:
+def find_record(kind: str, signature: list[Any], *more: object) -> tuple[Path, list[Any]]:
     """Where it is noted what was found in files with this signature."""
-    return cache(kind, f"{_hash(VERSION, *more, signature)}.json"), signature
+    return cache_path(kind, f"{_hash_json(VERSION, *more, signature)}.json"), signature
 
 
 def noted(record: Path, note: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -119,38 +119,38 @@ def noted(record: Path, note: dict[str, Any] | None = None) -> dict[str, Any] | 
         return None
 
 
-def settled(signature: list[Any]) -> bool:
+def is_settled(signature: list[Any]) -> bool:
     """Whether its stamps are old enough, asked before the files are read."""
     changed = [stamp[3] for stamp in signature if isinstance(stamp, list)]
     return time.time() - max(changed, default=0) / 1e9 > SETTLED_S
 
 
-def _hash(*parts: object) -> str:
+def _hash_json(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 # ---- BPE ----
 
 
-def encoded(documents: Shards, vocab: int, called: str) -> Tokens:
+def encode_with_learned_bpe(documents: Shards, vocab: int, called: str) -> Tokens:
     """A corpus in the vocabulary that its training split teaches."""
-    folder = cache(f"bpe-{vocab}", documents.hash)
-    shards = opened(folder) or _encode(
-        documents, learn(_sample(documents), vocab, called), folder, called
+    folder = cache_path(f"bpe-{vocab}", documents.hash)
+    shards = open_shards(folder) or _encode_splits(
+        documents, learn_bpe(_sample_training_texts(documents), vocab, called), folder, called
     )
     return Tokens(shards, BPE(shards.vocabulary))
 
 
-def encoded_by(documents: Shards, vocabulary: Vocabulary, called: str) -> Tokens:
+def encode_with_vocabulary(documents: Shards, vocabulary: Vocabulary, called: str) -> Tokens:
     """A corpus in a vocabulary from elsewhere."""
-    folder = cache(
-        f"tokenizer-{_hash(vocabulary.text, vocabulary.size, vocabulary.separator)}", documents.hash
+    folder = cache_path(
+        f"tokenizer-{_hash_json(vocabulary.text, vocabulary.size, vocabulary.separator)}", documents.hash
     )
-    return Tokens(opened(folder) or _encode(documents, vocabulary, folder, called), vocabulary)
+    return Tokens(open_shards(folder) or _encode_splits(documents, vocabulary, folder, called), vocabulary)
 
 
-def _sample(documents: Shards) -> Iterator[str]:
-    left = TRAINED_ON
+def _sample_training_texts(documents: Shards) -> Iterator[str]:
+    left = BPE_SAMPLE_BYTES
     for document in documents.documents("train"):
         if left <= 0:
             return
@@ -158,21 +158,21 @@ def _sample(documents: Shards) -> Iterator[str]:
         yield document.decode()
 
 
-def _encode(documents: Shards, vocabulary: Vocabulary, final: Path, called: str) -> Shards:
-    end, streams = np.array([vocabulary.separator], vocabulary.dtype), dict[Split, Stream]()
-    with making(called) as folder:
+def _encode_splits(documents: Shards, vocabulary: Vocabulary, final: Path, called: str) -> Shards:
+    end, streams = np.array([vocabulary.separator], vocabulary.dtype), dict[Split, TokenStream]()
+    with new_folder(called) as folder:
         for split in SPLITS:
             tokens, size = 1, 0
             with (folder / f"{split}.bin").open("wb") as file:
                 file.write(end.tobytes())
-                for row in _in_tokens(vocabulary, documents.documents(split)):
+                for row in _encode_in_groups(vocabulary, documents.documents(split)):
                     file.write(row.tobytes() + end.tobytes())
                     tokens, size = tokens + len(row) + 1, size + int(vocabulary.sizes[row].sum())
             of = documents.streams[split]
             assert size == of.bytes, "every byte is in one token"
-            streams[split] = stream_of(folder, split, tokens, size, of.documents)
-        name = _hash(documents.hash, vocabulary.text)
-        return finish(
+            streams[split] = describe_stream(folder, split, tokens, size, of.documents)
+        name = _hash_json(documents.hash, vocabulary.text)
+        return move_into_cache(
             folder,
             final,
             streams,
@@ -183,13 +183,13 @@ def _encode(documents: Shards, vocabulary: Vocabulary, final: Path, called: str)
         )
 
 
-def _in_tokens(vocabulary: Vocabulary, documents: Iterator[bytes]) -> Iterator[Any]:
+def _encode_in_groups(vocabulary: Vocabulary, documents: Iterator[bytes]) -> Iterator[Any]:
     """Some megabytes at a time, which the library shares out among the cores."""
     group, size = [], 0
     for document in documents:
         group.append(document)
         size += len(document)
-        if size >= AT_ONCE:
+        if size >= GROUP_BYTES:
             yield from vocabulary.encode_all(group)
             group, size = [], 0
     yield from vocabulary.encode_all(group)

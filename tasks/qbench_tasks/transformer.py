@@ -70,7 +70,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.norm = RMSNorm(shape.width)
         self.head = QuantLinear(shape.width, shape.vocab, bias=False)
-        self.initialise(generator)
+        self.initialise_weights(generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
             "tie_word_embeddings": False,
             "torch_dtype": "float32",
         }
-        return Layout(config, {theirs(name): name for name in self.state_dict()})
+        return Layout(config, {translate_name(name): name for name in self.state_dict()})
 
     def body(self) -> Iterator[tuple[str, QuantLinear]]:
         """The matmuls of the blocks by name."""
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
                 yield name, module
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise_weights(self, generator: torch.Generator) -> None:
         """Normal with deviation inputs^−½; what a block adds to the stream is scaled down by depth."""
         if self.head.weight.is_meta:
             return  # nothing is there to be filled
@@ -149,8 +149,8 @@ class Attention(nn.Module):
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = per_run_where_bits_depend(attend, self.q.weight.dim() - 2, q, k, v)
+        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+        y = per_run_where_bits_depend(causal_attention, self.q.weight.dim() - 2, q, k, v)
         return self.o(y.reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -221,7 +221,7 @@ class Rope(nn.Module):
         return self.cos[:time], self.sin[:time]
 
 
-THEIRS = {
+HUGGING_FACE_NAMES = {
     "embedding.": "model.embed_tokens.",
     "head.": "lm_head.",
     "norm.": "model.norm.",
@@ -234,18 +234,18 @@ THEIRS = {
 """What a part of a tensor's name is called in Hugging Face's transformers; with a point in front it stands inside a block."""
 
 
-def theirs(name: str) -> str:
-    for ours, other in THEIRS.items():
+def translate_name(name: str) -> str:
+    for ours, other in HUGGING_FACE_NAMES.items():
         name = name.replace(ours, other) if ours.startswith(".") or name.startswith(ours) else name
     return name
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (i, i + half) of a head's features turned by its angle; `sin` carries the sign of the first half."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention over (…, batch, time, heads, features). SDPA's fast kernels take (batch, heads, time, features) and nothing in front."""
     q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

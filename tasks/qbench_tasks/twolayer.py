@@ -74,13 +74,13 @@ class TwoLayer(Task):
         population = Population(
             self.name, seed, INPUTS, self.alpha, self.rotated, self.noise, device
         )
-        model = TwoLines(
+        model = TwoLayerModel(
             INPUTS, self.sizes[size]["hidden"], generator(self.name, seed, "start")
         ).to(device)
         return TwoLayerProblem(population, model, batch, self.exact)
 
 
-class TwoLines(nn.Module):
+class TwoLayerModel(nn.Module):
     """v W x. Without inputs it gives the predictor u = vW itself, which is all that the exact loss needs."""
 
     def __init__(self, inputs: int, hidden: int, draws: torch.Generator) -> None:
@@ -100,9 +100,9 @@ class TwoLines(nn.Module):
 
 
 class TwoLayerProblem(Problem):
-    model: TwoLines
+    model: TwoLayerModel
 
-    def __init__(self, population: Population, model: TwoLines, batch: int, exact: bool) -> None:
+    def __init__(self, population: Population, model: TwoLayerModel, batch: int, exact: bool) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
         self.work = Work(labels=1 if exact else batch)
 
@@ -114,11 +114,11 @@ class TwoLayerProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return (
-            self.population.excess(output) if batch.inputs is None else squared_error(output, batch)
+            self.population.excess_loss(output) if batch.inputs is None else squared_error(output, batch)
         )
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
-        return self.population.excess(model(None))
+        return self.population.excess_loss(model(None))
 
     def stack(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
         found = self.with_model(model)

@@ -17,9 +17,9 @@ from qbench.api import UsageError
 
 SEPARATOR = "<|end|>"
 """How the separator is written in another library's file; in a text these letters are letters."""
-UNUSED = {0xC0, 0xC1, *range(0xF5, 0x100)}
+UNUSED_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}
 """Bytes that UTF-8 has no use for."""
-MISSING = "{} is not installed: pip install 'qbench[hf]'"
+NOT_INSTALLED = "{} is not installed: pip install 'qbench[hf]'"
 
 
 class Vocabulary(ABC):
@@ -46,7 +46,7 @@ class Vocabulary(ABC):
     def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]: ...
 
     @abstractmethod
-    def between(self, tokens: Sequence[int]) -> str:
+    def decode_document(self, tokens: Sequence[int]) -> str:
         """The text of tokens without a separator."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Vocabulary(ABC):
         texts: list[list[int]] = [[]]
         for token in tokens:
             texts.append([]) if token == self.separator else texts[-1].append(token)
-        return SEPARATOR.join(map(self.between, texts))
+        return SEPARATOR.join(map(self.decode_document, texts))
 
 
 class Bytes(Vocabulary):
@@ -75,12 +75,12 @@ class Bytes(Vocabulary):
     def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
         return (np.frombuffer(document, np.uint8) for document in documents)
 
-    def between(self, tokens: Sequence[int]) -> str:
+    def decode_document(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode(errors="replace")
 
     def to_json(self) -> dict[str, Any]:
-        return described(
-            {letter: byte for byte, letter in enumerate(alphabet()) if byte != self.separator},
+        return describe_bpe(
+            {letter: byte for byte, letter in enumerate(byte_letters()) if byte != self.separator},
             [],
             words=False,
         )
@@ -104,21 +104,21 @@ class BPE(Vocabulary):
         texts = [document.decode() for document in documents]
         return (
             np.array(found.ids, self.dtype)
-            for found in self._library.encode_batch_fast(texts, add_special_tokens=False)
+            for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         )
 
-    def between(self, tokens: Sequence[int]) -> str:
-        return str(self._library.decode(list(tokens)))
+    def decode_document(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens)))
 
     def to_json(self) -> dict[str, Any]:
-        return described(self.model["vocab"], self.model["merges"], words=True)
+        return describe_bpe(self.model["vocab"], self.model["merges"], words=True)
 
     @cached_property
-    def _library(self) -> Any:
-        return library().Tokenizer.from_str(self.text)
+    def _tokenizer(self) -> Any:
+        return import_tokenizers().Tokenizer.from_str(self.text)
 
 
-class Borrowed(Vocabulary):
+class CheckpointVocabulary(Vocabulary):
     """A model's own byte-level BPE, which is GPT-2's, Llama 3's, Qwen's and most others' kind. What would change a text before it is cut
     (a normal form, a blank in front) is left away: every byte is in one token, and bits per byte are exact."""
 
@@ -135,7 +135,7 @@ class Borrowed(Vocabulary):
                 **{token["content"]: token["id"] for token in self.file["added_tokens"]},
             }
             level = [
-                part for part in _parts(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"
+                part for part in _pre_tokenizers(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -145,7 +145,7 @@ class Borrowed(Vocabulary):
             self.file["model"]["type"] != "BPE"
             or not level
             or any(
-                letter not in words for byte, letter in enumerate(alphabet()) if byte not in UNUSED
+                letter not in words for byte, letter in enumerate(byte_letters()) if byte not in UNUSED_BYTES
             )
         ):
             raise UsageError(
@@ -176,30 +176,30 @@ class Borrowed(Vocabulary):
         texts = [document.decode() for document in documents]
         return (
             np.array(found.ids, self.dtype)
-            for found in self._library.encode_batch_fast(texts, add_special_tokens=False)
+            for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         )
 
-    def between(self, tokens: Sequence[int]) -> str:
-        return str(self._library.decode(list(tokens), skip_special_tokens=False))
+    def decode_document(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.file)
 
     @cached_property
-    def _library(self) -> Any:
-        tokenizer = library().Tokenizer.from_str(self.text)
+    def _tokenizer(self) -> Any:
+        tokenizer = import_tokenizers().Tokenizer.from_str(self.text)
         tokenizer.encode_special_tokens = True  # in a text they are letters
         return tokenizer
 
 
-def _parts(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _pre_tokenizers(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     return list(
         (pre_tokenizer or {"type": ""}).get("pretokenizers", [pre_tokenizer or {"type": ""}])
     )
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextTokenizer:
     """The tokenizer of a model that sees `context` tokens."""
 
     vocabulary: Vocabulary
@@ -219,14 +219,14 @@ class Reader:
         return self.vocabulary.to_json()
 
 
-def learn(texts: Iterator[str], size: int, called: str) -> BPE:
+def learn_bpe(texts: Iterator[str], size: int, called: str) -> BPE:
     """The vocabulary that texts teach: the same from the same texts, however many cores count."""
-    found = library()
+    found = import_tokenizers()
     tokenizer = found.Tokenizer(found.models.BPE())
     tokenizer.pre_tokenizer = found.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = found.decoders.ByteLevel()
     trainer = found.trainers.BpeTrainer(
-        vocab_size=size - 1, initial_alphabet=alphabet(), show_progress=False
+        vocab_size=size - 1, initial_alphabet=byte_letters(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     if (there := tokenizer.get_vocab_size() + 1) < size:
@@ -236,15 +236,15 @@ def learn(texts: Iterator[str], size: int, called: str) -> BPE:
     return BPE(tokenizer.to_str())
 
 
-def library() -> Any:
+def import_tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UsageError(MISSING.format("tokenizers, which BPE needs,")) from None
+        raise UsageError(NOT_INSTALLED.format("tokenizers, which BPE needs,")) from None
     return tokenizers
 
 
-def alphabet() -> list[str]:
+def byte_letters() -> list[str]:
     """GPT-2's letter for each byte: its own where that can be seen, and from 256 on where it cannot."""
     seen = {
         *range(ord("!"), ord("~") + 1),
@@ -255,7 +255,7 @@ def alphabet() -> list[str]:
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
 
-def described(vocab: dict[str, int], merges: list[Any], words: bool) -> dict[str, Any]:
+def describe_bpe(vocab: dict[str, int], merges: list[Any], words: bool) -> dict[str, Any]:
     """A byte-level BPE whose separator is the token behind the last. `words`: whether a token never crosses the end of a word."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     level = {

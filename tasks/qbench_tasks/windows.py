@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qbench.api import Batch, Problem, Split, UsageError, Work, cross_entropy, send
-from qbench_tasks.order import places
+from qbench_tasks.order import order_indices
 from qbench_tasks.tokens import Tokens
-from qbench_tasks.vocabulary import Reader
+from qbench_tasks.vocabulary import TextTokenizer
 
 WINDOWS: dict[Split, int] = {"train": 128, "val": 128, "test": 256}
 """How many windows are scored, or all that a split holds: the same for every run."""
@@ -53,25 +53,25 @@ class WindowProblem(Problem):
         )
         self.work = Work(batch * context, flops)
         self.sizes = torch.from_numpy(tokens.vocabulary.sizes).to(device)
-        windows = self.windows("train")
+        windows = self.count_windows("train")
         self.outside = max(1, windows // RESERVED)
         self.ordered = windows - self.outside
 
-    def windows(self, split: Split) -> int:
+    def count_windows(self, split: Split) -> int:
         """Windows lie end to end; each has its last token in common with the next, which it predicts and the next one reads."""
         return (self.data.shards.streams[split].tokens - 1) // self.context
 
     def sample_indices(self, index: int) -> Tensor:
         """Each window of the order once, then all once more in another order; those outside it likewise among themselves."""
         if index >= 0:
-            return self.cut(
+            return self.read_windows(
                 "train",
-                places(index * self.count, self.count, self.ordered, "text", self.seed, "order"),
+                order_indices(index * self.count, self.count, self.ordered, "text", self.seed, "order"),
             )
-        outside = places(
+        outside = order_indices(
             -(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside"
         )
-        return self.cut("train", self.ordered + outside)
+        return self.read_windows("train", self.ordered + outside)
 
     def load(self, indices: Tensor) -> Batch:
         words = send(indices, self.device)
@@ -80,13 +80,13 @@ class WindowProblem(Problem):
     def batches(self, split: Split) -> Iterator[Batch]:
         """Every byte of the windows that are scored is the target of one prediction."""
         count, at_once = (
-            min(WINDOWS[split], self.windows(split)),
+            min(WINDOWS[split], self.count_windows(split)),
             max(1, SCORED_AT_ONCE // self.context),
         )
         for first in range(0, count, at_once):
-            yield self.load(self.cut(split, np.arange(first, min(first + at_once, count))))
+            yield self.load(self.read_windows(split, np.arange(first, min(first + at_once, count))))
 
-    def cut(self, split: Split, windows: NDArray[np.int64]) -> Tensor:
+    def read_windows(self, split: Split, windows: NDArray[np.int64]) -> Tensor:
         tokens, context = self.data.shards.tokens(split), self.context
         rows = np.empty((len(windows), context + 1), np.int64)
         for row, window in zip(rows, windows.tolist(), strict=True):
@@ -113,5 +113,5 @@ class WindowProblem(Problem):
         }
 
     @property
-    def tokenizer(self) -> Reader:
-        return Reader(self.data.vocabulary, self.context)
+    def tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.data.vocabulary, self.context)

@@ -210,6 +210,6 @@ def test_a_folder_that_holds_something_is_left_alone(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         export_run(language_runs.results, language_runs.fp, "packed", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]

@@ -9,30 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from qbench.artefact.decoder import CHUNK, decode, pack, unpack
-from qbench.artefact.pack import export
+from qbench.artefact.decoder import CHUNK, decode, pack_codes, unpack_codes
+from qbench.artefact.pack import export_artefact
 from qbench.checks.method_kit import Kit
 
 
 @given(st.integers(1, 8), st.integers(0, 300), st.integers(0, 2**32 - 1))
-@settings(max_examples=200)
 def test_packing_round_trips_and_wastes_nothing(bits: int, count: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, count, dtype=np.uint8)
-    packed = pack(codes, bits)
+    packed = pack_codes(codes, bits)
     assert len(packed) == -(-count * bits // 8)
-    assert np.array_equal(unpack(packed, bits, count), codes)
+    assert np.array_equal(unpack_codes(packed, bits, count), codes)
 
 
 def test_packing_across_chunks() -> None:
     codes = np.random.default_rng(0).integers(0, 8, CHUNK + 12345, dtype=np.uint8)
-    assert np.array_equal(unpack(pack(codes, 3), 3, len(codes)), codes)
+    assert np.array_equal(unpack_codes(pack_codes(codes, 3), 3, len(codes)), codes)
 
 
 def test_the_lowest_bit_comes_first() -> None:
-    assert pack(np.array([1, 2, 3, 15], np.uint8), 4).tolist() == [0x21, 0xF3]
+    assert pack_codes(np.array([1, 2, 3, 15], np.uint8), 4).tolist() == [0x21, 0xF3]
 
 
 @pytest.mark.parametrize("weights", ["int1", "int2", "int3", "int4", "int5", "int8", "fp4"])
@@ -43,7 +42,7 @@ def test_decoded_equals_snapped_bit_for_bit(
 ) -> None:
     kit = Kit(method, tmp_path)
     run = kit.attach(kit.make_config(weights, granularity))
-    artefact = export(run, tmp_path / "export")
+    artefact = export_artefact(run, tmp_path / "export")
     decoded, header = decode(artefact.path)
     with run.network.as_shipped():
         for name, layer in run.problem.layers().items():
@@ -59,7 +58,7 @@ def test_decoded_equals_snapped_bit_for_bit(
 def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
     run = kit.attach(kit.make_config("int3"))
-    artefact = export(run, tmp_path / "export")
+    artefact = export_artefact(run, tmp_path / "export")
     program = (
         "import sys\n"
         "class Block:\n"
@@ -101,8 +100,8 @@ def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> Non
 def test_bytes_of_an_artefact_are_reproducible(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
     run = kit.attach(kit.make_config("int4"))
-    before = export(run, tmp_path / "a").sha256
-    assert export(run, tmp_path / "b").sha256 == before
+    before = export_artefact(run, tmp_path / "a").sha256
+    assert export_artefact(run, tmp_path / "b").sha256 == before
     with torch.no_grad():
         next(iter(run.problem.layers().values())).weight.mul_(1.5)
-    assert export(run, tmp_path / "c").sha256 != before
+    assert export_artefact(run, tmp_path / "c").sha256 != before

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from qbench_tasks.grammar import SHAPES, Words
-from qbench_tasks.grammar_items import quizzes
+from qbench_tasks.grammar import SHAPES, GrammarTokenizer
+from qbench_tasks.grammar_items import make_quizzes
 from qbench_tasks.transformer import Transformer
 
 from qbench.api.language_model import Question
@@ -34,12 +34,12 @@ def table() -> Iterator[str]:
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     for size in ("s", "l"):
         model = Transformer(SHAPES[size], torch.Generator().manual_seed(0)).eval()
-        for name in quizzes():
+        for name in make_quizzes():
             yield row(size, name, model)
 
 
 def row(size: str, name: str, model: Transformer) -> str:
-    asked, words = lm_eval_tasks.load_tasks([name], quizzes())[0], Words(SHAPES[size].context)
+    asked, words = lm_eval_tasks.load_tasks([name], make_quizzes())[0], GrammarTokenizer(SHAPES[size].context)
     assert asked.quiz
     requests = [
         (words.encode(f"<doc> {q.context}"), words.encode(c))

@@ -106,7 +106,7 @@ class Instant(Engine):
         self.chance = random.Random(0)
 
     @classmethod
-    def open(cls, wishes: EngineOptions) -> Instant:
+    def open(cls, options: EngineOptions) -> Instant:
         return cls()
 
     def submit(self, group: int, assignments: list[Assignment], execution: Execution) -> None:

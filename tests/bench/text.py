@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from qbench_tasks.shards import SPLITS, Shards, ingest
+from qbench_tasks.shards import SPLITS, Shards, ingest_documents
 from qbench_tasks.text import Text, TextProblem
-from qbench_tasks.tokens import encoded, read
+from qbench_tasks.tokens import encode_with_learned_bpe, read_corpus
 from torch import nn
 
 from qbench.runs.config import Recipe
@@ -92,13 +92,13 @@ def once() -> Iterator[str]:
     Text().fingerprint()
     first = time.perf_counter() - began
     again = statistics.median(_seconds(lambda: Text().fingerprint()) for _ in range(20))
-    documents = read("stdlib")
+    documents = read_corpus("stdlib")
     size = sum(stream.bytes for stream in documents.streams.values())
     yield f"| reading stdlib ({size / 1e6:.1f} MB), dividing and writing it; its hash | {first:.2f} s | |"
     yield f"| its hash again | {1e3 * again:.1f} ms | |"
     speed = size / 1e6 / _cpu_seconds(lambda: _bytes(documents))
     yield f"| tokenising, bytes | {speed:.0f} MB/s a core | 2 MB/s |"
-    encoded(documents, 4096, "stdlib")  # so that learning is not part of what follows
+    encode_with_learned_bpe(documents, 4096, "stdlib")  # so that learning is not part of what follows
     speed = size / 1e6 / _cpu_seconds(lambda: _bpe(documents))
     yield f"| tokenising, BPE of 4096 | {speed:.1f} MB/s a core | 2 MB/s |"
     began = time.perf_counter()
@@ -107,11 +107,11 @@ def once() -> Iterator[str]:
 
 
 def _bytes(documents: Shards) -> None:
-    ingest((text for split in SPLITS for text in documents.documents(split)), "again")
+    ingest_documents((text for split in SPLITS for text in documents.documents(split)), "again")
 
 
 def _bpe(documents: Shards) -> None:
-    vocabulary = encoded(documents, 4096, "stdlib").vocabulary
+    vocabulary = encode_with_learned_bpe(documents, 4096, "stdlib").vocabulary
     for split in SPLITS:
         for _ in vocabulary.encode_all(list(documents.documents(split))):
             pass

@@ -10,7 +10,7 @@ import pytest
 
 from qbench.boards.build import build_board
 from qbench.boards.csv_files import read_runs_csv, to_csv
-from qbench.plugins.describe import defaults
+from qbench.plugins.describe import list_defaults
 from qbench.plugins.registry import load
 from qbench.sweepfile.read import read_sweep_file
 from qbench.sweeps.cells import Plan
@@ -45,8 +45,8 @@ def read_trained_cells(text: str) -> dict[tuple[str, ...], dict[str, str]]:
 def test_a_tracked_table_follows_from_its_runs(board: str) -> None:
     folder = ROOT / "results" / board
     runs = read_runs_csv(folder / "runs.csv")
-    known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
-    known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
+    known = {name: list_defaults(load("methods", name)) for name in runs["method"].unique()}
+    known |= {name: list_defaults(load("tasks", name)) for name in runs["task"].unique()}
     made = read_trained_cells(
         to_csv(
             build_board(runs, defaults=known, tuning=read_sweep_file(folder / "sweep.toml").tuning)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qbench.checks.method_kit import Kit
-from qbench.checks.reproduce import compare, reproduce
+from qbench.checks.reproduce import compare_results, reproduce_run
 from qbench.engines.dispatch import run_one
 from qbench.errors import QbenchError, UsageError
 from qbench.execution.assignment import Assignment
@@ -41,7 +41,7 @@ def test_the_same_run_is_the_same_and_nothing_is_written(swept: tuple[Path, str,
     before = sorted(results.rglob("*"))
     threads = torch.get_num_threads()
     for key in (fp, rtn):
-        found = reproduce(results, key[:12])
+        found = reproduce_run(results, key[:12])
         assert (found.key, found.verdict, found.differences) == (
             key,
             "same",
@@ -53,7 +53,7 @@ def test_the_same_run_is_the_same_and_nothing_is_written(swept: tuple[Path, str,
 def test_what_a_run_goes_on_from_is_made_again_if_it_is_gone(swept: tuple[Path, str, str]) -> None:
     results, fp, rtn = swept
     shutil.rmtree(record(results, fp).export)
-    assert reproduce(results, rtn).verdict == "same"
+    assert reproduce_run(results, rtn).verdict == "same"
 
 
 def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_why(
@@ -69,7 +69,7 @@ def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_w
         scores={**result["scores"], "packed": result["scores"]["packed"] + 0.5},
     )
     change(attempt, "env", torch="1.0")
-    found = reproduce(results, fp)
+    found = reproduce_run(results, fp)
     assert found.verdict == "different" and [d.split(":")[0] for d in found.differences] == [
         "torch"
     ]
@@ -82,15 +82,15 @@ def test_a_difference_below_the_minimum_effect_is_within_tolerance() -> None:
     one = {"state": "ok", "reason": None, "artefact_sha256": "a", "scores": {"packed": 1.0}}
     for score, verdict in ((1.009, "within tolerance"), (1.011, "different"), (None, "different")):
         assert (
-            compare(one, {**one, "artefact_sha256": "b", "scores": {"packed": score}}, 0.01)
+            compare_results(one, {**one, "artefact_sha256": "b", "scores": {"packed": score}}, 0.01)
             == verdict
         )
     failed = {"state": "failed", "reason": "diverged"}
-    assert compare(failed, failed, 0) == "same"
+    assert compare_results(failed, failed, 0) == "same"
     assert (
-        compare(failed, {"state": "failed", "reason": "oom"}, 0)
-        == compare(one, failed, 0)
-        == compare(failed, one, 0)
+        compare_results(failed, {"state": "failed", "reason": "oom"}, 0)
+        == compare_results(one, failed, 0)
+        == compare_results(failed, one, 0)
         == "different"
     )
 
@@ -99,6 +99,6 @@ def test_a_run_without_a_result_has_nothing_to_compare_with(swept: tuple[Path, s
     results, fp, _ = swept
     (record(results, fp).folder / "result.json").unlink()
     with pytest.raises(QbenchError, match="no result to compare with"):
-        reproduce(results, fp)
+        reproduce_run(results, fp)
     with pytest.raises(UsageError, match="no run's key begins with 'ffffffffffff'"):
-        reproduce(results, "ffffffffffff")
+        reproduce_run(results, "ffffffffffff")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from qbench_tasks import grammar_items
-from qbench_tasks.grammar import Words
+from qbench_tasks.grammar import GrammarTokenizer
 from qbench_tasks.grammar_rules import VOCAB, next_logprobs
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from qbench.api.language_model import Quiz
 from qbench.downstream import lm_eval_tasks
 from qbench.downstream.lm_eval_evaluation import evaluate_task
 
-QUIZZES = grammar_items.quizzes()
+QUIZZES = grammar_items.make_quizzes()
 TASK_FILE = """
 task: pets
 dataset_path: json
@@ -60,7 +60,7 @@ def ask_items(items: Sequence[Any], model: nn.Module) -> tuple[dict[str, Any], l
     """Ask a model a quiz of these items, and return the summary and the lines."""
     quiz = Quiz("Mine", lambda: items)
     tasks = lm_eval_tasks.load_tasks(["mine"], {"mine": quiz})
-    return evaluate_task(tasks[0], model, Words(64))
+    return evaluate_task(tasks[0], model, GrammarTokenizer(64))
 
 
 def write_task_file(folder: Path, nouns: Sequence[str] = ("gatta", "orsi", "cervo")) -> Path:

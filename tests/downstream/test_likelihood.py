@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from qbench_tasks.transformer import Shape, Transformer
 
@@ -38,7 +38,6 @@ def likelihood_of_one(before: Sequence[int], after: Sequence[int]) -> tuple[floa
     return float(log_probs.sum()), bool((logits.argmax(-1) == torch.tensor(after)).all())
 
 
-@settings(max_examples=60)
 @given(request_lists, st.sampled_from([1, 20, 8192]))
 def test_the_size_of_the_batches_does_not_matter(
     requests: list[tuple[list[int], list[int]]], batch_tokens: int

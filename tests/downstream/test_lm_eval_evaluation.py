@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from qbench_tasks import grammar_items
-from qbench_tasks.grammar import Words
-from qbench_tasks.grammar_text import render, windows
+from qbench_tasks.grammar import GrammarTokenizer
+from qbench_tasks.grammar_text import render, generate_windows
 
 from qbench.api.language_model import Question, Quiz
 from qbench.downstream.lm_eval_evaluation import evaluate_task
@@ -33,24 +33,24 @@ def test_a_perfect_model_reaches_the_ceiling_and_a_uniform_one_has_chance(name: 
     quiz = Quiz(
         QUIZZES[name].title,
         # A few questions are enough, and the perfect model is slow.
-        lambda: grammar_items.questions(name.removeprefix("grammar_"), 60),
+        lambda: grammar_items.make_questions(name.removeprefix("grammar_"), 60),
         chance=QUIZZES[name].chance,
         ceiling=1.0,
     )
-    perfect, _ = evaluate_task(load_tasks([name], {name: quiz})[0], PerfectModel(), Words(64))
+    perfect, _ = evaluate_task(load_tasks([name], {name: quiz})[0], PerfectModel(), GrammarTokenizer(64))
     assert perfect["metrics"]["acc"]["value"] == quiz.ceiling == 1.0
-    uniform, _ = evaluate_task(load_tasks([name], QUIZZES)[0], UniformModel(), Words(64))
+    uniform, _ = evaluate_task(load_tasks([name], QUIZZES)[0], UniformModel(), GrammarTokenizer(64))
     assert uniform["metrics"]["acc"]["value"] == pytest.approx(quiz.chance, abs=0.06)
 
 
 def test_bits_per_byte_follow_from_the_chain_rule() -> None:
-    tokens, _ = windows(0, 0, 3, 100, "val")
+    tokens, _ = generate_windows(0, 0, 3, 100, "val")
     texts = [render(row[1:]) for row in tokens[:, : 90 + 1]]
     model = PerfectModel()
     summary, lines = ask_items(texts, model)
     nats = []
     for text in texts:
-        row = [0, *Words(64).encode(text)]
+        row = [0, *GrammarTokenizer(64).encode(text)]
         first_logits = model(torch.tensor([row[:64]]))[0].double()
         first = first_logits.log_softmax(-1)[torch.arange(64), torch.tensor(row[1:65])].sum()
         # The last window is as long as the context, too. Its beginning was predicted before.
@@ -95,7 +95,7 @@ def test_generated_answers_end_at_a_stop_word(tmp_path: Path) -> None:
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]",
     ]
     path.write_text("\n".join(lines) + "\n")
-    summary, items = evaluate_task(load_tasks([str(path)], {})[0], PerfectModel(), Words(64))
+    summary, items = evaluate_task(load_tasks([str(path)], {})[0], PerfectModel(), GrammarTokenizer(64))
     for item in items:
         assert item["answer"].split()[0] == "five" and "let" not in item["answer"]
     assert summary["metric"] == "exact_match"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from qbench_tasks import grammar_items
-from qbench_tasks.cloze import cloze, passages
+from qbench_tasks.cloze import make_cloze_questions, cut_passages
 from qbench_tasks.grammar_rules import ID, next_logprobs
 from qbench_tasks.text import Text
 
@@ -32,7 +32,7 @@ FIRST_DIGITS = ["2d0555de6c4f", "f0b2e9ab1d75", "0f34e6c53896"]
 def test_the_grammar_allows_only_the_right_answer(name: str) -> None:
     questions = QUIZZES[name].make()
     contexts = {question.context for question in questions if isinstance(question, Question)}
-    assert len(questions) == grammar_items.ITEMS == len(contexts)
+    assert len(questions) == grammar_items.QUESTIONS == len(contexts)
     for question in questions:
         assert isinstance(question, Question)
         words = question.context.split()
@@ -63,7 +63,7 @@ def test_the_hash_depends_on_documents_and_definition_but_not_on_the_path(tmp_pa
 
 
 def test_a_quiz_with_too_little_text_is_an_error_of_one_line() -> None:
-    quiz = Quiz("The last word of a passage", lambda: cloze(["just two"], 10))
+    quiz = Quiz("The last word of a passage", lambda: make_cloze_questions(["just two"], 10))
     with pytest.raises(
         QbenchError,
         match="downstream task own_cloze: its text is too short to make a single item of",
@@ -79,8 +79,8 @@ def test_cloze_choices_have_the_length_and_the_frequency_of_the_right_word() -> 
         f"{'abcdefghij'[n % 10]}{'klmnopqr'[n % 8]}y{n % 7}{'x' * (n % 3)}" for n in range(600)
     ]
     texts = [f"passage {n} speaks of {word}" for n, word in enumerate(words)]
-    questions = cloze(texts, 200)
-    assert questions == cloze(texts[::-1], 200) and len(questions) == 200
+    questions = make_cloze_questions(texts, 200)
+    assert questions == make_cloze_questions(texts[::-1], 200) and len(questions) == 200
     for question in questions:
         n = int(question.context.split()[1])
         assert question.choices[question.right] == words[n]
@@ -88,12 +88,12 @@ def test_cloze_choices_have_the_length_and_the_frequency_of_the_right_word() -> 
         assert len(set(question.choices)) == 4
         assert len({len(choice) for choice in question.choices}) == 1
     assert 30 < sum(question.right == 0 for question in questions) < 70
-    assert cloze(["one", "", "just two"], 10) == []
+    assert make_cloze_questions(["one", "", "just two"], 10) == []
 
 
 def test_passages_are_whole_words_and_fit_into_the_context_of_a_byte_model() -> None:
     documents = ["word " * 60 + "end", "ünï " * 100, "x" * 500, "", "a (b) c = d\n word"]
-    found = list(passages(documents))
+    found = list(cut_passages(documents))
     for passage in found:
         assert any(passage in text for text in documents)
         assert len(passage.encode()) <= 120

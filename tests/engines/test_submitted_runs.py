@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from qbench.analysis.results import Results
-from qbench.checks.reproduce import reproduce
+from qbench.checks.reproduce import reproduce_run
 from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
 from qbench.runs.attempts import Attempt, iterate_attempts, list_attempts
@@ -135,7 +135,7 @@ def test_reproduced_trials_choose_values(theirs: Path, tmp_path: Path) -> None:
     merge_bundle(results, make_bundle(theirs, tmp_path / "b.zip"), score=False)
     for attempt in list(iterate_attempts(results)):
         if (attempt.read("spec") or {})["seed"] >= 1000:
-            mark_reproduced(results, attempt.key, reproduce(results, attempt.key).verdict)
+            mark_reproduced(results, attempt.key, reproduce_run(results, attempt.key).verdict)
     assert {line.run_state.state for line in read_states(TUNED_BOARD, results)} == {"cached"}
     assert run_board(TUNED_BOARD, results).cached == 9 and not list_own_runs(results)
     assert read_chosen_values(results) == read_chosen_values(theirs)
@@ -197,7 +197,7 @@ def test_a_run_is_reproduced_from_a_base_that_was_trained_here(tmp_path: Path) -
         next(key for key, run in runs.items() if bool(run.base) is bases) for bases in (False, True)
     )
     list_attempts(results, base)[0].artefact.write_bytes(b"forged")
-    assert reproduce(results, follower).verdict == "same"
+    assert reproduce_run(results, follower).verdict == "same"
 
 
 # ---- runs that are trained again ----

@@ -1,4 +1,4 @@
-"""EWGS against its equations: the interval's quantizer, the scaled gradient, and δ from Hutchinson's probes."""
+"""EWGS is compared with its equations: the interval, the scaled gradient, and δ by Hutchinson."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from qbench_methods.ewgs import (
     EWGS,
@@ -51,7 +51,10 @@ def draw_normal(
 def make_weight_quantizer(
     bits: int, delta: Delta, x: Tensor, granularity: str = "channel", shift: bool = True
 ) -> EWGSQuantizer:
-    """Started on `x`; its interval and α moved off their start, so that nothing is symmetric and some elements are clipped."""
+    """Return a quantizer that is calibrated on `x`.
+
+    With `shift` its interval and α are moved, so that it is not symmetric and clips some elements.
+    """
     q = EWGS(delta=delta).quantizer(Site("w", "weight", f"int{bits}", granularity, tuple(x.shape)))
     assert isinstance(q, EWGSQuantizer)
     q.calibrate(x, first=True)
@@ -76,7 +79,7 @@ def start_run(
     steps: int = 60,
     **options: Any,
 ) -> TrainingRun:
-    """The method on a fresh problem, ready to be stepped."""
+    """Return a run of the method that is ready for its first step."""
     config = Kit("ste", Path()).make_config(
         weights, "tensor" if task == "linreg" else "channel", activations=activations, steps=steps
     )
@@ -93,14 +96,16 @@ def start_run(
 
 
 @given(st.integers(0, 10_000), st.sampled_from(BITS), st.sampled_from([0.0, 1e-3, 0.7, 1.9]))
-@settings(max_examples=60, deadline=None)
 def test_forward_and_gradients_are_the_papers(seed: int, bits: int, delta: float) -> None:
-    """Every gradient from the formulas alone: g_n = g + δ·|g|·(x_n − x_q), then ordinary calculus for x, l, u and α."""
+    """Every gradient follows from the formulas alone.
+
+    g_n = g + δ·|g|·(x_n − x_q), and for x, l, u and α ordinary differentiation.
+    """
     x, g = draw_normal(seed), draw_normal(seed + 1)
     q, most = make_weight_quantizer(bits, delta, x), 2**bits - 1
     low, high, alpha = (p.detach() for p in (q.low, q.high, q.alpha))
-    along = (x - low) / (high - low)
-    x_n = along.clamp(0, 1)
+    position = (x - low) / (high - low)
+    x_n = position.clamp(0, 1)
     x_q = (x_n * most).round() / most
     torch.testing.assert_close(
         q.relax(x).detach(), alpha.abs() * 2 * (x_q - 0.5), rtol=1e-12, atol=1e-12
@@ -108,12 +113,12 @@ def test_forward_and_gradients_are_the_papers(seed: int, bits: int, delta: float
 
     at_q = g * 2 * alpha.abs()
     at_n = at_q + float(q.delta.flatten()[0]) * at_q.abs() * (x_n - x_q)
-    at_n = torch.where((along >= 0) & (along <= 1), at_n, 0.0)
+    at_n = torch.where((position >= 0) & (position <= 1), at_n, 0.0)
     width = high - low
     expected = [at_n / width, (at_n * (x - high) / width**2).sum(1, keepdim=True), (-at_n * (x - low) / width**2).sum(1, keepdim=True),
               (g * 2 * (x_q - 0.5)).sum(1, keepdim=True) * alpha.sign()]  # fmt: skip
-    for found, formula in zip(compute_gradients(q, x, g), expected, strict=True):
-        torch.testing.assert_close(found, formula, rtol=1e-9, atol=1e-9)
+    for actual, formula in zip(compute_gradients(q, x, g), expected, strict=True):
+        torch.testing.assert_close(actual, formula, rtol=1e-9, atol=1e-9)
     assert (expected[0] == 0).any()  # some elements are clipped, so the test can fail
 
 
@@ -121,7 +126,9 @@ def test_an_unsigned_input_is_scaled_and_not_shifted() -> None:
     q = EWGS(delta=0.0).quantizer(Site("x", "activation", "int2", "tensor", (1, 5), unsigned=True))
     assert isinstance(q, EWGSQuantizer)
     with torch.no_grad():
-        q.low.fill_(1.0), q.high.fill_(4.0), q.alpha.fill_(6.0)
+        q.low.fill_(1.0)
+        q.high.fill_(4.0)
+        q.alpha.fill_(6.0)
     x = torch.tensor([[0.0, 1.4, 2.2, 3.7, 9.0]])
     assert q.relax(x).tolist() == q.eval()(x).tolist() == [[0.0, 0.0, 2.0, 6.0, 6.0]]
 
@@ -150,7 +157,7 @@ def test_the_forward_pass_is_what_ships_whatever_delta(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_no_delta_is_straight_through_bit_for_bit(bits: int) -> None:
+def test_delta_zero_is_straight_through_bit_for_bit(bits: int) -> None:
     x, g = draw_normal(2, dtype=torch.float32), draw_normal(3, dtype=torch.float32)
     q = make_weight_quantizer(bits, 0.0, x)
 
@@ -165,8 +172,7 @@ def test_no_delta_is_straight_through_bit_for_bit(bits: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(BITS), st.floats(1e-3, 1.9))
-@settings(max_examples=40, deadline=None)
-def test_the_step_is_larger_where_it_moves_towards_the_level_and_never_turns_round(
+def test_a_gradient_grows_where_it_moves_towards_the_level_and_never_changes_sign(
     seed: int, bits: int, delta: float
 ) -> None:
     x, g = draw_normal(seed, dtype=torch.float64), draw_normal(seed + 1)
@@ -183,14 +189,14 @@ def test_the_step_is_larger_where_it_moves_towards_the_level_and_never_turns_rou
     assert torch.equal(scaled.sign(), plain.sign())
 
 
-@pytest.mark.parametrize(("delta", "turned"), [(1.9, 0.0), (2.1, 0.024)])
-def test_above_the_limit_gradients_turn_round(delta: float, turned: float) -> None:
-    """One bit, x uniform in its interval: none turn at δ = 1.9, one in forty-two at 2.1."""
+@pytest.mark.parametrize(("delta", "changed"), [(1.9, 0.0), (2.1, 0.024)])
+def test_above_the_limit_some_gradients_change_sign(delta: float, changed: float) -> None:
+    """With one bit and uniform x, none change sign at δ = 1.9, and one in forty-two at 2.1."""
     x = torch.rand(1, 400_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     g = draw_normal(4, (1, 400_000), torch.float32)
     q = EWGSQuantizer(Site("w", "weight", "int1", "channel", (1, 400_000)), delta)
     share = (compute_gradients(q, x, g)[0].sign() != g.sign()).float().mean()
-    assert float(share) == pytest.approx(turned, abs=1e-3)
+    assert float(share) == pytest.approx(changed, abs=1e-3)
 
 
 def test_clipped_elements_move_neither_themselves_nor_the_interval() -> None:
@@ -214,7 +220,10 @@ def test_bf16_weights_do_not_swallow_a_small_delta() -> None:
 
 @pytest.mark.parametrize("aligned", [False, True])
 def test_the_adaptive_rule_element_by_element(aligned: bool) -> None:
-    """Where gradients and errors agree in sign everywhere, δ·a passes the 0.99 at which no gradient turns round."""
+    """Where `aligned`, the signs of gradients and errors agree everywhere.
+
+    There δ·a exceeds 0.99, above which gradients could change sign.
+    """
     x, g = draw_normal(7), draw_normal(8)
     q = make_weight_quantizer(4, "adaptive", x)
     if aligned:
@@ -224,7 +233,7 @@ def test_the_adaptive_rule_element_by_element(aligned: bool) -> None:
     grid = q.grid(x)
     z = grid.encode(x).detach().clamp(-7.5, 7.5)
     unit = q.units(grid, x).detach()
-    found, plain = (
+    actual, plain = (
         compute_gradients(q, x, g)[0],
         compute_gradients(make_weight_quantizer(4, 0.0, x), x, g)[0],
     )
@@ -234,11 +243,11 @@ def test_the_adaptive_rule_element_by_element(aligned: bool) -> None:
         mean = sum(errors) / 64
         delta = sum(against) / 64 / max(sum((e - mean) ** 2 for e in errors) / 64, 1e-3)
         for i in range(64):
-            assert float(found[row, i]) == pytest.approx(
+            assert float(actual[row, i]) == pytest.approx(
                 float(plain[row, i]) * (1 - min(delta * against[i], 0.99)), rel=1e-9, abs=1e-12
             )
-    assert torch.equal(found.sign(), plain.sign())
-    assert aligned == bool(((found / plain)[plain != 0] < 0.0101).any())
+    assert torch.equal(actual.sign(), plain.sign())
+    assert aligned == bool(((actual / plain)[plain != 0] < 0.0101).any())
 
 
 # ---- the start ----
@@ -266,9 +275,7 @@ def test_inputs_start_at_three_deviations_of_the_half_normal_law_averaged_over_b
     assert float(q.alpha.detach()) == pytest.approx(float(q.high.detach()), rel=0.1)
 
 
-def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_trained_network_does_not() -> (
-    None
-):
+def test_only_a_run_from_scratch_calibrates_again_during_its_first_tenth() -> None:
     moved = []
     for trained in (False, True):
         run = start_run(EWGS(delta=0.0, rate=0.0), activations="int4")
@@ -284,7 +291,7 @@ def test_a_run_from_scratch_follows_its_weights_for_a_tenth_and_one_from_a_train
     assert moved == [[True] * 6 + [False] * 3, [False] * 9]
 
 
-def test_the_learned_numbers_have_their_own_slow_group_without_decay() -> None:
+def test_the_learned_parameters_have_a_slow_group_without_decay() -> None:
     run = start_run(EWGS(rate=0.01), activations="int4")
     assert run.optimizer is not None
     run.recipes = (Recipe(steps=60, lr=1e-3, schedule="constant", warmup=0.0),)
@@ -314,46 +321,46 @@ def test_the_interval_never_closes() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 64.0])
-def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_blind_to_the_losss_size(
+def test_hutchinson_is_exact_on_a_diagonal_quadratic_and_independent_of_the_size_of_the_loss(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start_run(EWGS(), task="linreg", start=1.0)
     quantizer, plain = run.weights[0].quantizer, run.problem.loss
     monkeypatch.setattr(run.problem, "loss", lambda output, batch: factor * plain(output, batch))
     diagonal = run.problem.hessian_diagonal(run.weights[0].layers[0])
-    _, made = run.probe_loss(run.problem.batch(-1))
+    _, tensors = run.probe_loss(run.problem.batch(-1))
     assert diagonal is not None and isinstance(quantizer, EWGSQuantizer)
-    leaf = made["line"].detach().requires_grad_()
+    leaf = tensors["line"].detach().requires_grad_()
     (g,) = torch.autograd.grad(plain(leaf, run.problem.batch(-1)), leaf)
     slope = 2 * float(quantizer.alpha.detach())
     expected = slope**2 * float(diagonal.mean()) / (3 * slope * float(g.std(correction=0)))
-    (found,) = curvature_ratios(run, run.problem.batch(-1), range(1)).values()
-    assert float(found) == pytest.approx(expected, rel=1e-4)
+    (actual,) = curvature_ratios(run, run.problem.batch(-1), range(1)).values()
+    assert float(actual) == pytest.approx(expected, rel=1e-4)
 
 
 def test_hutchinson_finds_the_trace_of_a_full_hessian() -> None:
-    """Turned at random the Hessian keeps its trace, and many probes find it."""
+    """A random rotation keeps the trace of the Hessian, and many probes find it."""
     run = start_run(EWGS(), task="linreg", start=1.0, rotated=True)
     quantizer = run.weights[0].quantizer
     assert isinstance(quantizer, EWGSQuantizer)
-    _, made = run.probe_loss(run.problem.batch(-1))
-    leaf = made["line"].detach().requires_grad_()
+    _, tensors = run.probe_loss(run.problem.batch(-1))
+    leaf = tensors["line"].detach().requires_grad_()
     (g,) = torch.autograd.grad(run.problem.loss(leaf, run.problem.batch(-1)), leaf)
     trace = sum(i**-1.1 for i in range(1, 257)) / 256
     expected = 2 * float(quantizer.alpha.detach()) * trace / (3 * float(g.std(correction=0)))
-    (found,) = curvature_ratios(run, run.problem.batch(-1), range(400)).values()
-    assert float(found) == pytest.approx(expected, rel=0.1)
+    (actual,) = curvature_ratios(run, run.problem.batch(-1), range(400)).values()
+    assert float(actual) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(-1, 0.0), (1, 0.99 * 2 * 15)])
-def test_delta_stays_between_nought_and_where_gradients_would_turn_round(
+def test_delta_stays_between_zero_and_where_gradients_would_change_sign(
     sign: int, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is concave, or one whose gradient has all but vanished at the weights as they are."""
+    """The loss is concave, or its gradient nearly vanishes at the weights as they are."""
     run = start_run(EWGS(), task="linreg", start=1.0)
     plain, calls = run.problem.loss, 0
-    _, made = run.probe_loss(run.problem.batch(-1))
-    here = made["line"].detach().requires_grad_()
+    _, tensors = run.probe_loss(run.problem.batch(-1))
+    here = tensors["line"].detach().requires_grad_()
     (slope,) = torch.autograd.grad(plain(here, run.problem.batch(-1)), here)
     monkeypatch.setattr(
         run.problem,
@@ -372,7 +379,7 @@ def test_delta_stays_between_nought_and_where_gradients_would_turn_round(
     assert calls == 2 + 8  # a gradient for each batch and a second derivative for each probe
 
 
-def test_delta_is_nought_for_a_tenth_of_the_run_and_measured_at_every_site_then() -> None:
+def test_delta_is_zero_for_a_tenth_of_the_run_and_is_then_measured_at_every_site() -> None:
     run = start_run(EWGS(), activations="int4", steps=60)
     run.recipes = (Recipe(steps=60, batch=64, lr=1e-3),)
     for step in range(8):
@@ -422,21 +429,21 @@ def test_delta_is_a_number_or_one_of_two_words(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_formats_without_a_rule_are_refused() -> None:
-    def asked(delta: Delta, fmt: str) -> str | None:
+    def refusal(delta: Delta, fmt: str) -> str | None:
         return EWGS(delta=delta).unsupported(Site("w", "weight", fmt, "channel", SHAPE))
 
-    assert asked(0.0, "fp4") == "fp4 is a codebook, and the levels of EWGS are uniform"
-    assert asked(2.0, "int1") == "delta = 2.0 turns gradients round: int1 needs less than 2"
+    assert refusal(0.0, "fp4") == "fp4 is a codebook, and the levels of EWGS are uniform"
+    assert refusal(2.0, "int1") == "delta = 2.0 turns gradients round: int1 needs less than 2"
     assert (
-        asked(1.99, "int1") is asked(5.99, "int2") is asked("hessian", "int1") is None
-        and asked(6.0, "int2") is not None
+        refusal(1.99, "int1") is refusal(5.99, "int2") is refusal("hessian", "int1") is None
+        and refusal(6.0, "int2") is not None
     )
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
 @pytest.mark.parametrize("delta", [0.5, "adaptive"])
-def test_degenerate_weights_give_numbers(bits: int, granularity: str, delta: Delta) -> None:
+def test_degenerate_weights_give_finite_numbers(bits: int, granularity: str, delta: Delta) -> None:
     x = draw_normal(11, dtype=torch.float32)
     outlier = x.clone()
     outlier[:, 3] = 1e6
@@ -454,7 +461,7 @@ def test_degenerate_weights_give_numbers(bits: int, granularity: str, delta: Del
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
-def test_degenerate_inputs_give_numbers(unsigned: bool) -> None:
+def test_degenerate_inputs_give_finite_numbers(unsigned: bool) -> None:
     for x in (
         torch.zeros(8, 4),
         torch.full((8, 4), 2.0),
@@ -471,18 +478,18 @@ def test_degenerate_inputs_give_numbers(unsigned: bool) -> None:
         assert float(q.high.detach()) > float(q.low.detach())
 
 
-def test_sites_stacked_get_the_bits_they_get_alone() -> None:
+def test_stacked_sites_get_the_bits_that_they_get_alone() -> None:
     x, g = draw_normal(13, (3, *SHAPE), torch.float32), draw_normal(14, (3, *SHAPE), torch.float32)
     for delta in (0.5, "adaptive"):
-        together = compute_gradients(make_weight_quantizer(4, delta, x), x, g)
+        stacked = compute_gradients(make_weight_quantizer(4, delta, x), x, g)
         for index in range(3):
             alone = compute_gradients(make_weight_quantizer(4, delta, x[index]), x[index], g[index])
-            assert all(torch.equal(a[index], b) for a, b in zip(together, alone, strict=True))
+            assert all(torch.equal(a[index], b) for a, b in zip(stacked, alone, strict=True))
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("delta", [1.5, "adaptive"])
-def test_compiled_it_keeps_its_gradient(delta: Delta, compiler: str) -> None:
+def test_the_compiled_gradient_is_the_eager_one(delta: Delta, compiler: str) -> None:
     x, g = draw_normal(15, dtype=torch.float32), draw_normal(16, dtype=torch.float32)
     q, plain = (
         make_weight_quantizer(4, delta, x),
@@ -490,10 +497,10 @@ def test_compiled_it_keeps_its_gradient(delta: Delta, compiler: str) -> None:
     )
     leaf = x.clone().requires_grad_()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's as_ewgs
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
         y = torch.compile(q, backend=compiler, dynamic=False)(leaf)
-        found = torch.autograd.grad(y, [leaf, q.low, q.high, q.alpha], g)
+        actual = torch.autograd.grad(y, [leaf, q.low, q.high, q.alpha], g)
     torch.testing.assert_close(y, q(x), rtol=1e-6, atol=1e-6)
-    for a, b in zip(found, compute_gradients(q, x, g), strict=True):
+    for a, b in zip(actual, compute_gradients(q, x, g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found[0], plain, atol=1e-2)
+    assert not torch.allclose(actual[0], plain, atol=1e-2)

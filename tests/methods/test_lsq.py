@@ -1,4 +1,4 @@
-"""LSQ against its formulas."""
+"""LSQ is compared with the formulas of its paper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from qbench_methods.lsq import LSQ, LearnedStep
 from torch import Tensor
@@ -37,9 +37,9 @@ def make_quantizer(
     site = Site("w", role, fmt, granularity, shape, unsigned)  # type: ignore[arg-type]
     method = LSQ(**params)  # type: ignore[arg-type]
     assert method.unsupported(site) is None
-    found = method.quantizer(site)
-    assert isinstance(found, LearnedStep)
-    return found
+    actual = method.quantizer(site)
+    assert isinstance(actual, LearnedStep)
+    return actual
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
@@ -55,7 +55,7 @@ def compute_gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Ten
 
 
 def code_range(fmt: str, unsigned: bool = False) -> tuple[int, int]:
-    """Q_N and Q_P."""
+    """Return Q_N and Q_P."""
     bits = int(fmt[3:])
     return (0, 2**bits - 1) if unsigned else (2 ** (bits - 1), 2 ** (bits - 1) - 1)
 
@@ -83,11 +83,13 @@ def test_the_step_starts_at_twice_the_mean_over_the_root_of_the_last_code(
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
 def test_forward_and_backward_are_the_papers(
     seed: int, fmt: str, factor: float, unsigned: bool, flipped: bool
 ) -> None:
-    """Every element by the case that it is in, one at a time; a step that an optimizer made negative is the same step."""
+    """Every element is computed by itself, by the case that it is in.
+
+    A step that an optimizer has made negative counts as its magnitude.
+    """
     q, x, g = (
         make_quantizer(fmt, unsigned=unsigned, count="none").double(),
         draw_normal(seed),
@@ -97,7 +99,7 @@ def test_forward_and_backward_are_the_papers(
     with torch.no_grad():
         q.size.mul_(-factor if flipped else factor)
     low, high = code_range(fmt, unsigned)
-    found_x, found_s = compute_gradients(q, x, g)
+    actual_x, actual_s = compute_gradients(q, x, g)
     y = q.relax(x).detach()
     for row in range(SHAPE[0]):
         s, total = abs(float(q.size.detach()[row])), 0.0
@@ -106,52 +108,52 @@ def test_forward_and_backward_are_the_papers(
             code = round(min(max(v, -low), high))
             assert float(y[row, column]) == pytest.approx(s * code, rel=1e-12, abs=1e-300)
             inside = -low < v < high
-            assert float(found_x[row, column]) == (out if inside else 0.0)
+            assert float(actual_x[row, column]) == (out if inside else 0.0)
             total += out * (round(v) - v if inside else -low if v <= -low else high)
-        assert float(found_s[row]) == pytest.approx(
+        assert float(actual_s[row]) == pytest.approx(
             -total if flipped else total, rel=1e-9, abs=1e-9
         )
 
 
 def test_the_gradient_of_the_step_is_that_of_the_smooth_part() -> None:
-    """ŵ as a function of s with the rounding error round(v) − v held fixed is s·clip(w/s + error): against its finite differences."""
+    """The gradient in s agrees with finite differences of ŵ, with the rounding error held fixed."""
     q, x, g = make_quantizer("int3", count="none").double(), draw_normal(3), draw_normal(4)
     q.calibrate(x, first=True)
     with torch.no_grad():
         q.size.mul_(0.5)
-    _, found = compute_gradients(q, x, g)
+    _, actual = compute_gradients(q, x, g)
     low, high = code_range("int3")
     s = q.size.detach()
     error = (x / s).round() - x / s
 
-    # The smooth part outside is s·bound; inside, s·(v_0 + error) would move with v, so v is what is held to its definition x/s.
+    # Outside of the range the smooth part is s·bound. Inside it is s·(x/s + error) = x + s·error.
     def smooth(step: Tensor) -> Tensor:
         inside = ((x / s) > -low) & ((x / s) < high)
         return torch.where(inside, x + step * error, step * (x / s).clamp(-low, high))
 
     h = 1e-6
     expected = ((smooth(s + h) - smooth(s - h)) / (2 * h) * g).sum(-1, keepdim=True)
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("granularity", "group"), [("tensor", 256), ("channel", 64), ("block-32", 32)]
 )
 def test_the_gradient_of_the_step_is_scaled_by_what_shares_it(granularity: str, group: int) -> None:
-    x, g, found = draw_normal(5), draw_normal(6), {}
+    x, g, actual = draw_normal(5), draw_normal(6), {}
     for count in ("none", "group", "tensor"):
         q = make_quantizer("int4", granularity, count=count).double()
         q.calibrate(x, first=True)
-        found[count] = compute_gradients(q, x, g)
+        actual[count] = compute_gradients(q, x, g)
     for count, elements in (("group", group), ("tensor", 256)):
         torch.testing.assert_close(
-            found[count][1], found["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0
+            actual[count][1], actual["none"][1] / math.sqrt(elements * 7), rtol=1e-12, atol=0.0
         )
-        assert torch.equal(found[count][0], found["none"][0])
+        assert torch.equal(actual[count][0], actual["none"][0])
 
 
 def test_inputs_count_the_features_of_one_sample() -> None:
-    found = {}
+    actual = {}
     for count in ("none", "group", "tensor"):
         q = make_quantizer(
             "int4", "tensor", (1, 64), "activation", unsigned=True, count=count
@@ -161,9 +163,9 @@ def test_inputs_count_the_features_of_one_sample() -> None:
         assert float(q.size.detach()) == pytest.approx(
             2 * float(x.mean()) / math.sqrt(15), rel=1e-6
         )
-        found[count] = float(compute_gradients(q, x, draw_normal(8, (10, 64)))[1])
-    assert found["group"] == pytest.approx(found["none"] / math.sqrt(64 * 15), rel=1e-12)
-    assert found["tensor"] == pytest.approx(found["none"] / math.sqrt(640 * 15), rel=1e-12)
+        actual[count] = float(compute_gradients(q, x, draw_normal(8, (10, 64)))[1])
+    assert actual["group"] == pytest.approx(actual["none"] / math.sqrt(64 * 15), rel=1e-12)
+    assert actual["tensor"] == pytest.approx(actual["none"] / math.sqrt(640 * 15), rel=1e-12)
 
 
 @given(
@@ -171,7 +173,6 @@ def test_inputs_count_the_features_of_one_sample() -> None:
     st.sampled_from(INTS),
     st.sampled_from(["tensor", "channel", "block-32"]),
 )
-@settings(max_examples=60, deadline=None)
 def test_what_is_trained_is_what_ships(seed: int, fmt: str, granularity: str) -> None:
     q, x = make_quantizer(fmt, granularity), draw_normal(seed).float()
     q.calibrate(x, first=True)
@@ -180,15 +181,15 @@ def test_what_is_trained_is_what_ships(seed: int, fmt: str, granularity: str) ->
     assert torch.equal(q.grid(x).snap(q(x)), q(x))
 
 
-def test_sites_stacked_get_the_bits_that_they_get_alone() -> None:
+def test_stacked_sites_get_the_bits_that_they_get_alone() -> None:
     x, g = draw_normal(9, (3, *SHAPE)).float(), draw_normal(10, (3, *SHAPE)).float()
-    together = make_quantizer("int3", shape=(3, *SHAPE))
-    together.calibrate(x, first=True)
-    grad_x, grad_s = compute_gradients(together, x, g)
+    stacked = make_quantizer("int3", shape=(3, *SHAPE))
+    stacked.calibrate(x, first=True)
+    grad_x, grad_s = compute_gradients(stacked, x, g)
     for index in range(3):
         alone = make_quantizer("int3")
         alone.calibrate(x[index], first=True)
-        assert torch.equal(together.relax(x)[index], alone.relax(x[index]))
+        assert torch.equal(stacked.relax(x)[index], alone.relax(x[index]))
         for a, b in zip(
             compute_gradients(alone, x[index], g[index]),
             (grad_x[index], grad_s[index]),
@@ -197,19 +198,19 @@ def test_sites_stacked_get_the_bits_that_they_get_alone() -> None:
             assert torch.equal(a, b)
 
 
-def test_what_has_no_rule_is_one_sentence() -> None:
-    def why(
+def test_a_site_without_a_rule_is_refused_in_one_sentence() -> None:
+    def refusal(
         fmt: str, role: str = "weight", granularity: str = "channel", unsigned: bool = False
     ) -> str | None:
         return LSQ().unsupported(Site("w", role, fmt, granularity, SHAPE, unsigned))  # type: ignore[arg-type]
 
-    assert "not equally spaced" in str(why("fp4")) and "Q_P = 0" in str(why("int1"))
+    assert "not equally spaced" in str(refusal("fp4")) and "Q_P = 0" in str(refusal("int1"))
     assert (
-        "Q_P = 0" in str(why("int1", "activation", "tensor"))
-        and why("int1", "activation", "tensor", unsigned=True) is None
+        "Q_P = 0" in str(refusal("int1", "activation", "tensor"))
+        and refusal("int1", "activation", "tensor", unsigned=True) is None
     )
-    assert "one step for a layer's input" in str(why("int4", "activation", "channel"))
-    assert why("int2") is None and why("int8", granularity="block-32") is None
+    assert "one step for a layer's input" in str(refusal("int4", "activation", "channel"))
+    assert refusal("int2") is None and refusal("int8", granularity="block-32") is None
 
 
 def test_parameters_out_of_their_domain_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +228,7 @@ def test_parameters_out_of_their_domain_are_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
-def test_degenerate_weights(fmt: str, granularity: str) -> None:
+def test_degenerate_weights_give_finite_numbers(fmt: str, granularity: str) -> None:
     x = draw_normal(11).float()
     cases = [torch.zeros(SHAPE), torch.full(SHAPE, 0.3), x * 1e-9, x.clone(), x.half()]
     cases[3][0, 0] = 1e6
@@ -246,7 +247,7 @@ def test_degenerate_weights(fmt: str, granularity: str) -> None:
     assert torch.isfinite(q(x)).all() and (q.grid(x).scale > 0).all()
 
 
-def test_a_group_of_zeros_learns_to_leave_them() -> None:
+def test_a_group_of_zeros_lets_gradients_pass_to_its_weights() -> None:
     q, x = make_quantizer("int4"), torch.zeros(SHAPE)
     q.calibrate(x, first=True)
     assert (q.size == 1).all()
@@ -256,7 +257,10 @@ def test_a_group_of_zeros_learns_to_leave_them() -> None:
 
 @pytest.mark.parametrize("fmt", ["int2", "int3", "int4"])
 def test_the_step_finds_nearly_the_least_squared_error(fmt: str) -> None:
-    """Descent on ‖ŵ − w‖² by the learned rule alone, against the best of 400 steps; the start is worse."""
+    """Descent on ‖ŵ − w‖² by the learned rule comes near the best of 400 steps.
+
+    The start is worse.
+    """
     x = draw_normal(12, (1, 4096)).float()
     q = make_quantizer(fmt, "tensor", (1, 4096), count="none")
     q.calibrate(x, first=True)
@@ -277,8 +281,8 @@ def test_the_step_finds_nearly_the_least_squared_error(fmt: str) -> None:
     assert error(q.size.detach().clone()) <= 1.02 * best < worse
 
 
-def test_training_moves_the_steps_at_their_own_rate() -> None:
-    """By the loop's own pieces: steps of weights and inputs are trained, never decayed, and at `rate` times the learning rate."""
+def test_training_moves_the_steps_at_a_rate_of_their_own() -> None:
+    """Steps of weights and inputs never decay, and train at `rate` times the learning rate."""
     kit = Kit("ste", Path())
     config = dataclasses.replace(
         kit.make_config("int4", activations="int4"),

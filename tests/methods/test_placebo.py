@@ -1,4 +1,4 @@
-"""The placebo: matched norms, positive slopes, and STE itself at strength 0."""
+"""The placebo keeps norms and signs of gradients, and is STE at strength 0."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_the_norm_of_each_site_is_kept_and_no_sign_changes(
         -6, 6, (3, 1, 1), generator=draw
     )
     g[1, 2] = 0
-    found = stretch(g, torch.rand(g.shape, generator=draw, dtype=dtype), strength)
-    torch.testing.assert_close(found.norm(dim=(1, 2)), g.norm(dim=(1, 2)))
-    assert torch.equal(found.sign(), g.sign())
+    actual = stretch(g, torch.rand(g.shape, generator=draw, dtype=dtype), strength)
+    torch.testing.assert_close(actual.norm(dim=(1, 2)), g.norm(dim=(1, 2)))
+    assert torch.equal(actual.sign(), g.sign())
 
 
-def test_nothing_is_stretch_to_nan() -> None:
+def test_gradients_of_zero_stay_zero() -> None:
     assert torch.equal(
         stretch(torch.zeros(2, 3, 4), torch.rand(2, 3, 4), 0.5), torch.zeros(2, 3, 4)
     )
 
 
-def config(kit: Kit, **params: object) -> RunConfig:
+def make_placebo_config(kit: Kit, **params: object) -> RunConfig:
     plain = kit.make_config("int2")
     return dataclasses.replace(plain, method_params={**plain.method_params, **params})
 
@@ -49,18 +49,18 @@ def test_without_strength_it_is_ste_bit_for_bit(tmp_path: Path) -> None:
     placebo, ste = Kit("placebo", tmp_path), Kit("ste", tmp_path)
     results = [
         run_one(Assignment(c, tmp_path / str(i) / "1"))
-        for i, c in enumerate((config(placebo, strength=0), ste.make_config("int2")))
+        for i, c in enumerate((make_placebo_config(placebo, strength=0), ste.make_config("int2")))
     ]
     assert results[0]["artefact_sha256"] == results[1]["artefact_sha256"]
-    stretch_run = run_one(Assignment(config(placebo), tmp_path / "2" / "1"))
+    stretch_run = run_one(Assignment(make_placebo_config(placebo), tmp_path / "2" / "1"))
     assert stretch_run["artefact_sha256"] != results[0]["artefact_sha256"]
 
 
-def test_slopes_are_fresh_at_every_step_and_the_same_again(tmp_path: Path) -> None:
-    def gradient(step: int) -> torch.Tensor:
-        conf = config(Kit("placebo", tmp_path))
-        _, problem = open_problem(conf, torch.device("cpu"))
-        run: TrainingRun = make_run(problem, registry.build("methods", "placebo", {}), conf)
+def test_slopes_differ_from_step_to_step_and_are_reproducible(tmp_path: Path) -> None:
+    def gradient_at(step: int) -> torch.Tensor:
+        config = make_placebo_config(Kit("placebo", tmp_path))
+        _, problem = open_problem(config, torch.device("cpu"))
+        run: TrainingRun = make_run(problem, registry.build("methods", "placebo", {}), config)
         run.begin_step(step)
         run.apply_schedules()
         run.method.step(run, problem.batch(0))
@@ -69,7 +69,8 @@ def test_slopes_are_fresh_at_every_step_and_the_same_again(tmp_path: Path) -> No
         assert grad is not None
         return grad
 
-    assert torch.equal(gradient(3), gradient(3)) and not torch.equal(gradient(3), gradient(4))
+    assert torch.equal(gradient_at(3), gradient_at(3))
+    assert not torch.equal(gradient_at(3), gradient_at(4))
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.0, float("nan")])

@@ -1,4 +1,4 @@
-"""Randomised rounding as a way to train: its law, its gradient, and what it lacks."""
+"""Randomised rounding as a way to train is tested for its law, its gradient, and what it lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from qbench_methods.rr import RR
 from torch import Tensor
@@ -36,25 +36,25 @@ def make_quantizer(
     names: tuple[str, ...] = ("w",),
     **params: object,
 ) -> Quantizer:
-    found = build("methods", "rr", params).quantizer(
+    actual = build("methods", "rr", params).quantizer(
         Site(",".join(names), "weight", fmt, granularity, shape)
     )
-    assert isinstance(found, Quantizer)
-    found.set_seed(0, list(names))
-    return found
+    assert isinstance(actual, Quantizer)
+    actual.set_seed(0, list(names))
+    return actual
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def many(q: Quantizer, x: Tensor, steps: int) -> Tensor:
-    """What training would compute with at each of the first `steps` steps."""
-    made = []
+def round_repeatedly(q: Quantizer, x: Tensor, steps: int) -> Tensor:
+    """Return what training would compute with at each of the first `steps` steps."""
+    rounded = []
     for step in range(steps):
         q.step.fill_(step)
-        made.append(q.relax(x))
-    return torch.stack(made)
+        rounded.append(q.relax(x))
+    return torch.stack(rounded)
 
 
 @given(
@@ -63,40 +63,41 @@ def many(q: Quantizer, x: Tensor, steps: int) -> Tensor:
     st.sampled_from(["absmax", "mse"]),
     st.sampled_from(["tensor", "channel", "block-4"]),
 )
-@settings(max_examples=60, deadline=None)
-def test_every_weight_is_one_of_its_two_neighbours(
+def test_every_weight_becomes_one_of_its_two_neighbouring_levels(
     seed: int, fmt: str, scale: str, granularity: str
 ) -> None:
     q, x = make_quantizer(fmt, granularity, scale=scale), draw_normal(seed)
     low, high = q.grid(x).neighbours(x)
-    made = q.relax(x)
-    assert ((made == low) | (made == high)).all()
-    assert torch.allclose(made, q.grid(x).snap(made), rtol=1e-12, atol=0)
+    rounded = q.relax(x)
+    assert ((rounded == low) | (rounded == high)).all()
+    assert torch.allclose(rounded, q.grid(x).snap(rounded), rtol=1e-12, atol=0)
     if fmt != "int8":
-        assert not torch.equal(made, q.grid(x).snap(x))
+        assert not torch.equal(rounded, q.grid(x).snap(x))
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "fp4"])
 def test_the_mean_over_steps_is_the_weight(fmt: str) -> None:
     q, x, steps = make_quantizer(fmt), draw_normal(1), 2000
-    made = many(q, x, steps)
+    rounded = round_repeatedly(q, x, steps)
     low, high = q.grid(x).neighbours(x)
     variance, gap = ((x - low) * (high - x)).clamp(min=0), high - low
-    assert ((made.mean(0) - x).abs() <= 4.5 * (variance / steps).sqrt() + gap / steps + 1e-9).all()
     assert (
-        (made.var(0) - variance).abs() <= 4.5 * gap * (variance / steps).sqrt() + gap**2 / steps
+        (rounded.mean(0) - x).abs() <= 4.5 * (variance / steps).sqrt() + gap / steps + 1e-9
+    ).all()
+    assert (
+        (rounded.var(0) - variance).abs() <= 4.5 * gap * (variance / steps).sqrt() + gap**2 / steps
     ).all()
 
 
-def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> None:
+def test_random_numbers_are_a_function_of_seed_site_and_step() -> None:
     q, x = make_quantizer("int2"), draw_normal(2)
     before = torch.get_rng_state()
-    first, second = many(q, x, 2)
-    assert not torch.equal(first, second) and torch.equal(first, many(q, x, 1)[0])
+    first, second = round_repeatedly(q, x, 2)
+    assert not torch.equal(first, second) and torch.equal(first, round_repeatedly(q, x, 1)[0])
     other, reseeded = make_quantizer("int2", names=("v",)), make_quantizer("int2")
     reseeded.set_seed(1, ["w"])
-    assert not torch.equal(first, many(other, x, 1)[0]) and not torch.equal(
-        first, many(reseeded, x, 1)[0]
+    assert not torch.equal(first, round_repeatedly(other, x, 1)[0]) and not torch.equal(
+        first, round_repeatedly(reseeded, x, 1)[0]
     )
     assert torch.equal(before, torch.get_rng_state())
 
@@ -105,7 +106,7 @@ def test_draws_are_fresh_each_step_and_a_function_of_seed_site_and_step() -> Non
 def test_a_weight_on_its_level_stays_there(fmt: str) -> None:
     q = make_quantizer(fmt)
     x = q.grid(draw_normal(3)).snap(draw_normal(3))
-    torch.testing.assert_close(many(q, x, 50), x.expand(50, *SHAPE), rtol=1e-12, atol=0)
+    torch.testing.assert_close(round_repeatedly(q, x, 50), x.expand(50, *SHAPE), rtol=1e-12, atol=0)
 
 
 @given(
@@ -113,8 +114,7 @@ def test_a_weight_on_its_level_stays_there(fmt: str) -> None:
     st.sampled_from([f"int{b}" for b in range(1, 9)]),
     st.sampled_from(["absmax", "mse"]),
 )
-@settings(max_examples=60, deadline=None)
-def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(
+def test_the_gradient_is_the_identity_except_where_rounding_to_nearest_clips(
     seed: int, fmt: str, scale: str
 ) -> None:
     q, x, g = (
@@ -136,45 +136,44 @@ def test_the_gradient_is_the_identity_but_where_rounding_to_nearest_clips(
 
 
 def test_the_expected_gradient_on_a_quadratic_is_that_of_full_precision() -> None:
-    q, w, steps = make_quantizer("int2", shape=(1, 6)), draw_normal(4, (1, 6)), 4000
+    # Many sites with keys of their own draw at once what one site would draw in many steps.
+    count, w = 4000, draw_normal(4, (1, 6))
+    names = tuple(str(index) for index in range(count))
+    q = make_quantizer("int2", shape=(count, 1, 6), names=names)
     root, goal = draw_normal(5, (6, 6)), draw_normal(6, (1, 6))
     hessian = root @ root.T
-    grads = []
-    for step in range(steps):
-        q.step.fill_(step)
-        leaf = w.clone().requires_grad_()
-        error = q.relax(leaf) - goal
-        (0.5 * error @ hessian @ error.T).sum().backward()
-        grads.append(leaf.grad)
-    found = torch.stack(grads)  # type: ignore[arg-type]
-    assert (
-        (found.mean(0) - (w - goal) @ hessian).abs() <= 4.5 * found.std(0) / steps**0.5 + 1e-9
-    ).all()
-    assert (found.std(0) > 0.1).all()  # a single step's gradient is far from it
+    leaves = w.repeat(count, 1, 1).requires_grad_()
+    error = q.relax(leaves) - goal
+    (0.5 * (error @ hessian) * error).sum().backward()
+    actual = leaves.grad
+    assert actual is not None
+    allowed = 4.5 * actual.std(0) / count**0.5 + 1e-9
+    assert ((actual.mean(0) - (w - goal) @ hessian).abs() <= allowed).all()
+    assert (actual.std(0) > 0.1).all()  # a single step's gradient is far from it
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("scale", ["absmax", "mse"])
-def test_degenerate_groups(fmt: str, scale: str) -> None:
+def test_degenerate_groups_give_finite_numbers(fmt: str, scale: str) -> None:
     rows = torch.stack([torch.zeros(16), torch.full((16,), 0.3), torch.randn(16), torch.randn(16)])
     rows[2, 3] = 1e6
     for x in (rows.clone().requires_grad_(), rows.clamp(-6e4, 6e4).half().requires_grad_()):
-        made = make_quantizer(fmt, scale=scale).train()(x)
-        made.sum().backward()
+        rounded = make_quantizer(fmt, scale=scale).train()(x)
+        rounded.sum().backward()
         assert (
-            made.dtype == torch.float32
-            and made.isfinite().all()
+            rounded.dtype == torch.float32
+            and rounded.isfinite().all()
             and x.grad is not None
             and x.grad.isfinite().all()
         )
-        assert (made[0].abs() <= 0.5).all() if fmt == "int1" else (made[0] == 0).all()
+        assert (rounded[0].abs() <= 0.5).all() if fmt == "int1" else (rounded[0] == 0).all()
 
 
-def test_sites_stacked_get_the_bits_that_they_get_alone() -> None:
+def test_stacked_sites_get_the_bits_that_they_get_alone() -> None:
     x = draw_normal(7, (2, *SHAPE)).float()
-    together = make_quantizer("int4", shape=(2, *SHAPE), names=("a", "b")).relax(x)
+    stacked = make_quantizer("int4", shape=(2, *SHAPE), names=("a", "b")).relax(x)
     for index, name in enumerate("ab"):
-        assert torch.equal(together[index], make_quantizer("int4", names=(name,)).relax(x[index]))
+        assert torch.equal(stacked[index], make_quantizer("int4", names=(name,)).relax(x[index]))
 
 
 def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Path) -> None:
@@ -184,12 +183,12 @@ def test_a_step_trains_on_one_draw_and_ships_on_the_nearest_levels(tmp_path: Pat
     run = prepare_run(
         Assignment(config, tmp_path / "1"), Execution(accumulate=2), problem, torch.device("cpu")
     )
-    seen = []
+    roundings = []
     relax = run.weights[0].quantizer.relax
-    run.weights[0].quantizer.relax = lambda x: seen.append(relax(x)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
+    run.weights[0].quantizer.relax = lambda x: roundings.append(relax(x)) or roundings[-1]  # type: ignore[method-assign, func-returns-value]
     take_step(run, 0)
     take_step(run, 1)
-    assert len(seen) == 2
+    assert len(roundings) == 2
     with run.network.as_shipped():
         for _, layer, grid in run.network.grids():
             assert torch.equal(layer.quantized_weight, grid.snap(layer.matrix()))
@@ -223,10 +222,10 @@ def test_compiled_equals_eager(fmt: str, compiler: str) -> None:
     for step in range(3):
         q.step.fill_(step)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        eager, fast = q(a), compiled(b)
-        (eager * g).sum().backward()
-        (fast * g).sum().backward()
-        torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-7)
+        eager_output, compiled_output = q(a), compiled(b)
+        (eager_output * g).sum().backward()
+        (compiled_output * g).sum().backward()
+        torch.testing.assert_close(compiled_output, eager_output, rtol=1e-6, atol=1e-7)
         assert (
             a.grad is not None
             and b.grad is not None

@@ -1,4 +1,4 @@
-"""STE and RTN against their formulas."""
+"""STE and RTN are compared with their formulas, and all methods with what they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,11 +39,11 @@ def make_quantizer(
     **params: object,
 ) -> Quantizer:
     granularity = "channel" if role == "weight" else "tensor"
-    found = build("methods", name, params).quantizer(
+    actual = build("methods", name, params).quantizer(
         Site("w", role, fmt, granularity, shape, unsigned)
     )  # type: ignore[arg-type]
-    assert isinstance(found, Quantizer)
-    return found
+    assert isinstance(actual, Quantizer)
+    return actual
 
 
 def draw_normal(seed: int, double: bool = False) -> Tensor:
@@ -52,7 +52,6 @@ def draw_normal(seed: int, double: bool = False) -> Tensor:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(FORMATS), st.sampled_from(["absmax", "mse"]))
-@settings(max_examples=100)
 def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> None:
     q, x = make_quantizer("ste", fmt, scale=scale), draw_normal(seed)
     grid = q.grid(x)
@@ -74,7 +73,6 @@ def test_ste_is_idempotent_odd_and_monotone(seed: int, fmt: str, scale: str) -> 
     st.sampled_from(["absmax", "mse"]),
     st.booleans(),
 )
-@settings(max_examples=100)
 def test_the_gradient_mask_is_that_of_the_rounded_code(
     seed: int, fmt: str, scale: str, clip_gradient: bool
 ) -> None:
@@ -94,14 +92,17 @@ def test_the_gradient_mask_is_that_of_the_rounded_code(
 
 
 def test_a_searched_scale_clips() -> None:
-    """So that the test above can fail."""
+    """The test above could not fail otherwise."""
     q, x = make_quantizer("ste", "int2", scale="mse"), draw_normal(0)
     assert not q.grid(x).needs_no_clipping(x).all()
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "int8"])
 def test_the_gradient_through_the_scale_is_that_of_the_smooth_part(fmt: str) -> None:
-    """ŵ = s(w)·n with the codes n held fixed and round's slope 1: dŵ = dw + (n − w/s)·ds, against finite differences of s."""
+    """The gradient is dŵ = dw + (n − w/s)·ds, with ds by finite differences.
+
+    ŵ = s(w)·n, where the codes n are held fixed and rounding has slope 1.
+    """
     q, x, g = (
         make_quantizer("ste", fmt, scale_gradient=True),
         draw_normal(7, double=True),
@@ -175,7 +176,7 @@ def test_rtn_refuses_grids_that_a_codebook_lacks() -> None:
 
 
 def test_a_searched_scale_beats_absmax() -> None:
-    """The reason why beating absmax RTN proves little."""
+    """This is why beating absmax RTN proves little."""
     x = draw_normal(4)
     for fmt in ("int2", "int3", "int4"):
         error = {
@@ -185,7 +186,7 @@ def test_a_searched_scale_beats_absmax() -> None:
         assert error["mse"] < error["absmax"]
 
 
-def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_it_is_settled_again() -> None:
+def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_the_next_calibration() -> None:
     x, other = draw_normal(4), draw_normal(5)
     q = make_quantizer("ste", "int3", scale="mse")
     live = q.grid(x).scale
@@ -204,7 +205,10 @@ def test_a_searched_scale_stays_a_fraction_of_the_live_absmax_until_it_is_settle
 def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
     method: str, field: str, fmt: str
 ) -> None:
-    """Against LSQ as its paper writes it, with rounding made invisible to autograd by a detached difference."""
+    """It is compared with LSQ as its paper writes it.
+
+    A detached difference hides the rounding from autograd.
+    """
     q, x, g = (
         make_quantizer(method, fmt, **{field: "learned"}).double(),
         draw_normal(7, double=True),
@@ -230,7 +234,7 @@ def test_a_learned_scale_starts_at_the_searched_one_and_has_the_gradient_of_lsq(
     assert torch.equal(leaf.grad != 0, q.grid(x).needs_no_clipping(x))
 
 
-def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Path) -> None:
+def test_a_learned_scale_is_trained_without_decay_and_calibrated_once(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).make_config("int2", steps=20)
     config = dataclasses.replace(config, method_params={**config.method_params, "scale": "learned"})
     run = prepare_run(
@@ -251,7 +255,7 @@ def test_a_learned_scale_is_trained_without_decay_and_started_once(tmp_path: Pat
     assert {g["name"]: g["weight_decay"] for g in run.optimizer.param_groups}["quantizer"] == 0
 
 
-def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(
+def test_a_run_calibrates_scales_ranges_and_curvature_at_every_tenth_and_at_the_end(
     tmp_path: Path,
 ) -> None:
     config = Kit("ste", tmp_path).make_config("int2", activations="int4", steps=20)
@@ -264,16 +268,16 @@ def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end
     )
     quantizer = run.weights[0].quantizer
     assert isinstance(quantizer, ScaledQuantizer)
-    seen = []
+    changed = []
     for step in range(20):
         before = [
             t.clone() for t in (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
         ]
         take_step(run, step)
-        now = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
-        if any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)):
-            seen.append(step)
-    assert seen == list(range(2, 20, 2))
+        after = (quantizer.curvature, quantizer.fraction, run.inputs["hidden"].size)
+        if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            changed.append(step)
+    assert changed == list(range(2, 20, 2))
     curvature = quantizer.curvature.clone()
     run.begin_step(20)
     finalize(run)
@@ -283,7 +287,7 @@ def test_a_run_settles_scales_ranges_and_curvature_at_every_tenth_and_at_the_end
 @pytest.mark.parametrize(("params", "message"), [({"scle": "mse"}, "unknown parameter of method ste 'scle'; did you mean scale"),
                                                  ({"scale": "msee"}, "unknown value 'msee'; did you mean mse"),
                                                  ({"clip_gradient": 1}, "expected bool, not int 1")])  # fmt: skip
-def test_wrong_parameters_are_one_line(params: dict[str, object], message: str) -> None:
+def test_wrong_parameters_are_refused_in_one_line(params: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as error:
         build("methods", "ste", params)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -312,11 +316,11 @@ def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
     )
 
 
-def test_methods_with_a_paper_that_tells_its_recipe_have_a_preset() -> None:
+def test_methods_whose_paper_publishes_a_recipe_have_a_preset() -> None:
     assert {name for name, _ in PRESETS} == {"ewgs", "gdnsq", "lotion", "lsq"}
 
 
-ODD = {
+UNUSUAL_INPUTS = {
     "nothing": torch.zeros(0, 8),
     "zeros": torch.zeros(4, 8),
     "a constant": torch.full((4, 8), 3.0),
@@ -326,13 +330,16 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", UNUSUAL_INPUTS)
 @pytest.mark.parametrize(
     "name", sorted(n for n in plugins("methods") if not load_method(n).full_precision)
 )
-def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
-    """In training and shipped, by the method's own rule for inputs; an empty batch can be computed with, and calibration passes it by."""
-    x = ODD[kind]
+def test_unusual_inputs_of_a_layer_give_finite_numbers(name: str, kind: str) -> None:
+    """They do so in training and as shipped, by the method's own rule for inputs.
+
+    An empty batch can be computed with, but not calibrated on.
+    """
+    x = UNUSUAL_INPUTS[kind]
     for fmt, unsigned in ((f, u) for f in ("int1", "int2", "int4", "fp4") for u in (True, False)):
         site = Site("x.input", "activation", fmt, "tensor", (1, 8), unsigned)
         if load_method(name)().unsupported(site):
@@ -349,7 +356,7 @@ def test_odd_inputs_of_a_layer_are_borne(name: str, kind: str) -> None:
         )  # type: ignore[arg-type]
 
 
-def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
+def test_calibration_skips_an_empty_batch(tmp_path: Path) -> None:
     config = Kit("ste", tmp_path).make_config("int2", activations="int4")
     run = prepare_run(
         Assignment(config, tmp_path),
@@ -362,15 +369,15 @@ def test_calibration_passes_an_empty_batch_by(tmp_path: Path) -> None:
         Batch(torch.zeros(0, 16), torch.zeros(0, dtype=torch.int64), 0),
     )
     run.network.calibrate_inputs([full])
-    alone = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
+    expected = run.inputs["hidden"].size.clone()  # type: ignore[union-attr, operator]
     run.network.calibrate_inputs([empty, full, empty])
-    assert torch.equal(run.inputs["hidden"].size, alone)  # type: ignore[arg-type]
+    assert torch.equal(run.inputs["hidden"].size, expected)  # type: ignore[arg-type]
 
 
-def test_a_batch_of_zeros_has_no_say_in_a_range() -> None:
+def test_a_batch_of_zeros_does_not_change_a_range() -> None:
     q = make_quantizer("ste", "int4", role="activation", unsigned=True)
     small = torch.rand(4, 16) / 100
     q.calibrate(small, first=True)
-    alone = q.grid(small).scale.clone()
+    expected = q.grid(small).scale.clone()
     q.calibrate(torch.zeros(4, 16), first=False)
-    assert torch.equal(q.grid(small).scale, alone) and float(alone) < 0.01
+    assert torch.equal(q.grid(small).scale, expected) and float(expected) < 0.01

@@ -1,4 +1,7 @@
-"""`qbench new method`: what it writes installs, keeps the contract and passes its own test; what it cannot write leaves nothing behind."""
+"""`qbench new method` writes a package that installs, keeps the contract and passes its own test.
+
+A name or a folder that cannot be used leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ from pathlib import Path
 import pytest
 
 from qbench.errors import QbenchError, UsageError
-from qbench.plugins.new_method import new_method, objection
+from qbench.plugins.new_method import explain_refusal, write_method_package
 
 NAME = "half_way"
 FILES = ["pyproject.toml", "qbench_half_way.py", "tests/test_half_way.py", "README.md"]
 
 
-def call(folder: Path, *words: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A Python command in a folder, with a folder of installed packages before all others."""
+def run_module(
+    folder: Path, *words: str, site: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a folder, with the packages installed in `site` before all others."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "QBENCH_RESULTS")}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     if site:
@@ -34,13 +39,13 @@ def call(folder: Path, *words: str, site: Path | None = None) -> subprocess.Comp
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "mine"
-    assert new_method(NAME, folder) == [folder / name for name in FILES]
+    assert write_method_package(NAME, folder) == [folder / name for name in FILES]
     return folder
 
 
 @pytest.fixture(scope="module")
 def site(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package installed into a folder of its own."""
+    """Install the package into a folder of its own, and return the folder."""
     site = tmp_path_factory.mktemp("site")
     words = (
         "--quiet",
@@ -51,17 +56,17 @@ def site(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--target",
         str(site),
     )
-    done = call(written, "pip", "install", *words, str(written))
+    done = run_module(written, "pip", "install", *words, str(written))
     assert done.returncode == 0, done.stderr
     return site
 
 
-def test_it_writes_four_short_files_and_nothing_else(written: Path) -> None:
+def test_four_short_files_and_nothing_else_are_written(written: Path) -> None:
     assert sorted(str(p.relative_to(written)) for p in written.rglob("*") if p.is_file()) == sorted(
         FILES
     )
     lines = {name: len((written / name).read_text().splitlines()) for name in FILES}
-    assert lines["qbench_half_way.py"] < 40 and lines["README.md"] == 10
+    assert lines["qbench_half_way.py"] < 60 and lines["README.md"] < 25
     assert not any(
         "{{" in (written / name).read_text() or "{%" in (written / name).read_text()
         for name in FILES
@@ -73,18 +78,19 @@ def test_it_writes_four_short_files_and_nothing_else(written: Path) -> None:
     assert os.listdir(written.parent) == ["mine"], "no draft is left"
     assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(
         (written / "tests").stat().st_mode
-    ), "as readable as any folder"
+    ), "the folder is as readable as any other"
 
 
-def test_it_installs_and_is_listed(site: Path, tmp_path: Path) -> None:
-    done = call(tmp_path, "qbench", "methods", "--json", site=site)
-    found = {m["name"]: m for m in json.loads(done.stdout)}[NAME]
-    assert (found["distribution"], found["target"], found["error"]) == (
+def test_the_package_installs_and_is_listed(site: Path, tmp_path: Path) -> None:
+    done = run_module(tmp_path, "qbench", "methods", "--json", site=site)
+    listed = {m["name"]: m for m in json.loads(done.stdout)}[NAME]
+    assert (listed["distribution"], listed["target"], listed["error"]) == (
         "qbench-half-way 0.1",
         "qbench_half_way:HalfWay",
         None,
     )
-    assert found["options"] == {"share": 1.0} and found["title"] == "Half way" and found["summary"]
+    assert listed["options"] == {"share": 1.0} and listed["provenance"] == "own"
+    assert listed["title"] == "Half way" and listed["summary"]
     assert sorted(p.name for p in site.glob("qbench*")) == [
         "qbench_half_way-0.1.dist-info",
         "qbench_half_way.py",
@@ -93,11 +99,11 @@ def test_it_installs_and_is_listed(site: Path, tmp_path: Path) -> None:
         "qbench_half_way-0.1.dist-info",
         "qbench_half_way.py",
         "__pycache__",
-    }, "its tests stay at home"
+    }, "tests are not installed"
 
 
-def test_it_keeps_the_contract(site: Path, tmp_path: Path) -> None:
-    done = call(tmp_path, "qbench", "check", NAME, "--quick", site=site)
+def test_the_method_keeps_the_contract(site: Path, tmp_path: Path) -> None:
+    done = run_module(tmp_path, "qbench", "check", NAME, "--quick", site=site)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         f"{NAME}: " in done.stdout
@@ -106,7 +112,7 @@ def test_it_keeps_the_contract(site: Path, tmp_path: Path) -> None:
     )
 
 
-def test_its_own_test_passes_and_can_fail(written: Path, site: Path, tmp_path: Path) -> None:
+def test_the_written_test_passes_and_can_fail(written: Path, site: Path, tmp_path: Path) -> None:
     words = (
         "pytest",
         "-q",
@@ -117,7 +123,7 @@ def test_its_own_test_passes_and_can_fail(written: Path, site: Path, tmp_path: P
         "-W",
         "ignore:.*torch.jit.script.*:DeprecationWarning",
     )
-    good = call(written, *words, site=site)
+    good = run_module(written, *words, site=site)
     assert good.returncode == 0 and "6 passed" in good.stdout, good.stdout + good.stderr
 
     shutil.copytree(site, tmp_path / "site")
@@ -125,38 +131,27 @@ def test_its_own_test_passes_and_can_fail(written: Path, site: Path, tmp_path: P
     whole = module.read_text()
     module.write_text(
         whole.replace(
-            "straight_through(x, x.lerp(self.grid(x).snap(x), self.share))",
-            "self.grid(x).snap(x) + 0 * x",
+            "straight_through(x, x.lerp(level, self.share))",
+            "level + 0 * x",
         )
     )
     assert module.read_text() != whole
-    bad = call(written, *words, "-k", "training", site=tmp_path / "site")
+    bad = run_module(written, *words, "-k", "training", site=tmp_path / "site")
     assert (
         bad.returncode == 1
         and "FAILED tests/test_half_way.py::test_training_goes_a_share_of_the_way" in bad.stdout
     )
 
 
-def test_its_readme_tells_how_to_sweep_it(written: Path, site: Path, tmp_path: Path) -> None:
-    """The words of the README, put into a file with the rest that it asks for."""
-    text = (written / "README.md").read_text()
-    quoted = re.findall(r"`([^`]+)`", text)
-    entries = [q for q in quoted if q.startswith(("methods =", "[[method]]", "name =", "share ="))]
-    assert len(entries) == 4
-    (tmp_path / "mine.toml").write_text(
-        "\n".join(['board = "mine"', 'tasks = ["toy"]', 'formats = ["int4"]', *entries]) + "\n"
-    )
-    done = call(
-        tmp_path,
-        "qbench",
-        "sweep",
-        "mine.toml",
-        "--results",
-        "results",
-        "--dry-run",
-        "--json",
-        site=site,
-    )
+def test_the_readme_shows_how_to_sweep_the_method(
+    written: Path, site: Path, tmp_path: Path
+) -> None:
+    """The sweep file of the README is planned as it stands, on a faster task."""
+    (sweep,) = re.findall(r"```toml\n(.*?)```", (written / "README.md").read_text(), re.DOTALL)
+    assert tomllib.loads(sweep)["method"] == [{"name": NAME, "share": [0.5, 1.0]}]
+    (tmp_path / "mine.toml").write_text(sweep.replace("digits", "toy"))
+    words = ("sweep", "mine.toml", "--results", "results", "--dry-run", "--json")
+    done = run_module(tmp_path, "qbench", *words, site=site)
     assert done.returncode == 0, done.stderr
     assert {"half_way", "share=0.5"} <= set(re.findall(r"half_way|share=0\.5", done.stdout))
 
@@ -184,28 +179,34 @@ def test_its_readme_tells_how_to_sweep_it(written: Path, site: Path, tmp_path: P
     ],
 )
 def test_a_bad_name_is_refused(name: str, tmp_path: Path) -> None:
-    refused(name, tmp_path, "cannot name a method: that takes small letters")
+    assert_refused(name, tmp_path, "cannot name a method: a name has lower-case letters")
 
 
-@pytest.mark.parametrize(("name", "message"), [("none", "its class would be None"), ("tensor", "its class would be Tensor"),
-                                               ("scaled_quantizer", "its class would be ScaledQuantizer"),
-                                               ("ste", "a method 'ste' is registered already, by qbench"),
-                                               ("methods", "a module qbench_methods is installed already")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "its class would be None"),
+        ("tensor", "its class would be Tensor"),
+        ("scaled_quantizer", "its class would be ScaledQuantizer"),
+        ("ste", "a method 'ste' is registered already, by qbench"),
+        ("methods", "a module qbench_methods is installed already"),
+    ],
+)
 def test_a_name_that_means_something_else_is_refused(
     name: str, message: str, tmp_path: Path
 ) -> None:
-    refused(name, tmp_path, message)
+    assert_refused(name, tmp_path, message)
 
 
-def refused(name: str, folder: Path, message: str) -> None:
+def assert_refused(name: str, folder: Path, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        new_method(name, folder / "new")
+        write_method_package(name, folder / "new")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
-def test_what_is_there_already_is_left_alone(kind: str, tmp_path: Path) -> None:
+def test_an_existing_folder_or_file_is_left_alone(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "mine"
     {
         "folder": place.mkdir,
@@ -213,24 +214,29 @@ def test_what_is_there_already_is_left_alone(kind: str, tmp_path: Path) -> None:
         "dangling link": lambda: place.symlink_to("nowhere"),
     }[kind]()
     with pytest.raises(UsageError, match="mine exists already: name another folder with --folder"):
-        new_method("mine", place)
+        write_method_package("mine", place)
     assert os.listdir(tmp_path) == ["mine"] and (kind != "folder" or list(place.iterdir()) == [])
     assert kind != "file" or place.read_text() == "old"
 
 
-def test_there_must_be_a_place_to_write_into(tmp_path: Path) -> None:
+def test_the_parent_folder_must_exist_and_be_writable(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no folder .*nowhere to write mine into"):
-        new_method("mine", tmp_path / "nowhere" / "mine")
+        write_method_package("mine", tmp_path / "nowhere" / "mine")
     with pytest.raises(QbenchError, match=r"cannot write .*: File name too long"):
-        new_method("mine", tmp_path / ("x" * 250))
+        write_method_package("mine", tmp_path / ("x" * 250))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
-    """No file may grow over a thousand bytes here: the first can be written, the second cannot."""
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.argv = ['qbench', 'new', 'method', 'mine']\n"
+    """No file may exceed a thousand bytes: the first can be written, the second cannot."""
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.argv = ['qbench', 'new', 'method', 'mine']\n"
+        "from qbench.cli import main; main()\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-Bc", f"{code}from qbench.cli import main; main()"],
+        [sys.executable, "-Bc", code],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -244,9 +250,9 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["a", "x1", "my_method_2", "true_north", "z" * 40])
-def test_other_names_are_fine(name: str, tmp_path: Path) -> None:
-    assert objection(name, tmp_path / "new") is None
-    for path in new_method(name, tmp_path / "new"):
+def test_good_names_are_accepted(name: str, tmp_path: Path) -> None:
+    assert explain_refusal(name, tmp_path / "new") is None
+    for path in write_method_package(name, tmp_path / "new"):
         if path.suffix == ".py":
             compile(path.read_text(), str(path), "exec")
 
@@ -254,20 +260,22 @@ def test_other_names_are_fine(name: str, tmp_path: Path) -> None:
 # ---- the command ----
 
 
-def test_the_command_writes_beside_where_it_runs(tmp_path: Path) -> None:
-    done = call(tmp_path, "qbench", "new", "method", "my_own")
+def test_the_command_writes_into_the_current_directory(tmp_path: Path) -> None:
+    done = run_module(tmp_path, "qbench", "new", "method", "my_own")
     assert done.returncode == 0
     assert done.stdout.split() == [
         f"qbench-my-own/{n}"
         for n in ("pyproject.toml", "qbench_my_own.py", "tests/test_my_own.py", "README.md")
     ]
     assert done.stderr == "next: pip install -e qbench-my-own && qbench check my_own\n"
-    again = call(tmp_path, "qbench", "new", "method", "my_own")
+    again = run_module(tmp_path, "qbench", "new", "method", "my_own")
     assert (again.returncode, again.stdout) == (2, "")
     assert (
         again.stderr == "qbench: qbench-my-own exists already: name another folder with --folder\n"
     )
-    elsewhere = call(tmp_path, "qbench", "new", "method", "my_own", "--folder", "other", "--json")
+    elsewhere = run_module(
+        tmp_path, "qbench", "new", "method", "my_own", "--folder", "other", "--json"
+    )
     assert (
         json.loads(elsewhere.stdout)[0] == "other/pyproject.toml"
         and (tmp_path / "other" / "README.md").exists()

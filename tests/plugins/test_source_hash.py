@@ -127,11 +127,11 @@ def test_a_raised_version_is_another_run_and_nothing_is_stale(site: Path) -> Non
 
 
 def test_our_own_methods_and_tasks_have_their_sources() -> None:
-    from qbench.plugins.source_hash import source, sources
+    from qbench.plugins.source_hash import hash_source, hash_sources
 
-    found = sources("ste", "grammar")
+    found = hash_sources("ste", "grammar")
     assert (
         None not in found.values()
-        and found["method_source"] != sources("rtn", "grammar")["method_source"]
+        and found["method_source"] != hash_sources("rtn", "grammar")["method_source"]
     )
-    assert source("task", "text") != source("task", "hf-causal")
+    assert hash_source("task", "text") != hash_source("task", "hf-causal")

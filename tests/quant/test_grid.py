@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
 
 
 @given(grids())
-@settings(max_examples=150)
 def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     codes = grid.codes(x)
@@ -56,7 +55,6 @@ def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
 
 
 @given(grids())
-@settings(max_examples=150)
 def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     encode_only = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)
@@ -74,7 +72,6 @@ def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor])
 
 
 @given(grids(), st.integers(0, 1000))
-@settings(max_examples=150)
 def test_neighbours_enclose_and_random_rounding_picks_one(
     case: tuple[Grid, Tensor], seed: int
 ) -> None:

@@ -108,7 +108,7 @@ def test_an_input_quantizer_is_not_part_of_the_model() -> None:
         Site("x.input", "activation", "int4", "tensor", (1, 4), unsigned=True)
     )
     assert quantizer is not None
-    quantizer.reset(torch.tensor([[0.0, 1.5]]))
+    quantizer.calibrate(torch.tensor([[0.0, 1.5]]), first=True)
     layer.set_input_quantizer(quantizer.eval())
     assert set(layer.state_dict()) == before and not list(layer.children())
     x = torch.rand(2, 3, 4)

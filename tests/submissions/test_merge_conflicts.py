@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import qbench
-from qbench.checks.reproduce import reproduce
+from qbench.checks.reproduce import reproduce_run
 from qbench.runs.attempts import iterate_attempts, list_attempts
 from qbench.runs.lookup import read_latest_attempt
 from qbench.runs.state import read_run_state
@@ -108,7 +108,7 @@ def test_a_merged_run_with_the_same_result_here_becomes_reproduced(
 ) -> None:
     merge_bundle(empty_results, bundle_file, score=False)
     key = find_ste_run(empty_results)
-    verdict = reproduce(empty_results, key).verdict
+    verdict = reproduce_run(empty_results, key).verdict
     assert verdict == "same"
     assert mark_reproduced(empty_results, key, verdict) == "reproduced"
     assert mark_reproduced(empty_results, key, "same") is None
@@ -129,7 +129,7 @@ def test_a_merged_run_with_another_result_here_stays_claimed(
     key = find_submitted_ste_run(bundle_file)
     forged = replace_result(bundle_file, key, tmp_path / "b.zip", forge)
     merge_bundle(empty_results, forged, score=False)
-    verdict = reproduce(empty_results, key).verdict
+    verdict = reproduce_run(empty_results, key).verdict
     assert verdict == "different" and mark_reproduced(empty_results, key, verdict) is None
     assert read_cell(empty_results)[1] == ["1 of 1 run claimed, not verified here"]
 

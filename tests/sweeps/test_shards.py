@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qbench.analysis.results import Results
@@ -106,7 +106,6 @@ def read_board_scores(results: Path, board: str = "b") -> Any:
 # ---- shards ----
 
 
-@settings(max_examples=30)
 @given(count=st.integers(1, 9), text=st.sampled_from([BOARD, STARTED]))
 def test_shards_are_disjoint_and_complete_and_contain_the_bases_of_their_runs(
     count: int, text: str

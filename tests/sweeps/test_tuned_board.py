@@ -27,7 +27,7 @@ from qbench.boards.csv_files import read_runs_csv, runs_csv, to_csv
 from qbench.boards.markdown import to_markdown
 from qbench.engines.local import local_engine
 from qbench.execution.assignment import Execution
-from qbench.plugins.describe import defaults
+from qbench.plugins.describe import list_defaults
 from qbench.plugins.registry import load
 from qbench.publish.site import publish_site
 from qbench.runs.attempts import iterate_attempts
@@ -501,8 +501,8 @@ def rebuild_from_csv(found: Results, text: str) -> Board:
     csv = runs_csv(found.board_runs(found.board_name(None)))
     assert csv == runs_csv(found.board_runs(found.board_name(None)))
     runs = read_runs_csv(io.StringIO(csv))
-    known = {name: defaults(load("methods", name)) for name in runs["method"].unique()}
-    known |= {name: defaults(load("tasks", name)) for name in runs["task"].unique()}
+    known = {name: list_defaults(load("methods", name)) for name in runs["method"].unique()}
+    known |= {name: list_defaults(load("tasks", name)) for name in runs["task"].unique()}
     return build_board(
         runs,
         defaults=json.loads(json.dumps(known)),

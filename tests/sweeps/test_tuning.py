@@ -650,7 +650,6 @@ NESTED = (
 
 
 @given(st.dictionaries(st.text(max_size=8), NESTED))
-@settings(max_examples=60, deadline=None)
 def test_any_tuning_table_is_read_or_refused_in_one_line(table: dict[str, Any]) -> None:
     base = {"trials": 4, "lr": {"low": 1e-3, "high": 1e-1}}
     for name in (None, "trials", "lr", "halving", "own", "seeds", "sampler", "seed"):

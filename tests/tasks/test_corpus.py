@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from qbench_tasks import files
-from qbench_tasks.corpus import Files, Hub, Library, source_of
+from qbench_tasks.corpus import Files, Hub, Library, parse_source
 
 from qbench.errors import UsageError
 
@@ -79,12 +79,12 @@ def test_the_code_that_reads_the_hub_reads_files(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a", "a.txt.gz", "a.txt.zst", "a.zst"])
 def test_a_plain_file_is_cut_where_lines_end(name: str, tmp_path: Path) -> None:
     text = "".join(f"{i} {'ä' * (i * 37 % 300)}\n" for i in range(9000))
-    assert len(text.encode()) > 2 * files.READ
+    assert len(text.encode()) > 2 * files.READ_BYTES
     pieces = read(packed(tmp_path / name, text.encode()))
     assert "".join(pieces) == text and all(piece.endswith("\n") for piece in pieces)
     assert (
         max(len(piece.encode()) for piece in pieces)
-        <= files.PIECE
+        <= files.PIECE_BYTES
         < 1.1 * min(len(piece.encode()) for piece in pieces[:-1])
     )
 
@@ -109,7 +109,7 @@ def test_a_folder_is_all_of_its_files(tmp_path: Path) -> None:
     packed(tmp_path / ".x", b"never")
     packed(tmp_path / "a.jsonl", LINES)
     assert read(tmp_path) == [*TEXTS, "two"]
-    assert [document.decode() for document in source_of(f"path:{tmp_path}").documents()] == [
+    assert [document.decode() for document in parse_source(f"path:{tmp_path}").documents()] == [
         *TEXTS,
         "two",
     ]
@@ -238,13 +238,13 @@ def test_what_is_wrong_is_said_in_one_line(case: str, tmp_path: Path) -> None:
 )
 def test_an_unknown_scheme_is_told_what_there_is(corpus: str) -> None:
     with pytest.raises(UsageError, match='write "stdlib", "path:FILE-OR-FOLDER"'):
-        source_of(corpus)
+        parse_source(corpus)
 
 
 def test_names_on_the_hub() -> None:
-    assert source_of("hf:a/b", "body") == Hub("a/b", None, None, "body")
-    assert source_of("hf:a/b-c.d/en@0123abc") == Hub("a/b-c.d", "en", "0123abc")
-    assert source_of("hf:a/b@refs/pr/1") == Hub("a/b", None, "refs/pr/1")
+    assert parse_source("hf:a/b", "body") == Hub("a/b", None, None, "body")
+    assert parse_source("hf:a/b-c.d/en@0123abc") == Hub("a/b-c.d", "en", "0123abc")
+    assert parse_source("hf:a/b@refs/pr/1") == Hub("a/b", None, "refs/pr/1")
 
 
 def test_records_of_the_hub_without_the_field(tmp_path: Path) -> None:

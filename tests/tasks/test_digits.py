@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from qbench_tasks import digits
-from qbench_tasks.digits import PARTS, Digits, DigitsProblem, images
+from qbench_tasks.digits import PARTS, Digits, DigitsProblem, load_images
 
 from qbench.errors import UsageError
 from qbench.quant.layers import QuantLayer
@@ -24,13 +24,13 @@ def test_the_images_are_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
     theirs, labels = load_digits(return_X_y=True)
-    ours = torch.cat((images()[0] * 16, images()[1].unsqueeze(1)), 1).double()
+    ours = torch.cat((load_images()[0] * 16, load_images()[1].unsqueeze(1)), 1).double()
     expected = torch.cat((torch.from_numpy(theirs), torch.from_numpy(labels).unsqueeze(1)), 1)
     assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
 def test_scikit_learn_is_not_imported() -> None:
-    code = "import sys; from qbench_tasks.digits import images; images(); assert not any(m.split('.')[0] == 'sklearn' for m in sys.modules)"
+    code = "import sys; from qbench_tasks.digits import load_images; images(); assert not any(m.split('.')[0] == 'sklearn' for m in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -39,7 +39,7 @@ def test_scikit_learn_is_not_imported() -> None:
 
 
 def test_the_parts_are_disjoint_whole_and_stratified() -> None:
-    pixels, labels = images()
+    pixels, labels = load_images()
     assert {name: part.stop - part.start for name, part in PARTS.items()} == {
         "train": 1000,
         "val": 297,
@@ -60,7 +60,7 @@ def test_an_epoch_is_every_training_image_once() -> None:
     seen = torch.cat(
         [b.inputs for b in map(p.batch, range(32)) if b.inputs is not None]
     )  # two epochs and a bit, straddling their ends
-    train = images()[0][PARTS["train"]]
+    train = load_images()[0][PARTS["train"]]
     for epoch in (seen[:1000], seen[1000:2000]):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, train.tolist()))
     assert not torch.equal(seen[:1000], seen[1000:2000])
@@ -90,7 +90,7 @@ def test_the_score_counts_what_is_right() -> None:
         for parameter in p.model.parameters():
             parameter.zero_()
         p.model[-1].bias[3] = 1.0  # type: ignore[index,union-attr]
-    labels = images()[1][PARTS["test"]]
+    labels = load_images()[1][PARTS["test"]]
     assert p.score(p.model, "test")["accuracy"] == pytest.approx(
         100 * (labels == 3).double().mean().item()
     )

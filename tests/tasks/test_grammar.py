@@ -40,7 +40,7 @@ def test_a_model_that_knows_nothing_scores_the_vocabulary() -> None:
     scores = problem().score(Uniform(), "test")
     assert scores["loss"] == pytest.approx(np.log(VOCAB), rel=1e-6)
     assert scores["bits"] == pytest.approx(np.log2(VOCAB), rel=1e-6)
-    _, logp = text.windows(0, 0, WINDOWS["test"], 64, "test")
+    _, logp = text.generate_windows(0, 0, WINDOWS["test"], 64, "test")
     assert scores["loss"] - scores["excess"] == pytest.approx(
         -logp[:, 1:].mean(dtype=np.float64), abs=1e-6
     )
@@ -48,7 +48,7 @@ def test_a_model_that_knows_nothing_scores_the_vocabulary() -> None:
 
 def test_batches_are_consecutive_windows() -> None:
     p = problem(seed=5)
-    tokens, _ = text.windows(5, 8, 4, 64, "train")
+    tokens, _ = text.generate_windows(5, 8, 4, 64, "train")
     batch = p.batch(2)
     assert batch.inputs is not None and batch.targets is not None
     assert (

@@ -20,7 +20,7 @@ FINGERPRINT = "b076f6dc8d83707c3e6a7b13984f7d205999d22c5c431903017b555e71eabf75"
 
 def digest() -> str:
     tokens = [
-        text.windows(seed, first, 3, 96, split)[0]
+        text.generate_windows(seed, first, 3, 96, split)[0]
         for split in text.SPLITS
         for seed, first in ((0, 0), (1, 2047), (7, 2**40))
     ]
@@ -29,7 +29,7 @@ def digest() -> str:
 
 def test_the_same_text_everywhere() -> None:
     assert digest() == DIGEST
-    assert text.fingerprint() == FINGERPRINT
+    assert text.compute_fingerprint() == FINGERPRINT
 
 
 @settings(max_examples=25)
@@ -42,7 +42,7 @@ def test_the_same_text_everywhere() -> None:
 def test_a_window_depends_on_its_address_alone(
     first: int, count: int, context: int, split: str
 ) -> None:
-    tokens, logp = text.windows(5, first, count, context, split)
+    tokens, logp = text.generate_windows(5, first, count, context, split)
     assert tokens.shape == logp.shape == (count, context + 1)
     assert tokens.dtype == np.uint8 and logp.dtype == np.float32
     for i in {0, count // 2, count - 1}:
@@ -53,22 +53,22 @@ def test_a_window_depends_on_its_address_alone(
 
 def test_windows_across_chunks_and_shorter_contexts() -> None:
     edge = text._CHUNK
-    tokens, logp = text.windows(0, edge - 3, edge + 7, 32, "train")
+    tokens, logp = text.generate_windows(0, edge - 3, edge + 7, 32, "train")
     parts = [
-        text.windows(0, first, count, 32, "train")
+        text.generate_windows(0, first, count, 32, "train")
         for first, count in ((edge - 3, 2), (edge - 1, 2), (edge + 1, edge), (2 * edge + 1, 3))
     ]
     np.testing.assert_array_equal(tokens, np.concatenate([part[0] for part in parts]))
     np.testing.assert_array_equal(logp, np.concatenate([part[1] for part in parts]))
-    longer = text.windows(0, edge - 3, edge + 7, 48, "train")[0]
+    longer = text.generate_windows(0, edge - 3, edge + 7, 48, "train")[0]
     np.testing.assert_array_equal(tokens, longer[:, :33])
 
 
 def test_the_caller_cannot_spoil_the_cache() -> None:
-    tokens, logp = text.windows(0, 0, 4, 16, "train")
+    tokens, logp = text.generate_windows(0, 0, 4, 16, "train")
     kept = tokens.copy()
     tokens[:], logp[:] = 0, 0
-    np.testing.assert_array_equal(text.windows(0, 0, 4, 16, "train")[0], kept)
+    np.testing.assert_array_equal(text.generate_windows(0, 0, 4, 16, "train")[0], kept)
 
 
 def test_seeds_and_splits_share_no_window() -> None:
@@ -76,11 +76,11 @@ def test_seeds_and_splits_share_no_window() -> None:
         row.tobytes()
         for split in text.SPLITS
         for seed in (0, 1)
-        for row in text.windows(seed, 0, 300, 128, split)[0]
+        for row in text.generate_windows(seed, 0, 300, 128, split)[0]
     ]
     assert len(set(seen)) == len(seen)
     with pytest.raises(ValueError, match="unknown split 'pairs'"):
-        text.windows(0, 0, 1, 8, "pairs")
+        text.generate_windows(0, 0, 1, 8, "pairs")
 
 
 def test_words_survive_rendering() -> None:
@@ -90,7 +90,7 @@ def test_words_survive_rendering() -> None:
 
 def test_logp_is_the_readable_grammars() -> None:
     """Every word of some windows, and at every prefix a distribution."""
-    tokens, logp = text.windows(3, 0, 40, 128, "val")
+    tokens, logp = text.generate_windows(3, 0, 40, 128, "val")
     assert not logp[:, 0].any() and not tokens[:, 0].any()
     for window, reported in zip(tokens, logp, strict=True):
         for end in range(1, 129):
@@ -101,7 +101,7 @@ def test_logp_is_the_readable_grammars() -> None:
 
 def test_the_tables_draw_what_the_rules_say() -> None:
     """Frequencies after a fixed prefix, for all words at once: a chi-square far below what one misplaced weight would give."""
-    tokens, _ = text.windows(11, 0, 60_000, 4, "train")
+    tokens, _ = text.generate_windows(11, 0, 60_000, 4, "train")
     for prefix in (
         ["<doc>"],
         ["<doc>", "let"],
@@ -184,7 +184,7 @@ def check(words: list[str]) -> dict[str, int]:
 
 
 def test_well_formed_by_an_independent_reader() -> None:
-    tokens, _ = text.windows(0, 0, 500, 256, "test")
+    tokens, _ = text.generate_windows(0, 0, 500, 256, "test")
     total = sum(np.array(list(check(text.render(window).split()).values())) for window in tokens)
     assert (np.array(total) > 500).all(), "each thing checked often"
 
@@ -225,7 +225,7 @@ def test_entropy_rate_of_short_windows_is_exact() -> None:
 @pytest.mark.parametrize("context", [16, 64, 256])
 def test_entropy_rate_is_the_mean(context: int) -> None:
     count = 2_000_000 // context
-    _, logp = text.windows(1, 0, count, context, "val")
+    _, logp = text.generate_windows(1, 0, count, context, "val")
     floors = -logp[:, 1:].mean(1, dtype=np.float64)
     assert abs(floors.mean() - text.entropy_rate(context)) < 4 * floors.std() / math.sqrt(count)
     assert 1.0 < text.entropy_rate(context) < 2.0
@@ -234,10 +234,10 @@ def test_entropy_rate_is_the_mean(context: int) -> None:
 @pytest.mark.parametrize("kind", text.KINDS)
 @pytest.mark.parametrize("context", [64, 128])
 def test_minimal_pairs(kind: str, context: int) -> None:
-    pairs = text.minimal_pairs(0, 100, kind, context)
-    assert len(pairs) == 100 and pairs == text.minimal_pairs(
+    pairs = text.make_minimal_pairs(0, 100, kind, context)
+    assert len(pairs) == 100 and pairs == text.make_minimal_pairs(
         0, 100, kind, context
-    ) != text.minimal_pairs(1, 100, kind, context)
+    ) != text.make_minimal_pairs(1, 100, kind, context)
     for pair in pairs:
         *prefix, good = pair.good_tokens
         *same, bad = pair.bad_tokens

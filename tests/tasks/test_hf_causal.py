@@ -13,7 +13,7 @@ import pytest
 import torch
 from qbench_tasks.hf_causal import CausalProblem, HFCausal
 from qbench_tasks.text import Text
-from qbench_tasks.vocabulary import learn
+from qbench_tasks.vocabulary import learn_bpe
 from safetensors.torch import save_file
 from torch import nn
 
@@ -51,7 +51,7 @@ def save(folder: Path, tied: bool = False, seed: int = 0) -> Path:
             transformers.LlamaConfig(**SHAPE, tie_word_embeddings=tied)
         ).save_pretrained(folder)
     lines = (f"{i} the cat sat on a größer mat, {i * i} dogs ran away\n" for i in range(400))
-    (folder / "tokenizer.json").write_text(json.dumps(learn(lines, VOCAB, "x").to_json()))
+    (folder / "tokenizer.json").write_text(json.dumps(learn_bpe(lines, VOCAB, "x").to_json()))
     return folder
 
 

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qbench_tasks import shards as module
 from qbench_tasks import tokens as tokens_module
-from qbench_tasks.order import permuted, places
-from qbench_tasks.shards import BYTE_SEPARATOR, SPLITS, Shards, cache, ingest, opened
-from qbench_tasks.tokens import Tokens, prepare, read
-from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, library
+from qbench_tasks.order import permute_indices, order_indices
+from qbench_tasks.shards import BYTE_SEPARATOR, SPLITS, Shards, cache_path, ingest_documents, open_shards
+from qbench_tasks.tokens import Tokens, prepare_tokens, read_corpus
+from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, import_tokenizers
 
 from qbench.api.batch import Split
 from qbench.errors import UsageError
@@ -72,7 +72,7 @@ def splits_of(shards: Shards) -> dict[bytes, Split]:
 
 def test_every_document_is_in_one_split() -> None:
     texts = documents(1000)
-    found = ingest(texts, "x")
+    found = ingest_documents(texts, "x")
     assert splits_of(found).keys() == set(texts)
     assert sum(stream.documents for stream in found.streams.values()) == 1000
     assert sum(stream.bytes for stream in found.streams.values()) == sum(map(len, texts))
@@ -84,27 +84,27 @@ def test_every_document_is_in_one_split() -> None:
 
 def test_the_order_in_which_documents_come_plays_no_part() -> None:
     texts = documents(200)
-    one, other = ingest(texts, "x"), ingest(random.Random(1).sample(texts, 200), "x")
+    one, other = ingest_documents(texts, "x"), ingest_documents(random.Random(1).sample(texts, 200), "x")
     assert one.hash == other.hash and contents(one) == contents(other)
-    assert ingest(texts[:-1], "x").hash != one.hash
+    assert ingest_documents(texts[:-1], "x").hash != one.hash
 
 
 def test_a_document_stays_in_its_split_whatever_comes_beside_it() -> None:
     few, many = (
-        splits_of(ingest(documents(300), "x")),
-        splits_of(ingest(documents(300) + documents(3000, 1), "x")),
+        splits_of(ingest_documents(documents(300), "x")),
+        splits_of(ingest_documents(documents(300) + documents(3000, 1), "x")),
     )
     assert all(many[document] == split for document, split in few.items())
 
 
 def test_what_comes_twice_counts_once() -> None:
     texts = documents(50)
-    assert ingest(texts + texts[:20] + [b"", b""], "x").hash == ingest(texts, "x").hash
+    assert ingest_documents(texts + texts[:20] + [b"", b""], "x").hash == ingest_documents(texts, "x").hash
 
 
 @pytest.mark.parametrize("count", range(3, 40))
 def test_small_corpora_have_all_three(count: int) -> None:
-    found = ingest(documents(count, count), "x")
+    found = ingest_documents(documents(count, count), "x")
     assert all(found.streams[split].documents for split in SPLITS)
     assert found.streams["train"].documents >= count - 2 - count // 3
 
@@ -119,12 +119,12 @@ def test_small_corpora_have_all_three(count: int) -> None:
 )
 def test_too_little_text_is_one_line(texts: list[bytes], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ingest(texts, "mine")
+        ingest_documents(texts, "mine")
 
 
 def test_a_stream_has_a_separator_around_every_document() -> None:
     texts = documents(30)
-    for split, stream in contents(found := ingest(texts, "x")).items():
+    for split, stream in contents(found := ingest_documents(texts, "x")).items():
         end = bytes([BYTE_SEPARATOR])
         assert stream.startswith(end) and stream.endswith(end)
         assert stream[1:-1].split(end) == list(found.documents(split))
@@ -136,7 +136,7 @@ def test_documents_longer_than_a_block_of_reading_come_back(
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 7)
     texts = documents(20)
-    assert splits_of(ingest(texts, "x")).keys() == set(texts)
+    assert splits_of(ingest_documents(texts, "x")).keys() == set(texts)
 
 
 # ---- the cache ----
@@ -144,18 +144,18 @@ def test_documents_longer_than_a_block_of_reading_come_back(
 
 def test_the_second_time_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(50))
-    first = read(name)
+    first = read_corpus(name)
     monkeypatch.setattr(tokens_module, "ingest", None)
-    assert read(name).hash == first.hash
+    assert read_corpus(name).hash == first.hash
 
 
 def test_a_change_is_seen_and_an_old_state_known_again(tmp_path: Path) -> None:
     name, path = corpus(tmp_path / "a.jsonl", documents(50)), tmp_path / "a.jsonl"
-    before, text = read(name).hash, path.read_text()
+    before, text = read_corpus(name).hash, path.read_text()
     path.write_text(text.replace("cat", "dog"))
-    assert read(name).hash != before
+    assert read_corpus(name).hash != before
     path.write_text(text)
-    assert read(name).hash == before
+    assert read_corpus(name).hash == before
 
 
 def test_a_file_that_has_just_been_written_is_read_again(
@@ -163,10 +163,10 @@ def test_a_file_that_has_just_been_written_is_read_again(
 ) -> None:
     monkeypatch.setattr(tokens_module, "SETTLED_S", 1e6)
     name = corpus(tmp_path / "a.jsonl", documents(50))
-    read(name)
+    read_corpus(name)
     monkeypatch.setattr(tokens_module, "ingest", None)
     with pytest.raises(TypeError):
-        read(name)
+        read_corpus(name)
 
 
 def test_what_stopped_halfway_leaves_nothing(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_stopped_halfway_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        ingest(broken(), "x")
+        ingest_documents(broken(), "x")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_shard_is_made_again(damage: str, tokenizer: str, tmp_path: Pa
     name = corpus(tmp_path / "a.jsonl", documents(200))
 
     def now() -> Tokens:
-        return prepare(name, "text", 0, tokenizer, 300)
+        return prepare_tokens(name, "text", 0, tokenizer, 300)
 
     before = now()
     expected, folder = contents(before.shards), before.shards.folder
@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_made_again(damage: str, tokenizer: str, tmp_path: Pa
     else:
         for file in folder.iterdir():
             file.unlink()
-    assert opened(folder) is None
+    assert open_shards(folder) is None
     assert contents(now().shards) == expected and now().hash == before.hash
     assert {p.name for p in folder.parent.iterdir()} == {folder.name}, (
         "nothing is left of the damaged one"
@@ -214,58 +214,58 @@ def test_a_damaged_shard_is_made_again(damage: str, tokenizer: str, tmp_path: Pa
 
 def test_the_file_of_a_vocabulary_may_be_damaged_too(tmp_path: Path) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(200))
-    before = prepare(name, "text", 0, "bpe", 300)
+    before = prepare_tokens(name, "text", 0, "bpe", 300)
     file = before.shards.folder / "manifest.json"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("cat", "bat"), encoding="utf-8")
     assert file.read_text(encoding="utf-8") != text
-    again = prepare(name, "text", 0, "bpe", 300)
+    again = prepare_tokens(name, "text", 0, "bpe", 300)
     assert again.hash == before.hash and contents(again.shards) == contents(before.shards)
     assert file.read_text(encoding="utf-8") == text
 
 
 def test_large_files_are_checked_in_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 64)
-    shards = ingest(documents(400), "x")
+    shards = ingest_documents(documents(400), "x")
     assert len(shards.streams["train"].checksums) > 3 * module.CHECKED_BLOCKS
     path = shards.folder / "train.bin"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"?")
-    assert opened(shards.folder) is None, "the last block is one of them"
+    assert open_shards(shards.folder) is None, "the last block is one of them"
     path.write_bytes(data)
-    assert opened(shards.folder) is not None
+    assert open_shards(shards.folder) is not None
 
 
 def test_processes_at_once_make_the_same(tmp_path: Path) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(3000))
-    code = f"from qbench_tasks.tokens import prepare\nfor kind in ('bytes', 'bpe'): print(prepare({name!r}, 'text', 0, kind, 300).hash)"
+    code = f"from qbench_tasks.tokens import prepare_tokens\nfor kind in ('bytes', 'bpe'): print(prepare({name!r}, 'text', 0, kind, 300).hash)"
     racers = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     outputs = {racer.communicate()[0] for racer in racers}
     assert len(outputs) == 1 and not any(racer.returncode for racer in racers)
-    assert prepare(name, "text", 0, "bpe", 300).hash == outputs.pop().split()[1]
+    assert prepare_tokens(name, "text", 0, "bpe", 300).hash == outputs.pop().split()[1]
 
 
 def test_a_corpus_can_be_asked_for_by_its_hash(tmp_path: Path) -> None:
     texts, path = documents(100), tmp_path / "a.jsonl"
-    found = read(corpus(path, texts))
+    found = read_corpus(corpus(path, texts))
     named = f"data:{found.hash}"
-    assert contents(read(named)) == contents(found)
+    assert contents(read_corpus(named)) == contents(found)
     (found.folder / "val.bin").unlink()
-    assert read(named).hash == found.hash, "made again from the file it was read from"
+    assert read_corpus(named).hash == found.hash, "made again from the file it was read from"
     (found.folder / "val.bin").unlink()
     corpus(path, texts[1:])
     with pytest.raises(UsageError, match=f"no corpus with the hash {found.hash}") as caught:
-        read(named)
+        read_corpus(named)
     assert "\n" not in str(caught.value)
 
 
 def test_a_limit_takes_the_first_documents(tmp_path: Path) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(100))
-    assert splits_of(read(name, "text", 40)).keys() == set(documents(100)[:40])
-    assert read(name).hash != read(name, "text", 40).hash
+    assert splits_of(read_corpus(name, "text", 40)).keys() == set(documents(100)[:40])
+    assert read_corpus(name).hash != read_corpus(name, "text", 40).hash
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(
@@ -274,7 +274,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="set QBENCH_CACHE to a folder"):
-        cache("documents", "x")
+        cache_path("documents", "x")
 
 
 # ---- vocabularies ----
@@ -283,11 +283,11 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 @pytest.fixture
 def bpe(tmp_path: Path) -> Tokens:
     pytest.importorskip("tokenizers")
-    return prepare(corpus(tmp_path / "b.jsonl", documents(500)), "text", 0, "bpe", 300)
+    return prepare_tokens(corpus(tmp_path / "b.jsonl", documents(500)), "text", 0, "bpe", 300)
 
 
 def test_bpe_keeps_every_byte(bpe: Tokens, tmp_path: Path) -> None:
-    plain = read(f"path:{tmp_path / 'b.jsonl'}")
+    plain = read_corpus(f"path:{tmp_path / 'b.jsonl'}")
     for split in SPLITS:
         tokens, words = bpe.shards.tokens(split), bpe.vocabulary
         assert words.decode(tokens.tolist()) == "<|end|>".join(
@@ -312,9 +312,9 @@ def test_a_vocabulary_is_learned_from_the_training_split_alone(
     # One more document, full of what training never says.
     held = (f"{'qqq zzz ' * 1000}{i}".encode() for i in range(1000))
     extra = next(
-        text for text in held if splits_of(ingest([*documents(500), text], "x"))[text] == split
+        text for text in held if splits_of(ingest_documents([*documents(500), text], "x"))[text] == split
     )
-    again = prepare(corpus(tmp_path / "c.jsonl", [*documents(500), extra]), "text", 0, "bpe", 300)
+    again = prepare_tokens(corpus(tmp_path / "c.jsonl", [*documents(500), extra]), "text", 0, "bpe", 300)
     assert isinstance(again.vocabulary, BPE) and isinstance(bpe.vocabulary, BPE)
     assert again.hash != bpe.hash and again.vocabulary.text == bpe.vocabulary.text
 
@@ -323,7 +323,7 @@ def test_a_vocabulary_is_learned_from_the_training_split_alone(
 def test_a_vocabulary_does_not_depend_on_the_cores(
     threads: str, bpe: Tokens, tmp_path: Path
 ) -> None:
-    code = f"from qbench_tasks.tokens import prepare\nprint(prepare('path:{tmp_path / 'b.jsonl'}', 'text', 0, 'bpe', 300).hash)"
+    code = f"from qbench_tasks.tokens import prepare_tokens\nprint(prepare('path:{tmp_path / 'b.jsonl'}', 'text', 0, 'bpe', 300).hash)"
     env = {
         **os.environ,
         "QBENCH_CACHE": str(tmp_path / threads),
@@ -343,13 +343,13 @@ def test_a_vocabulary_too_large_for_its_corpus_is_one_line(tmp_path: Path) -> No
     with pytest.raises(
         UsageError, match=r"vocab = 5000 is too large: the training split teaches \d+ tokens"
     ):
-        prepare(corpus(tmp_path / "a.jsonl", documents(20)), "text", 0, "bpe", 5000)
+        prepare_tokens(corpus(tmp_path / "a.jsonl", documents(20)), "text", 0, "bpe", 5000)
 
 
 def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UsageError, match=r"pip install 'qbench\[hf\]'"):
-        prepare(corpus(tmp_path / "a.jsonl", documents(20)), "text", 0, "bpe", 300)
+        prepare_tokens(corpus(tmp_path / "a.jsonl", documents(20)), "text", 0, "bpe", 300)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -363,7 +363,7 @@ def test_a_text_comes_back_and_other_libraries_read_it_alike(kind: str, text: st
         and words.separator not in tokens
     )
     assert words.decode([words.separator, *tokens]) == "<|end|>" + text
-    theirs = library().Tokenizer.from_str(json.dumps(words.to_json()))
+    theirs = import_tokenizers().Tokenizer.from_str(json.dumps(words.to_json()))
     assert (
         theirs.token_to_id("<|end|>") == words.separator and theirs.get_vocab_size() == words.size
     )
@@ -377,9 +377,9 @@ _learned: dict[str, Vocabulary] = {"bytes": Bytes()}
 
 def vocabulary(kind: str) -> Vocabulary:
     if kind not in _learned:
-        from qbench_tasks.vocabulary import learn
+        from qbench_tasks.vocabulary import learn_bpe
 
-        _learned[kind] = learn((text.decode() for text in documents(500)), 300, "x")
+        _learned[kind] = learn_bpe((text.decode() for text in documents(500)), 300, "x")
     return _learned[kind]
 
 
@@ -388,20 +388,20 @@ def vocabulary(kind: str) -> Vocabulary:
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
 def test_a_permutation_sends_every_index_somewhere_else(count: int, key: int) -> None:
-    assert sorted(permuted(np.arange(count), count, key).tolist()) == list(range(count))
+    assert sorted(permute_indices(np.arange(count), count, key).tolist()) == list(range(count))
 
 
 def test_a_permutation_of_billions_is_asked_for_a_few() -> None:
     few = np.arange(1000) + 3_000_000_000
-    found = permuted(few, 4_000_000_007, 5)
+    found = permute_indices(few, 4_000_000_007, 5)
     assert len(set(found.tolist())) == 1000 and found.min() >= 0 and found.max() < 4_000_000_007
     assert found.mean() == pytest.approx(2e9, rel=0.1)
 
 
 @given(st.integers(1, 300), st.integers(0, 2000), st.integers(1, 400))
 def test_an_order_is_one_permutation_after_another(of: int, first: int, count: int) -> None:
-    found = places(first, count, of, "key").tolist()
-    whole = places(0, (first + count) // of * of + of, of, "key").tolist()
+    found = order_indices(first, count, of, "key").tolist()
+    whole = order_indices(0, (first + count) // of * of + of, of, "key").tolist()
     assert found == whole[first : first + count]
     assert all(
         sorted(whole[start : start + of]) == list(range(of)) for start in range(0, len(whole), of)
@@ -410,7 +410,7 @@ def test_an_order_is_one_permutation_after_another(of: int, first: int, count: i
 
 def test_orders_of_other_keys_and_epochs_are_others() -> None:
     orders = [
-        tuple(places(epoch * 1000, 1000, 1000, "key", seed))
+        tuple(order_indices(epoch * 1000, 1000, 1000, "key", seed))
         for seed in range(20)
         for epoch in range(3)
     ]
@@ -422,7 +422,7 @@ def test_orders_of_other_keys_and_epochs_are_others() -> None:
 
 
 def test_an_order_favours_no_place_and_no_neighbour() -> None:
-    orders = np.array([places(0, 24, 24, seed) for seed in range(4800)])
+    orders = np.array([order_indices(0, 24, 24, seed) for seed in range(4800)])
     counts = np.array([np.bincount(orders[:, place], minlength=24) for place in range(24)])
     assert ((counts - 200) ** 2 / 200).sum() < 24 * 23 * 1.3, "χ² of 24 × 23 degrees of freedom"
     steps = Counter(((orders[:, 1:] - orders[:, :-1]) % 24).ravel().tolist())

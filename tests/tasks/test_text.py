@@ -127,14 +127,14 @@ def test_bits_do_not_depend_on_how_windows_are_batched(
 
 def test_an_epoch_has_every_window_once(task: Text) -> None:
     p = problem(task, batch=1)
-    windows = p.windows("train")
+    windows = p.count_windows("train")
     assert windows > 300 and p.ordered + p.outside == windows
     epochs = [
         [row for i in range(p.ordered) for row in rows(p.batch(e * p.ordered + i))]
         for e in range(2)
     ]
     outside = [row for i in range(p.outside) for row in rows(p.batch(-1 - i))]
-    everything = sorted(rows(p.load(p.cut("train", np.arange(windows)))))
+    everything = sorted(rows(p.load(p.read_windows("train", np.arange(windows)))))
     assert (
         sorted(epochs[0] + outside) == sorted(epochs[1] + outside) == everything
         and len(set(everything)) == windows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from qbench_tasks.transformer import EPS, Rope, Shape, Transformer, rotate
+from qbench_tasks.transformer import EPS, Rope, Shape, Transformer, rotate_pairs
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -89,7 +89,7 @@ def test_the_future_is_not_seen_and_a_shorter_text_is_a_beginning() -> None:
 def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
     cos, sin = Rope(64, 8)(64)
     q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 64, 1, 8)
-    turned_q, turned_k = rotate(q, cos, sin)[:, 0], rotate(k, cos, sin)[:, 0]
+    turned_q, turned_k = rotate_pairs(q, cos, sin)[:, 0], rotate_pairs(k, cos, sin)[:, 0]
     torch.testing.assert_close(turned_q.norm(dim=-1), q[:, 0].norm(dim=-1))
     products = turned_q @ turned_k.mT
     for distance in (-3, 0, 5):

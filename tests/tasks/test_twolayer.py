@@ -18,7 +18,7 @@ def test_the_closed_form_is_the_mean_over_samples(rotated: bool) -> None:
     p = problem(exact=False, rotated=rotated, noise=0.3)
     with torch.no_grad():
         losses = torch.stack([p.loss(p.model(b.inputs), b) for b in map(p.batch, range(400))])
-        expected = p.population.excess(p.model(None)) + 0.3**2 / 2
+        expected = p.population.excess_loss(p.model(None)) + 0.3**2 / 2
     assert abs(losses.mean() - expected) < 4 * losses.std() / len(losses) ** 0.5
 
 
@@ -28,7 +28,7 @@ def test_the_hessian_diagonal_is_exact_at_the_weights(rotated: bool) -> None:
     first, second = p.model.first, p.model.second
 
     def along_second(v: torch.Tensor) -> torch.Tensor:
-        return p.population.excess(v @ first.weight.detach())
+        return p.population.excess_loss(v @ first.weight.detach())
 
     full = torch.autograd.functional.hessian(along_second, second.weight.detach())[0, :, 0, :]
     torch.testing.assert_close(
@@ -38,7 +38,7 @@ def test_the_hessian_diagonal_is_exact_at_the_weights(rotated: bool) -> None:
 
     def along_row(w: torch.Tensor) -> torch.Tensor:
         rows = torch.cat((first.weight.detach()[:3], w, first.weight.detach()[4:]))
-        return p.population.excess(second.weight.detach() @ rows)
+        return p.population.excess_loss(second.weight.detach() @ rows)
 
     row = torch.autograd.functional.hessian(along_row, first.weight.detach()[3:4])[0, :, 0, :]
     torch.testing.assert_close(p.hessian_diagonal(first)[3], row.diagonal(), rtol=1e-3, atol=1e-5)
@@ -59,7 +59,7 @@ def test_both_layers_are_quantized_and_the_width_is_swept() -> None:
 def test_the_start_is_far_from_the_teacher_at_every_width() -> None:
     for size in TwoLayer.sizes:
         p = problem(size)
-        ratio = p.score(p.model, "test")["loss"] / float(p.population.excess(torch.zeros(1, 256)))
+        ratio = p.score(p.model, "test")["loss"] / float(p.population.excess_loss(torch.zeros(1, 256)))
         assert 0.5 < ratio < 2
 
 

@@ -151,7 +151,7 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
         task="digits",
         task_version=Digits.version,
         data=Digits().fingerprint(),
-        task_params=Digits().params,
+        task_params=Digits().key_options(),
     )
     _, start = trained(base, tmp_path)
     config = Kit("ste", tmp_path).make_config("int2", activations="int2")
@@ -177,7 +177,7 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
 def imitators(
     task: str, method: str, folder: Path, count: int = 3
 ) -> tuple[list[RunConfig], list[Path]]:
-    """Runs that each imitate a network of their own, and the networks: by the board's objective, or GDNSQ by a field of its own."""
+    """Runs that each imitate a network of their own, and the networks: by the board's objective."""
     configs, bases = [], []
     for seed in range(count):
         base = config("fp", task, seed=seed, lr=0.02)
@@ -186,12 +186,11 @@ def imitators(
         recipe = dataclasses.replace(
             found.recipe,
             lr=0.01 * (1 + seed // 2),
-            objective="task" if method == "gdnsq" else "distill",
+            objective="distill",
         )
-        params = found.method_params | ({"distill": True} if method == "gdnsq" else {})
         configs.append(
             dataclasses.replace(
-                found, recipe=recipe, method_params=params, start="fp:0.5", base=base.key
+                found, recipe=recipe, start="fp:0.5", base=base.key
             )
         )
         bases.append(start)

@@ -106,5 +106,5 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
         run.backward(run.problem.batch(4))
         assert all(len(of) == parts for of in drawn.values())
         seen[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
-        assert run.batch_slice[0] == 0
+        assert run.network.batch_slice[0] == 0
     assert seen[1] and all(torch.equal(whole, seen[3][name]) for name, whole in seen[1].items())
