@@ -1,4 +1,4 @@
-# The environment in .venv is made once and again when pyproject.toml changes.
+# The environment in .venv is made once, and again when pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
@@ -8,7 +8,7 @@ ARGS ?=
 sweep: .venv/installed
 	$(BIN)/qbench sweep $(ARGS)
 
-# A tracked board: train what is missing and write its tables, `make board BOARD=linreg`.
+# Train what is missing of a tracked board and write its tables: `make board BOARD=linreg`.
 BOARD ?= quick
 board: .venv/installed
 	$(BIN)/qbench sweep results/$(BOARD) $(ARGS)
@@ -27,12 +27,13 @@ check: .venv/installed-dev
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# All that only a GPU can show, as gpu.json and gpu.md in a folder: `make gpu OUT=there`. Ten minutes.
+# Measure what only a GPU can show, and write gpu.json and gpu.md: `make gpu OUT=folder`. It takes
+# ten minutes.
 OUT ?= gpu-report
 gpu: .venv/installed-test
 	$(BIN)/python -m tests.bench.gpu --out $(OUT) $(ARGS)
 
-# The tests that kill and starve, over and over, and every method on every bed.
+# Run the slow tests at length: those that kill and starve, and every method on every task.
 soak: .venv/installed-test
 	QBENCH_SOAK=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 

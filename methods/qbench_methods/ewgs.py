@@ -14,8 +14,8 @@ Scaling", arXiv 2104.00903.
 
 Departures. α is one a group, from least squares, and folded into the weight. An input that can be
 negative takes the rule of the weights. The paper starts from a trained network; from scratch the
-intervals are fitted anew during the first tenth of the run. Probes are at most eight an update instead
-of fifty, and all sites are probed at once: a tenth of the run's time is all that they get.
+intervals are fitted anew during the first tenth of the run. Probes are at most eight an update
+instead of fifty, and all sites are probed at once: a tenth of the run's time is all that they get.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class EWGSQuantizer(Quantizer):
     def interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return l and u of the starting rule.
 
-        They are ∓3σ, or the minimum and three deviations of a half-normal law. The interval is never
-        empty, and ∓3 where all elements are zero.
+        They are ∓3σ, or the minimum and three deviations of a half-normal law. The interval is
+        never empty, and ∓3 where all elements are zero.
         """
         deviation = x.std(-1, keepdim=True, correction=0)
         if self.signed:

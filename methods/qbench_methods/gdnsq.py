@@ -14,10 +14,11 @@ grow by gradient until the codes fit the format. Nothing is random in the forwar
                 D what the board minimises, D̄ its mean over the earlier steps,
                 m_w, m_a the shares of weights and inputs among the violated constraints
 
-As published: start_bits = 10, bits_rate = 0, pressure = 0, rho = 0.9985, with RAdam, and D the Jeffreys
-divergence from the frozen reference (the recipe's objective = "distill"). What differs by default is
-reconstructed, for budgets in which Adam's small steps could not go ten bits: the rate of log2 s and
-the growth of t follow the length of the run, and the start is three bits above the target.
+As published: start_bits = 10, bits_rate = 0, pressure = 0, rho = 0.9985, with RAdam, and D the
+Jeffreys divergence from the frozen reference (the recipe's objective = "distill"). What differs by
+default is reconstructed, for budgets in which Adam's small steps could not go ten bits: the rate of
+log2 s and the growth of t follow the length of the run, and the start is three bits above the
+target.
 """
 
 from __future__ import annotations
@@ -79,10 +80,7 @@ class GDNSQ(Method):
             if getattr(self, name) < 0:
                 return f"{name} must not be negative, not {getattr(self, name)}"
         if self.start_bits and not 1 <= self.start_bits <= 24:
-            return (
-                "start_bits must be 0 or from 1 to 24, the bits of a float32, "
-                f"not {self.start_bits}"
-            )
+            return f"start_bits must be 0 or from 1 to 24, as a float32 has, not {self.start_bits}"
         if not 0 <= self.warmup < MET_BY:
             return f"warmup must be in [0, {MET_BY}), not {self.warmup}"
         return None if 0 < self.rho <= 1 else f"rho must be in (0, 1], not {self.rho}"
@@ -180,9 +178,6 @@ class GDNSQ(Method):
             worst[name] = torch.maximum(worst[name], bits) if name in worst else bits
         t = torch.tensor(run.numbers("t"), dtype=torch.float64)
         return {"t": t, "forced": self.unmet_share(run), **worst}
-
-
-# ---- the two quantizers ----
 
 
 class Noise(Quantizer):
@@ -329,7 +324,9 @@ class InputNoise(Noise):
 
     @torch.no_grad()
     def confine(self, x: Tensor) -> None:
-        """Use all codes of the format: with fewer, another range is trained than the one that ships."""
+        """Use all codes of the format: with fewer, another range is trained than the one that
+        ships.
+        """
         self.log_range.copy_(torch.maximum(self.log_range, self.log_step + self.least))
 
     @torch.no_grad()

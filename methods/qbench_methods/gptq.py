@@ -1,9 +1,9 @@
-"""GPTQ. Frantar, Ashkboos, Hoefler & Alistarh 2022, arXiv 2210.17323: round a layer's columns in turn,
-and let those that are still open make up for each error.
+"""GPTQ. Frantar, Ashkboos, Hoefler & Alistarh 2022, arXiv 2210.17323: round a layer's columns in
+turn, and let those that are still open make up for each error.
 
-A layer's output error is tr (Ŵ − W) H (Ŵ − W)ᵀ with H = E[x xᵀ] of its inputs, damped:
-H + damping · mean(diag H) · I. With the columns F rounded, the best values of the open ones R have a
-closed form (optimal brain quantization),
+A layer's output error is tr (Ŵ − W) H (Ŵ − W)ᵀ with H = E[x xᵀ] of its inputs, damped: H + damping
+· mean(diag H) · I. With the columns F rounded, the best values of the open ones R have a closed
+form (optimal brain quantization),
 
     W_R − (Ŵ_F − W_F) H_FR H_RR⁻¹
 
@@ -12,13 +12,13 @@ column j costs
 
     Ŵ_j = the nearest level to W_j,   e = (W_j − Ŵ_j) / U_jj,   W_k ← W_k − e U_jk  for k > j
 
-and the error of the layer is the sum of all e². With H diagonal nothing is left to make up, and GPTQ is
-rounding to nearest.
+and the error of the layer is the sum of all e². With H diagonal nothing is left to make up, and
+GPTQ is rounding to nearest.
 
-The scales are fixed before, from the weights as trained, block scales too (the paper finds a block's
-when its first column is reached): every scale rule and order of columns then means what it means
-elsewhere. A value that compensation drives outside of the grid is clipped, and what that loses is made
-up like any error. An input that is always 0 has its weights rounded to nearest.
+The scales are fixed before, from the weights as trained, block scales too (the paper finds a
+block's when its first column is reached): every scale rule and order of columns then means what it
+means elsewhere. A value that compensation drives outside of the grid is clipped, and what that
+loses is made up like any error. An input that is always 0 has its weights rounded to nearest.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class GPTQ(Method):
     act_order: bool = False
     """Round columns in the order of falling diag H, so that those that matter most come first."""
     sequential: bool = True
-    """Measure a layer's inputs with the layers before it rounded already, by a pass over the batches
-    for each layer; otherwise one pass serves all layers."""
+    """Measure a layer's inputs with the layers before it rounded already, by a pass over the
+    batches for each layer; otherwise one pass serves all layers."""
     batches: int = 8
     """Batches of training data that inputs are measured on, if the task does not know E[x xᵀ]."""
     block: int = 128
@@ -187,7 +187,8 @@ def compensate(
 def round_columns(w: Tensor, u: Tensor, grid: Grid, block: int) -> Tensor:
     """Round columns in turn, by the recursion at the top of this file.
 
-    `grid` has a scale for each element. A block's errors reach the columns behind it in one product.
+    `grid` has a scale for each element. A block's errors reach the columns behind it in one
+    product.
     """
     free, rounded = w.to(torch.float64, copy=True), torch.empty_like(w)
     for start in range(0, w.shape[-1], block):

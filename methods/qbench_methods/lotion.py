@@ -14,12 +14,13 @@ gradient. What R adds is
     ∂R/∂w_i at fixed s = ½ λ g_i (lo_i + hi_i − 2w_i)
     ∂R/∂s              = ½ λ Σ g_i (lo_i (w_i − hi_i) + hi_i (w_i − lo_i))/s
 
-and the second reaches the largest element of a group, which has no noise of its own. Adding noise that
-is detached from w, or rounding at random with an identity backward (the method `rr`), loses both.
+and the second reaches the largest element of a group, which has no noise of its own. Adding noise
+that is detached from w, or rounding at random with an identity backward (the method `rr`), loses
+both.
 
-g is an empirical Fisher: a running mean of the squared task gradient. A gradient that is the mean over
-N labels has E[g²] ≈ G/N near a minimum, hence λ = lam · N; with the exact diagonal λ = lam. The paper's
-own calibration could not be had: that part is reconstructed.
+g is an empirical Fisher: a running mean of the squared task gradient. A gradient that is the mean
+over N labels has E[g²] ≈ G/N near a minimum, hence λ = lam · N; with the exact diagonal λ = lam.
+The paper's own calibration could not be had: that part is reconstructed.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ from qbench.api import (
 )
 
 FLOAT_NOISE = 67.1
-"""In units of the last place, 8e-6 in float32: a weight as close to a level as this, relative to the
-larger of s and |w|, lies on it. Otherwise rounding errors would push weights off the grid with full
-force."""
+"""In units of the last place, 8e-6 in float32: a weight as close to a level as this, relative to
+the larger of s and |w|, lies on it. Otherwise rounding errors would push weights off the grid with
+full force."""
 
 
 @dataclass
@@ -216,6 +217,8 @@ def second_decay(run: Run) -> float:
 
 
 def gradient(layer: QuantLayer) -> Tensor:
-    """Return the task's gradient in a layer's weight as a matrix, 0 if the loss did not reach it."""
+    """Return the task's gradient in a layer's weight as a matrix, 0 if the loss did not reach
+    it.
+    """
     grad, matrix = layer.weight.grad, layer.matrix().detach()
     return torch.zeros_like(matrix) if grad is None else grad.view(matrix.shape)

@@ -1,7 +1,8 @@
-"""Learned step size quantization. Esser, McKinstry, Bablani, Appuswamy & Modha 2020, arXiv 1902.08153.
+"""Learned step size quantization. Esser, McKinstry, Bablani, Appuswamy & Modha 2020, arXiv
+1902.08153.
 
-With v = x/s and codes from −Q_N to Q_P (−2^(b−1) … 2^(b−1) − 1, or 0 … 2^b − 1 where the input cannot
-be negative):
+With v = x/s and codes from −Q_N to Q_P (−2^(b−1) … 2^(b−1) − 1, or 0 … 2^b − 1 where the input
+cannot be negative):
 
     forward     x̂ = s · round(clip(v, −Q_N, Q_P)),  s one learned number a group
     backward    ∂x̂/∂x = 1 where −Q_N < v < Q_P, else 0
@@ -9,9 +10,9 @@ be negative):
                 g = 1/√(N · Q_P)
     start       s = 2 · mean|x| / √Q_P, from the first weights or the first batch of inputs
 
-The paper counts in N the elements that share a step: those of the group for weights, the features of
-one sample for inputs. It has no floor under s, and an optimizer can carry s through zero: here the
-step is |s|, and never quite 0.
+The paper counts in N the elements that share a step: those of the group for weights, the features
+of one sample for inputs. It has no floor under s, and an optimizer can carry s through zero: here
+the step is |s|, and never quite 0.
 """
 
 from __future__ import annotations

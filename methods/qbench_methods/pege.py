@@ -1,8 +1,8 @@
-"""PEGE: progressive replacement with an error-driven gradient. arXiv 2509.00097, reconstructed from its
-abstract: no formula could be had.
+"""PEGE: progressive replacement with an error-driven gradient. arXiv 2509.00097, reconstructed from
+its abstract: no formula could be had.
 
-With x in step units, x_n clipped, x_q rounded, M a mask, p the rate of replacement and u the weight of
-the error:
+With x in step units, x_n clipped, x_q rounded, M a mask, p the rate of replacement and u the weight
+of the error:
 
     forward     M ~ Bernoulli(p) per element, fresh each step;  x_m = M·x_q + (1 − M)·x_n;
                 the layer sees s·x_m
@@ -14,9 +14,9 @@ the error:
 The same as a loss, s held fixed:  L(x_n + sg[x_m − x_n]) + (u/2)·Σ M·(x_n − sg[x_q])².
 u is set from the first step's gradient, so that kappa = RMS(x_n − x_q)·u / RMS(g_m) at each site.
 
-Clipping is done in the units of the tensor, since s·(w/s) is not w, and its gradient is masked by the
-rounded code, as in STE. Ablations: kappa = 0 (replacement only), schedule = "full" (correction only),
-schedule = "linear", ramp = ¼, ½, ¾.
+Clipping is done in the units of the tensor, since s·(w/s) is not w, and its gradient is masked by
+the rounded code, as in STE. Ablations: kappa = 0 (replacement only), schedule = "full" (correction
+only), schedule = "linear", ramp = ¼, ½, ¾.
 """
 
 from __future__ import annotations

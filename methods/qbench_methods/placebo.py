@@ -1,13 +1,13 @@
-"""A placebo: STE whose gradient is stretched at random, by as much as a gradient estimator would and
-for no reason. It is a control for estimators.
+"""A placebo: STE whose gradient is stretched at random, by as much as a gradient estimator would
+and for no reason. It is a control for estimators.
 
     forward     as STE
     backward    g′ = k·m∘g,  m uniform in [1 − strength, 1 + strength] per element, fresh each step,
                 k such that ‖g′‖ = ‖g‖ at each site
 
-An estimator that cannot be told from this one has shown that gradients may be stretched, not that its
-own stretching helps. With strength = 0 it is STE bit for bit, under another name: an entrant that no
-board may rank apart.
+An estimator that cannot be told from this one has shown that gradients may be stretched, not that
+its own stretching helps. With strength = 0 it is STE bit for bit, under another name: an entrant
+that no board may rank apart.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Reconstructed.
                 below; fresh random numbers each step
     backward    the identity where the code nearest to w needs no clipping, 0 elsewhere
 
-Where nothing is clipped E[ŵ] = w, so on a quadratic loss the expected gradient is H(w − w*), that of
-full precision: the noise costs accuracy and moves nothing. LOTION differs by the dependence of the
-noise's law on w, which the identity drops. Under absmax no code of more than two levels is ever
+Where nothing is clipped E[ŵ] = w, so on a quadratic loss the expected gradient is H(w − w*), that
+of full precision: the noise costs accuracy and moves nothing. LOTION differs by the dependence of
+the noise's law on w, which the identity drops. Under absmax no code of more than two levels is ever
 clipped, so no mask is made. The run is scored on the nearest levels.
 """
 

@@ -10,7 +10,9 @@ __all__ = ["Layout", "Question", "Quiz", "Tokenizer"]
 
 
 class Tokenizer(Protocol):
-    """What a language model reads. It takes int64 tokens (batch, time) and gives logits (batch, time, vocab), the past alone seen."""
+    """What a language model reads. It takes int64 tokens (batch, time) and gives logits (batch,
+    time, vocab), the past alone seen.
+    """
 
     @property
     def context(self) -> int:
@@ -18,10 +20,14 @@ class Tokenizer(Protocol):
 
     @property
     def start(self) -> int:
-        """The token that every text begins with, and that stands in front of a question without a context. It may end a generated text, too."""
+        """The token that every text begins with, and that stands in front of a question without a
+        context. It may end a generated text, too.
+        """
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without `start`; ValueError, in one line, for a text that the model has no words for."""
+        """The tokens of a text, without `start`; ValueError, in one line, for a text that the model
+        has no words for.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The inverse of `encode`; `start` in the midst of a text is rendered, too."""
@@ -32,7 +38,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is written for Hugging Face's transformers: its `config.json`, and for each of their tensors the name of ours."""
+    """How a model is written for Hugging Face's transformers: its `config.json`, and for each of
+    their tensors the name of ours.
+    """
 
     config: Mapping[str, Any]
     names: Mapping[str, str]
@@ -40,7 +48,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Question:
-    """A beginning and the ways in which it may go on, of which one is right. Between the two stands a blank."""
+    """A beginning and the ways in which it may go on, of which one is right. Between the two stands
+    a blank.
+    """
 
     context: str
     choices: tuple[str, ...]
@@ -49,7 +59,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Quiz:
-    """What a task asks its language models after training: questions (scored by accuracy), or texts (by bits per byte)."""
+    """What a task asks its language models after training: questions (scored by accuracy), or texts
+    (by bits per byte).
+    """
 
     title: str
     make: Callable[[], Sequence[Question] | Sequence[str]]

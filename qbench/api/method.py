@@ -106,8 +106,8 @@ class Method:
     def recalibrates(self, run: Run) -> bool:
         """Return whether `Quantizer.calibrate` is called again before this step.
 
-        It is asked once more after the last step, when `run.step == run.steps`. Searched scales want
-        `return is_tenth(run)`. The calibration before the first step is not asked for.
+        It is asked once more after the last step, when `run.step == run.steps`. Searched scales
+        want `return is_tenth(run)`. The calibration before the first step is not asked for.
         """
         return False
 

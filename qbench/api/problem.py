@@ -130,7 +130,9 @@ class Problem(ABC):
         return ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1)
 
     def hessian_diagonal(self, layer: QuantLayer) -> Tensor | None:
-        """Return the exact diagonal of the loss's Hessian in a layer's weight, where it is known."""
+        """Return the exact diagonal of the loss's Hessian in a layer's weight, where it is
+        known.
+        """
         return None
 
     def input_moment(self, layer: QuantLayer) -> Tensor | None:

@@ -1,8 +1,9 @@
 """Task: data, networks by size, a metric and a recipe.
 
 A task is a dataclass whose fields are its options. It makes a `Problem` for a size and a seed.
-Everything random in a problem follows from (task, seed), so that all methods meet the same start and
-the same batches, and a batch is a pure function of its index, so that a run resumes at any step.
+Everything random in a problem follows from (task, seed), so that all methods meet the same start
+and the same batches, and a batch is a pure function of its index, so that a run resumes at any
+step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The audit: what every run must show before its score is believed.
 
 The checks are stored with the result, and a failed one is marked in the board. A public record was
-once set by a run whose quantization a compiler had silently removed. So the levels are counted in the
-tensors that the independent decoder read from the file, and no quantizer is asked about itself.
+once set by a run whose quantization a compiler had silently removed. So the levels are counted in
+the tensors that the independent decoder read from the file, and no quantizer is asked about itself.
 """
 
 from __future__ import annotations

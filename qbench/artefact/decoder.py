@@ -10,11 +10,11 @@ An artefact is one safetensors file. Its metadata holds `qbench`, a JSON header:
                         "granularity": g, "block": n}},
      "inputs":  {layer: {"bits": b, "low": l, "high": h, "codebook": [...], "granularity": g}}}
 
-For a quantized weight `name` the file holds `name.codes` (codes of b bits each, packed without gaps,
-the lowest bit first), `name.scale` and, if the grid has one, `name.offset`: one float32 a group.
-Every other tensor of the model is stored whole, under its own name. The grid of a layer's quantized
-input is stored under `layer.input.scale` (and `.offset`, and `.decode_scale`, `.decode_offset` if it
-decodes by other numbers than it encodes by).
+For a quantized weight `name` the file holds `name.codes` (codes of b bits each, packed without
+gaps, the lowest bit first), `name.scale` and, if the grid has one, `name.offset`: one float32 a
+group. Every other tensor of the model is stored whole, under its own name. The grid of a layer's
+quantized input is stored under `layer.input.scale` (and `.offset`, and `.decode_scale`,
+`.decode_offset` if it decodes by other numbers than it encodes by).
 
     value = scale · unit + offset,   unit = low + code, or codebook[code]
 
@@ -68,7 +68,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, NDArray[Any]], dict[str, s
     """Return the tensors of a safetensors file and its metadata."""
     tensors = {}
     with open(path, "rb") as file:
-        # The file begins with the length of a JSON header, which says where each tensor's bytes are.
+        # The file begins with the length of a JSON header, which gives the offsets of each tensor.
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})

@@ -1,9 +1,9 @@
 """Export of a finished run into a folder, for others to use.
 
 A run is exported packed, with a decoder that needs nothing but NumPy, or as a folder for Hugging
-Face's transformers. Both come from the file that was scored. The packed export is that file, byte for
-byte. The other one holds the decoded weights in float32, under the names that transformers use. It is
-as large as the full-precision network, and is meant for running the model in other programs.
+Face's transformers. Both come from the file that was scored. The packed export is that file, byte
+for byte. The other one holds the decoded weights in float32, under the names that transformers use.
+It is as large as the full-precision network, and is meant for running the model in other programs.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def make_transformers_files(artefact: Path, config: RunConfig) -> dict[str, Any]
             "this run rounds the inputs of its layers, which the networks of transformers do not: "
             "export it with --to packed"
         )
-    problem = open_language_model(config)
+    problem = open_transformers_problem(config)
     layout, tokenizer = problem.layout(), problem.tokenizer
     assert layout is not None and tokenizer is not None
     if missing := arrays.keys() ^ layout.names.values():
@@ -153,7 +153,7 @@ def make_transformers_files(artefact: Path, config: RunConfig) -> dict[str, Any]
     }
 
 
-def open_language_model(config: RunConfig) -> Problem:
+def open_transformers_problem(config: RunConfig) -> Problem:
     """Return the problem of a run whose network Hugging Face's transformers have."""
     problem = open_problem(config, torch.device("cpu"))[1]
     if problem.tokenizer is None or problem.layout() is None:

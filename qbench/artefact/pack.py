@@ -103,7 +103,8 @@ def load_into_model(path: Path, model: nn.Module) -> dict[str, NDArray[Any]]:
             array = arrays.pop(f"{layer}{INPUT}.{kind}", None)
             numbers[kind] = None if array is None else torch.from_numpy(array).to(device)
         levels = Levels(entry["bits"], entry["low"], entry["high"], tuple(entry["codebook"]))
-        grids[layer] = Grid(levels, Granularity.named(entry["granularity"]), **numbers)  # type: ignore[arg-type]
+        grouping = Granularity.named(entry["granularity"])
+        grids[layer] = Grid(levels, grouping, **numbers)  # type: ignore[arg-type]
     # What is left are the tensors of the model, and strict loading refuses any other.
     model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     for layer, grid in grids.items():

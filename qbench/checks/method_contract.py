@@ -1,8 +1,8 @@
 """What every method must satisfy, whoever wrote it.
 
-`qbench check NAME` and the project's own tests call the same functions. Each check trains the method
-on a toy task, through the same loop, the same artefact and the same audit as any run, and looks at
-what came out. No check knows a method by name.
+`qbench check NAME` and the project's own tests call the same functions. Each check trains the
+method on a toy task, through the same loop, the same artefact and the same audit as any run, and
+looks at what came out. No check knows a method by name.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ def check_recorded(kit: Kit) -> Iterator[Finding]:
 
 
 def check_budget(kit: Kit) -> Iterator[Finding]:
-    """Check that learning rates are scaled by progress, so that half the budget has the same shape."""
+    """Check that learning rates are scaled by progress, so that half the budget has the same
+    shape.
+    """
     config = kit.usual_config()
     if kit.build_method().post_training is not None:
         return

@@ -39,7 +39,9 @@ class Finding:
 
 @dataclass
 class Kit:
-    """A method under test. It is trained where a check asks for it, and what it has trained is kept."""
+    """A method under test. It is trained where a check asks for it, and what it has trained is
+    kept.
+    """
 
     method: str
     folder: Path

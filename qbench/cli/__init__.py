@@ -1,4 +1,8 @@
-"""The command line: a module for each kind of command. Bodies are short: what they do lives elsewhere and is imported when it is needed."""
+"""The command line, with a module for each kind of command.
+
+A command's body is short: it imports what does the work when the command runs, so that the command
+line starts fast.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ __all__ = ["boards", "cli", "main", "maintenance", "plugins", "runs", "submissio
 
 
 def main() -> None:
-    """The entry point: every error that a user can cause is one line, and every exit code means something."""
+    """Run the command line and exit.
+
+    Every error that a user can cause is one line. The exit codes are 0 ok, 1 internal, 2 usage,
+    3 finished with failed cells, 4 incomplete, 5 disagreement, 6 locked, 130 interrupted.
+    """
     try:
         code = cli.main(prog_name="qbench", standalone_mode=False)
     except QbenchError as error:
@@ -29,6 +37,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. With standard error closed, Python
+        # does not complain at exit that it cannot flush standard output.
         sys.stderr.close()
         code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,4 +1,4 @@
-"""Looking at boards and runs."""
+"""Commands that show results: `show`, `compare` and `publish`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from qbench.errors import UsageError
 @cli.command()
 @click.argument("what", required=False)
 @results_option
-@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line a cell.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, one line a cell.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
-@click.option("--runs", "form", flag_value="runs", help="Print CSV, a line a run.")
+@click.option("--runs", "form", flag_value="runs", help="Print CSV, one line a run.")
 @click.option("--randomised", is_flag=True, help="Add the score after randomised rounding.")
 @click.option(
     "--summary",
     is_flag=True,
-    help="Print the board in a few numbers: overall, front, equal training time.",
+    help="Print a summary of the board: overall, Pareto front, equal training time.",
 )
 def show(what: str | None, results: Path, form: str | None, randomised: bool, summary: bool) -> int:
-    """Print a board, or one run whole. WHAT is a board's name (default: the latest) or a run's key, or the beginning of one."""
+    """Print a board or a run.
+
+    WHAT is a board's name (default: the latest board), a run's key, or the beginning of a key.
+    """
     if summary:
         print_summary(what, results, form)
     elif what and is_run(what, results):
@@ -38,16 +41,17 @@ def show(what: str | None, results: Path, form: str | None, randomised: bool, su
 
 
 def print_board(name: str | None, results: Path, form: str, randomised: bool = False) -> None:
+    """Print a board as `table`, `csv`, `markdown` or `json`, or its `runs` as CSV."""
     from qbench.analysis.results import Results
     from qbench.boards.csv_files import runs_csv, to_csv
     from qbench.boards.markdown import to_markdown
 
-    found = Results(results)
+    source = Results(results)
     if form == "runs":
-        click.echo(runs_csv(found.board_runs(found.board_name(name))), nl=False)
+        click.echo(runs_csv(source.board_runs(source.board_name(name))), nl=False)
         return
     with paused_garbage_collection():
-        board = found.board(name)
+        board = source.board(name)
     if form == "json":
         print_json(board.to_json())
     elif form in ("csv", "markdown"):
@@ -60,38 +64,44 @@ def print_board(name: str | None, results: Path, form: str, randomised: bool = F
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Without looking for garbage: what a large board is made of lives to its end, and looking takes a twentieth of the time."""
-    was = gc.isenabled()
+    """Pause the garbage collector while a board is built.
+
+    The objects of a large board live until the command ends, and scanning them again and again
+    takes a twentieth of the time.
+    """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
 def print_summary(name: str | None, results: Path, form: str | None) -> None:
+    """Print the summary of a board as tables or JSON."""
     from qbench.analysis.results import Results
 
     if form not in (None, "json"):
         raise UsageError(f"a summary is printed as tables or as JSON, not as {form}")
-    found = Results(results).summary(name)
+    summary = Results(results).summary(name)
     if form:
-        print_json(found.to_json())
+        print_json(summary.to_json())
     else:
         from qbench.terminal.summary import show_summary
 
-        show_summary(found, make_console())
+        show_summary(summary, make_console())
 
 
 def print_run(key: str, results: Path, form: str | None) -> None:
+    """Print everything that is recorded of a run, as text or JSON."""
     from qbench.runs.lookup import read_latest_attempt
 
     run = read_latest_attempt(results, key)
     if form == "json":
         print_json(run)
     elif form:
-        raise UsageError(f"a run is printed whole or as JSON, not as {form}")
+        raise UsageError(f"a run is printed as text or as JSON, not as {form}")
     else:
         from qbench.terminal.run import show_run
 
@@ -99,7 +109,7 @@ def print_run(key: str, results: Path, form: str | None) -> None:
 
 
 def is_run(what: str, results: Path) -> bool:
-    """Whether a word is a run's key, or the beginning of one, rather than a board's name."""
+    """Return whether a word is a run's key or the beginning of one, and not a board's name."""
     from qbench.runs.lookup import looks_like_key
 
     return (
@@ -112,53 +122,51 @@ def is_run(what: str, results: Path) -> bool:
 @cli.command()
 @click.argument("one")
 @click.argument("other")
-@click.option("--board", help="The board to look at; the latest by default.")
+@click.option("--board", help="The board to read; the latest by default.")
 @click.option(
     "--downstream",
     is_flag=True,
-    help="Compare what they answered downstream: by seed, and item by item.",
+    help="Compare their downstream answers, by seed and item by item.",
 )
 @results_option
 @json_option
 def compare(
     one: str, other: str, board: str | None, downstream: bool, results: Path, as_json: bool
 ) -> int:
-    """Hold two entrants of a board, by their labels, against each other: paired by seed, with an interval and a verdict."""
+    """Compare two entrants of a board, given by their labels.
+
+    Scores are paired by seed. Each difference has an interval and a verdict.
+    """
     if downstream:
-        return compare_downstream(one, other, board, results, as_json)
+        return print_downstream_differences(one, other, board, results, as_json)
     from qbench.analysis.compare import format_comparison
     from qbench.analysis.results import Results
 
-    found = Results(results).compare(one, other, board)
+    comparisons = Results(results).compare(one, other, board)
     if as_json:
-        print_json([c.to_json() for c in found])
+        print_json([comparison.to_json() for comparison in comparisons])
+    elif comparisons:
+        click.echo("\n".join([f"{one} − {other}", *map(format_comparison, comparisons)]))
     else:
-        click.echo(
-            "\n".join(
-                [f"{one} − {other}", *map(format_comparison, found)]
-                if found
-                else [f"{one} and {other} have no format in common"]
-            )
-        )
+        click.echo(f"{one} and {other} have no format in common")
     return 0
 
 
-def compare_downstream(
+def print_downstream_differences(
     one: str, other: str, board: str | None, results: Path, as_json: bool
 ) -> int:
+    """Print how the downstream answers of two entrants differ."""
     from qbench.analysis.compare_downstream import format_downstream_difference
     from qbench.analysis.results import Results
 
-    found = Results(results).compare_downstream(one, other, board)
+    differences = Results(results).compare_downstream(one, other, board)
     if as_json:
-        print_json([d.to_json() for d in found])
+        print_json([difference.to_json() for difference in differences])
+    elif differences:
+        lines = (format_downstream_difference(d, one, other) for d in differences)
+        click.echo("\n".join([f"{one} − {other}", *lines]))
     else:
-        lines = [f"{one} − {other}", *(format_downstream_difference(d, one, other) for d in found)]
-        click.echo(
-            "\n".join(lines)
-            if found
-            else f"{one} and {other} have answered no downstream task in common"
-        )
+        click.echo(f"{one} and {other} have answered no downstream task in common")
     return 0
 
 
@@ -168,23 +176,26 @@ def compare_downstream(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder to write; a site that is there is replaced.",
+    help="Folder to write; a site that is already there is replaced.",
 )
 @results_option
 @json_option
 def publish(board: str | None, out: Path, results: Path, as_json: bool) -> int:
-    """Write a board (default: the latest) as a static site: a page, the data behind it, and their checksums."""
+    """Write a board (default: the latest) as a static site.
+
+    The site is a page, the data behind it, and their checksums.
+    """
     from dataclasses import asdict
 
     from qbench.analysis.results import Results
-    from qbench.publish.site import publish_site as write
+    from qbench.publish.site import publish_site
     from qbench.util.text import format_count
 
-    site = write(Results(results), board, out)
+    site = publish_site(Results(results), board, out)
     if as_json:
         print_json(asdict(site))
     else:
-        click.echo(
-            f"{out / 'index.html'}: {site.board}, {format_count(site.runs, 'run')} in {format_count(site.sections, 'table')}, {site.sizes['index.html'] / 1000:.0f} kB"
-        )
+        runs, tables = format_count(site.runs, "run"), format_count(site.sections, "table")
+        kilobytes = site.sizes["index.html"] / 1000
+        click.echo(f"{out / 'index.html'}: {site.board}, {runs} in {tables}, {kilobytes:.0f} kB")
     return 0

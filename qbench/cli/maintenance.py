@@ -1,4 +1,4 @@
-"""This machine, this shell, this store."""
+"""Commands for the machine, the shell and the store: `doctor`, `completion` and `db`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from qbench.cli.options import CommandGroup, cli, json_option, print_json, resul
 @results_option
 @json_option
 def doctor(results: Path, as_json: bool) -> int:
-    """Look at this machine and installation: what works, what is missing, what to do about it."""
+    """Check this machine and installation: what works, what is missing, what to do about it.
+
+    The exit code is 1 if a check fails.
+    """
     from qbench.checks.machine import examine_machine
 
     findings = examine_machine(results)
     if as_json:
-        print_json([vars(f) for f in findings])
+        print_json([vars(finding) for finding in findings])
     else:
-        for f in findings:
-            click.echo(f"{'ok    ' if f.fine else 'NOT OK'} {f.what:<14} {f.detail}")
-    return int(not all(f.fine for f in findings))
+        for finding in findings:
+            verdict = "ok" if finding.fine else "NOT OK"
+            click.echo(f"{verdict:<6} {finding.what:<14} {finding.detail}")
+    return int(not all(finding.fine for finding in findings))
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that completes qbench's words in SHELL: eval "$(qbench completion bash)"."""
+    """Print a completion script for SHELL: eval "$(qbench completion bash)"."""
     from click.shell_completion import get_completion_class
 
     complete = get_completion_class(shell)
@@ -38,14 +42,14 @@ def completion(shell: str) -> None:
 
 @cli.group(cls=CommandGroup)
 def db() -> None:
-    """The store: an index of the run folders, which can always be made again from them."""
+    """Maintain the store, an index that can always be rebuilt from the run folders."""
 
 
 @db.command("rebuild")
 @results_option
 @json_option
 def db_rebuild(results: Path, as_json: bool) -> int:
-    """Make the store again from the run folders."""
+    """Rebuild the store from the run folders."""
     from qbench.store.consistency import rebuild_store
 
     report = rebuild_store(results)
@@ -57,7 +61,7 @@ def db_rebuild(results: Path, as_json: bool) -> int:
 @results_option
 @json_option
 def db_check(results: Path, as_json: bool) -> int:
-    """Compare the store with the run folders; exit code 5 if they differ."""
+    """Compare the store with the run folders. The exit code is 5 if they differ."""
     from qbench.store.consistency import check_store
 
     report = check_store(results)

@@ -1,4 +1,4 @@
-"""What the commands share: the group that they belong to, options, and printing."""
+"""What the commands share: the group that they belong to, common options, and printing."""
 
 from __future__ import annotations
 
@@ -15,63 +15,86 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-ENDLESS = 100_000
-"""Columns of what is no terminal."""
+UNLIMITED_WIDTH = 100_000
+"""Columns of a table that is not printed to a terminal."""
 
 
-def results_folder() -> Path:
-    """`results/` of the checkout that qbench runs from; of the current directory for an installed one."""
+def find_results_folder() -> Path:
+    """Return the default results folder.
+
+    It is `results/` in the checkout that qbench runs from, or in the current directory if qbench is
+    installed.
+    """
     checkout = Path(__file__).resolve().parents[2]
     return checkout / "results" if (checkout / "pyproject.toml").exists() else Path("results")
 
 
 results_option = click.option(
-    "--results", type=click.Path(file_okay=False, path_type=Path), envvar="QBENCH_RESULTS", default=results_folder, show_default="results/",
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="QBENCH_RESULTS",
+    default=find_results_folder,
+    show_default="results/",
     help="Folder of the runs and the store.",
-)  # fmt: skip
+)
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device to use: auto, cpu, cuda or cuda:N.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class GroupSize(click.ParamType):  # type: ignore[type-arg]
-    """`auto`, which is None, or a number from 1."""
+    """A parameter that is `auto`, which becomes None, or a number from 1."""
 
     name = "auto|N"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
+        """Return the value as a number or None."""
         return None if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
 def print_json(data: Any) -> None:
+    """Print data as JSON to standard output."""
     click.echo(json.dumps(data, indent=1, allow_nan=False, default=str))
 
 
 def make_console() -> Console:
-    """Where tables go. A terminal keeps its width; in a file or a pipe nothing is wrapped, unless COLUMNS asks for it."""
+    """Return the console that tables are printed to.
+
+    A table fits the width of a terminal. In a file or a pipe nothing is wrapped, unless the
+    environment variable COLUMNS sets a width.
+    """
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal or os.environ.get("COLUMNS") else Console(width=ENDLESS)
+    console = Console()
+    if console.is_terminal or os.environ.get("COLUMNS"):
+        return console
+    return Console(width=UNLIMITED_WIDTH)
 
 
 def format_click_error(error: click.ClickException) -> str:
-    """What click says in three lines: what is wrong, and where to read on."""
-    words = " ".join(error.format_message().split()).rstrip(".")
+    """Return click's message of several lines as one: what is wrong, and which help to read."""
+    message = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
-        return words
+        return message
     path = context.command_path
-    words = words[:1].lower() + words[1:]
-    return f"{path.partition(' ')[2]}: {words}; see {path} --help".removeprefix(": ")
+    message = message[:1].lower() + message[1:]
+    return f"{path.partition(' ')[2]}: {message}; see {path} --help".removeprefix(": ")
 
 
 class CommandGroup(click.Group):
-    """Suggests neighbours for a command that does not exist."""
+    """A group of commands that suggests similar names for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, or raise an error that suggests others."""
         from qbench.errors import unknown_name_error
 
         if args and args[0] not in self.commands and not args[0].startswith("-"):

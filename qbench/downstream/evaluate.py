@@ -39,7 +39,7 @@ from qbench.plugins import registry
 from qbench.runs.attempts import Attempt, mark_new_answers
 from qbench.runs.config import RunConfig
 from qbench.runs.lookup import read_latest_attempt
-from qbench.training.devices import device_named
+from qbench.training.devices import parse_device
 from qbench.training.setup import open_problem
 from qbench.util.json_files import write_atomically
 from qbench.util.text import format_count
@@ -118,7 +118,7 @@ def evaluate_folder(
     spec = (Attempt(folder).read("qbench") or {}).get("spec")
     task = registry.build("tasks", spec["task"], spec["task_params"]) if spec else None
     tasks = load_downstream_tasks(names, task)
-    network, tokenizer = hf_folder.open_folder(folder, device_named(device))
+    network, tokenizer = hf_folder.open_folder(folder, parse_device(device))
     model = EvaluatedModel(folder, network, tokenizer, hf_folder.hash_folder(folder))
     with torch_threads(1):
         return answer_tasks(model, tasks, force, report)
@@ -148,7 +148,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 def open_language_model(config: RunConfig, device: str) -> tuple[Task, Problem]:
     """Return the task and the problem of a run, or raise UsageError if it is no language model."""
     with hf_folder.unchanged_generator():
-        task, problem = open_problem(config, device_named(device))
+        task, problem = open_problem(config, parse_device(device))
     if problem.tokenizer is None:
         raise UsageError(
             f"task {config.task} trains no language model,"

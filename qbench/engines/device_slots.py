@@ -19,9 +19,9 @@ def list_slot_devices(device: str, gpus_per_run: int, limit: int | None) -> list
     import torch
 
     from qbench.engines.worker_process import count_cores
-    from qbench.training.devices import device_named
+    from qbench.training.devices import parse_device
 
-    chosen = device_named(device)
+    chosen = parse_device(device)
     if chosen.type == "cpu":
         return ["cpu"] * (limit or max(1, count_cores() // gpus_per_run))
     count = torch.cuda.device_count()

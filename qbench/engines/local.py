@@ -124,9 +124,9 @@ class LocalEngine(Engine):
     def _list_devices(self) -> list[str]:
         import torch
 
-        from qbench.training.devices import device_named
+        from qbench.training.devices import parse_device
 
-        device = device_named(self.device)
+        device = parse_device(self.device)
         if self.gpus_per_run > 1:
             from qbench.engines.device_slots import list_slot_devices
 

@@ -24,7 +24,8 @@ def is_compiled(execution: Execution, device: torch.device) -> bool:
 
 
 def is_recorded(execution: Execution, config: RunConfig, device: torch.device) -> bool:
-    """Return whether steps are recorded: where that is asked for, and method and optimizer allow it.
+    """Return whether steps are recorded: where that is asked for, and method and optimizer allow
+    it.
 
     On a CPU the tape cannot hear what is compiled.
     """

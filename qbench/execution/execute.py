@@ -1,7 +1,8 @@
 """From a run's configuration to its files: open, train, export, audit, score, and write the result.
 
 Runs that may be stacked are executed as a group. Each has a `RunExecution` of its own, so that one
-failure does not affect the other runs. `result.json` is written last: a folder that has one is done.
+failure does not affect the other runs. `result.json` is written last: a folder that has one is
+done.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from qbench.runs.environment import collect_environment
 from qbench.training.calibration import finalize
 from qbench.training.devices import (
     Stopwatch,
-    device_in_use,
-    forget_memory,
+    select_device,
+    reset_peak_memory,
     peak_flops,
     peak_memory,
     quartiles,
@@ -48,8 +49,8 @@ def execute_group(
 ) -> list[dict[str, Any]]:
     """Train, export, audit and score runs in this process, stacked where that is possible.
 
-    If a stack of runs fails, it is tried again by halves, from the runs' last checkpoints, until each
-    run has succeeded or failed by itself.
+    If a stack of runs fails, it is tried again by halves, from the runs' last checkpoints, until
+    each run has succeeded or failed by itself.
 
     Returns:
         The results, which were also written to the attempts' folders.
@@ -159,7 +160,7 @@ class RunExecution:
 
     def __post_init__(self) -> None:
         self.attempt, self.config = Attempt(self.assignment.folder), self.assignment.config
-        self.device = device_in_use(self.execution.device)
+        self.device = select_device(self.execution.device)
         self.attempt.folder.mkdir(parents=True, exist_ok=True)
         self.attempt.write("spec", self.config.to_json())
         self.result = {
@@ -193,7 +194,7 @@ class RunExecution:
     def open(self) -> None:
         """Open the data, the network and the method, at the first step to take."""
         began = time.perf_counter()
-        forget_memory(self.device)
+        reset_peak_memory(self.device)
         self.attempt.write("env", self.describe_environment())
         with failing_with("data"):
             task, self.problem = open_problem(self.config, self.device)

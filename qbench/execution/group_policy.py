@@ -22,12 +22,12 @@ MOST_PARAMETERS = {"cpu": 500_000, "cuda": 100_000_000}
 """Largest number of parameters of a group."""
 MOST_FLOPS = {"cpu": 1.2e9, "cuda": 1e12}
 """Largest number of operations in a step of a group. On one core four runs of `grammar` xs, 0.3e9
-operations each, take 1.3 times the steps that they take alone, and of `grammar` s, 2e9 each, no more
-than alone (`make bench ARGS=groups`). The number for CUDA is an estimate and was not measured: what an
-H200 does in about the time that a thousand calls take."""
+operations each, take 1.3 times the steps that they take alone, and of `grammar` s, 2e9 each, no
+more than alone (`make bench ARGS=groups`). The number for CUDA is an estimate and was not measured:
+what an H200 does in about the time that a thousand calls take."""
 MEMORY_SHARE = 0.5
-"""Share of a device's memory that a group may be estimated to take. The estimate is rough, and others
-may use the device. A group that is too large after all goes on by halves."""
+"""Share of a device's memory that a group may be estimated to take. The estimate is rough, and
+others may use the device. A group that is too large after all goes on by halves."""
 
 RECIPE_NUMBERS = ("lr", "weight_decay", "momentum", "warmup", "decay", "floor", "clip")
 """Numbers of the recipe in which stacked runs may differ."""
@@ -82,7 +82,9 @@ def without_size(value: Any) -> Any:
 
 
 def group_sort_key(config: RunConfig) -> tuple[Any, ...]:
-    """Return what a group is sorted by: the optimizer steps neighbours of one recipe in one call."""
+    """Return what a group is sorted by: the optimizer steps neighbours of one recipe in one
+    call.
+    """
     return tuple(getattr(config.recipe, name) for name in RECIPE_NUMBERS)
 
 

@@ -57,7 +57,8 @@ def prepare_run(
 
 
 def resume_run(run: TrainingRun, folder: Path | None, attempt: Attempt) -> tuple[int, float]:
-    """Go on from the checkpoint of this attempt, or of the earlier one in `folder`, if there is one.
+    """Go on from the checkpoint of this attempt, or of the earlier one in `folder`, if there is
+    one.
 
     The curve is cut to the steps that the checkpoint knows.
 

@@ -1,8 +1,8 @@
 """RowOptimizer: one optimizer over stacked runs, stepped in slices of rows that keep the bits.
 
-A fused optimizer computes the last elements of a tensor, those that do not fill a vector, in another
-order than the rest. So the rows of several runs are stepped as one tensor only where each row
-fills whole vectors, and row by row elsewhere.
+A fused optimizer computes the last elements of a tensor, those that do not fill a vector, in
+another order than the rest. So the rows of several runs are stepped as one tensor only where each
+row fills whole vectors, and row by row elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from qbench.training.run import TrainingRun
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Rows of one stacked parameter that are stepped together: those of the runs `first` to `last`."""
+    """Rows of one stacked parameter that are stepped together: those of the runs `first` to
+    `last`.
+    """
 
     first: int
     last: int

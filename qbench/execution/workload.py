@@ -91,10 +91,10 @@ class WorkEstimate:
 def estimate_work(config: RunConfig) -> WorkEstimate:
     """Return an estimate of what a run asks of a device.
 
-    Arithmetic is what the task counts, or else 6 operations for each parameter and sample. Memory is,
-    for a parameter, its value, its gradient, two moments, the quantized weight and its gradient, what
-    the quantizer was given and what it keeps for the backward pass. For a sample it is two numbers
-    for each number that goes into a matrix or comes out of one.
+    Arithmetic is what the task counts, or else 6 operations for each parameter and sample. Memory
+    is, for a parameter, its value, its gradient, two moments, the quantized weight and its
+    gradient, what the quantizer was given and what it keeps for the backward pass. For a sample it
+    is two numbers for each number that goes into a matrix or comes out of one.
     """
     problem = _meta_problem(config)
     tensors = list(problem.model.parameters())

@@ -84,7 +84,8 @@ def each_run_alone(f: Callable[..., Tensor], *x: Tensor) -> Tensor:
 
 def per_run_where_bits_depend(f: Callable[..., Tensor], lead: int, *x: Tensor) -> Tensor:
     """f of tensors that have `lead` axes of runs, for an f whose bits on a CPU depend on where in memory a run begins or on how many others
-    there are. It takes one axis in front as well as none; on a GPU, where no bits are promised, all runs are one call."""
+    there are. It takes one axis in front as well as none; on a GPU, where no bits are promised, all runs are one call.
+    """
     if not lead or x[0].device.type != "cpu":
         return f(*x)
     return each_run_alone(f, *(one.flatten(0, lead - 1) for one in x))
@@ -124,7 +125,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def single_row_linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x wᵀ` for one row of weights a run: (…, samples, inputs) and (…, 1, inputs) to (…, samples, 1). For all runs on one stream it is one
-    product, in blocks of so many rows whoever is there, zeros in the place of the rest: a run's bits depend on neither slot nor number."""
+    product, in blocks of so many rows whoever is there, zeros in the place of the rest: a run's bits depend on neither slot nor number.
+    """
     if weight.dim() == 2:
         return _block(x, weight)
     if x.device.type != "cpu":

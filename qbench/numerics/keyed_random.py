@@ -40,7 +40,8 @@ def mix(x: Tensor) -> Tensor:
 def uniform(key: Tensor, step: Tensor, shape: tuple[int, ...], first: Tensor | int = 0) -> Tensor:
     """float32 draws in [0, 1) of `shape = (*key.shape[:-2], rows, columns)`; `key` and `step` are int64 and end in two axes of 1.
 
-    `first` is the row of a taller tensor that the shape begins at."""
+    `first` is the row of a taller tensor that the shape begins at.
+    """
     rows, columns = shape[-2:]
     position = torch.arange(rows * columns, device=key.device).view(rows, columns) + first * columns
     stream = mix(key + step * _GOLDEN)

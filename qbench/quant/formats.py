@@ -1,7 +1,9 @@
-"""Formats and granularities: what `int4` and `block-32` mean, and the site that a quantizer is made for.
+"""Formats and granularities: what `int4` and `block-32` mean, and the site that a quantizer is made
+for.
 
-A format says how many bits a code takes; its levels at unit scale are a run of integers, a run of half-integers
-or a codebook. int4 alone is four different runs, and methods differ in which they use:
+A format says how many bits a code takes; its levels at unit scale are a run of integers, a run of
+half-integers or a codebook. int4 alone is four different runs, and methods differ in which they
+use:
 
     symmetric   −7 … 7          15 levels, the largest element sits exactly on the last one
     full        −8 … 7          16 levels, LSQ's range
@@ -71,7 +73,9 @@ def _format(name: str) -> Format:
 
 @dataclass(frozen=True)
 class Granularity:
-    """Which elements of a `(…, rows, columns)` tensor share a scale: all, a row, or `block` neighbours in a row."""
+    """Which elements of a `(…, rows, columns)` tensor share a scale: all, a row, or `block`
+    neighbours in a row.
+    """
 
     name: str
     block: int = 0

@@ -1,18 +1,19 @@
 """Grid: the levels a tensor would ship on, and the only place that rounds for shipping.
 
-A grid is a set of unit levels (`Levels`) with a scale, and an offset where there is one, for each group:
+A grid is a set of unit levels (`Levels`) with a scale, and an offset where there is one, for each
+group:
 
     z = (x − offset) / scale            encode coordinates
     unit = the nearest level to z       ties to the even code, so that nothing drifts
     code = its index, 0 … count − 1     what is packed
     value = scale · unit + offset       with decode_scale, decode_offset where a method ships on other values
 
-Encoding and decoding may use different numbers (EWGS encodes by its interval and decodes by its output scale), so a
-tensor is never snapped to the nearest *value*: it is encoded, then decoded. All arithmetic is float32, or float64 if
-the tensor is; under bf16 a step of int8 would be lost.
+Encoding and decoding may use different numbers (EWGS encodes by its interval and decodes by its
+output scale), so a tensor is never snapped to the nearest *value*: it is encoded, then decoded. All
+arithmetic is float32, or float64 if the tensor is; under bf16 a step of int8 would be lost.
 
-The decoder of an artefact repeats `scale · unit + offset` in NumPy: a product and a sum, each rounded once, so decoded
-weights are the snapped ones bit for bit.
+The decoder of an artefact repeats `scale · unit + offset` in NumPy: a product and a sum, each
+rounded once, so decoded weights are the snapped ones bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ SCALE_BITS = 32
 
 
 def _codebook(levels: Levels, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The unit levels and the midpoints between them; a compiler makes them constants of its own."""
+    """The unit levels and the midpoints between them; a compiler makes them constants of its
+    own.
+    """
     return (_made_codebook if torch.compiler.is_compiling() else _kept_codebook)(
         levels, dtype, device
     )
@@ -81,12 +84,16 @@ class Grid:
         return self._values(self.grouping.group(unit)).reshape(codes.shape)
 
     def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The values of the levels below and above each element; both are the same level on the grid and outside it."""
+        """The values of the levels below and above each element; both are the same level on the
+        grid and outside it.
+        """
         below, above = self._bracket(self.encode(x))
         return self._values(below).reshape(x.shape), self._values(above).reshape(x.shape)
 
     def snap_randomly(self, x: Tensor, uniform: Tensor) -> Tensor:
-        """Each element on the level above with probability (z − below)/(above − below), else on the one below; `uniform` is in [0, 1)."""
+        """Each element on the level above with probability (z − below)/(above − below), else on the
+        one below; `uniform` is in [0, 1).
+        """
         z = self.encode(x)
         below, above = self._bracket(z)
         up = self.grouping.group(uniform) * (above - below) < z - below
@@ -118,7 +125,9 @@ class Grid:
         )
 
     def decoding(self) -> tuple[Tensor, Tensor | None]:
-        """The scale and offset that values are made with: those that encode, unless there is a scale of their own."""
+        """The scale and offset that values are made with: those that encode, unless there is a
+        scale of their own.
+        """
         return (
             (self.scale, self.offset)
             if self.decode_scale is None

@@ -16,7 +16,9 @@ LevelKind = Literal["symmetric", "full", "affine", "midrise"]
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels at unit scale: `low, low + 1, …, high`, or a sorted codebook from `low` to `high`."""
+    """The levels at unit scale: `low, low + 1, …, high`, or a sorted codebook from `low` to
+    `high`.
+    """
 
     bits: int
     low: float
@@ -47,7 +49,9 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class BatchedLevels(Levels):
-    """Of several runs, integers of different widths: the ends are tensors, with an axis of runs in front of `axes` − 1 others."""
+    """Of several runs, integers of different widths: the ends are tensors, with an axis of runs in
+    front of `axes` − 1 others.
+    """
 
     own: tuple[Levels, ...] = ()
     axes: int = 1

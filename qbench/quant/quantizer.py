@@ -1,9 +1,9 @@
 """Quantizer: the levels of one site, and the rule by which a network is trained on them.
 
-A quantizer sees its tensor as `(…, rows, columns)`: a weight as outputs × inputs, a layer's input as
-samples × features. The axes in front are other sites of the same shape, or other runs. A quantizer
-reduces over the last two axes only, so that one call serves them all, and each of them gets the same
-bits as it would get alone.
+A quantizer sees its tensor as `(…, rows, columns)`: a weight as outputs × inputs, a layer's input
+as samples × features. The axes in front are other sites of the same shape, or other runs. A
+quantizer reduces over the last two axes only, so that one call serves them all, and each of them
+gets the same bits as it would get alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Quantizer(nn.Module):
             )
 
     def grid(self, x: Tensor) -> Grid:
-        """Return the levels that `x` would ship on now. Rounding, packing and bits follow from it."""
+        """Return the levels that `x` would ship on now. Rounding, packing and bits follow from
+        it.
+        """
         raise NotImplementedError
 
     def relax(self, x: Tensor) -> Tensor:
@@ -97,7 +99,9 @@ class Quantizer(nn.Module):
 
     @final
     def scalar(self, name: str, like: Tensor) -> Tensor:
-        """Return this step's number of that name from `Method.schedules`, shaped to multiply `like`."""
+        """Return this step's number of that name from `Method.schedules`, shaped to multiply
+        `like`.
+        """
         number = self.scalars[name]
         return number.view(-1, *[1] * (like.dim() - 1)) if number.dim() else number
 

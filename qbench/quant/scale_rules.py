@@ -1,13 +1,15 @@
 """Scale rules: how the step of a group is found from its elements, where the method leaves it open.
 
-The rule matters more than most methods do, so it is an axis of its own and every method that leaves it open has a field
-`scale`. `absmax` puts the largest element on the last level. `mse` searches a hundred fractions of that for the least
-squared rounding error; `hessian` does the same with each element's error weighted by the diagonal of the Hessian.
-A trained method may also take `learned`: a parameter a group, which begins at the `mse` scale and is moved by its own gradient, as in LSQ
+The rule matters more than most methods do, so it is an axis of its own and every method that leaves
+it open has a field `scale`. `absmax` puts the largest element on the last level. `mse` searches a
+hundred fractions of that for the least squared rounding error; `hessian` does the same with each
+element's error weighted by the diagonal of the Hessian. A trained method may also take `learned`: a
+parameter a group, which begins at the `mse` scale and is moved by its own gradient, as in LSQ
 (arXiv 1902.08153). A group whose elements are all zero keeps the scale 1.
 
-A search costs a hundred roundings, so training does not search at every step: it looks again at every tenth of a run and at the end
-(`settle`). In between the scale stays the same fraction of the live absmax.
+A search costs a hundred roundings, so training does not search at every step: it looks again at
+every tenth of a run and at the end (`settle`). In between the scale stays the same fraction of the
+live absmax.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from qbench.quant.site import Site
 ScaleRule = Literal["absmax", "mse", "hessian"]
 TrainedScaleRule = Literal["absmax", "mse", "hessian", "learned"]
 FRACTIONS = 100
-SMALLEST = 1e-12
+MIN_SCALE = 1e-12
 
 
 def absmax_scale(x: Tensor, site: Site, levels: Levels) -> Tensor:
-    """The largest magnitude of each group over the largest level; the mean magnitude for two levels (±mean|x|)."""
+    """The largest magnitude of each group over the largest level; the mean magnitude for two levels
+    (±mean|x|).
+    """
     grouped = site.grouping.group(widen(x))
     if levels.is_binary:
         size = 2 * grouped.abs().mean(-1, keepdim=True)

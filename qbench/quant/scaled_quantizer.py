@@ -9,7 +9,7 @@ from qbench.quant.grid import Grid
 from qbench.quant.levels import LevelKind
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.scale_rules import (
-    SMALLEST,
+    MIN_SCALE,
     TrainedScaleRule,
     absmax_scale,
     best_fraction,
@@ -78,7 +78,7 @@ class ScaledQuantizer(Quantizer):
     def grid(self, x: Tensor) -> Grid:
         if self.rule == "learned":
             if self.calibrated:
-                scale = self.size.abs().clamp(min=SMALLEST)
+                scale = self.size.abs().clamp(min=MIN_SCALE)
             else:
                 scale = searched_scale(x, self.site, self.levels)
         else:

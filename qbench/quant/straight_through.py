@@ -1,4 +1,6 @@
-"""Gradient rules that methods share: how a value that was computed without a gradient stands in for one that has one."""
+"""Gradient rules that methods share: how a value that was computed without a gradient stands in for
+one that has one.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ class _PassThrough(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Exactly `value`, with the gradient of `x` where `mask` holds (everywhere without one) and none elsewhere.
+    """Exactly `value`, with the gradient of `x` where `mask` holds (everywhere without one) and
+    none elsewhere.
 
-    Written as value + (x − x.detach()): it is right under every compiler mode, where the backward of an
-    autograd.Function can be dropped in silence. Eager training takes the Function, which adds no pass over memory.
+    Written as value + (x − x.detach()): it is right under every compiler mode, where the backward
+    of an autograd.Function can be dropped in silence. Eager training takes the Function, which adds
+    no pass over memory.
     """
     value = value.detach()
     source = x if mask is None else torch.where(mask, x, x.detach())

@@ -3,9 +3,9 @@
 Weights are quantized once a step and not once a forward pass. `WeightStack.quantize` stacks the
 weights, calls the quantizer and hands each layer its part as a leaf of the autograd graph. The
 network's backward pass leaves a gradient at each leaf, and `backward_through_quantizer` sends these
-gradients through the quantizer to the weights. Micro-batches, probes of the loss and a second pass over
-one batch all compute with the same leaves. Only a step that is compiled as one graph has no leaves
-(`quantize_in_graph`).
+gradients through the quantizer to the weights. Micro-batches, probes of the loss and a second pass
+over one batch all compute with the same leaves. Only a step that is compiled as one graph has no
+leaves (`quantize_in_graph`).
 """
 
 from __future__ import annotations

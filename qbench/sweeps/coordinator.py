@@ -51,8 +51,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.engines.base import Engine, Event
-from qbench.engines.endings import describe_ending, max_tries
+from qbench.engines.base import Engine, Event, describe_ending, max_tries
 from qbench.errors import explain_disk_errors
 from qbench.execution.assignment import Assignment, Execution
 from qbench.runs.attempts import Attempt, create_attempt, list_attempts

@@ -99,11 +99,11 @@ class RunQueue:
         """The device that runs will train on, or the first of several."""
         import torch
 
-        from qbench.training.devices import device_named
+        from qbench.training.devices import parse_device
 
         if self.remote_device:
             return torch.device(self.remote_device)
-        return device_named(self.execution.device)
+        return parse_device(self.execution.device)
 
     def _group_size(self, kind: str, idle: int, config: RunConfig) -> int:
         """Return how many runs of a kind, the first included, make the next group."""

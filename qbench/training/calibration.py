@@ -1,4 +1,6 @@
-"""Calibration: what no gradient moves is found from data, before the first step and now and then."""
+"""Calibration: what no gradient moves is found from data, before the first step and now and
+then.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def calibration_batches(run: TrainingRun) -> list[Batch]:
 
 
 def calibrate_weights(run: TrainingRun, batches: Sequence[Batch]) -> None:
-    """Show every weight quantizer its weights, and the Hessian's diagonal where its rule needs it."""
+    """Show every weight quantizer its weights, and the Hessian's diagonal where its rule needs
+    it.
+    """
     for stack in run.weights:
         quantizer = stack.quantizer
         if isinstance(quantizer, ScaledQuantizer) and quantizer.needs_curvature:

@@ -1,4 +1,6 @@
-"""Devices: which one, how long a step takes on it, how much memory, and how much arithmetic it can do."""
+"""Devices: which one, how long a step takes on it, how much memory, and how much arithmetic it can
+do.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from qbench.errors import UsageError
 WARMUP_STEPS = 5
 
 
-def device_named(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,16 +44,18 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def device_in_use(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """The same, and from now on what names no device is on this one: streams, events, waits."""
-    device = device_named(name)
+    device = parse_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 class Stopwatch:
-    """Times steps. On CUDA by events that are read at the end, so that no step waits for the device."""
+    """Times steps. On CUDA by events that are read at the end, so that no step waits for the
+    device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -91,8 +95,10 @@ def quartiles(times: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def forget_memory(device: torch.device) -> None:
-    """What was used so far is not the next run's. The operating system keeps its own count for a process."""
+def reset_peak_memory(device: torch.device) -> None:
+    """What was used so far is not the next run's. The operating system keeps its own count for a
+    process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -106,7 +112,7 @@ def peak_memory(device: torch.device) -> int:
     )
 
 
-def compiler() -> str | None:
+def find_compiler() -> str | None:
     """What `torch.compile` would make programs with on a CPU; None where it could not."""
     asked = shlex.split(os.environ.get("CXX", "")) or [
         "clang++" if sys.platform == "darwin" else "g++"
@@ -118,8 +124,10 @@ def compiler() -> str | None:
 
 @cache
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU; None of another machine's, and of a CPU, whose memory is shared with everybody. What is free is not asked: the answer
-    would take a context, and with it memory, in a process that trains nothing."""
+    """Bytes of a GPU; None of another machine's, and of a CPU, whose memory is shared with
+    everybody. What is free is not asked: the answer would take a context, and with it memory, in a
+    process that trains nothing.
+    """
     known = device.type == "cuda" and torch.cuda.is_available()
     return torch.cuda.get_device_properties(device).total_memory if known else None
 

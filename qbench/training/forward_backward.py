@@ -1,4 +1,6 @@
-"""ForwardBackward: the passes through a run's network, in micro-batches or as one compiled graph."""
+"""ForwardBackward: the passes through a run's network, in micro-batches or as one compiled
+graph.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class ForwardBackward:
     # ---- weights quantized once for several micro-batches ----
 
     def output_from_leaves(self, inputs: Any) -> Any:
-        """Return the network's output by the quantizers and the network as they are compiled apart."""
+        """Return the network's output by the quantizers and the network as they are compiled
+        apart.
+        """
         self.run.network.quantize_weights()
         output = self.model(inputs)
         self.run.network.use_latent_weights()
@@ -140,7 +144,9 @@ class ForwardBackward:
         return loss, tensors
 
     def curvature(self, stack: WeightStack, batches: Iterable[Batch]) -> Tensor:
-        """Return the Hessian's diagonal in the weights of a stack: exact, or an empirical Fisher."""
+        """Return the Hessian's diagonal in the weights of a stack: exact, or an empirical
+        Fisher.
+        """
         run = self.run
         exact = [run.problem.hessian_diagonal(layer) for layer in stack.layers]
         if all(diagonal is not None for diagonal in exact):

@@ -1,9 +1,9 @@
 """The training loop. There is one, and every method trains in it.
 
-`take_step` shows where each hook of a method is called. `train` repeats it to the end of the budget,
-and does what is due now and then: log a point of the curve, validate, report, save a checkpoint.
-What is trained is one run or several stacked runs. Each has a tracker of its own, so that its
-curve, its checkpoint and its end are its own.
+`take_step` shows where each hook of a method is called. `train` repeats it to the end of the
+budget, and does what is due now and then: log a point of the curve, validate, report, save a
+checkpoint. What is trained is one run or several stacked runs. Each has a tracker of its own, so
+that its curve, its checkpoint and its end are its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ProcessTeam: one run in several processes, each of which takes its part of every batch.
 
-The batch of a step is cut into slices, one a process, in the order of its samples. A slice is cut into
-micro-batches as a whole batch is. What the network's backward pass leaves, in parameters and in
-quantized weights, is summed over the processes before it goes through the quantizers: a gradient
+The batch of a step is cut into slices, one a process, in the order of its samples. A slice is cut
+into micro-batches as a whole batch is. What the network's backward pass leaves, in parameters and
+in quantized weights, is summed over the processes before it goes through the quantizers: a gradient
 rule that is not linear sees the gradient of the whole batch, as in one process. From there on every
 process does the same with the same numbers. Random numbers are functions of seed, site, step and a
 sample's place in the whole batch, so there is nothing else to share.

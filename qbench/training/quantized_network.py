@@ -55,7 +55,9 @@ class QuantizedNetwork:
         yield from self.inputs.values()
 
     def connect_quantizers(self) -> None:
-        """Give the quantizers the tensors that they share with the run, and layers their inputs'."""
+        """Give the quantizers the tensors that they share with the run, and layers their
+        inputs'.
+        """
         layers = self.problem.layers()
         for quantizer in self.quantizers():
             quantizer.to(self.device)

@@ -24,7 +24,7 @@ from qbench.runs.config import Recipe
 from qbench.training.forward_backward import ForwardBackward
 from qbench.training.process_team import ProcessTeam
 from qbench.training.quantized_network import QuantizedNetwork
-from qbench.training.schedules import lr_factor
+from qbench.training.schedules import learning_rate_factor
 
 if TYPE_CHECKING:
     from qbench.api.problem import Problem
@@ -140,7 +140,9 @@ class TrainingRun(Run):
     @property
     def learning_rate(self) -> float:
         recipe, middle = self.recipe, (self.step + 0.5) / self.steps
-        factor = lr_factor(recipe.schedule, middle, recipe.warmup, recipe.decay, recipe.floor)
+        factor = learning_rate_factor(
+            recipe.schedule, middle, recipe.warmup, recipe.decay, recipe.floor
+        )
         return recipe.lr * factor
 
     @property

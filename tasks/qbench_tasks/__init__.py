@@ -1,3 +1,3 @@
-"""The built-in tasks, one file each; to qbench they are plugins like anybody's."""
+"""The built-in tasks, one file each. For qbench they are plugins like any other."""
 
 from __future__ import annotations

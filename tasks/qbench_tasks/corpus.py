@@ -1,7 +1,10 @@
-"""Where text comes from: the running Python's own library, files and folders, or the Hugging Face hub.
+"""Where text comes from: the running Python's own library, files and folders, or the Hugging Face
+hub.
 
-A source gives documents in UTF-8: a file of the library; a record of a .jsonl or .parquet file or of a data set; and of a plain file, which
-has no records, pieces that end where a line ends. Its signature tells without reading whether the documents are those of last time.
+A source yields documents in UTF-8. A document is a file of the library, or a record of a .jsonl or
+.parquet file or of a data set. A plain file has no records, so its documents are pieces that end
+where a line ends. A source's signature says, without reading the documents, whether they may have
+changed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ SCHEMES = 'write "stdlib", "path:FILE-OR-FOLDER" or "hf:OWNER/NAME[/CONFIG][@REV
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 HUB_TIMEOUT_S = 5.0
 
+# Folders of the library that are not Python's own, its tests, and generated tables.
 EXCLUDED_FOLDERS = {
     "site-packages",
     "dist-packages",
@@ -34,27 +38,30 @@ EXCLUDED_FOLDERS = {
     "encodings",
     "pydoc_data",
 }
-"""Folders: what is not Python's, its tests, and generated tables."""
+# Parts that distributions leave out or alter. Others should be the same wherever this Python is.
 EXCLUDED_FOLDERS |= {"idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "distutils"}
-"""Parts that distributions leave out or alter; others should be the same wherever the same Python is."""
+# Files that are written where Python is built or installed, and name its paths.
 MACHINE_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "config-")
-"""What is written where Python is built or installed, and names its paths."""
 
 
 class Source(ABC):
-    """Documents, in any order, empty ones included."""
+    """Something that documents can be read from."""
 
     @abstractmethod
     def documents(self) -> Iterator[bytes]:
-        """Every one of them. Whatever is wrong with the text is one line."""
+        """Yield all documents, in any order, empty ones included.
+
+        Raises:
+            UsageError: In one line, if anything is wrong with the text.
+        """
 
     @abstractmethod
     def signature(self) -> list[Any]:
-        """What JSON can hold, and what differs if the documents may differ."""
+        """Return a value for JSON that differs if the documents may differ."""
 
 
 def parse_source(corpus: str, field: str = "text") -> Source:
-    """The source that a task's option names."""
+    """Return the source that a task's option names."""
     scheme, _, rest = corpus.partition(":")
     if corpus == "stdlib":
         return Library()
@@ -67,7 +74,10 @@ def parse_source(corpus: str, field: str = "text") -> Source:
 
 @dataclass(frozen=True)
 class Library(Source):
-    """The modules of the running Python's standard library, a file a document; those that are not UTF-8 are left out."""
+    """The modules of the running Python's standard library, one file a document.
+
+    Files that are not UTF-8 are left out.
+    """
 
     root: Path = Path(sysconfig.get_path("stdlib"))
 
@@ -121,22 +131,26 @@ class Files(Source):
         else:
             found = [self.path] if self.path.exists() else []
         if not found:
+            is_folder = self.path.is_dir()
             raise UsageError(
-                f"{self.path}: {'no file in this folder' if self.path.is_dir() else 'no such file or folder'}"
+                f"{self.path}: {'no file in this folder' if is_folder else 'no such file or folder'}"
             )
         return found
 
 
 @dataclass(frozen=True)
 class Hub(Source):
-    """A data set's split `train`, read as a stream."""
+    """The split `train` of a data set on the hub, read as a stream."""
 
     name: str
     config: str | None = None
     revision: str | None = None
     field: str = "text"
     files: tuple[str, ...] = ()
-    """Files here, for a `name` that is one of datasets' own builders (json, text, parquet): read by the same code as the hub's."""
+    """Local files, for a `name` that is a builder of datasets (json, text, parquet).
+
+    They are read by the same code as a data set of the hub.
+    """
 
     def documents(self) -> Iterator[bytes]:
         try:
@@ -160,15 +174,21 @@ class Hub(Source):
             raise UsageError(f"hf:{self.name}: {describe_error(error)}") from error
 
     def read_texts(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+        """Yield the text of each record."""
         for number, row in enumerate(rows, 1):
             if not isinstance(text := row.get(self.field), str):
                 raise UsageError(
-                    f"hf:{self.name}: record {number} has no text {self.field!r} (it has {', '.join(row)}): name it by field ="
+                    f"hf:{self.name}: record {number} has no text {self.field!r} "
+                    f"(it has {', '.join(row)}): name it by field ="
                 )
             yield text.encode()
 
     def find_commit(self) -> str:
-        """The hub's commit that `revision` stands for now. Without a network it is known at once that there is none."""
+        """Return the hub's commit that `revision` stands for now.
+
+        This is one request with a timeout, so a missing network is an error at once. The library
+        datasets would try for minutes.
+        """
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -186,35 +206,45 @@ class Hub(Source):
             ) from None
         except Exception as error:
             raise UsageError(
-                f'hf:{self.name}: the hub cannot be reached ({describe_error(error)}); copy the files here and write corpus = "path:…"'
+                f"hf:{self.name}: the hub cannot be reached ({describe_error(error)}); "
+                f'copy the files to this machine and write corpus = "path:…"'
             ) from error
 
     def signature(self) -> list[Any]:
-        return [self.name, self.config, self.revision, self.field, *read_stamps(map(Path, self.files))]
+        return [
+            self.name,
+            self.config,
+            self.revision,
+            self.field,
+            *read_stamps(map(Path, self.files)),
+        ]
 
 
 def resolve_path(text: str) -> Path:
-    """A path as somebody wrote it."""
+    """Return the absolute path of what somebody wrote, which may begin with ~."""
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise UsageError(
-            f"{text}: nobody here has such a home folder; write the whole path"
-        ) from None
+        raise UsageError(f"{text}: there is no such home folder; write the whole path") from None
 
 
 def read_stamps(paths: Iterable[Path]) -> list[list[Any]]:
-    """Of each file what no change to it leaves as it was. The time of the last change of the inode cannot be set back by hand."""
-    found = []
+    """Return for each file its path, size, times and inode, of which every change alters something.
+
+    The time of the last change of the inode is one of them, because it cannot be set back by hand.
+    """
+    result = []
     for path in paths:
         stat = path.stat()
-        found.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
-    return found
+        result.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+    return result
 
 
 def is_hidden(path: Path) -> bool:
+    """Return whether a file or one of its folders begins with a point."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def describe_error(error: BaseException) -> str:
+    """Return an exception in one line of at most 200 characters."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]

@@ -200,7 +200,10 @@ class DigitsProblem(Problem):
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         (batch,) = self.batches(split)
         output = model(batch.inputs)
-        return {"accuracy": float(compute_accuracy(output, batch)), "loss": self.loss(output, batch).item()}
+        return {
+            "accuracy": float(compute_accuracy(output, batch)),
+            "loss": self.loss(output, batch).item(),
+        }
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
         (batch,) = self.batches(split)

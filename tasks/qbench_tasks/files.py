@@ -1,4 +1,7 @@
-"""The documents of one file: plain text, .jsonl or .parquet, and the first two packed by gzip or zstd."""
+"""Read the documents of one file.
+
+A file is plain text, .jsonl or .parquet, and the first two may be packed by gzip or zstd.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,21 @@ from typing import IO, Any
 
 from qbench.api import UsageError
 
+# The longest document that is cut out of a plain file.
 PIECE_BYTES = 16 * 1024
-"""The longest document that is made of a plain file, in bytes."""
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20  # bytes that are read at a time
 
 
 def read_documents(path: Path, field: str) -> Iterator[bytes]:
-    """The documents of a file, by its suffix."""
+    """Yield the documents of a file, whose suffix says what it holds.
+
+    Args:
+        path: The file.
+        field: The field of a record, or the column of a table, that holds the text.
+
+    Raises:
+        UsageError: In one line, if the file is damaged or holds no such text.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in OPENERS else ""
     try:
@@ -38,8 +49,11 @@ def read_documents(path: Path, field: str) -> Iterator[bytes]:
 
 
 def _read_pieces(stream: IO[bytes], path: Path) -> Iterator[bytes]:
-    """A plain file cut where lines end, so that a file of any length can be divided into splits."""
-    rest, before = b"", 0
+    """Yield a plain file in pieces that end with a line.
+
+    So a file of any length can be divided into splits.
+    """
+    rest, before = b"", 0  # `before` counts the bytes of the file in front of `rest`
     while block := stream.read(READ_BYTES):
         rest, start = rest + block, 0
         while len(rest) - start > PIECE_BYTES:
@@ -51,11 +65,16 @@ def _read_pieces(stream: IO[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _find_cut(text: bytes, start: int) -> int:
-    """Behind the last line's end within a piece's length; where there is none, before a character."""
+    """Return where a piece that begins at `start` ends.
+
+    This is after the last line's end within the largest length, or before a character where no line
+    ends.
+    """
     end = text.rfind(b"\n", start, start + PIECE_BYTES) + 1
     if end:
         return end
     end = start + PIECE_BYTES
+    # The bytes of a character after its first are 10xxxxxx, and there are at most three.
     return next((e for e in range(end, end - 4, -1) if text[e] & 0xC0 != 0x80), end)
 
 
@@ -79,7 +98,8 @@ def _read_json_lines(stream: IO[bytes], path: Path, field: str) -> Iterator[byte
         if not isinstance(text, str):
             names = ", ".join(record) if isinstance(record, dict) else "it is no object"
             raise UsageError(
-                f"{path}:{number}: no text in the field {field!r} (fields: {names}): name it by field ="
+                f"{path}:{number}: no text in the field {field!r} (fields: {names}): "
+                f"name it by field ="
             )
         try:
             yield text.encode()
@@ -103,14 +123,12 @@ def _read_parquet(path: Path, field: str) -> Iterator[bytes]:
                 raise UsageError(
                     f"{path}: no column {field!r} (columns: {', '.join(names)}): name it by field ="
                 )
-            for number, value in enumerate(
-                (
-                    v
-                    for batch in file.iter_batches(columns=[field])
-                    for v in batch.column(0).to_pylist()
-                ),
-                1,
-            ):
+            values = (
+                value
+                for batch in file.iter_batches(columns=[field])
+                for value in batch.column(0).to_pylist()
+            )
+            for number, value in enumerate(values, 1):
                 if not isinstance(value, str):
                     raise UsageError(f"{path}: row {number}: the column {field!r} holds no text")
                 yield value.encode()
@@ -137,7 +155,11 @@ def _open_zstd(path: Path) -> IO[bytes]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """A file of zstd frames. The library's own reader takes a file that was cut short for one that ended."""
+    """The content of a file of zstd frames.
+
+    The library's own reader is not used, because it reads a file that was cut short without an
+    error.
+    """
 
     def __init__(self, path: Path, library: Any) -> None:
         self.file, self.library = path.open("rb"), library

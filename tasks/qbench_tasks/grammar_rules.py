@@ -151,7 +151,9 @@ def _noun_weights(total: int, salt: str) -> Weights:
 
 def _verb_weights(noun: int, sixteenth: int) -> Weights:
     agreeing = VERB[(noun - NOUN.start) % 4 :: 4]
-    return {verb: w * sixteenth for verb, w in _zipf_weights(16, agreeing, f"verb after {noun}").items()}
+    return {
+        verb: w * sixteenth for verb, w in _zipf_weights(16, agreeing, f"verb after {noun}").items()
+    }
 
 
 def bracket_weights(unit: int) -> Weights:
@@ -166,11 +168,16 @@ START: list[Weights] = [
 SUBJECT: Weights = _noun_weights(192, "subject") | _zipf_weights(64, ADJECTIVE, "adjective")
 AFTER_ADJECTIVE: dict[int, Weights] = {a: _noun_weights(256, f"adjective {a}") for a in ADJECTIVE}
 AFTER_PREPOSITION: dict[int, Weights] = {
-    p: _noun_weights(192, f"preposition {p}") | _zipf_weights(64, ADJECTIVE, "adjective") for p in PREPOSITION
+    p: _noun_weights(192, f"preposition {p}") | _zipf_weights(64, ADJECTIVE, "adjective")
+    for p in PREPOSITION
 }
 AFTER_NOUN: dict[tuple[int, bool], Weights] = {
     (noun, room): _zipf_weights(64, PREPOSITION, f"after {noun}")
-    | (_verb_weights(noun, 7) | {THAT: 40} | bracket_weights(4) if room else _verb_weights(noun, 12))
+    | (
+        _verb_weights(noun, 7) | {THAT: 40} | bracket_weights(4)
+        if room
+        else _verb_weights(noun, 12)
+    )
     for noun in NOUN
     for room in (True, False)
 }

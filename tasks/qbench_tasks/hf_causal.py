@@ -63,7 +63,9 @@ class HFCausal(Task):
 
     @property
     def portable(self) -> bool:
-        return self.model.startswith(f"{MODEL_HASH_SCHEME}:") and not self.corpus.startswith("path:")
+        return self.model.startswith(f"{MODEL_HASH_SCHEME}:") and not self.corpus.startswith(
+            "path:"
+        )
 
     def key_options(self) -> dict[str, Any]:
         """Return the options for a key: hashes instead of the checkpoint's name and of files'."""
@@ -103,7 +105,9 @@ class HFCausal(Task):
         planning = device.type == "meta"
         with torch.random.fork_rng(devices=[]), device if planning else nullcontext():
             torch.manual_seed(key_of(self.name, seed, "start"))
-            network = CausalNetwork(checkpoint.build(weights=not (self.fresh or planning)), self.model)
+            network = CausalNetwork(
+                checkpoint.build(weights=not (self.fresh or planning)), self.model
+            )
         flops = count_flops(network, batch * context)
         return CausalProblem(network.to(device), tokens, context, seed, batch, device, flops)
 

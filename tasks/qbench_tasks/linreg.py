@@ -115,7 +115,9 @@ class LinRegProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return (
-            self.population.excess_loss(output) if batch.inputs is None else squared_error(output, batch)
+            self.population.excess_loss(output)
+            if batch.inputs is None
+            else squared_error(output, batch)
         )
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:

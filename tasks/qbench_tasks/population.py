@@ -34,7 +34,9 @@ class Population:
         self.eigenvalues = eigenvalues.float().to(device)
         self.teacher = torch.randn(1, d, generator=generator(task, seed, "teacher")).to(device)
         self.root = (
-            (draw_rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt()).float().to(device)
+            (draw_rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt())
+            .float()
+            .to(device)
             if rotated
             else None
         )

@@ -1,11 +1,14 @@
-"""Tokens on disk: a corpus is read once, divided into splits, and from then on mapped into memory by whoever trains on it.
+"""Tokens on disk, which every training process maps into memory.
 
-Documents are put in the order of their hashes, and those that come twice are dropped. So a corpus is the set of its documents: how files list
-them plays no part, its hash is that of the sorted hashes, and the split that a document belongs to follows from its own hash. Each split is
-one stream of tokens with a separator before the first document and after every one.
+A corpus is read once and divided into splits. Documents are put in the order of their hashes, and
+those that come twice are dropped. So a corpus is the set of its documents: the order in which files
+list them does not matter, the hash of the corpus is that of the sorted hashes, and the split that a
+document belongs to follows from its own hash. Each split is one stream of tokens with a separator
+before the first document and after every one.
 
-A folder of the cache holds one set of streams and is named by what is in it. It is made under another name and renamed when it is whole; one
-that does not agree with its checksums counts as missing.
+A folder of the cache holds one set of streams and is named by their hash. It is written under
+another name and renamed when it is complete. A folder that does not agree with its checksums counts
+as missing.
 """
 
 from __future__ import annotations
@@ -30,17 +33,18 @@ from qbench.api import Split, UsageError
 
 VERSION = 1
 SPLITS: tuple[Split, ...] = ("test", "val", "train")
+# A document is for testing if its hash, as a fraction of the largest, lies below the first number,
+# for validation if it lies below the second, and for training otherwise.
 SHARES = {"test": 1 / 20, "val": 1 / 10}
-"""A document whose hash, as a fraction of the largest, lies below the first is for testing, below the second for validation."""
+# UTF-8 never uses this byte, so bytes need no vocabulary beyond themselves.
 BYTE_SEPARATOR = 255
-"""A byte that UTF-8 never uses: bytes need no vocabulary beyond themselves."""
 MANIFEST = "manifest.json"
-BLOCK = 1 << 20
+BLOCK = 1 << 20  # bytes that share one checksum
 CHECKED_BLOCKS = 64
 
 
 class DamagedShards(Exception):
-    """A folder of the cache that is not what it says."""
+    """A folder of the cache is missing, or does not hold what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,15 @@ class Shards:
             manifest = json.loads(text.partition("\n")[2])
             if text != _add_checksum(manifest):
                 raise ValueError("its manifest is damaged")
-            self.dtype, self.hash, self.separator = (
-                np.dtype(manifest["dtype"]),
-                str(manifest["hash"]),
-                int(manifest["separator"]),
-            )
+            self.dtype, self.hash = np.dtype(manifest["dtype"]), str(manifest["hash"])
+            self.separator = int(manifest["separator"])
+            # The vocabulary's own description of the tokens, which is empty for bytes.
             self.vocabulary = str(manifest["vocabulary"])
-            """What the tokens mean, as its maker wrote it."""
             self.streams: dict[str, TokenStream] = {
                 name: TokenStream(**stream) for name, stream in manifest["streams"].items()
             }
             for name, stream in self.streams.items():
-                self._verify(name, stream)
+                self._verify_stream(name, stream)
             self._maps = {
                 name: np.memmap(self._path(name), self.dtype, "r") for name in self.streams
             }
@@ -82,28 +83,31 @@ class Shards:
             raise DamagedShards(f"{folder}: {error}") from error
 
     def tokens(self, split: Split) -> NDArray[Any]:
+        """Return a split's stream, of which only the parts that are used are read."""
         return self._maps[split]
 
     def documents(self, split: Split) -> Iterator[bytes]:
-        """The documents of a stream of bytes."""
+        """Yield the documents of a stream of bytes."""
         separator, rest = bytes([self.separator]), b""
         with self._path(split).open("rb") as file:
             file.read(1)
             while block := file.read(64 * BLOCK):
-                *whole, rest = (rest + block).split(separator)
-                yield from whole
+                *complete, rest = (rest + block).split(separator)
+                yield from complete
 
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}.bin"
 
-    def _verify(self, name: str, stream: TokenStream) -> None:
-        """All of a small file, and blocks spread evenly over a large one."""
+    def _verify_stream(self, name: str, stream: TokenStream) -> None:
+        """Raise if the file does not match its checksums.
+
+        A small file is checked completely, a large one in blocks spread evenly over it.
+        """
         size = self._path(name).stat().st_size
         if size != stream.tokens * self.dtype.itemsize:
             raise ValueError(f"{name} holds {size} bytes")
-        for block in sorted(
-            set(np.linspace(0, len(stream.checksums) - 1, CHECKED_BLOCKS).astype(int).tolist())
-        ):
+        blocks = np.linspace(0, len(stream.checksums) - 1, CHECKED_BLOCKS).astype(int)
+        for block in sorted(set(blocks.tolist())):
             with self._path(name).open("rb") as file:
                 file.seek(block * BLOCK)
                 if zlib.crc32(file.read(BLOCK)) != stream.checksums[block]:
@@ -111,7 +115,7 @@ class Shards:
 
 
 def open_shards(folder: Path) -> Shards | None:
-    """The shards in a folder; None where they must be made."""
+    """Return the shards in a folder, or None where they must be written first."""
     try:
         return Shards(folder)
     except DamagedShards:
@@ -119,7 +123,7 @@ def open_shards(folder: Path) -> Shards | None:
 
 
 def cache_path(*parts: str) -> Path:
-    """A place in the cache, in a folder that exists."""
+    """Return a path in the cache, whose parent folder exists."""
     root = os.environ.get("QBENCH_CACHE")
     path = (Path(root) if root else Path.home() / ".cache" / "qbench").joinpath(
         f"text-{VERSION}", *parts
@@ -133,118 +137,146 @@ def cache_path(*parts: str) -> Path:
     return path
 
 
-# ---- making them ----
+# ---- writing shards ----
 
 
-def ingest_documents(documents: Iterable[bytes], called: str) -> Shards:
-    """Read documents into shards of bytes, under the hash of their set."""
-    with new_folder(called) as folder:
+def ingest_documents(documents: Iterable[bytes], label: str) -> Shards:
+    """Read documents into shards of bytes, which are cached under the hash of their set.
+
+    Args:
+        documents: The texts in UTF-8, in any order; empty ones are skipped.
+        label: The corpus as errors name it.
+    """
+    with new_folder(label) as folder:
         digests, lengths = bytearray(), array("q")
+        # All documents go to one file first: they may be larger than the memory, and their order
+        # is known only when the last hash is.
         with (folder / "documents").open("wb") as file:
             for document in documents:
                 if document:
                     file.write(document)
                     lengths.append(len(document))
                     digests += hashlib.blake2b(document, digest_size=16).digest()
-        order, whole = _split_documents(digests, np.frombuffer(lengths, np.int64), called)
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        text = np.memmap(folder / "documents", np.uint8, "r")
-        streams: dict[Split, TokenStream] = {}
-        for split, members in order.items():
-            with (folder / f"{split}.bin").open("wb") as file:
-                file.write(bytes([BYTE_SEPARATOR]))
-                for index in members:
-                    file.write(text[offsets[index] : offsets[index + 1]].data)
-                    file.write(bytes([BYTE_SEPARATOR]))
-            size = int(sum(lengths[index] for index in members))
-            streams[split] = describe_stream(folder, split, size + len(members) + 1, size, len(members))
-        del text
+        members, corpus_hash = _split_documents(digests, np.frombuffer(lengths, np.int64), label)
+        streams = {
+            split: _write_split(folder, split, lengths, indices)
+            for split, indices in members.items()
+        }
         (folder / "documents").unlink()
         return move_into_cache(
             folder,
-            cache_path("documents", whole),
+            cache_path("documents", corpus_hash),
             streams,
-            hash=whole,
+            hash=corpus_hash,
             dtype="uint8",
             separator=BYTE_SEPARATOR,
             vocabulary="",
         )
 
 
+def _write_split(
+    folder: Path, split: Split, lengths: array[int], members: NDArray[np.int64]
+) -> TokenStream:
+    """Write the stream of a split's documents, in the order of `members`."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    text = np.memmap(folder / "documents", np.uint8, "r")
+    with (folder / f"{split}.bin").open("wb") as file:
+        file.write(bytes([BYTE_SEPARATOR]))
+        for index in members:
+            file.write(text[offsets[index] : offsets[index + 1]].data)
+            file.write(bytes([BYTE_SEPARATOR]))
+    size = int(sum(lengths[index] for index in members))
+    return describe_stream(folder, split, size + len(members) + 1, size, len(members))
+
+
 def _split_documents(
-    digests: bytearray, lengths: NDArray[np.int64], called: str
+    digests: bytearray, lengths: NDArray[np.int64], label: str
 ) -> tuple[dict[Split, NDArray[np.int64]], str]:
-    """Which documents each split has, in which order, and the hash of them all."""
+    """Return the documents of each split in their order, and the hash of them all."""
     pairs = np.frombuffer(digests, ">u8").reshape(-1, 2)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs = pairs[order]
-    first = np.ones(len(pairs), bool)
-    first[1:] = (pairs[1:] != pairs[:-1]).any(1)
-    order, pairs = order[first], pairs[first]
+    # After sorting, equal documents are neighbours, and only the first of them is kept.
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = (pairs[1:] != pairs[:-1]).any(1)
+    order, pairs = order[is_new], pairs[is_new]
     if len(order) < len(SPLITS):
-        raise UsageError(f"{called}: {_describe_shortage(len(order), int(lengths.sum()))}")
+        raise UsageError(f"{label}: {_describe_shortage(len(order), int(lengths.sum()))}")
     share = pairs[:, 0].astype(np.float64) / 2**64
     # However few documents there are, each split gets one.
     ends, least = [], 1
     for split in ("test", "val"):
-        ends.append(
-            min(max(int((share < SHARES[split]).sum()), least), len(order) - len(SPLITS) + least)
-        )
+        end = max(int((share < SHARES[split]).sum()), least)
+        ends.append(min(end, len(order) - len(SPLITS) + least))
         least = ends[-1] + 1
     parts = np.split(order, ends)
     return dict(zip(SPLITS, parts, strict=True)), hashlib.sha256(pairs.tobytes()).hexdigest()[:32]
 
 
 def _describe_shortage(documents: int, size: int) -> str:
+    """Return what is wrong with a corpus of too few documents."""
     if not size:
         return "the corpus is empty"
-    return f"the corpus is too short: {size} bytes make {documents} different documents, and training, validation and test need one each"
+    return (
+        f"the corpus is too short: {size} bytes make {documents} different documents, "
+        f"and training, validation and test need one each"
+    )
 
 
 @contextmanager
-def new_folder(called: str) -> Iterator[Path]:
-    """A folder beside the cache's own, gone afterwards unless `finish` renamed it."""
+def new_folder(label: str) -> Iterator[Path]:
+    """Give a new folder in the cache, which is deleted at the end unless it was renamed."""
     folder = Path(tempfile.mkdtemp(prefix="new-", dir=cache_path("new").parent))
     try:
         yield folder
     except OSError as error:
-        raise UsageError(f"{called}: {error.filename or folder}: {error.strerror}") from error
+        raise UsageError(f"{label}: {error.filename or folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def move_into_cache(folder: Path, final: Path, streams: Mapping[Split, TokenStream], **said: Any) -> Shards:
-    """Write the manifest and put the folder in its place. Another process may have been first, and what it made is the same."""
-    manifest = {**said, "streams": {split: asdict(stream) for split, stream in streams.items()}}
+def move_into_cache(
+    folder: Path, final: Path, streams: Mapping[Split, TokenStream], **facts: Any
+) -> Shards:
+    """Write the manifest, rename the folder to its final path and return its shards.
+
+    If another process was first, its folder is used, because it holds the same.
+    """
+    manifest = {**facts, "streams": {split: asdict(stream) for split, stream in streams.items()}}
     (folder / MANIFEST).write_text(_add_checksum(manifest), encoding="utf-8")
+    # A folder cannot be replaced atomically. So a damaged one is moved away first, and another
+    # process may put its own there before this one does; then all starts again.
     for _ in range(8):
-        if (there := open_shards(final)) is not None and there.hash == said["hash"]:
-            return there
+        if (present := open_shards(final)) is not None and present.hash == facts["hash"]:
+            return present
         if final.exists():
             _remove_damaged(final)
         try:
             folder.rename(final)
-        except OSError:  # it is there again
+        except OSError:  # another process was first
             continue
         return Shards(final)
     raise UsageError(f"{final}: other processes keep writing here")
 
 
 def _add_checksum(manifest: dict[str, Any]) -> str:
-    """A manifest with its checksum in front."""
+    """Return the text of a manifest with its checksum in the first line."""
     text = json.dumps(manifest, sort_keys=True)
     return f"{zlib.crc32(text.encode())}\n{text}"
 
 
 def _remove_damaged(final: Path) -> None:
+    # Renamed before it is deleted, so that nobody ever opens half of it.
     aside = Path(tempfile.mkdtemp(prefix="old-", dir=final.parent)) / final.name
-    with suppress(OSError):  # somebody else did
+    with suppress(OSError):  # another process moved it away
         final.rename(aside)
     shutil.rmtree(aside.parent, ignore_errors=True)
 
 
-def describe_stream(folder: Path, split: str, tokens: int, size: int, documents: int) -> TokenStream:
-    """What the manifest says of a stream that is written."""
+def describe_stream(
+    folder: Path, split: str, tokens: int, size: int, documents: int
+) -> TokenStream:
+    """Return the manifest's entry for a stream that is written, and flush it to the disk."""
     with (folder / f"{split}.bin").open("rb") as file:
         checksums = [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK), b"")]
         os.fsync(file.fileno())

@@ -102,7 +102,9 @@ class TwoLayerModel(nn.Module):
 class TwoLayerProblem(Problem):
     model: TwoLayerModel
 
-    def __init__(self, population: Population, model: TwoLayerModel, batch: int, exact: bool) -> None:
+    def __init__(
+        self, population: Population, model: TwoLayerModel, batch: int, exact: bool
+    ) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
         self.work = Work(labels=1 if exact else batch)
 
@@ -114,7 +116,9 @@ class TwoLayerProblem(Problem):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return (
-            self.population.excess_loss(output) if batch.inputs is None else squared_error(output, batch)
+            self.population.excess_loss(output)
+            if batch.inputs is None
+            else squared_error(output, batch)
         )
 
     def score_stacked(self, model: nn.Module, split: Split) -> Tensor:

@@ -135,7 +135,9 @@ class CheckpointVocabulary(Vocabulary):
                 **{token["content"]: token["id"] for token in self.file["added_tokens"]},
             }
             level = [
-                part for part in _pre_tokenizers(self.file["pre_tokenizer"]) if part["type"] == "ByteLevel"
+                part
+                for part in _pre_tokenizers(self.file["pre_tokenizer"])
+                if part["type"] == "ByteLevel"
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -145,7 +147,9 @@ class CheckpointVocabulary(Vocabulary):
             self.file["model"]["type"] != "BPE"
             or not level
             or any(
-                letter not in words for byte, letter in enumerate(byte_letters()) if byte not in UNUSED_BYTES
+                letter not in words
+                for byte, letter in enumerate(byte_letters())
+                if byte not in UNUSED_BYTES
             )
         ):
             raise UsageError(

@@ -1,4 +1,7 @@
-"""A language model on windows of a stream of tokens: the data order, the loss and the score of every task on real text."""
+"""A language model on windows of a stream of tokens.
+
+This is the data order, the loss and the score of every task on real text.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,31 @@ from qbench_tasks.order import order_indices
 from qbench_tasks.tokens import Tokens
 from qbench_tasks.vocabulary import TextTokenizer
 
+# How many windows of a split are scored, or all if it holds fewer. They are the same for every run.
 WINDOWS: dict[Split, int] = {"train": 128, "val": 128, "test": 256}
-"""How many windows are scored, or all that a split holds: the same for every run."""
+# Tokens in a batch that is scored.
 SCORED_AT_ONCE = 8192
+# One of so many training windows is outside the order.
 RESERVED = 32
-"""One window of so many is training data outside the order."""
 
 
 def check_lengths(tokens: Tokens, context: int, corpus: str, size: str) -> None:
-    """Two windows to train on, one in the order and one outside it, and one of each kind to be scored."""
+    """Raise a UsageError if a split is too short.
+
+    Training needs two windows, one in the order and one outside it, and scoring needs one each.
+    """
     for split, windows in (("train", 2), ("val", 1), ("test", 1)):
-        found, needed = tokens.shards.streams[split].tokens, windows * context + 1
-        if found < needed:
+        length, needed = tokens.shards.streams[split].tokens, windows * context + 1
+        if length < needed:
             raise UsageError(
-                f"{corpus}: too short for {size}: its split {split} holds {found} tokens and needs {needed}"
+                f"{corpus}: too short for {size}: its split {split} holds {length} tokens "
+                f"and needs {needed}"
             )
 
 
 class WindowProblem(Problem):
+    """Next-token prediction on windows of `context` tokens, scored in bits per byte."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -43,14 +53,8 @@ class WindowProblem(Problem):
         device: torch.device,
         flops: float | None = None,
     ) -> None:
-        self.model, self.data, self.context, self.seed, self.count, self.device = (
-            model,
-            tokens,
-            context,
-            seed,
-            batch,
-            device,
-        )
+        self.model, self.data, self.context = model, tokens, context
+        self.seed, self.count, self.device = seed, batch, device
         self.work = Work(batch * context, flops)
         self.sizes = torch.from_numpy(tokens.vocabulary.sizes).to(device)
         windows = self.count_windows("train")
@@ -58,35 +62,40 @@ class WindowProblem(Problem):
         self.ordered = windows - self.outside
 
     def count_windows(self, split: Split) -> int:
-        """Windows lie end to end; each has its last token in common with the next, which it predicts and the next one reads."""
+        """Return how many windows a split holds.
+
+        Windows lie end to end. Each shares its last token with the next window: the one predicts it
+        and the other reads it.
+        """
         return (self.data.shards.streams[split].tokens - 1) // self.context
 
     def sample_indices(self, index: int) -> Tensor:
-        """Each window of the order once, then all once more in another order; those outside it likewise among themselves."""
+        """Return the windows of a batch, each (context + 1) tokens.
+
+        Every window of the order comes once, then all come once more in another order. The windows
+        outside it, which have negative indices, do likewise among themselves.
+        """
         if index >= 0:
-            return self.read_windows(
-                "train",
-                order_indices(index * self.count, self.count, self.ordered, "text", self.seed, "order"),
-            )
-        outside = order_indices(
-            -(index + 1) * self.count, self.count, self.outside, "text", self.seed, "outside"
-        )
-        return self.read_windows("train", self.ordered + outside)
+            first, size, order = index * self.count, self.ordered, "order"
+        else:
+            first, size, order = -(index + 1) * self.count, self.outside, "outside"
+        windows = order_indices(first, self.count, size, "text", self.seed, order)
+        return self.read_windows("train", windows if index >= 0 else self.ordered + windows)
 
     def load(self, indices: Tensor) -> Batch:
         words = send(indices, self.device)
         return Batch(words[..., :-1], words[..., 1:], indices.shape[-2])
 
     def batches(self, split: Split) -> Iterator[Batch]:
-        """Every byte of the windows that are scored is the target of one prediction."""
-        count, at_once = (
-            min(WINDOWS[split], self.count_windows(split)),
-            max(1, SCORED_AT_ONCE // self.context),
-        )
+        """Yield the batches to score; every byte of them is the target of one prediction."""
+        count = min(WINDOWS[split], self.count_windows(split))
+        at_once = max(1, SCORED_AT_ONCE // self.context)
         for first in range(0, count, at_once):
-            yield self.load(self.read_windows(split, np.arange(first, min(first + at_once, count))))
+            windows = np.arange(first, min(first + at_once, count))
+            yield self.load(self.read_windows(split, windows))
 
     def read_windows(self, split: Split, windows: NDArray[np.int64]) -> Tensor:
+        """Return the tokens of windows from the mapped file, in int64."""
         tokens, context = self.data.shards.tokens(split), self.context
         rows = np.empty((len(windows), context + 1), np.int64)
         for row, window in zip(rows, windows.tolist(), strict=True):
@@ -101,9 +110,8 @@ class WindowProblem(Problem):
         nats, tokens, size = 0.0, 0, 0
         for batch in self.batches(split):
             assert batch.targets is not None
-            nats += float(
-                cross_entropy(model(batch.inputs), batch.targets).sum(dtype=torch.float64)
-            )
+            entropies = cross_entropy(model(batch.inputs), batch.targets)
+            nats += float(entropies.sum(dtype=torch.float64))
             tokens += batch.targets.numel()
             size += int(self.sizes[batch.targets].sum())
         return {

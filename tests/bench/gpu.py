@@ -148,11 +148,11 @@ def attempted(measure: Callable[[], Row]) -> Row:
 
 
 def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, peak: float) -> Row:
-    from qbench.training.devices import Stopwatch, forget_memory, peak_memory, quartiles
+    from qbench.training.devices import Stopwatch, reset_peak_memory, peak_memory, quartiles
     from qbench.training.loop import take_step
 
     run = ready(bench, method, params, size)
-    forget_memory(bench.device)
+    reset_peak_memory(bench.device)
     watch, began = Stopwatch(bench.device), time.monotonic()
     for taken in range(WARMUP + bench.steps):
         step = (
@@ -449,7 +449,7 @@ def register_plugins(folder: Path) -> None:
 
 def main(words: list[str]) -> int:
     from qbench.plugins import registry
-    from qbench.training.devices import device_named
+    from qbench.training.devices import parse_device
 
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.gpu", description="What only a GPU can show."
@@ -474,7 +474,7 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="qbench-gpu-") as folder:
         register_plugins(Path(folder))
-        device = device_named(asked.device)
+        device = parse_device(asked.device)
         asked.out.mkdir(parents=True, exist_ok=True)
         methods = (
             asked.methods.split(",")

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: what is printed where, and what every exit code means."""
+"""The command line as its users see it: what is printed where, and what every exit code means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from qbench.runs.attempts import iterate_attempts
 from qbench.store.database import Store
 from tests.run_folders import fake_board_members, make_attempt, make_run_config
 
-SMALL = 'board = "small"\nseeds = 2\nmethods = ["fp", "rtn", "ste"]\ntasks = ["toy"]\nformats = ["int2"]\nrecipe.steps = 10\n'
+SMALL = """board = "small"
+seeds = 2
+methods = ["fp", "rtn", "ste"]
+tasks = ["toy"]
+formats = ["int2"]
+recipe.steps = 10
+"""
 Qbench = Callable[..., tuple[int, str, str]]
 
 
@@ -27,23 +33,27 @@ Qbench = Callable[..., tuple[int, str, str]]
 def qbench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Qbench:
-    """Run a command in an empty directory → exit code, standard output, standard error."""
+    """Return a function that runs a command in an empty directory.
+
+    It returns exit code, standard output and standard error.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QBENCH_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["qbench", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
+        return int(exit_info.value.code or 0), out, err
 
     return run
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a results folder in which the small sweep was trained."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "small.toml").write_text(SMALL)
     command = [
@@ -84,7 +94,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (SMALL + '[[method]]\nname = "ste"\nscal = "mse"', "scal"),
     ],
 )
-def test_a_wrong_sweep_file_is_one_line_and_leaves_nothing(
+def test_a_wrong_sweep_file_is_an_error_of_one_line_and_leaves_nothing(
     qbench: Qbench, tmp_path: Path, text: str, says: str
 ) -> None:
     (tmp_path / "wrong.toml").write_text(text)
@@ -111,7 +121,7 @@ def test_a_wrong_sweep_file_is_one_line_and_leaves_nothing(
         (["db", "rebuild"], 1, "nothing to rebuild from"),
     ],
 )
-def test_errors_are_one_line(
+def test_errors_of_users_are_one_line(
     qbench: Qbench, tmp_path: Path, words: list[str], code: int, says: str
 ) -> None:
     found, out, err = qbench(*words)
@@ -124,7 +134,8 @@ def test_errors_are_one_line(
     [
         (
             ["sweep", "--workers", "0"],
-            "sweep: invalid value for '--workers': 0 is not in the range x>=1; see qbench sweep --help",
+            "sweep: invalid value for '--workers': 0 is not in the range x>=1; "
+            "see qbench sweep --help",
         ),
         (["sweep", "--worker", "1"], "--workers"),
         (["show", "--steps", "3"], "show: no such option"),
@@ -134,9 +145,7 @@ def test_errors_are_one_line(
         (["--nonsense"], "no such option"),
     ],
 )
-def test_what_click_finds_wrong_is_one_line_too(
-    qbench: Qbench, words: list[str], says: str
-) -> None:
+def test_errors_of_click_are_one_line_too(qbench: Qbench, words: list[str], says: str) -> None:
     code, out, err = qbench(*words)
     assert (
         (code, out) == (2, "")
@@ -146,15 +155,13 @@ def test_what_click_finds_wrong_is_one_line_too(
     )
 
 
-def test_without_a_command_it_explains_itself(qbench: Qbench) -> None:
+def test_without_a_command_the_help_is_printed(qbench: Qbench) -> None:
     code, out, err = qbench()
     assert code == 2 and "Commands:" in out + err
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="this machine has the device that the test asks for in vain"
-)
-def test_cuda_asked_for_and_absent(qbench: Qbench, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the test needs a machine without CUDA")
+def test_a_missing_cuda_device_is_an_error(qbench: Qbench, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     code, _, err = qbench("sweep", "small.toml", "--device", "cuda")
     assert (
@@ -165,7 +172,9 @@ def test_cuda_asked_for_and_absent(qbench: Qbench, tmp_path: Path) -> None:
     assert not (tmp_path / "results" / "runs").exists()
 
 
-def test_a_results_folder_that_cannot_be_written(qbench: Qbench, tmp_path: Path) -> None:
+def test_a_results_folder_that_cannot_be_written_is_an_error(
+    qbench: Qbench, tmp_path: Path
+) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     (tmp_path / "taken").write_text("a file")
     code, _, err = qbench("sweep", "small.toml", "--results", "taken/below")
@@ -195,7 +204,7 @@ def test_progress_goes_to_stderr_and_the_board_to_stdout(qbench: Qbench, tmp_pat
     assert again[0] == 0 and again[1] == out and "6 done before" in again[2]
 
 
-def test_json_is_all_that_stdout_holds(qbench: Qbench, tmp_path: Path, swept: Path) -> None:
+def test_with_json_stdout_holds_nothing_else(qbench: Qbench, tmp_path: Path, swept: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     code, out, err = qbench("sweep", "small.toml", "--results", swept, "--json")
     data = json.loads(out)
@@ -239,7 +248,7 @@ def test_failed_cells_exit_with_3(qbench: Qbench, tmp_path: Path) -> None:
 # ---- reading ----
 
 
-def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
+def test_tables_are_not_wrapped_unless_columns_is_set(tmp_path: Path) -> None:
     long = "a label that goes on and on beyond any column of a terminal"
     cells = [
         (make_run_config(seed, method, fmt), None)
@@ -268,7 +277,7 @@ def test_what_is_no_terminal_is_as_wide_as_it_needs(tmp_path: Path) -> None:
     assert max(map(len, lines(COLUMNS="70"))) <= 70
 
 
-def test_a_board_in_every_form(qbench: Qbench, swept: Path) -> None:
+def test_a_board_is_printed_in_every_form(qbench: Qbench, swept: Path) -> None:
     where = ("--results", swept)
     assert "| ste |" in qbench("show", "--markdown", *where)[1]
     table = qbench("show", "small", "--csv", *where)[1].splitlines()
@@ -283,7 +292,7 @@ def test_a_board_in_every_form(qbench: Qbench, swept: Path) -> None:
     )
 
 
-def test_one_run_whole(qbench: Qbench, swept: Path) -> None:
+def test_a_run_is_printed(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
     code, out, _ = qbench("show", key[:10], "--results", swept)
     assert code == 0 and key in out and "audit" in out and "machine" in out
@@ -303,7 +312,7 @@ def test_two_entrants_are_compared(qbench: Qbench, swept: Path) -> None:
     )
 
 
-def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
+def test_a_run_is_reproduced(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
     code, out, _ = qbench("reproduce", key[:10], "--results", swept)
     assert code == 0 and out.startswith(f"{key}: ")
@@ -311,7 +320,7 @@ def test_a_run_is_made_again(qbench: Qbench, swept: Path) -> None:
     assert found["verdict"] in ("same", "within tolerance")
 
 
-def test_a_cell_is_made_again(qbench: Qbench, swept: Path) -> None:
+def test_a_cell_is_reproduced(qbench: Qbench, swept: Path) -> None:
     code, out, _ = qbench("reproduce", " ste  int2 toy/xs ", "--results", swept)
     assert code == 0 and out.endswith("2 runs: 2 same\n") and out.count("recorded") == 2
     assert (
@@ -327,7 +336,7 @@ def test_a_cell_is_made_again(qbench: Qbench, swept: Path) -> None:
     ].endswith("unknown board 'smal'; did you mean small?\n")
 
 
-def test_the_beginning_of_a_key_that_is_too_short_says_so(qbench: Qbench, swept: Path) -> None:
+def test_a_beginning_of_a_key_may_be_too_short(qbench: Qbench, swept: Path) -> None:
     key = next(d.name for d in swept.glob("runs/*/*"))
     for words in (
         ["show", key[:4]],
@@ -343,7 +352,7 @@ def test_the_beginning_of_a_key_that_is_too_short_says_so(qbench: Qbench, swept:
     assert code == 2 and "unknown board or run 'smal'; did you mean small?" in err
 
 
-def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_path: Path) -> None:
+def test_a_failed_run_is_reproduced_without_its_traceback(qbench: Qbench, tmp_path: Path) -> None:
     text = SMALL.replace('["fp", "rtn", "ste"]', '["fp"]').replace(
         "recipe.steps = 10", "recipe = { steps = 10, lr = 1e30, clip = 0.0 }"
     )
@@ -359,7 +368,9 @@ def test_a_failed_run_is_made_again_without_its_traceback(qbench: Qbench, tmp_pa
     )
 
 
-def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path: Path) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_of_many(
+    qbench: Qbench, tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     with Store(results) as store:
         store.save_board(
@@ -377,7 +388,7 @@ def test_what_is_unknown_among_many_is_told_the_nearest(qbench: Qbench, tmp_path
     assert code == 2 and err.count("digits/") == 8 and err.endswith(" and 7 more\n")
 
 
-def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path) -> None:
+def test_the_store_can_be_checked_and_rebuilt(qbench: Qbench, tmp_path: Path) -> None:
     results = tmp_path / "results"
     make_attempt(results, make_run_config())
     (run,) = iterate_attempts(results)
@@ -397,7 +408,7 @@ def test_the_store_can_be_checked_and_made_again(qbench: Qbench, tmp_path: Path)
     assert qbench("db", "rebuild")[0] == 0 and qbench("db", "check")[0] == 0
 
 
-def test_catalogues(qbench: Qbench) -> None:
+def test_methods_and_tasks_are_listed(qbench: Qbench) -> None:
     methods = {m["name"]: m for m in json.loads(qbench("methods", "--json")[1])}
     assert (
         {"fp", "rtn", "ste"} <= set(methods)
@@ -411,7 +422,7 @@ def test_catalogues(qbench: Qbench) -> None:
     assert "ste" in qbench("methods")[1] and "digits" in qbench("tasks")[1]
 
 
-def test_doctor_looks_at_the_machine(qbench: Qbench) -> None:
+def test_doctor_checks_the_machine(qbench: Qbench) -> None:
     code, out, _ = qbench("doctor", "--json")
     assert code == int(not all(f["fine"] for f in json.loads(out))) and {"torch", "results"} <= {
         f["what"].split()[0] for f in json.loads(out)
@@ -424,7 +435,7 @@ def test_completion_is_a_script(qbench: Qbench, shell: str) -> None:
     assert code == 0 and f"_QBENCH_COMPLETE={shell}_complete" in out.replace(" ", "")
 
 
-def test_completion_completes() -> None:
+def test_completion_proposes_commands() -> None:
     env = {
         **os.environ,
         "_QBENCH_COMPLETE": "bash_complete",
@@ -438,7 +449,7 @@ def test_completion_completes() -> None:
     )
 
 
-def test_check_prints_a_line_a_check(qbench: Qbench) -> None:
+def test_check_prints_one_line_for_each_check(qbench: Qbench) -> None:
     code, out, _ = qbench("check", "RTN", "--quick")
     assert code == 0 and re.search(r"RTN: \d+ passed, 0 failed", out) and "FAILED" not in out
 
@@ -446,16 +457,18 @@ def test_check_prints_a_line_a_check(qbench: Qbench) -> None:
 # ---- the whole surface ----
 
 
-def commands(group: Group, *path: str) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
+def list_commands(group: Group, *path: str) -> list[tuple[str, ...]]:
+    """Return the words of every command below a group."""
+    words: list[tuple[str, ...]] = []
     for name in group.list_commands(Context(group)):
         command = group.commands[name]
-        found += commands(command, *path, name) if isinstance(command, Group) else [(*path, name)]
-    return found
+        is_group = isinstance(command, Group)
+        words += list_commands(command, *path, name) if is_group else [(*path, name)]
+    return words
 
 
-@pytest.mark.parametrize("words", commands(cli.cli), ids=" ".join)
-def test_every_command_and_option_explains_itself(qbench: Qbench, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", list_commands(cli.cli), ids=" ".join)
+def test_every_command_and_option_has_help(qbench: Qbench, words: tuple[str, ...]) -> None:
     code = qbench(*words, "--help")[0]
     command = cli.cli
     for word in words:
@@ -468,7 +481,7 @@ def test_every_command_and_option_explains_itself(qbench: Qbench, words: tuple[s
     )
 
 
-def test_interrupted_output_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -m qbench methods --json | head -1",
         shell=True,

@@ -1,4 +1,4 @@
-"""What `--json` prints is what the schemas in qbench/schemas say, nothing less and nothing more."""
+"""`--json` prints what the schemas in qbench/schemas say, nothing less and nothing more."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ recipe.steps = 6
 downstream.tasks = ["grammar_recall"]
 [[method]]
 name = "gdnsq"
-distill = true
+bits_rate = 2.0
 [[method]]
 name = "rtn"
 scale = "hessian"
 """
 KEY, LANGUAGE = "@key", "@language"
-"""The key of a run; of one whose network is a language model."""
+"""Placeholders for the key of a run on the toy task, and of a run of a language model."""
 PRINTED = {
     "sweep": (["sweep", "small.toml"], ["sweep", "small.toml", "--seeds", "1", "--steps", "2"]),
     "status": (["status", "small.toml"], ["sweep", "small.toml", "--dry-run", "--seeds", "3"]),
@@ -66,23 +66,25 @@ PRINTED = {
     "db-check": (["db", "check"],),
     "db-rebuild": (["db", "rebuild"],),
 }
-"""By schema: the commands that print it."""
+"""The commands that print what a schema describes, by the name of the schema."""
 
 
-def validator(name: str) -> Draft7Validator:
+def make_validator(name: str) -> Draft7Validator:
     return Draft7Validator(FILES[f"{name}.schema.json"], registry=REGISTRY)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("desk")
+def swept_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which a sweep was trained and submitted."""
+    folder = tmp_path_factory.mktemp("swept")
     (folder / "small.toml").write_text(SWEEP)
-    qbench(folder, "sweep", "small.toml")
-    qbench(folder, "submit", "small", "--out", "small.qbench.zip")
+    run_json(folder, "sweep", "small.toml")
+    run_json(folder, "submit", "small", "--out", "small.qbench.zip")
     return folder
 
 
-def qbench(folder: Path, *words: str) -> Any:
+def run_json(folder: Path, *words: str) -> Any:
+    """Run a command with --json in a folder, and return what it prints."""
     if {KEY, LANGUAGE} & set(words):
         keys = {
             spec["task"]: file.parts[-3]
@@ -99,57 +101,60 @@ def qbench(folder: Path, *words: str) -> Any:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_schema_is_one_and_is_strict(name: str) -> None:
+def test_every_schema_is_valid_and_strict(name: str) -> None:
     Draft7Validator.check_schema(FILES[name])
-    for part in objects(FILES[name]):
+    for part in iterate_objects(FILES[name]):
         if "properties" in part:
             assert part.get("additionalProperties") is False, (
-                f"{name}: an object that lets anything in"
+                f"{name}: an object accepts any property"
             )
 
 
-def objects(schema: Any) -> Iterator[dict[str, Any]]:
+def iterate_objects(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object type in a schema."""
     if isinstance(schema, dict):
         if schema.get("type") == "object":
             yield schema
         for value in schema.values():
-            yield from objects(value)
+            yield from iterate_objects(value)
     elif isinstance(schema, list):
         for value in schema:
-            yield from objects(value)
+            yield from iterate_objects(value)
 
 
 @pytest.mark.parametrize(
     ("name", "command"),
     [(name, command) for name, commands in PRINTED.items() for command in commands],
 )
-def test_what_a_command_prints_is_what_its_schema_says(
-    name: str, command: list[str], desk: Path
+def test_a_command_prints_what_its_schema_says(
+    name: str, command: list[str], swept_folder: Path
 ) -> None:
-    found = qbench(desk, *command)
-    validator(name).validate(found)
-    assert found
-    some = found[0] if isinstance(found, list) else found
-    if isinstance(some, dict):
-        changed = copy.deepcopy(found)
-        (changed[0] if isinstance(found, list) else changed)["surprise"] = 1
+    printed = run_json(swept_folder, *command)
+    validator = make_validator(name)
+    validator.validate(printed)
+    assert printed
+    first = printed[0] if isinstance(printed, list) else printed
+    if isinstance(first, dict):
+        changed = copy.deepcopy(printed)
+        (changed[0] if isinstance(printed, list) else changed)["surprise"] = 1
         with pytest.raises(ValidationError, match="surprise"):
-            validator(name).validate(changed)
+            validator.validate(changed)
 
 
 def test_every_command_that_prints_json_has_a_schema() -> None:
-    told = {words[0] for commands in PRINTED.values() for words in commands}
+    described = {words[0] for commands in PRINTED.values() for words in commands}
     printing = {
         name.split()[0]
-        for name, command in walk(cli, "")
+        for name, command in iterate_commands(cli, "")
         if any("--json" in p.opts for p in command.params)
     }
-    assert printing <= told
+    assert printing <= described
 
 
-def walk(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]]:
+def iterate_commands(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command below a group, with its full name."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
-            yield from walk(command, f"{before}{name} ")
+            yield from iterate_commands(command, f"{before}{name} ")
         else:
             yield f"{before}{name}", command

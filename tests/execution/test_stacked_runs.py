@@ -584,7 +584,7 @@ def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
 
 
 def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "device_named", torch.device)
+    monkeypatch.setattr(devices, "parse_device", torch.device)
     monkeypatch.setattr(
         devices, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)]
     )

@@ -13,7 +13,7 @@ from qbench.training.setup import make_run, open_problem
 from tests import SOAK
 
 COMPILERS = ["aot_eager", "inductor"] if SOAK else ["aot_eager"]
-"""What gradients are compiled with. The first traces the backward pass too, but generates no code."""
+"""What gradients are compiled with. `aot_eager` traces the backward pass, but generates no code."""
 
 
 def prepare_run_of(method: Method, config: RunConfig) -> TrainingRun:

@@ -43,6 +43,7 @@ Delta = Any
 def draw_normal(
     seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64
 ) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(
         shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(dtype)
@@ -67,6 +68,7 @@ def make_weight_quantizer(
 
 
 def compute_gradients(q: EWGSQuantizer, x: Tensor, g: Tensor) -> list[Tensor]:
+    """Return the gradients in `x`, l, u and α, where `g` is the gradient at the output."""
     leaf = x.clone().requires_grad_()
     return list(torch.autograd.grad(q.relax(leaf), [leaf, q.low, q.high, q.alpha], g))
 
@@ -115,8 +117,12 @@ def test_forward_and_gradients_are_the_papers(seed: int, bits: int, delta: float
     at_n = at_q + float(q.delta.flatten()[0]) * at_q.abs() * (x_n - x_q)
     at_n = torch.where((position >= 0) & (position <= 1), at_n, 0.0)
     width = high - low
-    expected = [at_n / width, (at_n * (x - high) / width**2).sum(1, keepdim=True), (-at_n * (x - low) / width**2).sum(1, keepdim=True),
-              (g * 2 * (x_q - 0.5)).sum(1, keepdim=True) * alpha.sign()]  # fmt: skip
+    expected = [
+        at_n / width,
+        (at_n * (x - high) / width**2).sum(1, keepdim=True),
+        (-at_n * (x - low) / width**2).sum(1, keepdim=True),
+        (g * 2 * (x_q - 0.5)).sum(1, keepdim=True) * alpha.sign(),
+    ]
     for actual, formula in zip(compute_gradients(q, x, g), expected, strict=True):
         torch.testing.assert_close(actual, formula, rtol=1e-9, atol=1e-9)
     assert (expected[0] == 0).any()  # some elements are clipped, so the test can fail
@@ -407,8 +413,16 @@ def test_probing_costs_at_most_a_tenth_of_the_run(steps: int) -> None:
 # ---- domains, degenerate tensors, compilation ----
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"delta": -1e-3}, "delta must not be negative"), ({"delta": math.inf}, "delta"), ({"delta": math.nan}, "delta"),
-                                                 ({"rate": -1.0}, "rate must not be negative"), ({"follow": 1.0}, "follow must be in [0, 1)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"delta": -1e-3}, "delta must not be negative"),
+        ({"delta": math.inf}, "delta"),
+        ({"delta": math.nan}, "delta"),
+        ({"rate": -1.0}, "rate must not be negative"),
+        ({"follow": 1.0}, "follow must be in [0, 1)"),
+    ],
+)
 def test_values_out_of_domain_are_refused(fields: dict[str, Any], message: str) -> None:
     assert message in str(EWGS(**fields).check()) and EWGS().check() is None
 
@@ -487,6 +501,7 @@ def test_stacked_sites_get_the_bits_that_they_get_alone() -> None:
             assert all(torch.equal(a[index], b) for a, b in zip(stacked, alone, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("delta", [1.5, "adaptive"])
 def test_the_compiled_gradient_is_the_eager_one(delta: Delta, compiler: str) -> None:

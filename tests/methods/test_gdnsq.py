@@ -46,6 +46,7 @@ def make_site(
     role: str = "weight",
     unsigned: bool = False,
 ) -> Site:
+    """Return a site of a weight, or of an input."""
     return Site("w", role, fmt, granularity, shape, unsigned)  # type: ignore[arg-type]
 
 
@@ -55,18 +56,21 @@ def make_weight_quantizer(
     shape: tuple[int, ...] = SHAPE,
     **params: object,
 ) -> WeightNoise:
+    """Return the quantizer of a weight."""
     actual = GDNSQ(**params).quantizer(make_site(fmt, granularity, shape))  # type: ignore[arg-type]
     assert isinstance(actual, WeightNoise)
     return actual
 
 
 def make_input_quantizer(fmt: str = "int4", unsigned: bool = False, **params: object) -> InputNoise:
+    """Return the quantizer of an input with 64 features."""
     actual = GDNSQ(**params).quantizer(make_site(fmt, "tensor", (1, 64), "activation", unsigned))  # type: ignore[arg-type]
     assert isinstance(actual, InputNoise)
     return actual
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -330,6 +334,7 @@ def test_clipping_has_the_slopes_of_its_finite_differences() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_compiled_gradients_are_the_eager_ones(compiler: str) -> None:
     x, g = draw_normal(11).float(), draw_normal(12).float()
@@ -372,6 +377,7 @@ def start_toy_run(
 
 @torch.no_grad()
 def set_all_bits(run: TrainingRun, bits: float, role: str | None = None) -> None:
+    """Set the bits of all quantizers of a run, or of those of one role."""
     for stack in run.weights:
         if role in (None, "weight"):
             set_bits(stack.quantizer, stack.stack(), bits)  # type: ignore[arg-type]
@@ -392,9 +398,7 @@ def test_the_penalty_is_zero_exactly_where_all_bits_are_a_thousandth_below_the_t
     assert float(excess_bits(run).detach()) > 0
 
 
-def test_the_penalty_is_the_mean_over_groups_weighted_by_the_violated_constraints_of_each_role() -> (
-    None
-):
+def test_the_penalty_is_a_mean_weighted_by_the_violated_constraints_of_each_role() -> None:
     run = start_toy_run("int4", "int4")
     groups = sum(b.quantizer.log_step.numel() for b in run.weights)  # type: ignore[union-attr, misc]
     set_all_bits(run, 6.0, "weight")

@@ -1,4 +1,4 @@
-"""GPTQ is compared with slow optimal brain quantization, the best codes, and rounding to nearest."""
+"""GPTQ is compared with optimal brain quantization, the best codes, and rounding to nearest."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ PRODUCT = list(itertools.product(FORMATS, GRANULARITIES, ("absmax", "mse")))
 
 
 def draw_normal(*shape: int, seed: int = 0) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -56,6 +57,7 @@ def correlated_moment(columns: int, seed: int = 0, samples: int = 0) -> Tensor:
 def make_quantizer(
     fmt: str, granularity: str, shape: tuple[int, ...], **params: object
 ) -> Compensated:
+    """Return the quantizer of a weight."""
     actual = build("methods", "gptq", params).quantizer(
         Site("w", "weight", fmt, granularity, shape)
     )
@@ -64,11 +66,13 @@ def make_quantizer(
 
 
 def make_grid(w: Tensor, fmt: str = "int3", granularity: str = "channel", **params: object) -> Grid:
+    """Return the grid of a weight before compensation."""
     grid: Grid = make_quantizer(fmt, granularity, tuple(w.shape), **params).grid(w)
     return grid
 
 
 def damped(moment: Tensor, damping: float = 0.01) -> Tensor:
+    """Return the moment with a share of its mean diagonal added to the diagonal."""
     return moment + damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
 
 
@@ -226,6 +230,7 @@ def test_the_last_column_is_the_best_that_the_others_leave() -> None:
         assert (row_errors(other, w, h) >= row_errors(actual, w, h) - 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fmt", "granularity", "scale"), PRODUCT if SOAK else COVERING)
 def test_on_correlated_inputs_it_beats_rounding_to_nearest(
     fmt: str, granularity: str, scale: str
@@ -354,11 +359,13 @@ def attach_method(
     activations: str | None = None,
     **params: object,
 ) -> TrainingRun:
+    """Return a run of a method on a problem."""
     config = Kit("gptq", Path()).make_config(fmt, granularity, activations=activations)
     return make_run(problem, build("methods", name, params), config)
 
 
 def toy_problem() -> Problem:
+    """Return the problem of the toy task."""
     problem: Problem = load_task("toy")().problem("xs", 0, 64, torch.device("cpu"))
     return problem
 
@@ -483,10 +490,18 @@ def test_the_exact_moment_is_taken_where_the_task_knows_it() -> None:
 # ---- parameters ----
 
 
-@pytest.mark.parametrize(("params", "message"), [({"damping": 0.0}, "damping must lie between 1e-6 and 1, not 0.0"),
-                                                 ({"damping": 2.0}, "damping must lie between"), ({"block": 0}, "at least 1"),
-                                                 ({"batches": 0}, "at least 1"), ({"grid": "affine", "scale": "mse"}, "does not apply"),
-                                                 ({"grid": "full"}, "unknown value 'full'"), ({"damp": 1.0}, "did you mean damping")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"damping": 0.0}, "damping must lie between 1e-6 and 1, not 0.0"),
+        ({"damping": 2.0}, "damping must lie between"),
+        ({"block": 0}, "at least 1"),
+        ({"batches": 0}, "at least 1"),
+        ({"grid": "affine", "scale": "mse"}, "does not apply"),
+        ({"grid": "full"}, "unknown value 'full'"),
+        ({"damp": 1.0}, "did you mean damping"),
+    ],
+)
 def test_wrong_parameters_are_refused_in_one_line(params: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         build("methods", "gptq", params)

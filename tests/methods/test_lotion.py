@@ -64,12 +64,14 @@ PRODUCT = list(
 def make_weight_quantizer(
     fmt: str, granularity: str = "channel", shape: tuple[int, ...] = SHAPE, **params: Any
 ) -> LOTIONWeight:
+    """Return the quantizer of a weight."""
     actual = LOTION(**params).quantizer(Site("w", "weight", fmt, granularity, shape))
     assert isinstance(actual, LOTIONWeight)
     return actual
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -105,6 +107,7 @@ def penalty_and_force(q: LOTIONWeight, w: Tensor, g: Tensor) -> tuple[Tensor, Te
 
 
 def finite_differences(f: Callable[[Tensor], float], w: Tensor, h: float = 1e-6) -> Tensor:
+    """Return the gradient of `f` at `w` by central differences."""
     actual = torch.zeros_like(w)
     for index in itertools.product(*map(range, w.shape)):
         up, down = w.clone(), w.clone()
@@ -124,6 +127,7 @@ def smoothed_loss(q: LOTIONWeight, w: Tensor, loss: Callable[[Tensor], Tensor]) 
 
 
 def list_outcomes(w: Tensor, low: Tensor, high: Tensor) -> list[tuple[float, Tensor]]:
+    """Return every outcome of randomised rounding, behind its probability."""
     sides = []
     for x, a, b in zip(w.tolist(), low.tolist(), high.tolist(), strict=True):
         up = min(max((x - a) / (b - a), 0.0), 1.0) if b > a else 0.0
@@ -147,7 +151,7 @@ def make_quadratic(seed: int, size: int) -> tuple[Tensor, Callable[[Tensor], Ten
 
 
 def is_generic(w: Tensor, fmt: str, margin: float = 1e-4) -> bool:
-    """Return whether only the largest element is near a level, and whether it is clearly largest."""
+    """Return whether only the largest element is near a level, and is clearly the largest."""
     s, a, b = bracket_levels(w, fmt)
     near = torch.minimum(w / s - a, b - w / s) < margin
     sizes = w.abs().sort(-1).values
@@ -165,7 +169,7 @@ def is_generic(w: Tensor, fmt: str, margin: float = 1e-4) -> bool:
 def test_randomised_rounding_is_unbiased_with_the_stated_variance(
     seed: int, fmt: str, granularity: str
 ) -> None:
-    """The uniform numbers are spread evenly, so that the mean is exact to one part in their number."""
+    """The n uniform numbers are spread evenly, so that the mean is exact to one part in n."""
     q, w, n = make_weight_quantizer(fmt, granularity), draw_normal(seed), 200
     grid = q.grid(w)
     low, high = grid.neighbours(w)
@@ -293,7 +297,7 @@ def test_two_layers_differ_from_gauss_newton_by_the_product_of_their_variances(f
 
 
 LATTICE = torch.tensor([[3.0, 0.0, 0.0]], dtype=torch.float64)
-"""int3 with the largest element held: the scale is 1, and the two others move on a fixed lattice."""
+"""An int3 weight whose largest element is held: the scale is 1, and the others move on a lattice."""
 
 
 def make_lattice_problem(
@@ -306,6 +310,7 @@ def make_lattice_problem(
 
 
 def lattice_point(*others: float) -> Tensor:
+    """Return the weight whose two free elements are these."""
     return LATTICE + torch.tensor([[0.0, *others]], dtype=torch.float64)
 
 
@@ -343,11 +348,12 @@ def test_a_lattice_point_is_a_strict_minimum_iff_every_single_step_raises_the_lo
     assert minima > 3 and others > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "seed"), [(2, 0), (2, 1), (2, 2), (2, 3), (3, 0), *((3, s) for s in (1, 2, 3) if SOAK)]
 )
 def test_the_least_smoothed_loss_is_the_least_loss_of_a_cast(seed: int, size: int) -> None:
-    """The scale moves. The minima are found by brute force over a mesh and all that it rounds to."""
+    """The scale moves. Minima are found by brute force over a mesh and all that it rounds to."""
     h, loss = make_quadratic(seed, size)
     q = make_weight_quantizer("int2", shape=(1, size))
     mesh = list(
@@ -413,7 +419,7 @@ def test_the_gradient_is_that_of_finite_differences(seed: int, fmt: str, through
 def test_the_gradient_in_closed_form(seed: int, fmt: str) -> None:
     """At fixed s the gradient is ½ g s(1 − 2Δ).
 
-    Through s the largest element gets sign/q_max · ½ Σ g s[(2k + 1)Δ − k] more, and no other differs.
+    Through s the largest element gets sign/q_max · ½ Σ g s[(2k + 1)Δ − k] more, the others nothing.
     """
     w, g = draw_normal(seed), draw_normal(seed + 1).abs()
     assume(is_generic(w, fmt))
@@ -457,6 +463,7 @@ def test_fp4_passes_a_sixth_of_the_force_on_the_scale_to_the_largest_element(see
     torch.testing.assert_close((w * through).sum(), 2 * value, rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fmt", "scale", "granularity"), PRODUCT if SOAK else COVERING)
 def test_every_scale_rule_has_its_gradient(fmt: str, scale: str, granularity: str) -> None:
     """Finite differences agree with it.
@@ -556,6 +563,7 @@ def make_config(
     options: dict[str, Any] | None = None,
     **params: Any,
 ) -> RunConfig:
+    """Return the configuration of a run on the toy task, or on another one."""
     usual = Kit("lotion", folder).make_config("int4")
     method = build("methods", "lotion", params)
     actual = dataclasses.replace(
@@ -567,6 +575,7 @@ def make_config(
 
 
 def start_run(cfg: RunConfig, folder: Path, **execution: Any) -> TrainingRun:
+    """Return a run that is ready for its first step."""
     _, problem = open_problem(cfg, CPU)
     return prepare_run(Assignment(cfg, folder / "1"), Execution(**execution), problem, CPU)
 
@@ -753,6 +762,7 @@ def test_half_precision_weights_and_layers_without_a_gradient(tmp_path: Path) ->
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3 if SOAK else 1))
 def test_on_the_diagonal_task_it_beats_rounding_the_teacher(seed: int, tmp_path: Path) -> None:
     """This is the paper's own claim on a small scale.
@@ -784,17 +794,18 @@ def test_on_the_diagonal_task_it_beats_rounding_the_teacher(seed: int, tmp_path:
         assert train(scale_gradient=False)[0] == pytest.approx(rounded, rel=0.01)
 
 
+@pytest.mark.slow
 def test_on_the_rotated_task_ste_ships_better_and_lotion_rounds_more_safely(
     tmp_path: Path,
 ) -> None:
     """This is a sanity check of the paper's claims, under plain gradient descent.
 
-    STE is ahead by the score that ships, on every seed. LOTION is ahead in the mean after randomised
-    rounding.
+    STE is ahead by the score that ships, on every seed. After randomised rounding LOTION is ahead
+    in the mean.
     """
     packed: dict[str, list[float]] = {"ste": [], "lotion": []}
     rounded: dict[str, list[float]] = {"ste": [], "lotion": []}
-    # A shorter run shows less of it: 1.7 times less error after randomised rounding instead of 3.
+    # In a shorter run the errors after randomised rounding differ less.
     steps, factor = (1500, 3.0) if SOAK else (700, 1.5)
     recipe = {"steps": steps, "optimizer": "sgd", "momentum": 0.0, "lr": 1.9, "weight_decay": 0.0}
     for name, seed in itertools.product(packed, range(3 if SOAK else 1)):
@@ -826,9 +837,17 @@ def test_on_the_rotated_task_ste_ships_better_and_lotion_rounds_more_safely(
 # ---- parameters ----
 
 
-@pytest.mark.parametrize(("params", "message"), [({"lam": -1.0}, "lam must not be negative"), ({"lam": math.inf}, "inf is not a finite number"),
-                                                 ({"decay": 1.0}, "decay must be in"), ({"decay": -0.1}, "decay must be in"),
-                                                 ({"fisher": "owm"}, "did you mean own"), ({"lambda": 1.0}, "did you mean lam")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"lam": -1.0}, "lam must not be negative"),
+        ({"lam": math.inf}, "inf is not a finite number"),
+        ({"decay": 1.0}, "decay must be in"),
+        ({"decay": -0.1}, "decay must be in"),
+        ({"fisher": "owm"}, "did you mean own"),
+        ({"lambda": 1.0}, "did you mean lam"),
+    ],
+)
 def test_wrong_parameters_are_refused_in_one_line(params: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         build("methods", "lotion", params)
@@ -841,6 +860,7 @@ def test_inputs_are_quantized_by_the_common_rule() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("fmt", ["int4", "fp4"])
 def test_compiled_equals_eager(fmt: str, compiler: str) -> None:

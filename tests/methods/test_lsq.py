@@ -34,6 +34,7 @@ def make_quantizer(
     unsigned: bool = False,
     **params: object,
 ) -> LearnedStep:
+    """Return the quantizer of a site that the method supports."""
     site = Site("w", role, fmt, granularity, shape, unsigned)  # type: ignore[arg-type]
     method = LSQ(**params)  # type: ignore[arg-type]
     assert method.unsupported(site) is None
@@ -43,10 +44,12 @@ def make_quantizer(
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def compute_gradients(q: LearnedStep, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients in `x` and in the step, where `g` is the gradient at the output."""
     leaf = x.clone().requires_grad_()
     q.zero_grad()
     q.relax(leaf).backward(g)
@@ -310,6 +313,7 @@ def test_training_moves_the_steps_at_a_rate_of_their_own() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_compiled_gradients_are_the_eager_ones(compiler: str) -> None:
     x, g = draw_normal(13).float(), draw_normal(14).float()

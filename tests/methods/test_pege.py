@@ -39,6 +39,7 @@ def make_weight_quantizer(
     u: float = 0.3,
     **fields: Any,
 ) -> Any:
+    """Return a quantizer that replaces a share of `rate`, with the weight `u` of the error."""
     q = PEGE(**fields).quantizer(Site("w", "weight", fmt, granularity, shape))
     q.set_seed(0, [f"w{i}" for i in range(math.prod(shape[:-2]))])
     set_rate(q, rate)
@@ -54,12 +55,14 @@ def set_rate(q: Quantizer, rate: float) -> None:
 def draw_normal(
     seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float64
 ) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(
         shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(dtype)
 
 
 def compute_gradient(q: Quantizer, x: Tensor, g: Tensor) -> Tensor:
+    """Return the gradient in `x`, where `g` is the gradient at the output."""
     leaf = x.clone().requires_grad_()
     q.relax(leaf).backward(g)
     assert leaf.grad is not None
@@ -409,9 +412,17 @@ def test_the_pull_brings_weights_to_their_levels() -> None:
 # ---- domains, degenerate tensors, compilation ----
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"kappa": -0.1}, "kappa must not be negative"), ({"kappa": math.nan}, "kappa"),
-                                                 ({"ramp": 0.0}, "ramp must be in (0, 1]"), ({"ramp": 1.5}, "ramp"),
-                                                 ({"log_base": 1.0}, "log_base must be above 1"), ({"log_base": math.inf}, "log_base")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kappa": -0.1}, "kappa must not be negative"),
+        ({"kappa": math.nan}, "kappa"),
+        ({"ramp": 0.0}, "ramp must be in (0, 1]"),
+        ({"ramp": 1.5}, "ramp"),
+        ({"log_base": 1.0}, "log_base must be above 1"),
+        ({"log_base": math.inf}, "log_base"),
+    ],
+)
 def test_values_out_of_domain_are_refused(fields: dict[str, float], message: str) -> None:
     assert message in str(PEGE(**fields).check()) and PEGE().check() is None  # type: ignore[arg-type]
 
@@ -456,6 +467,7 @@ def test_stacked_sites_get_the_bits_that_they_get_alone() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_the_compiled_gradient_is_the_eager_one(compiler: str) -> None:
     x, g = draw_normal(17, dtype=torch.float32), draw_normal(18, dtype=torch.float32)

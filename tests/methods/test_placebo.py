@@ -41,6 +41,7 @@ def test_gradients_of_zero_stay_zero() -> None:
 
 
 def make_placebo_config(kit: Kit, **params: object) -> RunConfig:
+    """Return the configuration of a run of the placebo with these parameters."""
     plain = kit.make_config("int2")
     return dataclasses.replace(plain, method_params={**plain.method_params, **params})
 

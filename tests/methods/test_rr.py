@@ -36,6 +36,7 @@ def make_quantizer(
     names: tuple[str, ...] = ("w",),
     **params: object,
 ) -> Quantizer:
+    """Return the quantizer of a weight, keyed by the names of its sites."""
     actual = build("methods", "rr", params).quantizer(
         Site(",".join(names), "weight", fmt, granularity, shape)
     )
@@ -45,6 +46,7 @@ def make_quantizer(
 
 
 def draw_normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -213,6 +215,7 @@ def test_inputs_are_quantized_by_the_common_rule_and_wrong_parameters_refused() 
         build("methods", "rr", {"scale": "msee"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("fmt", ["int4", "int1"])
 def test_compiled_equals_eager(fmt: str, compiler: str) -> None:

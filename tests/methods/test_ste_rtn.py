@@ -38,6 +38,7 @@ def make_quantizer(
     unsigned: bool = False,
     **params: object,
 ) -> Quantizer:
+    """Return a method's quantizer of a weight, or of an input."""
     granularity = "channel" if role == "weight" else "tensor"
     actual = build("methods", name, params).quantizer(
         Site("w", role, fmt, granularity, shape, unsigned)
@@ -47,6 +48,7 @@ def make_quantizer(
 
 
 def draw_normal(seed: int, double: bool = False) -> Tensor:
+    """Return normally distributed numbers, which depend on nothing but the seed."""
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x if double else x.float()
 
@@ -284,9 +286,14 @@ def test_a_run_calibrates_scales_ranges_and_curvature_at_every_tenth_and_at_the_
     assert not torch.equal(curvature, quantizer.curvature)
 
 
-@pytest.mark.parametrize(("params", "message"), [({"scle": "mse"}, "unknown parameter of method ste 'scle'; did you mean scale"),
-                                                 ({"scale": "msee"}, "unknown value 'msee'; did you mean mse"),
-                                                 ({"clip_gradient": 1}, "expected bool, not int 1")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"scle": "mse"}, "unknown parameter of method ste 'scle'; did you mean scale"),
+        ({"scale": "msee"}, "unknown value 'msee'; did you mean mse"),
+        ({"clip_gradient": 1}, "expected bool, not int 1"),
+    ],
+)
 def test_wrong_parameters_are_refused_in_one_line(params: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as error:
         build("methods", "ste", params)
@@ -300,7 +307,10 @@ PRESETS = [
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_published_recipe_can_be_planned(name: str, preset: str) -> None:
-    text = 'board = "p"\ntrack = "as-published"\nmethods = ["fp"]\ntasks = ["digits"]\nformats = ["int4"]\n'
+    text = (
+        'board = "p"\ntrack = "as-published"\nmethods = ["fp"]\n'
+        'tasks = ["digits"]\nformats = ["int4"]\n'
+    )
     plan = make_plan(
         parse_sweep(f'{text}[[method]]\nname = "{name}"\npreset = "{preset}"\n', "p.toml")
     )

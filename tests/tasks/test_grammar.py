@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from qbench_tasks import grammar_text as text
-from qbench_tasks.grammar import SHAPES, VOCAB, WINDOWS, Grammar, GrammarProblem
+from qbench_tasks.grammar import SHAPES, VOCAB_SIZE, WINDOWS, Grammar, GrammarProblem
 from qbench_tasks.grammar_rules import next_logprobs
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class Truth(nn.Module):
 
 class Uniform(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
-        return torch.zeros(*tokens.shape, VOCAB)
+        return torch.zeros(*tokens.shape, VOCAB_SIZE)
 
 
 def test_the_grammar_itself_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +38,8 @@ def test_the_grammar_itself_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_that_knows_nothing_scores_the_vocabulary() -> None:
     scores = problem().score(Uniform(), "test")
-    assert scores["loss"] == pytest.approx(np.log(VOCAB), rel=1e-6)
-    assert scores["bits"] == pytest.approx(np.log2(VOCAB), rel=1e-6)
+    assert scores["loss"] == pytest.approx(np.log(VOCAB_SIZE), rel=1e-6)
+    assert scores["bits"] == pytest.approx(np.log2(VOCAB_SIZE), rel=1e-6)
     _, logp = text.generate_windows(0, 0, WINDOWS["test"], 64, "test")
     assert scores["loss"] - scores["excess"] == pytest.approx(
         -logp[:, 1:].mean(dtype=np.float64), abs=1e-6

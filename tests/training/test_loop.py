@@ -387,14 +387,14 @@ def test_numbers_that_are_not_finite_are_null_with_their_kind() -> None:
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_schedules_warm_up_and_come_down(name: str) -> None:
     def at(progress: float) -> float:
-        return schedules.lr_factor(name, progress, warmup=0.1, decay=0.2, floor=0.05)
+        return schedules.learning_rate_factor(name, progress, warmup=0.1, decay=0.2, floor=0.05)
 
     assert at(0.05) == pytest.approx(0.5) and at(0.1) == pytest.approx(1.0)
     assert at(1.0) == pytest.approx(1.0 if name == "constant" else 0.05)
     points = [at(0.1 + 0.9 * i / 100) for i in range(101)]
     assert points == sorted(points, reverse=True)
     assert name != "wsd" or at(0.79) == 1.0 > at(0.81)
-    assert schedules.lr_factor(name, 0.0, 0.0, 0.2, 0.0) == 1.0
+    assert schedules.learning_rate_factor(name, 0.0, 0.0, 0.2, 0.0) == 1.0
 
 
 def test_the_toy_is_a_task() -> None:
