@@ -1,4 +1,4 @@
-"""Tokenizer, Quiz and the Hugging Face layout of a language model."""
+"""What a task says about its language models: tokenizer, quizzes and Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -10,63 +10,76 @@ __all__ = ["Layout", "Question", "Quiz", "Tokenizer"]
 
 
 class Tokenizer(Protocol):
-    """What a language model reads. It takes int64 tokens (batch, time) and gives logits (batch,
-    time, vocab), the past alone seen.
+    """The tokenizer of a language model.
+
+    The model takes int64 tokens (batch, time) and returns logits (batch, time, vocab). It sees only
+    the tokens up to each position.
     """
 
     @property
     def context(self) -> int:
-        """Tokens that the model can see at once."""
+        """The number of tokens that the model can see at once."""
 
     @property
     def start(self) -> int:
-        """The token that every text begins with, and that stands in front of a question without a
-        context. It may end a generated text, too.
+        """The token that every text begins with.
+
+        It also stands in front of a question without a context, and may end a generated text.
         """
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without `start`; ValueError, in one line, for a text that the model
-        has no words for.
+        """Return the tokens of a text, without `start`.
+
+        Raises:
+            ValueError: In one line, if the vocabulary cannot express the text.
         """
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The inverse of `encode`; `start` in the midst of a text is rendered, too."""
+        """Return the text of tokens, which is the inverse of `encode`.
+
+        A `start` inside the text is written out, too.
+        """
 
     def to_json(self) -> dict[str, Any] | None:
-        """The same as a `tokenizer.json` of Hugging Face's tokenizers, where one can say it."""
+        """Return the content of a `tokenizer.json` for Hugging Face's tokenizers.
+
+        Return None if that format cannot describe this tokenizer.
+        """
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is written for Hugging Face's transformers: its `config.json`, and for each of
-    their tensors the name of ours.
-    """
+    """How a model is written for Hugging Face's transformers."""
 
     config: Mapping[str, Any]
+    """The content of its `config.json`."""
     names: Mapping[str, str]
+    """For each tensor's name in transformers, the name in our model."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A beginning and the ways in which it may go on, of which one is right. Between the two stands
-    a blank.
-    """
+    """A text and its possible continuations, of which one is right."""
 
     context: str
+    """The beginning of the text. A blank stands between it and the continuation."""
     choices: tuple[str, ...]
     right: int = 0
+    """The index of the right choice."""
 
 
 @dataclass(frozen=True)
 class Quiz:
-    """What a task asks its language models after training: questions (scored by accuracy), or texts
-    (by bits per byte).
+    """A test of a task's language models after training.
+
+    Its items are questions, scored by accuracy, or texts, scored by bits per byte.
     """
 
     title: str
     make: Callable[[], Sequence[Question] | Sequence[str]]
-    """The same items at every call, on every machine. Every problem of the task gets the same."""
+    """Returns the items, the same at every call, on every machine and for every problem."""
     version: int = 1
     chance: float | None = None
-    """The accuracy of guessing, and that of a perfect model, where they are known."""
+    """The accuracy of guessing, where it is known."""
     ceiling: float | None = None
+    """The accuracy of a perfect model, where it is known."""

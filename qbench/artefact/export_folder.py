@@ -140,6 +140,7 @@ def make_transformers_files(artefact: Path, config: RunConfig) -> dict[str, Any]
         raise UsageError(
             f"task {config.task}: its layout does not match the model at tensor {min(missing)}"
         )
+    # safetensors writes an array's buffer as it lies in memory, whatever its strides.
     tensors = {theirs: np.ascontiguousarray(arrays[ours]) for theirs, ours in layout.names.items()}
     tokens = {
         "bos_token_id": tokenizer.start,
@@ -173,6 +174,7 @@ def make_tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
     if data is None:
         return {}
     start = tokenizer.decode([tokenizer.start])
+    # A tokenizer that has a post-processor of its own places the start token by itself.
     if data.get("post_processor") is None:
         single = [
             {"SpecialToken": {"id": start, "type_id": 0}},

@@ -75,6 +75,7 @@ def export_artefact(run: TrainingRun, folder: Path) -> Artefact:
         tensors |= {f"{name}.{kind}": tensor for kind, tensor in packed.items()}
         payload += sum(tensor.nbytes for tensor in packed.values())
         quantized += matrix.numel()
+        # Counted by the grid; the audit compares it with the bytes of the file.
         bits += grid.bits(matrix.numel())
     for layer_name, quantizer in run.inputs.items():
         # The grid of an input does not depend on the input: its range was calibrated.
@@ -134,6 +135,7 @@ def _write_file(
     # Sorted keys, so that the same model always gives the same bytes.
     metadata = {"qbench": json.dumps(header, sort_keys=True)}
     save_file({name: x.contiguous() for name, x in tensors.items()}, path, metadata=metadata)
+    # save_file ignores the umask.
     apply_default_permissions(path)
     return path
 

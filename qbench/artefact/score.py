@@ -116,9 +116,12 @@ def _score_in_memory(run: TrainingRun, metric: Metric) -> _MemoryScores:
         simulated, loss_shipped = measure_score(), measure_loss()
         # Cloned, because the next quantization writes into the same tensors.
         snapped = {name: layer.quantized_weight.clone() for name, layer in layers.items()}
+        # Weights that lie on their levels do not change when they are quantized. The audit must not
+        # take that for a quantizer that was removed.
         on_grid = not run.inputs and all(
             torch.equal(layer.quantized_weight, layer.weight) for layer in layers.values()
         )
+    # The compiled network is measured too: a compiler may have removed the quantizers.
     loss_compiled = None
     if run.passes.compiled_output is not None:
         with network.evaluating():

@@ -1,4 +1,4 @@
-"""The toy task of the conformance kit: a two-layer body on a made-up classification."""
+"""The toy task of the conformance kit: a small network on an artificial classification."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ STEPS = 60
 
 
 class ToyNet(nn.Module):
+    """Five linear layers with ReLU between them; the middle three are quantized."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.first = QuantLinear(16, 32)
@@ -28,19 +30,20 @@ class ToyNet(nn.Module):
         self.wide = QuantLinear(32, 64, unsigned_input=True)
         self.narrow = QuantLinear(64, 32, unsigned_input=True)
         self.last = QuantLinear(32, 4, unsigned_input=True)
-        draw = generator("toy", "start", seed)
+        draws = generator("toy", "start", seed)
         for layer in self.children():
             assert isinstance(layer, QuantLinear)
-            nn.init.normal_(layer.weight, std=(2 / layer.weight.shape[1]) ** 0.5, generator=draw)
+            nn.init.normal_(layer.weight, std=(2 / layer.weight.shape[1]) ** 0.5, generator=draws)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in (self.first, self.hidden, self.wide, self.narrow):
             x = F.relu(layer(x))
-        out: Tensor = self.last(x)
-        return out
+        return self.last(x)  # type: ignore[no-any-return]
 
 
 class ToyProblem(Problem):
+    """Gaussian inputs whose class is the largest output of a fixed linear map."""
+
     seeds_share_data = True
 
     def __init__(self, seed: int, batch: int, device: torch.device) -> None:
@@ -49,15 +52,16 @@ class ToyProblem(Problem):
         self.work = Work(labels=batch)
         self.truth = torch.randn(16, 4, generator=generator("toy", "truth"))
 
-    def draw(self, count: int, *key: object) -> Batch:
+    def sample_batch(self, count: int, *key: object) -> Batch:
+        """Return `count` inputs and classes that depend on the key alone."""
         x = torch.randn(count, 16, generator=generator("toy", *key))
         return Batch(send(x, self.device), send((x @ self.truth).argmax(-1), self.device), count)
 
     def batch(self, index: int) -> Batch:
-        return self.draw(self.size, self.seed, index)
+        return self.sample_batch(self.size, self.seed, index)
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        return [self.draw(256, split)]
+        return [self.sample_batch(256, split)]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         assert batch.targets is not None
@@ -66,7 +70,7 @@ class ToyProblem(Problem):
 
 @dataclass
 class Toy(Task):
-    """A made-up classification for the conformance kit; no board should use it."""
+    """An artificial classification for the conformance kit; no board should use it."""
 
     name = "toy"
     title = "Toy classification (conformance only)"

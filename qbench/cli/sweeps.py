@@ -22,6 +22,7 @@ from qbench.cli.options import (
 if TYPE_CHECKING:
     from qbench.sweepfile.config import SweepConfig
     from qbench.sweeps.cells import Shard
+    from qbench.sweeps.listener import SweepSummary
     from qbench.sweeps.status import RunStatus
 
 
@@ -206,15 +207,20 @@ def sweep(
         answers = None
         if not summary.interrupted:
             answers = ask_finished_runs(config, results, engine, execution)
-    if as_json:
-        from qbench.analysis.results import Results
-
-        print_json({**vars(summary), "board": Results(results).board(config.board).to_json()})
-    elif not summary.interrupted:
-        print_board(config.board, results, "table")
+    print_trained_board(config.board, results, summary, as_json)
     if answers and answers.failures:
         click.echo(f"qbench: {make_failure_error(answers.failures)}", err=True)
     return summary.code or (3 if answers and answers.failures else 0)
+
+
+def print_trained_board(board: str, results: Path, summary: SweepSummary, as_json: bool) -> None:
+    """Print the board of a sweep that has ended. After an interruption only JSON is printed."""
+    if as_json:
+        from qbench.analysis.results import Results
+
+        print_json({**vars(summary), "board": Results(results).board(board).to_json()})
+    elif not summary.interrupted:
+        print_board(board, results, "table")
 
 
 def read_config(file: Path | None) -> SweepConfig:

@@ -31,11 +31,11 @@ from qbench.runs.environment import collect_environment
 from qbench.training.calibration import finalize
 from qbench.training.devices import (
     Stopwatch,
-    select_device,
-    reset_peak_memory,
     peak_flops,
     peak_memory,
     quartiles,
+    reset_peak_memory,
+    select_device,
 )
 from qbench.training.failures import Failed, failing_with
 from qbench.training.loop import Report, RunTracker, train, update

@@ -58,6 +58,7 @@ def find_edited(spec: Mapping[str, Any], env: Mapping[str, Any]) -> list[str]:
 
     A plugin whose source was not recorded is not listed.
     """
+    # Hashes of earlier versions have no prefix and are skipped.
     recorded = {kind: env.get(f"{kind}_source") or "" for kind in KINDS}
     comparable = [kind for kind in KINDS if recorded[kind].startswith(SYNTAX)]
     return [

@@ -1,16 +1,16 @@
-"""Formats and granularities: what `int4` and `block-32` mean, and the site that a quantizer is made
-for.
+"""Formats and granularities: what `int4` and `block-32` mean.
 
-A format says how many bits a code takes; its levels at unit scale are a run of integers, a run of
-half-integers or a codebook. int4 alone is four different runs, and methods differ in which they
-use:
+A format says how many bits a code takes. Its levels at unit scale are consecutive integers,
+consecutive half-integers or a codebook. int4 has four sets of levels, and methods differ in which
+of them they use:
 
-    symmetric   −7 … 7          15 levels, the largest element sits exactly on the last one
-    full        −8 … 7          16 levels, LSQ's range
-    affine       0 … 15         16 levels, with an offset beside the scale (also unsigned activations, without one)
+    symmetric   −7 … 7          15 levels; the largest element lies exactly on the last one
+    full        −8 … 7          16 levels; the range of LSQ
+    affine       0 … 15         16 levels with an offset and a scale; without an offset for
+                                activations that cannot be negative
     midrise    −7.5 … 7.5       16 levels, none of them zero
 
-int1 has no symmetric run but {0}; its symmetric and midrise levels are both ±½.
+The only symmetric set of int1 would be {0}, so its symmetric and its midrise levels are both ±½.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from qbench.quant.levels import LevelKind
 
 
+# The magnitudes of a 4-bit float with two exponent bits and one mantissa bit (OCP MX, E2M1).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A number format by name. `codebook` is empty for integers."""
+    """A number format. `codebook` holds its levels in ascending order; it is empty for integers."""
 
     name: str
     bits: int
@@ -42,9 +43,11 @@ class Format:
 
     @staticmethod
     def named(name: str) -> Format:
+        """Return the format of this name, or raise a `UsageError` that suggests similar names."""
         return _format(name)
 
     def levels(self, kind: LevelKind = "symmetric") -> Levels:
+        """Return the levels at unit scale. A codebook has one set, whatever kind is asked for."""
         if self.codebook:
             return Levels(self.bits, self.codebook[0], self.codebook[-1], self.codebook)
         count = 2**self.bits
@@ -65,6 +68,7 @@ FORMATS = (*(f"int{bits}" for bits in range(1, 9)), "fp4")
 @cache
 def _format(name: str) -> Format:
     if name == "fp4":
+        # The set removes the second zero: −0 and 0 are one level, so fp4 has 15 levels.
         return Format("fp4", 4, tuple(sorted({-v for v in E2M1} | set(E2M1))))
     if name in FORMATS:
         return Format(name, int(name[3:]))
@@ -73,8 +77,9 @@ def _format(name: str) -> Format:
 
 @dataclass(frozen=True)
 class Granularity:
-    """Which elements of a `(…, rows, columns)` tensor share a scale: all, a row, or `block`
-    neighbours in a row.
+    """Which elements of a `(…, rows, columns)` tensor share a scale and so form a group.
+
+    A group is the whole matrix, a row of it, or `block` consecutive elements of a row.
     """
 
     name: str
@@ -82,10 +87,11 @@ class Granularity:
 
     @staticmethod
     def named(name: str) -> Granularity:
+        """Return the granularity of this name, or raise a `UsageError`."""
         return _granularity(name)
 
     def group(self, x: Tensor) -> Tensor:
-        """A view whose last axis is one group."""
+        """Return a view of `x` whose last axis is one group."""
         if self.name == "tensor":
             return x.flatten(-2).unsqueeze(-2)
         if self.block:
@@ -94,7 +100,10 @@ class Granularity:
         return x
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one number a group, as it broadcasts against `group(x)`."""
+        """Return the shape of a tensor with one number per group.
+
+        It broadcasts against `group(x)` for an `x` of the given shape.
+        """
         *lead, rows, columns = shape
         if self.name == "tensor":
             return (*lead, 1, 1)
@@ -103,7 +112,7 @@ class Granularity:
         return (*lead, rows, 1)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
-        """Why the granularity cannot hold on a tensor of this shape, in a sentence."""
+        """Return why a tensor of this shape cannot be grouped so, in a sentence, or None."""
         if self.block and shape[-1] % self.block:
             return (
                 f"{self.name} needs rows of a multiple of {self.block} elements, not of {shape[-1]}"

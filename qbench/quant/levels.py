@@ -1,4 +1,4 @@
-"""The levels of a format at unit scale; BatchedLevels where stacked runs differ in bits."""
+"""The levels of a format at unit scale, and `BatchedLevels` for stacked runs that differ in bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ LevelKind = Literal["symmetric", "full", "affine", "midrise"]
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels at unit scale: `low, low + 1, …, high`, or a sorted codebook from `low` to
-    `high`.
+    """The levels at unit scale.
+
+    They are `low, low + 1, …, high`, or a codebook in ascending order from `low` to `high`.
     """
 
     bits: int
@@ -27,60 +28,77 @@ class Levels:
 
     @property
     def count(self) -> int:
+        """The number of levels."""
         return len(self.codebook) or round(self.high - self.low) + 1
 
     @property
     def shift(self) -> float:
-        """How far the run lies off the integers: 0, or ½ for midrise."""
+        """The distance of the levels from the integers below: 0, or ½ for midrise."""
         return self.low % 1.0
 
     @property
     def is_binary(self) -> bool:
-        """Whether there are two alone, which absmax does not fit."""
+        """Whether there are only two levels. The absmax rule does not fit these."""
         return self.count == 2
 
     def units(self) -> tuple[float, ...]:
+        """Return all levels in ascending order."""
         return self.codebook or tuple(self.low + i for i in range(self.count))
 
-    def per_run_number(self, f: Callable[[Levels], float]) -> float | Tensor:
-        """What follows from the levels; for runs side by side on different ones, one each."""
-        return f(self)
+    def per_run_number(self, function: Callable[[Levels], float]) -> float | Tensor:
+        """Return `function` of the levels.
+
+        If stacked runs have different levels, the result is a tensor with one number for each run.
+        """
+        return function(self)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchedLevels(Levels):
-    """Of several runs, integers of different widths: the ends are tensors, with an axis of runs in
-    front of `axes` − 1 others.
+    """The levels of stacked runs whose integer formats have different widths.
+
+    `low`, `high` and `count` are tensors of `axes` axes, the first of which is that of the runs.
     """
 
-    own: tuple[Levels, ...] = ()
+    levels_of_runs: tuple[Levels, ...] = ()
     axes: int = 1
     device: torch.device | None = None
 
     @staticmethod
-    def of(own: Sequence[Levels], axes: int, device: torch.device) -> BatchedLevels:
-        assert len({(levels.shift, levels.codebook, levels.is_binary) for levels in own}) == 1, (
-            "of one kind"
-        )
+    def of(levels_of_runs: Sequence[Levels], axes: int, device: torch.device) -> BatchedLevels:
+        """Return the levels of all runs, for arithmetic with tensors of `axes` axes."""
+        # The code branches on these three, so they must be the same in all runs.
+        kinds = {(levels.shift, levels.codebook, levels.is_binary) for levels in levels_of_runs}
+        assert len(kinds) == 1, "levels of stacked runs must be of one kind"
         low, high = (
-            per_run_constant([getattr(levels, end) for levels in own], axes, device)
+            per_run_constant([getattr(levels, end) for levels in levels_of_runs], axes, device)
             for end in ("low", "high")
         )
         return BatchedLevels(
-            max(levels.bits for levels in own), low, high, (), tuple(own), axes, device
-        )  # type: ignore[arg-type]
+            bits=max(levels.bits for levels in levels_of_runs),
+            low=low,  # type: ignore[arg-type]
+            high=high,  # type: ignore[arg-type]
+            levels_of_runs=tuple(levels_of_runs),
+            axes=axes,
+            device=device,
+        )
 
     @property
     def count(self) -> Tensor:  # type: ignore[override]
+        """The number of levels of each run."""
         return self.high - self.low + 1  # type: ignore[return-value]
 
     @property
     def shift(self) -> float:
-        return self.own[0].shift
+        """The distance of the levels from the integers below, which all runs share."""
+        return self.levels_of_runs[0].shift
 
     @property
     def is_binary(self) -> bool:
-        return self.own[0].is_binary
+        """Whether the runs have only two levels."""
+        return self.levels_of_runs[0].is_binary
 
-    def per_run_number(self, f: Callable[[Levels], float]) -> Tensor:
-        return per_run_constant([f(levels) for levels in self.own], self.axes, self.device)
+    def per_run_number(self, function: Callable[[Levels], float]) -> Tensor:
+        """Return `function` of the levels of each run."""
+        values = [function(levels) for levels in self.levels_of_runs]
+        return per_run_constant(values, self.axes, self.device)

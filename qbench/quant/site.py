@@ -1,4 +1,4 @@
-"""Site: one tensor to quantize, its role, format, granularity and shape."""
+"""Site: one tensor that is quantized, with its role, format, granularity and shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 Role = Literal["weight", "activation"]
 INPUT = ".input"
-"""Suffix of the name of a layer's input: the site of its weight has the layer's own name."""
+"""Suffix of the name of a site that is a layer's input.
+
+The site of the layer's weight has the name of the layer.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class Site:
     """A tensor that is quantized.
 
     Its last two axes are rows and columns. Axes before them are other sites, or stacked runs.
+
+    Attributes:
+        name: The name of the layer; with the suffix `.input` for its input.
+        role: Whether the tensor is a weight or an activation.
+        format: The name of the number format, such as `int4`.
+        granularity: The name of the granularity, such as `channel`.
+        shape: The shape of the tensor; rows are output channels or samples.
+        unsigned: Whether the elements cannot be negative, as after a ReLU.
+        number_format: The format itself.
+        grouping: The granularity itself.
     """
 
     name: str
@@ -40,11 +53,13 @@ class Site:
             )
         if len(self.shape) < 2:
             raise UsageError(f"site {self.name}: a shape needs rows and columns, not {self.shape}")
+        # The dataclass is frozen, so derived fields can only be set this way.
         object.__setattr__(self, "number_format", Format.named(self.format))
         object.__setattr__(self, "grouping", Granularity.named(self.granularity))
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor with one number for each group of the site."""
         return self.grouping.scale_shape(self.shape)
 
     def levels(self, kind: LevelKind = "symmetric") -> Levels:

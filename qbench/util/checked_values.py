@@ -40,7 +40,7 @@ def check_list(value: Any, where: str, empty: bool = False) -> list[Any]:
     """
     values = value if isinstance(value, list) else [value]
     if not values and not empty:
-        raise UsageError(f"{where}: an empty list leaves nothing to run")
+        raise UsageError(f"{where}: the list is empty, so there is nothing to run")
     for i, item in enumerate(values):
         if item in values[:i] and len(values) < MAX_LIST_FOR_DUPLICATE_CHECK:
             raise UsageError(f"{where}: {item!r} occurs twice")

@@ -1,6 +1,8 @@
-"""Real handwritten digits, 8 × 8 pixels: the 1797 that scikit-learn carries (the test part of UCI's optical digits), by an MLP or a small CNN.
+"""Classification of handwritten digits of 8 × 8 pixels by an MLP or a small CNN.
 
-The file is read where scikit-learn lies installed; scikit-learn itself, a second of imports, is not.
+The images are the 1797 that scikit-learn carries (the test part of UCI's optical digits). The file
+is read from the folder of the installed scikit-learn, which itself is not imported because that
+takes a second.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Digits(Task):
     activations = True
 
     model: Literal["mlp", "cnn"] = "mlp"
-    """Four linear layers of `width`, or three convolutions of `channels` to four times as many and a linear layer."""
+    """`mlp`: four linear layers of `width`. `cnn`: three convolutions, of `channels` to four times as
+    many, and a linear layer."""
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)
@@ -79,28 +82,32 @@ class Digits(Task):
 
 
 def read_table() -> str:
-    """A line an image: 64 pixels from 0 to 16, and the label."""
+    """Return the file of images: in each line 64 pixels from 0 to 16, and the label."""
     spec = importlib.util.find_spec("sklearn")
-    path = (
-        Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if spec and spec.origin
-        else None
-    )
+    path = None
+    if spec and spec.origin:
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if path is None or not path.is_file():
         raise UsageError(
-            "digits: scikit-learn, which carries the images, is not installed: pip install scikit-learn"
+            "digits: scikit-learn, which carries the images, is not installed: "
+            "pip install scikit-learn"
         )
     return gzip.decompress(path.read_bytes()).decode()
 
 
 @cache
 def load_images() -> tuple[Tensor, Tensor]:
-    """Pixels in [0, 1] and labels, ordered so that any run of them has about the classes' shares: the parts are slices."""
+    """Return pixels in [0, 1] and labels.
+
+    They are ordered so that in any consecutive images each class has about its share. So the splits
+    are slices.
+    """
     rows = np.fromstring(read_table().replace("\n", ","), dtype=np.float32, sep=",").reshape(
         -1, SIDE * SIDE + 1
     )
     labels = rows[:, -1].astype(np.int64)
-    # Within its class an image stands where the hash of its index puts it; its place among all is its relative place there.
+    # Within its class an image stands where the hash of its index puts it. Its relative place there
+    # is its relative place among all images.
     hashes = np.array([key_of("digits", "split", index) for index in range(len(labels))])
     place = np.empty(len(labels))
     for label in range(CLASSES):
@@ -114,6 +121,8 @@ def load_images() -> tuple[Tensor, Tensor]:
 
 
 class MLP(nn.Sequential):
+    """Four linear layers with ReLU between them."""
+
     def __init__(self, width: int) -> None:
         def layer(inputs: int, outputs: int) -> QuantLinear:
             return QuantLinear(inputs, outputs, unsigned_input=True)
@@ -123,7 +132,10 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Module):
-    """Three convolutions, the second and third at half the side, the mean over places and a linear layer."""
+    """Three convolutions, the mean over all places, and a linear layer.
+
+    The second and third convolution work at half the side.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -141,7 +153,7 @@ class CNN(nn.Module):
 
 @torch.no_grad()
 def initialise_weights(model: nn.Module, start: torch.Generator) -> None:
-    """He's normal start for layers followed by ReLU; biases at zero."""
+    """Draw He's normal start for layers followed by ReLU; biases stay at zero."""
     for module in model.modules():
         if isinstance(module, (QuantLinear, QuantConv2d)):
             module.weight.normal_(0.0, (2 / module.matrix().shape[-1]) ** 0.5, generator=start)
@@ -151,6 +163,8 @@ def initialise_weights(model: nn.Module, start: torch.Generator) -> None:
 
 
 class DigitsProblem(Problem):
+    """The classification of the training images in the order of one seed."""
+
     seeds_share_data = True
 
     def __init__(self, model: nn.Module, seed: int, batch: int, device: torch.device) -> None:
@@ -163,11 +177,16 @@ class DigitsProblem(Problem):
         return pixels.to(self.device), labels.to(self.device)
 
     def split_images(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Return the pixels and labels of a split."""
         pixels, labels = self.images
         return pixels[PARTS[split]], labels[PARTS[split]]
 
     def sample_indices(self, index: int) -> Tensor:
-        """Batches lie end to end over a new permutation of the training images each epoch; those outside the order are drawn at random."""
+        """Return the images of a batch.
+
+        Batches lie end to end over a new permutation of the training images in each epoch. The
+        images of a negative index, which is outside the order, are drawn at random.
+        """
         images = PARTS["train"].stop
         if index < 0:
             return torch.randint(
@@ -183,6 +202,7 @@ class DigitsProblem(Problem):
         return rows
 
     def load(self, indices: Tensor) -> Batch:
+        # Flat, because `index_select` takes one axis; the axes of runs are put back afterwards.
         rows = send(indices.flatten(), self.device)
         inputs, targets = (
             x.index_select(0, rows).unflatten(0, indices.shape) for x in self.split_images("train")
@@ -212,10 +232,11 @@ class DigitsProblem(Problem):
 
 
 def compute_accuracy(output: Tensor, batch: Batch) -> Tensor:
-    """In per cent, of each run."""
+    """Return the accuracy of each run in per cent."""
     return 100.0 * (output.argmax(-1) == batch.targets).double().mean(-1)
 
 
 @lru_cache(maxsize=1024)
 def make_permutation(seed: int, epoch: int, count: int) -> Tensor:
+    """Return the order of the images in an epoch."""
     return torch.randperm(count, generator=generator("digits", seed, "order", epoch))

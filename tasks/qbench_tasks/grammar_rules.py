@@ -2,22 +2,27 @@
 
 A document is a list of statements over 95 words. There are three kinds:
 
-    let golf five                    a fact: a key that is new in this document, and a value for it
-    ask golf five                    a question about an earlier fact; its answer is determined by the context
-    the gatta near lupi nata soon    a clause: a subject, any number of interruptions, a verb that agrees with the subject, an adverb
+    let golf five                    a fact: a key that is new in this document, and its value
+    ask golf five                    a question about an earlier fact, and the determined answer
+    the gatta near lupi nata soon    a clause: a subject, any number of interruptions, a verb that
+                                     agrees with the subject, an adverb
 
-Nouns and verbs have four endings (gatto, gatta, gatti, gatte: number × gender), and the verb takes its subject's. Between the two may stand
-any number of interruptions: a phrase with a noun of any ending ("near lupi", a distractor), a clause about the subject ("that orsi caduti
-here", centre-embedded, with a verb of its own), or typed brackets that hold adverbs, brackets and clauses. At most DEPTH clauses and
-brackets are open at once. Words are chosen by small Zipf tables that depend on the past: the noun on its adjective or preposition, the verb
-on its subject (however far away), the adverb on the verb or on the bracket around it.
+Nouns and verbs have four endings (gatto, gatta, gatti, gatte: number × gender), and the verb takes
+its subject's. Between the two may stand any number of interruptions: a phrase with a noun of any
+ending ("near lupi", a distractor), a clause about the subject ("that orsi caduti here",
+centre-embedded, with a verb of its own), or typed brackets that hold adverbs, brackets and clauses.
+At most DEPTH clauses and brackets are open at once. Words are chosen by small Zipf tables that
+depend on the past: the noun on its adjective or preposition, the verb on its subject (however far
+away), the adverb on the verb or on the bracket around it.
 
-The entropy is exact because every choice is revealed by the word that it emits, and no two choices emit the same word: the state of the
-process (open clauses and brackets, facts so far) is a function of the words seen, so the probability that the generator used *is* the
-conditional probability given all earlier words; nothing has to be summed. A new document forgets everything.
+The entropy is exact because every choice is revealed by the word that it emits, and no two choices
+emit the same word. So the state of the process (open clauses and brackets, facts so far) is a
+function of the earlier words, and the probability that the generator used *is* the conditional
+probability given all earlier words; nothing has to be summed. A new document forgets everything.
 
-The rules are written as recursive generators: each `yield` offers the weights of the next word and is sent the word. `grammar_text` has the
-same rules compiled for speed, and lumped for the entropy in closed form; the tests hold the three against each other.
+The rules are written as recursive generators: each `yield` offers the weights of the next word and
+is sent the word. `grammar_machine` has the same rules compiled for speed, and `grammar_entropy` has
+them lumped for the entropy in closed form; the tests compare the three with each other.
 """
 
 from __future__ import annotations
@@ -58,7 +63,7 @@ PREPOSITION, OPENER, CLOSER, ADJECTIVE, ADVERB, NOUN, VERB, KEY, VALUE = list(PA
 
 
 def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
-    """Log-probability of each word after `prefix`, which begins with <doc>.
+    """Return the log-probability of each word after `prefix`, which begins with <doc>.
 
     Impossible words get −inf, and so does every word after an impossible prefix.
     """
@@ -78,6 +83,7 @@ def next_logprobs(prefix: Sequence[int]) -> NDArray[np.float64]:
 
 
 def document_rules() -> Grammar:
+    """Offer the weights of each next word of an endless text, and take the word that came."""
     facts: dict[int, int] = {}
     while True:
         token = yield START[len(facts)]
@@ -94,6 +100,7 @@ def document_rules() -> Grammar:
 
 
 def _clause_rules(depth: int) -> Grammar:
+    """Offer the words of a clause after "the" or "that", where `depth` frames are open."""
     noun = yield SUBJECT
     if noun in ADJECTIVE:
         noun = yield AFTER_ADJECTIVE[noun]
@@ -113,6 +120,7 @@ def _clause_rules(depth: int) -> Grammar:
 
 
 def _bracket_rules(opener: int, depth: int) -> Grammar:
+    """Offer the words of a bracket after its opener, where `depth` frames are open."""
     while True:
         token = yield INSIDE[opener, depth < DEPTH]
         if token in CLOSER:
@@ -123,13 +131,13 @@ def _bracket_rules(opener: int, depth: int) -> Grammar:
             yield from _bracket_rules(token, depth + 1)
 
 
-# The weights. Two rules keep `entropy_rate` exact: whether a word opens, closes or ends something has the same weight whatever the words
-# around it, and where a frame may open more frames or not, its words keep their proportions (hence verbs in sixteenths, and brackets in the
-# same ratio everywhere).
+# The weights. Two rules keep `entropy_rate` exact. Opening, closing or ending something has the same
+# weight whatever the words around it. And whether a frame may open more frames or not, its words
+# keep their proportions (hence verbs in sixteenths, and brackets in the same ratio everywhere).
 
 
 def _zipf_weights(total: int, words: Sequence[int], salt: str) -> Weights:
-    """`total` shared out Zipf-like, the order a hash of `salt`."""
+    """Return weights with the sum `total`, Zipf-like in an order that is a hash of `salt`."""
     order = sorted(words, key=lambda word: hashlib.sha256(f"{salt} {word}".encode()).digest())
     shares = [705600 // rank**2 for rank in range(1, len(order) + 1)]
     weights = {
@@ -141,7 +149,7 @@ def _zipf_weights(total: int, words: Sequence[int], salt: str) -> Weights:
 
 
 def _noun_weights(total: int, salt: str) -> Weights:
-    """Every ending as likely as the others."""
+    """Return weights of nouns in which every ending is as likely as the others."""
     return {
         noun: w
         for e in range(4)
@@ -150,6 +158,7 @@ def _noun_weights(total: int, salt: str) -> Weights:
 
 
 def _verb_weights(noun: int, sixteenth: int) -> Weights:
+    """Return weights of the verbs that agree with a noun, in units of `sixteenth`."""
     agreeing = VERB[(noun - NOUN.start) % 4 :: 4]
     return {
         verb: w * sixteenth for verb, w in _zipf_weights(16, agreeing, f"verb after {noun}").items()
@@ -157,6 +166,7 @@ def _verb_weights(noun: int, sixteenth: int) -> Weights:
 
 
 def bracket_weights(unit: int) -> Weights:
+    """Return weights of the opening brackets, in the ratio 5 : 3 : 2."""
     return dict(zip(OPENER, (5 * unit, 3 * unit, 2 * unit), strict=True))
 
 

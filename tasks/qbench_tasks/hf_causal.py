@@ -1,7 +1,9 @@
-"""A causal language model of Hugging Face's transformers, trained on: any whose body is linear layers and whose tokenizer is a byte-level BPE.
+"""Further training of a causal language model of Hugging Face's transformers.
 
-A size is the length of its windows; the network is the checkpoint's. It starts from the checkpoint's weights, or with `fresh` from new ones;
-the board's `start` goes on from there. The corpora are `text`'s.
+The model may be any whose body is linear layers and whose tokenizer is a byte-level BPE. A size is
+the length of the windows; the network is the checkpoint's. It starts from the checkpoint's weights,
+or with `fresh` from new ones; the board's `start` goes on from there. The corpora are those of the
+task `text`.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class HFCausal(Task):
     fresh: bool = False
     """New weights of the same architecture."""
     corpus: str = "stdlib"
-    """As in the task `text`."""
+    """The corpus, named as in the task `text`."""
     field: str = "text"
     limit: int = 0
 
@@ -68,11 +70,12 @@ class HFCausal(Task):
         )
 
     def key_options(self) -> dict[str, Any]:
-        """Return the options for a key: hashes instead of the checkpoint's name and of files'."""
+        """Return the options for a key, with hashes instead of the names of checkpoint and files."""
         params = {**super().key_options(), "model": f"{MODEL_HASH_SCHEME}:{self.checkpoint.hash()}"}
         if self.corpus.startswith("path:"):
+            corpus_hash = read_corpus(self.corpus, self.field, self.limit).hash
             params |= {
-                "corpus": f"{DATA_HASH_SCHEME}:{read_corpus(self.corpus, self.field, self.limit).hash}",
+                "corpus": f"{DATA_HASH_SCHEME}:{corpus_hash}",
                 "field": "text",
                 "limit": 0,
             }
@@ -80,9 +83,11 @@ class HFCausal(Task):
 
     @property
     def checkpoint(self) -> Checkpoint:
+        """The checkpoint that the option `model` names."""
         return find_checkpoint(self.model)
 
     def tokens(self, checkpoint: Checkpoint) -> Tokens:
+        """Return the corpus in the checkpoint's tokens."""
         return encode_with_vocabulary(
             read_corpus(self.corpus, self.field, self.limit), checkpoint.vocabulary, self.corpus
         )
@@ -100,19 +105,23 @@ class HFCausal(Task):
             raise UsageError(
                 f"{self.model}: sees {longest} tokens, and the windows of {size} have {context}"
             )
+        # transformers draws new weights from the global generator, so that is seeded, and forked so
+        # that nobody else's draws change. For planning the network is built without memory.
         tokens = self.tokens(checkpoint)
         check_lengths(tokens, context, self.corpus, size)
         planning = device.type == "meta"
         with torch.random.fork_rng(devices=[]), device if planning else nullcontext():
             torch.manual_seed(key_of(self.name, seed, "start"))
             network = CausalNetwork(
-                checkpoint.build(weights=not (self.fresh or planning)), self.model
+                checkpoint.build_network(weights=not (self.fresh or planning)), self.model
             )
         flops = count_flops(network, batch * context)
         return CausalProblem(network.to(device), tokens, context, seed, batch, device, flops)
 
 
 class CausalProblem(WindowProblem):
+    """Next-token prediction by a checkpoint's network."""
+
     model: CausalNetwork
 
     def layers(self) -> dict[str, QuantLayer]:

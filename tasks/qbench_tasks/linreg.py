@@ -1,9 +1,12 @@
-"""Linear regression with a power-law spectrum: the bed on which loss, gradient and Hessian are known. After arXiv 2510.08757.
+"""Linear regression with a power-law spectrum, for which loss, gradient and Hessian are known.
+
+After arXiv 2510.08757:
 
     L(w) = ½ (w − w*)ᵀ H (w − w*),   H with eigenvalues i^−alpha,   w* ~ N(0, 1)
 
-The weight is one row, so that `granularity = tensor` and `channel` both make one group of it. Its only layer is what is
-quantized. The loss is exact unless mini-batches are asked for; the metric is always the exact one.
+The weight is one row, so that `granularity = tensor` and `channel` both make one group of it. Its
+only layer is what is quantized. The loss is exact unless mini-batches are asked for; the metric is
+always the exact one.
 """
 
 from __future__ import annotations
@@ -86,7 +89,10 @@ class LinReg(Task):
 
 
 class LinearModel(nn.Module):
-    """One row of weights. Without inputs it gives the row itself, which is all that the exact loss needs."""
+    """One row of weights.
+
+    Without inputs it returns the row itself, which is all that the exact loss needs.
+    """
 
     def __init__(self, d: int, deviation: float, draws: torch.Generator) -> None:
         super().__init__()
@@ -103,6 +109,8 @@ class LinearModel(nn.Module):
 
 
 class LinRegProblem(Problem):
+    """The regression on one seed's teacher."""
+
     def __init__(self, population: Population, model: LinearModel, batch: int, exact: bool) -> None:
         self.population, self.model, self.count, self.exact = population, model, batch, exact
         self.work = Work(labels=1 if exact else batch)
@@ -124,11 +132,11 @@ class LinRegProblem(Problem):
         return self.population.excess_loss(model(None))
 
     def stack(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
-        found = self.with_model(model)
-        found.population = self.population.stack(
+        stacked = self.with_model(model)
+        stacked.population = self.population.stack(
             [problem.population for problem in problems if isinstance(problem, LinRegProblem)]
         )
-        return found
+        return stacked
 
     def layers(self) -> dict[str, QuantLayer]:
         return {"line": self.model.line}  # type: ignore[dict-item]

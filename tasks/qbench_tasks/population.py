@@ -1,7 +1,8 @@
-"""Inputs x ~ N(0, H) with a power-law spectrum and a linear teacher: the population behind `linreg` and `twolayer`.
+"""The population behind `linreg` and `twolayer`: Gaussian inputs and a linear teacher w*.
 
-H = Q diag(i^−alpha) Qᵀ, with Q the identity or a random rotation. A linear predictor u has the population loss
-½ (u − w*)ᵀ H (u − w*); what a noisy target adds to it is left out.
+The inputs are x ~ N(0, H) with H = Q diag(i^−alpha) Qᵀ, where Q is the identity or a random
+rotation. A linear predictor u has the population loss ½ (u − w*)ᵀ H (u − w*); what a noisy target
+adds to it is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ LARGEST_ROTATION = 2048
 
 
 class Population:
+    """The distribution of inputs and targets of one seed."""
+
     def __init__(
         self,
         task: str,
@@ -33,45 +36,44 @@ class Population:
         eigenvalues = torch.arange(1, d + 1, dtype=torch.float64) ** -alpha
         self.eigenvalues = eigenvalues.float().to(device)
         self.teacher = torch.randn(1, d, generator=generator(task, seed, "teacher")).to(device)
-        self.root = (
-            (draw_rotation(d, generator(task, seed, "rotation")) * eigenvalues.sqrt())
-            .float()
-            .to(device)
-            if rotated
-            else None
-        )
-        """Q diag(λ)^½, so that H = root rootᵀ."""
+        self.root: Tensor | None = None  # Q diag(λ)^½, so that H = root rootᵀ
+        if rotated:
+            rotation = draw_rotation(d, generator(task, seed, "rotation"))
+            self.root = (rotation * eigenvalues.sqrt()).float().to(device)
 
     def stack(self, others: Sequence[Population]) -> Population:
-        """The populations of runs side by side, of which this one is the first: an axis of runs in front of what depends on the seed."""
-        found = copy.copy(self)
-        found.teacher = torch.stack([other.teacher for other in others])
-        found.root = (
-            None
-            if self.root is None
-            else stack_keeping_strides([other.root for other in others if other.root is not None])
-        )
-        return found
+        """Return the population of stacked runs, of which this one is the first.
+
+        What depends on the seed gets an axis of runs in front.
+        """
+        stacked = copy.copy(self)
+        stacked.teacher = torch.stack([other.teacher for other in others])
+        if self.root is not None:
+            # With other strides the matrix products could have other bits than in a single run.
+            roots = [other.root for other in others if other.root is not None]
+            stacked.root = stack_keeping_strides(roots)
+        return stacked
 
     def excess_loss(self, predictor: Tensor) -> Tensor:
-        """The population loss of predictors (…, 1, d) over the teacher's: (…)."""
+        """Return how much the loss of predictors (…, 1, d) exceeds the teacher's, as (…)."""
         error = predictor - self.teacher
         if self.root is None:
-            return _HalfSquare.apply(error, self.eigenvalues)  # type: ignore[no-any-return, no-untyped-call]
+            half_square: Tensor = _HalfSquare.apply(error, self.eigenvalues)  # type: ignore[no-untyped-call]
+            return half_square
         return 0.5 * matmul_per_run(error, self.root).square().sum((-2, -1))
 
     def diagonal(self) -> Tensor:
+        """Return the diagonal of H."""
         return self.eigenvalues if self.root is None else self.root.square().sum(-1)
 
     def moment(self) -> Tensor:
-        return (
-            torch.diag(self.eigenvalues)
-            if self.root is None
-            else matmul_per_run(self.root, self.root.mT)
-        )
+        """Return H, the second moment of the inputs."""
+        if self.root is None:
+            return torch.diag(self.eigenvalues)
+        return matmul_per_run(self.root, self.root.mT)
 
     def sample(self, index: int, count: int) -> Batch:
-        """Batch `index` of an endless stream."""
+        """Return batch `index` of an endless stream."""
         draws = generator(self.task, self.seed, "data", index)
         z = send(torch.randn(count, len(self.eigenvalues), generator=draws), self.device)
         x = z * self.eigenvalues.sqrt() if self.root is None else z @ self.root.mT
@@ -82,7 +84,10 @@ class Population:
 
 
 class _HalfSquare(torch.autograd.Function):
-    """½ Σ λ e². Its gradient λ e is two passes over memory, where that of the expression, with the same bits, is four."""
+    """½ Σ λ e² over the last two axes.
+
+    Its gradient λ e is two passes over memory. Autograd's, which has the same bits, is four.
+    """
 
     @staticmethod
     def forward(ctx: Any, error: Tensor, weights: Tensor) -> Tensor:
@@ -96,12 +101,13 @@ class _HalfSquare(torch.autograd.Function):
 
 
 def draw_rotation(d: int, draws: torch.Generator) -> Tensor:
-    """A rotation drawn uniformly (Haar): QR with the signs of R's diagonal taken out."""
+    """Draw a rotation uniformly (Haar)."""
+    # The signs of R's diagonal are taken out: with them the distribution would not be uniform.
     q, r = torch.linalg.qr(torch.randn(d, d, generator=draws, dtype=torch.float64))
     return q * r.diagonal().sign()
 
 
 def squared_error(predictions: Tensor, batch: Batch) -> Tensor:
-    """Half the mean squared error of (…, batch, 1) predictions: (…)."""
+    """Return half the mean squared error of predictions (…, batch, 1), as (…)."""
     assert batch.targets is not None
     return 0.5 * (predictions - batch.targets).square().mean((-2, -1))

@@ -1,7 +1,8 @@
-"""A language model on real text: by default the source of the running Python's own library, which every machine has.
+"""A language model on real text.
 
-The score is bits per byte, so that vocabularies can be compared; the loss that is trained is in nats per token. The text comes from `corpus`
-by way of `tokens`, which says what is kept on disk; the network is `transformer`'s.
+The default text is the source of the running Python's own library, which every machine has. The
+score is bits per byte, so that vocabularies can be compared; the loss that is trained is in nats
+per token. `corpus` reads the text, `tokens` keeps it on disk, and the network is `transformer`'s.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from qbench_tasks.vocabulary import Bytes
 from qbench_tasks.windows import WindowProblem, check_lengths
 
 BYTES = Bytes.size
+# The last two are LOTION's (arXiv 2510.08757), as far as its authors' public configurations tell.
 SHAPES = {
     "xs": Shape(BYTES, width=64, depth=2, heads=4, mlp=224, context=128),
     "s": Shape(BYTES, width=128, depth=2, heads=4, mlp=384, context=128),
@@ -48,7 +50,7 @@ SHAPES = {
         BYTES, width=1024, depth=24, heads=16, mlp=4096, context=1024, qk_norm=True, gated=False
     ),
 }
-"""The last two are LOTION's (arXiv 2510.08757), as far as its laboratory's public configurations tell."""
+# From 1m on a recipe trains on about twenty tokens a parameter.
 RECIPES = {
     "xs": Recipe(steps=400, batch=8, lr=0.01),
     "s": Recipe(steps=1000, batch=16, lr=0.003),
@@ -60,7 +62,6 @@ RECIPES = {
     "150m": Recipe(steps=12_500, batch=256, lr=0.001, floor=0.1),
     "300m": Recipe(steps=12_500, batch=256, lr=0.001, floor=0.1),
 }
-"""About twenty tokens a parameter from 1m on."""
 BPE_VOCAB, LARGEST_VOCAB = 4096, 2**16
 CORPUS, FIELD = "stdlib", "text"
 
@@ -78,9 +79,10 @@ class Text(Task):
     activations = True
 
     corpus: str = CORPUS
-    """`stdlib`, `path:FILE-OR-FOLDER` (text, .jsonl, .parquet, packed by .gz or .zst) or `hf:OWNER/NAME[/CONFIG][@REVISION]`."""
+    """`stdlib`, `path:FILE-OR-FOLDER` (text, .jsonl, .parquet, packed by .gz or .zst) or
+    `hf:OWNER/NAME[/CONFIG][@REVISION]`."""
     field: str = FIELD
-    """Where a record keeps its text."""
+    """The field of a record that holds its text."""
     limit: int = 0
     """How many documents are read; 0 for all."""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
@@ -105,36 +107,42 @@ class Text(Task):
         return None
 
     @property
-    def usual(self) -> int:
+    def default_vocabulary(self) -> int:
+        """The size of the vocabulary where the option `vocab` is 0."""
         return BYTES if self.tokenizer == "bytes" else BPE_VOCAB
 
     @property
     def vocabulary(self) -> int:
-        return self.vocab or self.usual
+        """The size of the vocabulary, separator included."""
+        return self.vocab or self.default_vocabulary
 
     @property
     def portable(self) -> bool:
         return not self.corpus.startswith("path:")
 
     def key_options(self) -> dict[str, Any]:
-        """Return the options for a key: files by the hash of what was read, not by their names."""
-        params = {**super().key_options(), "vocab": 0 if self.vocab == self.usual else self.vocab}
+        """Return the options for a key, with the hash of the text instead of the files' names."""
+        # 0 and the default's own number are the same vocabulary and get the same key.
+        vocab = 0 if self.vocab == self.default_vocabulary else self.vocab
+        params = {**super().key_options(), "vocab": vocab}
         if self.corpus.startswith("path:"):
+            corpus_hash = read_corpus(self.corpus, self.field, self.limit).hash
             params |= {
-                "corpus": f"{DATA_HASH_SCHEME}:{read_corpus(self.corpus, self.field, self.limit).hash}",
+                "corpus": f"{DATA_HASH_SCHEME}:{corpus_hash}",
                 "field": FIELD,
                 "limit": 0,
             }
         return params
 
     def tokens(self) -> Tokens:
+        """Return the corpus in tokens."""
         return prepare_tokens(self.corpus, self.field, self.limit, self.tokenizer, self.vocabulary)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"text {self.version} {self.tokens().hash}".encode()).hexdigest()
 
     def quizzes(self) -> Mapping[str, Quiz]:
-        """Of the test split's documents in bytes: the same whatever the vocabulary."""
+        """Return quizzes about the test split's documents, the same for every vocabulary."""
         return cloze.make_quizzes(
             self.name,
             lambda: (
@@ -146,7 +154,7 @@ class Text(Task):
     def problem(self, size: str, seed: int, batch: int, device: torch.device) -> TextProblem:
         shape, tokens = dataclasses.replace(SHAPES[size], vocab=self.vocabulary), self.tokens()
         check_lengths(tokens, shape.context, self.corpus, size)
-        # To be asked for its layers, a large network need not exist.
+        # Planning only asks for the layers, so a large network is then built without memory.
         with device if device.type == "meta" else nullcontext():
             model = Transformer(shape, generator(self.name, seed, "start"))
         flops = shape.flops(batch * shape.context)
@@ -154,6 +162,8 @@ class Text(Task):
 
 
 class TextProblem(WindowProblem):
+    """Next-token prediction by our transformer."""
+
     model: Transformer
     seeds_share_data = True
 

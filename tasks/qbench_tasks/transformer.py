@@ -1,11 +1,15 @@
-"""The decoder-only transformer of every language model here: RMSNorm before each part, RoPE, causal attention, SwiGLU, no biases.
+"""The decoder-only transformer of the language tasks.
 
-It is Llama's network to the letter (with `qk_norm`, Qwen3's), rotary halves included, so an exported model maps to a configuration that
-others load; not so without the gate. Every matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
+It has RMSNorm before each part, RoPE, causal attention, SwiGLU and no biases. This is exactly
+Llama's network (with `qk_norm`, Qwen3's), rotary halves included, so an exported model maps to a
+configuration that other libraries load. Without the gate there is no such configuration. Every
+matmul of the body is a QuantLinear; the embedding, the norms and the head stay in full precision.
 
-Axes of runs may stand in front of all: weights (K, outputs, inputs), norms (K, width), tokens (K, batch, time) or one (batch, time) for all.
-With one such axis each run has, on the CPU, the bits that it has alone. Of what is not a product only two parts would spoil them: attention,
-where a run's numbers do not begin on a cache line, and the function between the matmuls, where they do not fill vectors.
+Everything may have axes of runs in front: weights (K, outputs, inputs), norms (K, width), and
+tokens (K, batch, time), or (batch, time) shared by all runs. With one such axis each run has, on
+the CPU, the same bits as a single run. Apart from the matmuls, two operations would break this, and
+are therefore computed run by run where needed: attention, if a run's numbers do not begin on a
+cache line, and the function between the matmuls, if they do not fill vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +29,11 @@ ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a network. `mlp` is the width between the matmuls of a SwiGLU, or of an MLP with GELU, which has one matmul less."""
+    """The size of a network.
+
+    `mlp` is the width between the matmuls of a SwiGLU, or without `gated` of an MLP with GELU, which
+    has one matmul less.
+    """
 
     vocab: int
     width: int
@@ -38,29 +46,28 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of the body's matmuls: what a method quantizes."""
+        """The number of weights in the body's matmuls, which a method quantizes."""
         return self.depth * self.width * (4 * self.width + (2 + self.gated) * self.mlp)
 
     @property
     def parameters(self) -> int:
-        norms = (
-            self.depth * (2 * self.width + (2 * self.width // self.heads if self.qk_norm else 0))
-            + self.width
-        )
+        """The number of all parameters."""
+        head_norms = 2 * self.width // self.heads if self.qk_norm else 0
+        norms = self.depth * (2 * self.width + head_norms) + self.width
         return self.body + 2 * self.vocab * self.width + norms
 
     def flops(self, tokens: int) -> float:
-        """Of a forward and a backward pass: 6 for each weight of a matmul and token; attention's two products over the half of the
-        context that a token sees on average, 6 · depth · width · context a token."""
-        return (
-            6.0
-            * tokens
-            * (self.body + self.vocab * self.width + self.depth * self.width * self.context)
-        )
+        """Return the operations of a forward and a backward pass over `tokens` tokens.
+
+        There are 6 for each token and weight of a matmul. Attention's two products, over the half
+        of the context that a token sees on average, add 6 · depth · width · context for each token.
+        """
+        attention = self.depth * self.width * self.context
+        return 6.0 * tokens * (self.body + self.vocab * self.width + attention)
 
 
 class Transformer(nn.Module):
-    """Tokens (…, batch, time) to logits (…, batch, time, vocab)."""
+    """The network from tokens (…, batch, time) to logits (…, batch, time, vocab)."""
 
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__()
@@ -80,7 +87,7 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
     def layout(self) -> Layout:
-        """Llama's names and numbers, or with `qk_norm` Qwen3's."""
+        """Return the configuration and names of Llama, or with `qk_norm` of Qwen3."""
         shape = self.shape
         config = {
             "model_type": "qwen3" if shape.qk_norm else "llama",
@@ -104,16 +111,19 @@ class Transformer(nn.Module):
         return Layout(config, {translate_name(name): name for name in self.state_dict()})
 
     def body(self) -> Iterator[tuple[str, QuantLinear]]:
-        """The matmuls of the blocks by name."""
+        """Yield the matmuls of the blocks by name."""
         for name, module in self.blocks.named_modules(prefix="blocks"):
             if isinstance(module, QuantLinear):
                 yield name, module
 
     @torch.no_grad()
     def initialise_weights(self, generator: torch.Generator) -> None:
-        """Normal with deviation inputs^−½; what a block adds to the stream is scaled down by depth."""
+        """Draw weights from normal distributions with deviation inputs^−½.
+
+        The layers that add to the residual stream start smaller, the smaller the deeper the network.
+        """
         if self.head.weight.is_meta:
-            return  # nothing is there to be filled
+            return  # there is no memory to fill
         for name, layer in self.body():
             residual = name.endswith((".o", ".down"))
             parts = 2 * self.shape.depth if residual else 1
@@ -123,6 +133,8 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and an MLP, each with a norm before it and a residual connection."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.before_attention, self.before_mlp = RMSNorm(shape.width), RMSNorm(shape.width)
@@ -134,7 +146,11 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values are layers of their own: on a CPU one fused matmul was no faster, and a tensor's scale stays a matrix's."""
+    """Causal self-attention.
+
+    Queries, keys and values are three layers: on a CPU one fused matmul was no faster, and each
+    matrix keeps a scale of its own.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -155,6 +171,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """A SwiGLU, or without a gate two matmuls around GELU."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.gate = QuantLinear(shape.width, shape.mlp, bias=False) if shape.gated else None
@@ -162,50 +180,59 @@ class MLP(nn.Module):
         self.down = QuantLinear(shape.mlp, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = self.up.weight.dim() - 2
-        inner = (
-            per_run(F.gelu, self.up(x), lead)
-            if self.gate is None
-            else per_run(F.silu, self.gate(x), lead) * self.up(x)
-        )
+        run_axes = self.up.weight.dim() - 2
+        if self.gate is None:
+            inner = per_run(F.gelu, self.up(x), run_axes)
+        else:
+            inner = per_run(F.silu, self.gate(x), run_axes) * self.up(x)
         return self.down(inner)  # type: ignore[no-any-return]
 
 
 class RMSNorm(nn.Module):
+    """Division by the root mean square of the last axis, and a weight."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if lead := weight.dim() - 1:
-            weight = weight.view(*weight.shape[:-1], *(1,) * (x.dim() - lead - 1), -1)
-        # Without its own weight argument the built-in is faster on a CPU, forward and back.
+        if run_axes := weight.dim() - 1:
+            weight = weight.view(*weight.shape[:-1], *(1,) * (x.dim() - run_axes - 1), -1)
+        # Without its own weight argument the built-in is faster on a CPU, forward and backward.
         return F.rms_norm(x, x.shape[-1:], eps=EPS) * weight
 
 
 class Embedding(nn.Module):
+    """A vector for each token, from a table of each run."""
+
     def __init__(self, vocab: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        *lead, vocab, _ = self.weight.shape
-        if not lead:
+        *run_shape, vocab, _ = self.weight.shape
+        if not run_shape:
             return F.embedding(tokens, self.weight)
-        runs = torch.arange(self.weight[..., 0, 0].numel(), device=tokens.device).view(*lead, 1, 1)
+        # The tables of all runs lie one after another, so a run's tokens are shifted to its own.
+        runs = torch.arange(self.weight[..., 0, 0].numel(), device=tokens.device)
+        runs = runs.view(*run_shape, 1, 1)
         return F.embedding(tokens + runs * vocab, self.weight.flatten(0, -2))
 
 
 class Rope(nn.Module):
-    """Tables of the rotation at each position, (time, 1, features); not in the state, for they follow from the shape."""
+    """Tables of the rotation at each position, (time, 1, features).
+
+    They are not in the state, because they follow from the shape.
+    """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, context: int, features: int) -> None:
         super().__init__()
-        # Numbers on the CPU, wherever the weights are: on the device `meta` torch would load its compiler for this.
+        # On the CPU, wherever the weights are: on the device `meta` torch would load its compiler
+        # for this. In float64, because the angles of late positions lose digits in float32.
         rates = ROPE_BASE ** -(
             torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features
         )
@@ -221,6 +248,8 @@ class Rope(nn.Module):
         return self.cos[:time], self.sin[:time]
 
 
+# What a part of a tensor's name is called in Hugging Face's transformers. One with a point in front
+# stands inside a block.
 HUGGING_FACE_NAMES = {
     "embedding.": "model.embed_tokens.",
     "head.": "lm_head.",
@@ -231,21 +260,27 @@ HUGGING_FACE_NAMES = {
     ".attention.": ".self_attn.",
     **{f".{part}.": f".{part}_proj." for part in ("q", "k", "v", "o", "gate", "up", "down")},
 }
-"""What a part of a tensor's name is called in Hugging Face's transformers; with a point in front it stands inside a block."""
 
 
 def translate_name(name: str) -> str:
+    """Return the name of one of our tensors in Hugging Face's transformers."""
     for ours, other in HUGGING_FACE_NAMES.items():
         name = name.replace(ours, other) if ours.startswith(".") or name.startswith(ours) else name
     return name
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (i, i + half) of a head's features turned by its angle; `sin` carries the sign of the first half."""
+    """Turn each pair (i, i + half) of a head's features by its angle.
+
+    `sin` carries the sign of the first half.
+    """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention over (…, batch, time, heads, features). SDPA's fast kernels take (batch, heads, time, features) and nothing in front."""
+    """Return causal attention over (…, batch, time, heads, features).
+
+    SDPA's fast kernels take (batch, heads, time, features) and no further axes in front.
+    """
     q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

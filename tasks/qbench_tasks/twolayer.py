@@ -1,9 +1,11 @@
-"""A linear network of two layers, f(x) = v W x, on the spectrum of `linreg`; its hidden width is what the sizes sweep. After arXiv 2510.08757.
+"""A linear network of two layers, f(x) = v W x, on the spectrum of `linreg`.
+
+The sizes differ in its hidden width. After arXiv 2510.08757:
 
     L(v, W) = ½ (u − w*)ᵀ H (u − w*),   u = Wᵀv
 
-The loss is quadratic in each single weight, so the Hessian's diagonal is exact too, at the weights as they are:
-v_j² h_i for W_ji and (W H Wᵀ)_jj for v_j. Both layers are quantized.
+The loss is quadratic in each single weight, so the Hessian's diagonal is exact too, at the weights
+as they are: v_j² h_i for W_ji and (W H Wᵀ)_jj for v_j. Both layers are quantized.
 """
 
 from __future__ import annotations
@@ -81,14 +83,15 @@ class TwoLayer(Task):
 
 
 class TwoLayerModel(nn.Module):
-    """v W x. Without inputs it gives the predictor u = vW itself, which is all that the exact loss needs."""
+    """The network v W x.
+
+    Without inputs it returns the predictor u = vW itself, which is all that the exact loss needs.
+    """
 
     def __init__(self, inputs: int, hidden: int, draws: torch.Generator) -> None:
         super().__init__()
-        self.first, self.second = (
-            QuantLinear(inputs, hidden, bias=False),
-            QuantLinear(hidden, 1, bias=False),
-        )
+        self.first = QuantLinear(inputs, hidden, bias=False)
+        self.second = QuantLinear(hidden, 1, bias=False)
         with torch.no_grad():
             for layer in (self.first, self.second):
                 layer.weight.normal_(0.0, layer.weight.shape[-1] ** -0.5, generator=draws)
@@ -100,6 +103,8 @@ class TwoLayerModel(nn.Module):
 
 
 class TwoLayerProblem(Problem):
+    """The regression of a two-layer network on one seed's teacher."""
+
     model: TwoLayerModel
 
     def __init__(
@@ -125,11 +130,11 @@ class TwoLayerProblem(Problem):
         return self.population.excess_loss(model(None))
 
     def stack(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
-        found = self.with_model(model)
-        found.population = self.population.stack(
+        stacked = self.with_model(model)
+        stacked.population = self.population.stack(
             [problem.population for problem in problems if isinstance(problem, TwoLayerProblem)]
         )
-        return found
+        return stacked
 
     def layers(self) -> dict[str, QuantLayer]:
         return {"first": self.model.first, "second": self.model.second}

@@ -1,4 +1,7 @@
-"""What tokens stand for: bytes, or pieces of text of a byte-level BPE. In both, one more token stands between texts."""
+"""What tokens stand for: bytes, or pieces of text of a byte-level BPE.
+
+In every vocabulary one more token, the separator, stands between texts.
+"""
 
 from __future__ import annotations
 
@@ -15,43 +18,49 @@ from numpy.typing import NDArray
 
 from qbench.api import UsageError
 
+# The separator's name in another library's file. In a text these letters are ordinary letters.
 SEPARATOR = "<|end|>"
-"""How the separator is written in another library's file; in a text these letters are letters."""
+# Bytes that UTF-8 never uses.
 UNUSED_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}
-"""Bytes that UTF-8 has no use for."""
 NOT_INSTALLED = "{} is not installed: pip install 'qbench[hf]'"
 
 
 class Vocabulary(ABC):
-    """Tokens 0 … size − 1; the last is the separator, unless another is."""
+    """The meaning of tokens 0 … size − 1.
+
+    The last one is the separator, unless a subclass says otherwise.
+    """
 
     size: int
     text: str = ""
-    """Its file, where it has one."""
+    """The content of its file, where it has one."""
 
     @property
     def separator(self) -> int:
+        """The token between texts."""
         return self.size - 1
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """The smallest type on disk that holds every token."""
         return np.dtype(np.uint16 if self.size <= 2**16 else np.uint32)
 
     @cached_property
     @abstractmethod
     def sizes(self) -> NDArray[np.int64]:
-        """How many bytes of text each token stands for; the separator stands for none."""
+        """How many bytes of text each token stands for. The separator stands for none."""
 
     @abstractmethod
-    def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]: ...
+    def encode_all(self, documents: Sequence[bytes]) -> Iterator[NDArray[np.integer[Any]]]:
+        """Yield the tokens of each document."""
 
     @abstractmethod
     def decode_document(self, tokens: Sequence[int]) -> str:
-        """The text of tokens without a separator."""
+        """Return the text of tokens without a separator."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """As a `tokenizer.json` of Hugging Face's tokenizers."""
+        """Return the vocabulary as a `tokenizer.json` of Hugging Face's tokenizers."""
 
     def encode(self, text: str) -> list[int]:
         return next(self.encode_all([text.encode()])).tolist()  # type: ignore[no-any-return]
@@ -64,7 +73,7 @@ class Vocabulary(ABC):
 
 
 class Bytes(Vocabulary):
-    """UTF-8 has no use for the byte 255, which leaves it for the separator: bytes need no vocabulary beyond themselves."""
+    """Each byte of UTF-8 is a token. UTF-8 never uses the byte 255, so that is the separator."""
 
     size = 256
 
@@ -87,7 +96,7 @@ class Bytes(Vocabulary):
 
 
 class BPE(Vocabulary):
-    """A byte-level BPE of GPT-2's kind, from its file."""
+    """A byte-level BPE of GPT-2's kind, made from its file."""
 
     def __init__(self, text: str) -> None:
         self.text, self.model = text, json.loads(text)["model"]
@@ -119,17 +128,17 @@ class BPE(Vocabulary):
 
 
 class CheckpointVocabulary(Vocabulary):
-    """A model's own byte-level BPE, which is GPT-2's, Llama 3's, Qwen's and most others' kind. What would change a text before it is cut
-    (a normal form, a blank in front) is left away: every byte is in one token, and bits per byte are exact."""
+    """A checkpoint's own byte-level BPE, as GPT-2, Llama 3, Qwen and most other models have.
 
-    def __init__(self, text: str, size: int, separator: int, called: str) -> None:
+    What would change a text before it is cut (a normal form, a blank in front) is not used. So
+    every byte is in one token, and bits per byte are exact.
+    """
+
+    def __init__(self, text: str, size: int, separator: int, label: str) -> None:
         try:
             self.file = json.loads(text)
-            self.size, self._separator, self.text = (
-                size,
-                separator,
-                json.dumps({**self.file, "normalizer": None, "post_processor": None}),
-            )
+            self.size, self._separator = size, separator
+            self.text = json.dumps({**self.file, "normalizer": None, "post_processor": None})
             words = {
                 **self.file["model"]["vocab"],
                 **{token["content"]: token["id"] for token in self.file["added_tokens"]},
@@ -141,7 +150,7 @@ class CheckpointVocabulary(Vocabulary):
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{called}: its tokenizer.json is of another kind ({type(error).__name__}: {error})"
+                f"{label}: its tokenizer.json is of another kind ({type(error).__name__}: {error})"
             ) from None
         if (
             self.file["model"]["type"] != "BPE"
@@ -153,13 +162,15 @@ class CheckpointVocabulary(Vocabulary):
             )
         ):
             raise UsageError(
-                f"{called}: its tokenizer is no byte-level BPE, of which alone bytes can be counted token by token"
+                f"{label}: its tokenizer is no byte-level BPE, "
+                f"the only kind of which the bytes of each token are known"
             )
         if level[0].get("add_prefix_space"):
-            raise UsageError(f"{called}: its tokenizer puts a blank in front of every text")
+            raise UsageError(f"{label}: its tokenizer puts a blank in front of every text")
         if (largest := max(words.values())) >= size or not 0 <= separator < size:
             raise UsageError(
-                f"{called}: its tokenizer does not fit: it has tokens up to {max(largest, separator)}, the model {size}"
+                f"{label}: its tokenizer does not fit: it has tokens up to "
+                f"{max(largest, separator)}, the model {size}"
             )
 
     @property
@@ -197,6 +208,7 @@ class CheckpointVocabulary(Vocabulary):
 
 
 def _pre_tokenizers(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the parts of a pre-tokenizer, which may be a sequence, a single one or none."""
     return list(
         (pre_tokenizer or {"type": ""}).get("pretokenizers", [pre_tokenizer or {"type": ""}])
     )
@@ -223,24 +235,25 @@ class TextTokenizer:
         return self.vocabulary.to_json()
 
 
-def learn_bpe(texts: Iterator[str], size: int, called: str) -> BPE:
-    """The vocabulary that texts teach: the same from the same texts, however many cores count."""
-    found = import_tokenizers()
-    tokenizer = found.Tokenizer(found.models.BPE())
-    tokenizer.pre_tokenizer = found.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = found.decoders.ByteLevel()
-    trainer = found.trainers.BpeTrainer(
+def learn_bpe(texts: Iterator[str], size: int, label: str) -> BPE:
+    """Return the BPE that is learned from texts, which does not depend on the number of cores."""
+    library = import_tokenizers()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
         vocab_size=size - 1, initial_alphabet=byte_letters(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if (there := tokenizer.get_vocab_size() + 1) < size:
+    if (learned := tokenizer.get_vocab_size() + 1) < size:
         raise UsageError(
-            f"{called}: vocab = {size} is too large: the training split teaches {there} tokens"
+            f"{label}: vocab = {size} is too large: the training split teaches {learned} tokens"
         )
     return BPE(tokenizer.to_str())
 
 
 def import_tokenizers() -> Any:
+    """Return the library tokenizers, or raise a UsageError that says how to install it."""
     try:
         import tokenizers
     except ImportError:
@@ -249,18 +262,27 @@ def import_tokenizers() -> Any:
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's letter for each byte: its own where that can be seen, and from 256 on where it cannot."""
-    seen = {
+    """Return GPT-2's letter for each byte.
+
+    It is the byte's own letter where that is visible, and otherwise one from 256 on.
+    """
+    visible = {
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     }
     others = itertools.count(256)
-    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
 def describe_bpe(vocab: dict[str, int], merges: list[Any], words: bool) -> dict[str, Any]:
-    """A byte-level BPE whose separator is the token behind the last. `words`: whether a token never crosses the end of a word."""
+    """Return the `tokenizer.json` of a byte-level BPE whose separator is the token after the last.
+
+    Args:
+        vocab: The token of each spelling.
+        merges: The merges in their order.
+        words: Whether a token never crosses the end of a word.
+    """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     level = {
         "type": "ByteLevel",

@@ -1,4 +1,4 @@
-"""Runs handed on: what others load is what was scored."""
+"""Exported runs: what others load is what was scored."""
 
 from __future__ import annotations
 
@@ -24,20 +24,34 @@ from tests.language_runs import LanguageRuns, language_runs, load_problem
 __all__ = ["language_runs"]
 
 
-WITHOUT = "import sys, runpy; sys.modules |= dict.fromkeys(('qbench', 'torch', 'safetensors')); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-LOGITS_AGREE = 3e-5
-"""Of logits up to ten: the same float32 products in another order."""
+RUN_WITH_NUMPY_ONLY = (
+    "import sys, runpy; "
+    "sys.modules |= dict.fromkeys(('qbench', 'torch', 'safetensors')); "
+    "sys.argv = sys.argv[1:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+"""A program that runs a script where importing qbench, torch or safetensors fails."""
+LOGITS_TOLERANCE = 3e-5
+"""For logits up to ten: the same float32 products are summed in another order."""
 
 
-def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(
+def test_the_exported_decoder_reads_every_tensor_with_nothing_but_numpy(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     files = export_run(language_runs.results, language_runs.int4_int8, "packed", tmp_path / "out")
     assert [file.name for file in files] == ["README.md", "decode.py", "qbench.json", ARTEFACT]
     artefact = language_runs.folder(language_runs.int4_int8) / "export" / ARTEFACT
     assert (tmp_path / "out" / ARTEFACT).read_bytes() == artefact.read_bytes()
-    # -I: neither this directory nor the environment's is on the path.
-    command = [sys.executable, "-I", "-c", WITHOUT, "decode.py", ARTEFACT, "tensors.npz"]
+    # With -I, Python ignores this directory and PYTHONPATH.
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        RUN_WITH_NUMPY_ONLY,
+        "decode.py",
+        ARTEFACT,
+        "tensors.npz",
+    ]
     subprocess.run(command, cwd=tmp_path / "out", check=True, capture_output=True)
     expected = decode(artefact)[0]
     with np.load(tmp_path / "out" / "tensors.npz") as found:
@@ -51,7 +65,7 @@ def test_the_packed_decoder_gives_every_tensor_with_nothing_but_numpy(
 @pytest.mark.parametrize(
     "file", [None, b"", b"\xff" * 64, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"]
 )
-def test_what_the_packed_decoder_cannot_read_is_one_line(
+def test_a_file_that_the_decoder_cannot_read_is_an_error_of_one_line(
     file: bytes | None, tmp_path: Path
 ) -> None:
     if file is not None:
@@ -72,7 +86,7 @@ def test_what_the_packed_decoder_cannot_read_is_one_line(
 
 
 @pytest.mark.parametrize("to", ["packed", "hf"])
-def test_every_file_may_be_read_by_whom_the_umask_lets(
+def test_every_file_has_the_permissions_that_the_umask_leaves(
     to: str, language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     before = os.umask(0o027)
@@ -87,7 +101,7 @@ def test_every_file_may_be_read_by_whom_the_umask_lets(
     assert artefact.stat().st_mode == (artefact.parent.parent / "result.json").stat().st_mode
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(
+def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -95,7 +109,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
         export_run(language_runs.results, language_runs.int4, "packed", tmp_path / "file" / "out")
 
 
-def test_the_readme_says_what_it_is(language_runs: LanguageRuns, tmp_path: Path) -> None:
+def test_the_readme_names_the_run(language_runs: LanguageRuns, tmp_path: Path) -> None:
     export_run(language_runs.results, language_runs.int4[:8], "packed", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert (
@@ -111,7 +125,7 @@ def test_the_readme_says_what_it_is(language_runs: LanguageRuns, tmp_path: Path)
     )
 
 
-def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never_pickled(
+def test_the_hash_of_a_folder_covers_what_decides_its_answers_and_pickles_are_refused(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     pytest.importorskip(
@@ -127,7 +141,9 @@ def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never
         hashes.append(hash_folder(tmp_path))
     assert len(set(hashes)) == 3
     weights = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()  # it is mapped into memory
+    (
+        tmp_path / "model.safetensors"
+    ).unlink()  # unlinked first, because the file is mapped into memory
     (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
     with pytest.raises(
         QbenchError, match="transformers cannot load it: Error while deserializing header"
@@ -140,7 +156,7 @@ def test_a_folder_is_known_by_all_that_decides_its_answers_and_weights_are_never
     assert "\n" not in str(caught.value)
 
 
-def test_transformers_load_the_folder_and_give_the_same_logits(
+def test_transformers_load_the_folder_and_compute_the_same_logits(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     pytest.importorskip(
@@ -152,18 +168,20 @@ def test_transformers_load_the_folder_and_give_the_same_logits(
     model, words = open_folder(tmp_path, torch.device("cpu"))
     batch = next(iter(problem.batches("test"))).inputs
     with torch.no_grad():
-        torch.testing.assert_close(model(batch), problem.model(batch), atol=LOGITS_AGREE, rtol=0)
+        torch.testing.assert_close(
+            model(batch), problem.model(batch), atol=LOGITS_TOLERANCE, rtol=0
+        )
     tokenizer = problem.tokenizer
     assert tokenizer is not None
     text = "let golf five the gatta near lupi nata soon"
     assert words.encode(text) == tokenizer.encode(text) and words.decode(words.encode(text)) == text
     assert (words.start, words.context) == (tokenizer.start, tokenizer.context)
     assert words.tokenizer(text)["input_ids"] == [tokenizer.start, *tokenizer.encode(text)], (
-        "it begins texts as the task does"
+        "the tokenizer begins texts as the task does"
     )
 
 
-def test_the_other_shape_of_the_transformer_is_known_to_them_too(tmp_path: Path) -> None:
+def test_transformers_load_the_other_variant_of_the_transformer_too(tmp_path: Path) -> None:
     transformers = pytest.importorskip(
         "transformers",
         reason="Hugging Face's transformers are not installed: pip install 'qbench[hf]'",
@@ -186,7 +204,9 @@ def test_the_other_shape_of_the_transformer_is_known_to_them_too(tmp_path: Path)
     theirs.load_state_dict({name: state[ours] for name, ours in layout.names.items()})
     tokens = torch.arange(32).view(2, 16) % 11
     with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=LOGITS_AGREE, rtol=0)
+        torch.testing.assert_close(
+            theirs(tokens).logits, model(tokens), atol=LOGITS_TOLERANCE, rtol=0
+        )
 
 
 def test_quantized_inputs_are_refused_for_transformers(
@@ -197,7 +217,7 @@ def test_quantized_inputs_are_refused_for_transformers(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_language_model_is_refused_for_transformers(
+def test_a_model_that_is_no_language_model_is_refused_for_transformers(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -206,7 +226,7 @@ def test_what_is_no_language_model_is_refused_for_transformers(
         export_run(language_runs.results, language_runs.digits, "hf", tmp_path)
 
 
-def test_a_folder_that_holds_something_is_left_alone(
+def test_a_folder_that_is_not_empty_is_left_alone(
     language_runs: LanguageRuns, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")

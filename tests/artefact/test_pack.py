@@ -1,4 +1,4 @@
-"""The artefact: really packed, decoded without torch, bit for bit what the quantizers made."""
+"""An artefact is really packed, and decodes without torch to the quantized weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_lowest_bit_comes_first() -> None:
 @pytest.mark.parametrize("weights", ["int1", "int2", "int3", "int4", "int5", "int8", "fp4"])
 @pytest.mark.parametrize("method", ["ste", "rtn"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "block-32"])
-def test_decoded_equals_snapped_bit_for_bit(
+def test_decoded_weights_are_the_quantized_weights_bit_for_bit(
     weights: str, method: str, granularity: str, tmp_path: Path
 ) -> None:
     kit = Kit(method, tmp_path)
@@ -63,11 +63,13 @@ def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
         "import sys\n"
         "class Block:\n"
         "    def find_spec(self, name, *rest):\n"
-        "        if name.split('.')[0] in ('torch', 'scipy', 'pandas', 'duckdb'): raise ImportError(name)\n"
+        "        if name.split('.')[0] in ('torch', 'scipy', 'pandas', 'duckdb'):\n"
+        "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "from qbench.artefact.decoder import decode\n"
         f"tensors, header = decode({str(artefact.path)!r})\n"
-        "print(float(tensors['hidden.weight'].astype('float64').sum()), len(set(tensors['hidden.weight'][0])))\n"
+        "hidden = tensors['hidden.weight']\n"
+        "print(float(hidden.astype('float64').sum()), len(set(hidden[0])))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -80,8 +82,8 @@ def test_the_decoder_needs_numpy_and_safetensors_alone(tmp_path: Path) -> None:
         )
 
 
-def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> None:
-    """With quantized inputs as well: their grids come out of the header."""
+def test_a_model_loaded_from_the_file_computes_the_same(tmp_path: Path) -> None:
+    """This includes quantized inputs, whose grids come from the header."""
     kit = Kit("ste", tmp_path)
     result, folder = kit.run(kit.make_config("int4", activations="int4"))
     assert result["state"] == "ok", result["message"]
@@ -97,7 +99,7 @@ def test_a_model_restored_from_the_file_computes_the_same(tmp_path: Path) -> Non
     }
 
 
-def test_bytes_of_an_artefact_are_reproducible(tmp_path: Path) -> None:
+def test_the_bytes_of_an_artefact_are_reproducible(tmp_path: Path) -> None:
     kit = Kit("rtn", tmp_path)
     run = kit.attach(kit.make_config("int4"))
     before = export_artefact(run, tmp_path / "a").sha256

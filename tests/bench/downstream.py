@@ -39,7 +39,10 @@ def table() -> Iterator[str]:
 
 
 def row(size: str, name: str, model: Transformer) -> str:
-    asked, words = lm_eval_tasks.load_tasks([name], make_quizzes())[0], GrammarTokenizer(SHAPES[size].context)
+    asked, words = (
+        lm_eval_tasks.load_tasks([name], make_quizzes())[0],
+        GrammarTokenizer(SHAPES[size].context),
+    )
     assert asked.quiz
     requests = [
         (words.encode(f"<doc> {q.context}"), words.encode(c))

@@ -148,7 +148,7 @@ def attempted(measure: Callable[[], Row]) -> Row:
 
 
 def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, peak: float) -> Row:
-    from qbench.training.devices import Stopwatch, reset_peak_memory, peak_memory, quartiles
+    from qbench.training.devices import Stopwatch, peak_memory, quartiles, reset_peak_memory
     from qbench.training.loop import take_step
 
     run = ready(bench, method, params, size)

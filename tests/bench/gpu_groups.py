@@ -207,7 +207,7 @@ def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: boo
     """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
     from qbench.execution.compile import compile_run
     from qbench.execution.step_recording import RecordedStep
-    from qbench.training.devices import Stopwatch, reset_peak_memory, peak_memory, quartiles
+    from qbench.training.devices import Stopwatch, peak_memory, quartiles, reset_peak_memory
     from qbench.training.loop import take_step, update
     from tests.bench.gpu import WARMUP
 

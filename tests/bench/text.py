@@ -98,7 +98,9 @@ def once() -> Iterator[str]:
     yield f"| its hash again | {1e3 * again:.1f} ms | |"
     speed = size / 1e6 / _cpu_seconds(lambda: _bytes(documents))
     yield f"| tokenising, bytes | {speed:.0f} MB/s a core | 2 MB/s |"
-    encode_with_learned_bpe(documents, 4096, "stdlib")  # so that learning is not part of what follows
+    encode_with_learned_bpe(
+        documents, 4096, "stdlib"
+    )  # so that learning is not part of what follows
     speed = size / 1e6 / _cpu_seconds(lambda: _bpe(documents))
     yield f"| tokenising, BPE of 4096 | {speed:.1f} MB/s a core | 2 MB/s |"
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Making a run again from its record."""
+"""Reproduction of runs from their records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qbench.runs.attempts import Attempt, create_attempt
 
 @pytest.fixture
 def swept(tmp_path: Path) -> tuple[Path, str, str]:
-    """A results folder with a full-precision run and its rounding → folder, their keys."""
+    """Return a results folder with a full-precision run and its rounding, and the keys of both."""
     rtn = Kit("rtn", tmp_path).make_config("int2", steps=10)
     fp = Kit("fp", tmp_path).make_config("int2", steps=10)
     base = create_attempt(tmp_path, fp.key)
@@ -28,54 +28,57 @@ def swept(tmp_path: Path) -> tuple[Path, str, str]:
     return tmp_path, fp.key, rtn.key
 
 
-def record(results: Path, key: str) -> Attempt:
+def open_attempt(results: Path, key: str) -> Attempt:
+    """Return the first attempt of a run."""
     return Attempt(results / "runs" / key[:2] / key / "1")
 
 
-def change(attempt: Attempt, name: str, **values: Any) -> None:
+def change_file(attempt: Attempt, name: str, **values: Any) -> None:
+    """Overwrite values in a JSON file of an attempt."""
     attempt.write(name, {**(attempt.read(name) or {}), **values})
 
 
-def test_the_same_run_is_the_same_and_nothing_is_written(swept: tuple[Path, str, str]) -> None:
+def test_a_run_trained_again_is_the_same_and_nothing_is_written(
+    swept: tuple[Path, str, str],
+) -> None:
     results, fp, rtn = swept
     before = sorted(results.rglob("*"))
     threads = torch.get_num_threads()
     for key in (fp, rtn):
-        found = reproduce_run(results, key[:12])
-        assert (found.key, found.verdict, found.differences) == (
-            key,
-            "same",
-            [],
-        ) and found.recorded == found.found
+        again = reproduce_run(results, key[:12])
+        assert (again.key, again.verdict, again.differences) == (key, "same", [])
+        assert again.recorded == again.found
     assert sorted(results.rglob("*")) == before and torch.get_num_threads() == threads
 
 
-def test_what_a_run_goes_on_from_is_made_again_if_it_is_gone(swept: tuple[Path, str, str]) -> None:
+def test_the_run_that_another_starts_from_is_trained_again_if_its_artefact_is_gone(
+    swept: tuple[Path, str, str],
+) -> None:
     results, fp, rtn = swept
-    shutil.rmtree(record(results, fp).export)
+    shutil.rmtree(open_attempt(results, fp).export)
     assert reproduce_run(results, rtn).verdict == "same"
 
 
-def test_a_number_that_does_not_come_out_is_different_and_the_environment_says_why(
+def test_another_score_is_different_and_the_environment_says_why(
     swept: tuple[Path, str, str],
 ) -> None:
     results, fp, _ = swept
-    attempt = record(results, fp)
+    attempt = open_attempt(results, fp)
     result = attempt.read("result") or {}
-    change(
+    change_file(
         attempt,
         "result",
         artefact_sha256="0" * 64,
         scores={**result["scores"], "packed": result["scores"]["packed"] + 0.5},
     )
-    change(attempt, "env", torch="1.0")
-    found = reproduce_run(results, fp)
-    assert found.verdict == "different" and [d.split(":")[0] for d in found.differences] == [
+    change_file(attempt, "env", torch="1.0")
+    again = reproduce_run(results, fp)
+    assert again.verdict == "different" and [d.split(":")[0] for d in again.differences] == [
         "torch"
     ]
-    assert str(found).startswith(
+    assert str(again).startswith(
         f"{fp}: different\nrecorded "
-    ) and "differs   torch: 1.0 then" in str(found)
+    ) and "differs   torch: 1.0 then" in str(again)
 
 
 def test_a_difference_below_the_minimum_effect_is_within_tolerance() -> None:
@@ -95,9 +98,9 @@ def test_a_difference_below_the_minimum_effect_is_within_tolerance() -> None:
     )
 
 
-def test_a_run_without_a_result_has_nothing_to_compare_with(swept: tuple[Path, str, str]) -> None:
+def test_a_run_without_a_result_cannot_be_reproduced(swept: tuple[Path, str, str]) -> None:
     results, fp, _ = swept
-    (record(results, fp).folder / "result.json").unlink()
+    (open_attempt(results, fp).folder / "result.json").unlink()
     with pytest.raises(QbenchError, match="no result to compare with"):
         reproduce_run(results, fp)
     with pytest.raises(UsageError, match="no run's key begins with 'ffffffffffff'"):

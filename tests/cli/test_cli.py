@@ -85,7 +85,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (SMALL.replace('"ste"', '"stee"'), "unknown method 'stee'; did you mean ste"),
         (SMALL.replace('"toy"', '"tov"'), "unknown task 'tov'; did you mean toy"),
         (SMALL.replace('"int2"', '"int9"'), "int9"),
-        (SMALL.replace('["int2"]', "[]"), "empty list"),
+        (SMALL.replace('["int2"]', "[]"), "list is empty"),
         (
             SMALL.replace("recipe.steps = 10", "recipe.steps = -10"),
             "steps must be at least 1, not -10",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from qbench_tasks import grammar_items
 from qbench_tasks.grammar import GrammarTokenizer
-from qbench_tasks.grammar_text import render, generate_windows
+from qbench_tasks.grammar_text import generate_windows, render
 
 from qbench.api.language_model import Question, Quiz
 from qbench.downstream.lm_eval_evaluation import evaluate_task
@@ -37,7 +37,9 @@ def test_a_perfect_model_reaches_the_ceiling_and_a_uniform_one_has_chance(name: 
         chance=QUIZZES[name].chance,
         ceiling=1.0,
     )
-    perfect, _ = evaluate_task(load_tasks([name], {name: quiz})[0], PerfectModel(), GrammarTokenizer(64))
+    perfect, _ = evaluate_task(
+        load_tasks([name], {name: quiz})[0], PerfectModel(), GrammarTokenizer(64)
+    )
     assert perfect["metrics"]["acc"]["value"] == quiz.ceiling == 1.0
     uniform, _ = evaluate_task(load_tasks([name], QUIZZES)[0], UniformModel(), GrammarTokenizer(64))
     assert uniform["metrics"]["acc"]["value"] == pytest.approx(quiz.chance, abs=0.06)
@@ -95,7 +97,9 @@ def test_generated_answers_end_at_a_stop_word(tmp_path: Path) -> None:
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]",
     ]
     path.write_text("\n".join(lines) + "\n")
-    summary, items = evaluate_task(load_tasks([str(path)], {})[0], PerfectModel(), GrammarTokenizer(64))
+    summary, items = evaluate_task(
+        load_tasks([str(path)], {})[0], PerfectModel(), GrammarTokenizer(64)
+    )
     for item in items:
         assert item["answer"].split()[0] == "five" and "let" not in item["answer"]
     assert summary["metric"] == "exact_match"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from qbench_tasks import grammar_items
-from qbench_tasks.cloze import make_cloze_questions, cut_passages
+from qbench_tasks.cloze import cut_passages, make_cloze_questions
 from qbench_tasks.grammar_rules import ID, next_logprobs
 from qbench_tasks.text import Text
 

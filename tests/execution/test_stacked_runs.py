@@ -149,11 +149,7 @@ def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),
-    [
-        (task, name)
-        for task in TASKS
-        for name in (METHODS if SOAK or task == "digits" else FEW)
-    ],
+    [(task, name) for task in TASKS for name in (METHODS if SOAK or task == "digits" else FEW)],
 )
 def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path: Path) -> None:
     """Results, curves and artefacts, after training among others."""

@@ -75,7 +75,7 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
         (t, m)
         for t in ("digits", "linreg", "batches")
         for m in METHODS
-        if t == "digits" or (m in ("lotion", "gdnsq") or SOAK and m != "lotion optimizer")
+        if t == "digits" or (m in ("lotion", "gdnsq") or (SOAK and m != "lotion optimizer"))
     ],  # plain SGD keeps no second moment
 )
 def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:

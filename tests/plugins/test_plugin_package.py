@@ -1,4 +1,4 @@
-"""A method of somebody else's: two files, a wheel, an installation, and it is swept, shown and listed like ours."""
+"""A method in a package of its own is swept, shown and listed like those that qbench ships."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ include = ["halfway.py"]
 METHOD = '''
 from dataclasses import dataclass
 from torch import Tensor
-from qbench import Method, Site
-from qbench.quant.straight_through import straight_through
-from qbench.quant.scaled_quantizer import ScaledQuantizer
+from qbench.api import Method, ScaledQuantizer, Site, straight_through
 
 
 @dataclass
 class Halfway(Method):
-    """Goes a part of the way to the grid."""
+    """Move a part of the way to the grid."""
 
     name = "halfway"
     title = "Halfway"
@@ -46,10 +44,10 @@ class Halfway(Method):
         return None if 0 <= self.share <= 1 else f"share must lie between 0 and 1, not {self.share}"
 
     def quantizer(self, site: Site) -> ScaledQuantizer:
-        return Pulled(site, self.share)
+        return HalfwayWeight(site, self.share)
 
 
-class Pulled(ScaledQuantizer):
+class HalfwayWeight(ScaledQuantizer):
     def __init__(self, site: Site, share: float) -> None:
         super().__init__(site, "absmax")
         self.share = share
@@ -58,13 +56,13 @@ class Pulled(ScaledQuantizer):
         return straight_through(x, x + self.share * (self.grid(x).snap(x) - x))
 '''
 BOARD = 'board = "mixed"\ntasks = ["toy"]\nformats = ["int2"]\nseeds = 2\nrecipe.steps = 20\n'
-OURS = BOARD + 'methods = ["fp", "rtn"]\n'
+BUILT_IN = BOARD + 'methods = ["fp", "rtn"]\n'
 BOTH = BOARD + 'methods = ["fp", "rtn"]\n[[method]]\nname = "halfway"\nshare = [0.25, 0.75]\n'
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package built and installed, and nothing else."""
+    """Build and install the package into a folder of its own, and return the folder."""
     source, out, site = (tmp_path_factory.mktemp(name) for name in ("source", "out", "site"))
     (source / "pyproject.toml").write_text(PYPROJECT)
     (source / "halfway.py").write_text(METHOD)
@@ -80,6 +78,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qbench(folder: Path, site: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with the packages installed in `site`."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "QBENCH_RESULTS")}
     if site:
         environment["PYTHONPATH"] = str(site)
@@ -92,10 +91,10 @@ def qbench(folder: Path, site: Path | None, *words: str) -> subprocess.Completed
     )
 
 
-def test_a_method_from_another_package_joins_a_board_and_stays_in_it(
+def test_a_method_of_another_package_joins_a_board_and_stays_in_it(
     site: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "ours.toml").write_text(OURS)
+    (tmp_path / "built_in.toml").write_text(BUILT_IN)
     (tmp_path / "both.toml").write_text(BOTH)
     sweep = ("--results", "results", "--device", "cpu", "--workers", "2", "--json")
 
@@ -107,7 +106,7 @@ def test_a_method_from_another_package_joins_a_board_and_stays_in_it(
     )
     assert not (tmp_path / "results").exists()
 
-    first = qbench(tmp_path, None, "sweep", "ours.toml", *sweep)
+    first = qbench(tmp_path, None, "sweep", "built_in.toml", *sweep)
     assert first.returncode == 0 and json.loads(first.stdout)["ok"] == 4
     second = qbench(tmp_path, site, "sweep", "both.toml", *sweep)
     assert second.returncode == 0, second.stderr
@@ -118,7 +117,7 @@ def test_a_method_from_another_package_joins_a_board_and_stays_in_it(
     }
 
     shown = qbench(tmp_path, None, "show", "mixed", "--results", "results", "--markdown")
-    assert shown.returncode == 0, "a board is shown where its plugins are not installed"
+    assert shown.returncode == 0, "a board can be shown without the plugins of its methods"
     assert (
         "halfway (share=0.25)" in shown.stdout
         and "halfway (share=0.75)" in shown.stdout
@@ -126,19 +125,19 @@ def test_a_method_from_another_package_joins_a_board_and_stays_in_it(
     )
 
 
-def test_it_is_listed_with_where_it_comes_from(site: Path, tmp_path: Path) -> None:
+def test_the_method_is_listed_with_its_distribution(site: Path, tmp_path: Path) -> None:
     listed = {m["name"]: m for m in json.loads(qbench(tmp_path, site, "methods", "--json").stdout)}
-    found = listed["halfway"]
-    assert (found["distribution"], found["target"], found["error"]) == (
+    entry = listed["halfway"]
+    assert (entry["distribution"], entry["target"], entry["error"]) == (
         "halfway-quantizer 0.3",
         "halfway:Halfway",
         None,
     )
-    assert found["options"] == {"share": 0.5} and found["provenance"] == "reconstructed"
+    assert entry["options"] == {"share": 0.5} and entry["provenance"] == "reconstructed"
     assert {"fp", "rtn", "ste"} <= set(listed)
 
 
-def test_its_own_objections_are_one_line(site: Path, tmp_path: Path) -> None:
+def test_the_errors_of_its_own_check_are_one_line(site: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(BOTH.replace("0.75", "1.5"))
     done = qbench(tmp_path, site, "sweep", "wrong.toml", "--results", "results")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Code that is edited under its old version is noticed: by the hash of its source, which every run records."""
+"""Code that was edited under its old version is noticed, by the hash of its source in every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 METHOD = """
 from dataclasses import dataclass
-from qbench import Method, Site
+from qbench.api import Method, Site
 from .deep import helper
 
 
@@ -29,8 +29,7 @@ class Pair(Method):
         return helper.Rounded(site, "absmax")
 """
 HELPER = """
-from qbench.quant.straight_through import straight_through
-from qbench.quant.scaled_quantizer import ScaledQuantizer
+from qbench.api import ScaledQuantizer, straight_through
 
 
 class Rounded(ScaledQuantizer):
@@ -49,7 +48,7 @@ SWEEP = 'board = "b"\nmethods = ["pair"]\ntasks = ["toy"]\nformats = ["int4"]\nr
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A package of somebody's with one method, and a sweep of it."""
+    """Install a package with one method, run a sweep of it, and return the folder."""
     for name, text in FILES.items():
         (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pairs" / name).write_text(text)
@@ -63,7 +62,8 @@ def site(tmp_path: Path) -> Iterator[Path]:
 
 
 def qbench(site: Path, *words: str) -> str:
-    where = {
+    """Run a command in the folder, and return what it prints."""
+    environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
         "QBENCH_RESULTS": "results",
@@ -73,65 +73,67 @@ def qbench(site: Path, *words: str) -> str:
         cwd=site,
         capture_output=True,
         text=True,
-        env=where,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
-def edited(site: Path) -> list[Any]:
+def list_edited(site: Path) -> list[Any]:
+    """Return which plugins of the sweep's run count as edited."""
     (line,) = json.loads(qbench(site, "status", "s.toml", "--json"))
     assert line["state"] == "cached"
     return list(line["edited"])
 
 
-def test_an_edit_under_the_same_version_is_noticed_and_a_neighbours_is_not(site: Path) -> None:
+def test_an_edit_under_the_same_version_is_noticed_unless_a_neighbour_was_edited(
+    site: Path,
+) -> None:
     (env,) = site.glob("results/runs/*/*/1/env.json")
     recorded = json.loads(env.read_text())
     assert len(recorded["method_source"]) == 36 and recorded["task_source"] is None, (
         "the toy task is part of qbench"
     )
     (site / "pairs" / "neighbour.py").write_text("X = 2\n")
-    assert edited(site) == []
+    assert list_edited(site) == []
     key = env.parts[-3]
     assert "source" not in qbench(site, "reproduce", key)
 
     helper = site / "pairs" / "deep" / "helper.py"
     helper.write_text('"""What a helper is for."""\nimport math\n' + HELPER + "\n# a comment\n")
-    assert edited(site) == [], "imports, docstrings and comments are not the code"
+    assert list_edited(site) == [], "imports, docstrings and comments are not the code"
     helper.write_text(HELPER.replace("self.grid(x).snap(x)", "self.grid(x).snap(x) * 1.0"))
-    assert edited(site) == ["method pair"]
-    told = " ".join(qbench(site, "status", "s.toml").split())
-    assert "stale" in told and "method pair edited under the same version: raise version" in told
+    assert list_edited(site) == ["method pair"]
+    output = " ".join(qbench(site, "status", "s.toml").split())
+    assert "stale" in output
+    assert "method pair edited under the same version: raise version" in output
     assert f"differs   method source: {recorded['method_source'][:12]} then, " in qbench(
         site, "reproduce", key
     )
 
     helper.write_text(HELPER)
-    assert edited(site) == []
+    assert list_edited(site) == []
     (site / "pairs" / "first.py").write_text(METHOD + "\nX = 1\n")
-    assert edited(site) == ["method pair"]
+    assert list_edited(site) == ["method pair"]
     env.write_text(json.dumps(recorded | {"method_source": "0" * 32}))
-    assert edited(site) == [], "a hash of the files' text is of another kind"
+    assert list_edited(site) == [], "a hash of the text of the files cannot be compared"
     env.write_text(
         json.dumps({name: value for name, value in recorded.items() if name != "method_source"})
     )
-    assert edited(site) == [], "what was not recorded is unknown"
+    assert list_edited(site) == [], "what was not recorded is unknown"
     assert "method source" not in qbench(site, "reproduce", key)
 
 
-def test_a_raised_version_is_another_run_and_nothing_is_stale(site: Path) -> None:
+def test_with_a_raised_version_the_run_is_new_and_nothing_is_stale(site: Path) -> None:
     (site / "pairs" / "first.py").write_text(METHOD.replace("version = 1", "version = 2"))
     (line,) = json.loads(qbench(site, "status", "s.toml", "--json"))
     assert (line["state"], line["older"], line["edited"]) == ("new", "pair version 1", [])
 
 
-def test_our_own_methods_and_tasks_have_their_sources() -> None:
+def test_the_sources_of_built_in_methods_and_tasks_are_hashed() -> None:
     from qbench.plugins.source_hash import hash_source, hash_sources
 
-    found = hash_sources("ste", "grammar")
-    assert (
-        None not in found.values()
-        and found["method_source"] != hash_sources("rtn", "grammar")["method_source"]
-    )
+    hashes = hash_sources("ste", "grammar")
+    assert None not in hashes.values()
+    assert hashes["method_source"] != hash_sources("rtn", "grammar")["method_source"]
     assert hash_source("task", "text") != hash_source("task", "hf-causal")

@@ -1,4 +1,4 @@
-"""What every built-in task must be: pure, repeatable, learnable, and the same with runs side by side."""
+"""Every built-in task is pure, repeatable, learnable, and gives stacked runs what single runs get."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def task(request: Any) -> Task:
     return TASKS[request.param]
 
 
-def small(task: Task, seed: int = 0, batch: int = 4) -> Problem:
+def make_problem(task: Task, seed: int = 0, batch: int = 4) -> Problem:
     return task.problem("xs", seed, batch, CPU)
 
 
-def same(a: Batch, b: Batch) -> bool:
+def are_equal(a: Batch, b: Batch) -> bool:
     pairs = ((a.inputs, b.inputs), (a.targets, b.targets))
     return a.count == b.count and all(
         torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y
@@ -50,12 +50,12 @@ def same(a: Batch, b: Batch) -> bool:
     )
 
 
-def state_hash(model: nn.Module) -> list[Tensor]:
+def copy_state(model: nn.Module) -> list[Tensor]:
     return [tensor.clone() for tensor in model.state_dict().values()]
 
 
 def train(problem: Problem, recipe: Recipe, steps: int) -> list[float]:
-    """A plain loop in full precision; the losses."""
+    """Train in a plain loop in full precision and return the losses."""
     optimizer, losses = (
         torch.optim.AdamW(problem.model.parameters(), lr=recipe.lr, weight_decay=0.0),
         [],
@@ -70,7 +70,7 @@ def train(problem: Problem, recipe: Recipe, steps: int) -> list[float]:
     return losses
 
 
-def test_the_description_is_whole(task: Task) -> None:
+def test_the_description_is_complete(task: Task) -> None:
     assert task.title and task.fingerprint() and task.check() is None
     assert {"floor", "better"} <= vars(task.metric).keys()
     for size, meaning in task.sizes.items():
@@ -82,47 +82,46 @@ def test_the_description_is_whole(task: Task) -> None:
 def test_start_and_data_come_from_task_and_seed(task: Task) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    a, b, other = small(task), small(task), small(task, seed=1)
-    assert all(map(torch.equal, state_hash(a.model), state_hash(b.model)))
+    a, b, other = make_problem(task), make_problem(task), make_problem(task, seed=1)
+    assert all(map(torch.equal, copy_state(a.model), copy_state(b.model)))
     for index in (0, 3, -1, -2):
-        assert same(a.batch(index), b.batch(index))
+        assert are_equal(a.batch(index), b.batch(index))
     a.loss(a.model(a.batch(0).inputs), a.batch(0))
-    assert torch.equal(before, torch.get_rng_state()), "the global generator is nobody's"
+    assert torch.equal(before, torch.get_rng_state()), "no task uses the global generator"
     if a.batch(0).inputs is not None:
-        assert not same(a.batch(0), other.batch(0))
-        assert not all(map(torch.equal, state_hash(a.model), state_hash(other.model)))
+        assert not are_equal(a.batch(0), other.batch(0))
+        assert not all(map(torch.equal, copy_state(a.model), copy_state(other.model)))
 
 
 def test_a_batch_is_a_function_of_its_index(task: Task) -> None:
-    a, b = small(task), small(task)
+    a, b = make_problem(task), make_problem(task)
     ahead = [a.batch(i) for i in range(40)]
     for index in (39, 0, 17):
-        assert same(ahead[index], b.batch(index))
+        assert are_equal(ahead[index], b.batch(index))
     if ahead[0].inputs is not None:
         outside = [b.batch(-1 - i) for i in range(3)]
         assert not any(
-            same(o, other) for o in outside for other in (*ahead, *outside) if o is not other
+            are_equal(o, other) for o in outside for other in (*ahead, *outside) if o is not other
         )
         assert len(ahead[0].inputs) == ahead[0].count == 4
 
 
-def test_batches_of_several_seeds_made_in_one_go_are_each_ones_own(task: Task) -> None:
-    """By a task that has a way to: behind an axis of runs, those outside the order and those at an epoch's end included."""
-    problems = [small(task, seed, batch=48) for seed in (3, 1, 3)]
+def test_a_stacked_batch_holds_each_seeds_own_batch(task: Task) -> None:
+    """This covers batches outside the order and those that cross an epoch's end."""
+    problems = [make_problem(task, seed, batch=48) for seed in (3, 1, 3)]
     for index in (0, 20, -1):  # twenty times 48 and one batch more is past a thousand images
-        drawn = [
-            found for problem in problems if (found := problem.sample_indices(index)) is not None
-        ]
-        if drawn:
-            together = problems[0].load(torch.stack(drawn))
+        sampled = [problem.sample_indices(index) for problem in problems]
+        indices = [rows for rows in sampled if rows is not None]
+        if indices:
+            together = problems[0].load(torch.stack(indices))
             assert all(
-                same(together.row(place), problem.batch(index))
+                are_equal(together.row(place), problem.batch(index))
                 for place, problem in enumerate(problems)
             )
-    assert bool(drawn) == (task.name in ("digits", "grammar", "text"))
+    assert bool(indices) == (task.name in ("digits", "grammar", "text"))
 
 
-def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
+def test_a_problem_without_batches_names_the_missing_methods() -> None:
     class Unfinished(Problem):
         def batches(self, split: Split) -> list[Batch]:
             return []
@@ -139,12 +138,12 @@ def test_a_problem_without_batches_says_what_is_to_be_written() -> None:
 
 
 def test_splits_are_fixed_and_scored_alike(task: Task) -> None:
-    a, b = small(task), small(task, seed=1)
+    a, b = make_problem(task), make_problem(task, seed=1)
     for split in ("val", "test"):
         batches = list(a.batches(split))
-        assert batches and all(map(same, batches, a.batches(split)))
+        assert batches and all(map(are_equal, batches, a.batches(split)))
         if batches[0].inputs is not None:
-            assert all(map(same, batches, b.batches(split))), "the same for every seed"
+            assert all(map(are_equal, batches, b.batches(split))), "the same for every seed"
         with torch.no_grad():
             scores = a.score(a.model, split)
         assert next(iter(scores)) == task.metric.name and all(
@@ -153,7 +152,7 @@ def test_splits_are_fixed_and_scored_alike(task: Task) -> None:
 
 
 def test_layers_are_modules_of_the_model_by_name(task: Task) -> None:
-    problem = small(task)
+    problem = make_problem(task)
     layers = problem.layers()
     assert layers and all(
         problem.model.get_submodule(name) is layer for name, layer in layers.items()
@@ -164,32 +163,34 @@ def test_layers_are_modules_of_the_model_by_name(task: Task) -> None:
     )
 
 
-def test_planning_asks_for_layers_without_memory(task: Task) -> None:
+def test_planning_lists_layers_without_memory(task: Task) -> None:
     problem = task.problem("xs", 0, 1, torch.device("meta"))
     assert all(tensor.is_meta for tensor in problem.model.parameters())
-    assert (problem.batch(0).inputs is None) == (small(task).batch(0).inputs is None)
+    assert (problem.batch(0).inputs is None) == (make_problem(task).batch(0).inputs is None)
     shapes = {name: layer.matrix().shape for name, layer in problem.layers().items()}
-    assert shapes == {name: layer.matrix().shape for name, layer in small(task).layers().items()}
+    assert shapes == {
+        name: layer.matrix().shape for name, layer in make_problem(task).layers().items()
+    }
 
 
 def test_a_plain_loop_learns(task: Task) -> None:
     recipe = task.recipe("xs")
-    problem = small(task, batch=recipe.batch)
+    problem = make_problem(task, batch=recipe.batch)
     losses = train(problem, recipe, 60)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def stacked(models: list[nn.Module]) -> nn.Module:
-    """One model whose parameters have an axis of runs in front."""
+def stack_models(models: list[nn.Module]) -> nn.Module:
+    """Return one model whose parameters have an axis of runs in front."""
     one = copy.deepcopy(models[0])
     for name, parameter in one.named_parameters():
         parameter.data = torch.stack([model.get_parameter(name).data for model in models])
     return one
 
 
-def test_runs_side_by_side_are_what_each_is_alone(task: Task) -> None:
-    problem, models = small(task), [small(task, seed).model for seed in range(3)]
-    for model in models:  # the testbeds start at zero
+def test_stacked_runs_equal_single_runs(task: Task) -> None:
+    problem, models = make_problem(task), [make_problem(task, seed).model for seed in range(3)]
+    for model in models:  # the weights of linreg start at zero
         with torch.no_grad():
             for index, parameter in enumerate(model.parameters()):
                 parameter.add_(
@@ -207,7 +208,7 @@ def test_runs_side_by_side_are_what_each_is_alone(task: Task) -> None:
         if batches[0].targets is None
         else torch.stack([b.targets for b in batches if b.targets is not None])
     )
-    together, batch = stacked(models), Batch(inputs, targets, batches[0].count)
+    together, batch = stack_models(models), Batch(inputs, targets, batches[0].count)
 
     losses = problem.loss(together(inputs), batch)
     assert losses.shape == (3,)
@@ -223,15 +224,18 @@ def test_runs_side_by_side_are_what_each_is_alone(task: Task) -> None:
             torch.testing.assert_close(gradient[index], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_runs_side_by_side_share_targets(task: Task) -> None:
-    problem = small(task)
-    batch, together = problem.batch(0), stacked([small(task, seed).model for seed in range(3)])
+def test_stacked_runs_may_share_targets(task: Task) -> None:
+    problem = make_problem(task)
+    batch, together = (
+        problem.batch(0),
+        stack_models([make_problem(task, seed).model for seed in range(3)]),
+    )
     inputs = None if batch.inputs is None else batch.inputs.expand(3, *batch.inputs.shape)
     assert problem.loss(together(inputs), batch).shape == (3,)
 
 
-def test_accumulation_is_the_whole_batch(task: Task) -> None:
-    problem = small(task)
+def test_micro_batches_add_up_to_the_whole_batch(task: Task) -> None:
+    problem = make_problem(task)
     batch = problem.batch(0)
     parts = batch.split(2)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""grammar: the score is what a model loses over the text's own entropy."""
+"""The task grammar: the score is what a model loses over the text's own entropy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def problem(size: str = "xs", seed: int = 0, batch: int = 4) -> GrammarProblem:
     return Grammar().problem(size, seed, batch, CPU)
 
 
-class Truth(nn.Module):
+class TrueModel(nn.Module):
     """The grammar itself as a model."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -25,7 +25,9 @@ class Truth(nn.Module):
         return torch.from_numpy(np.array(rows))
 
 
-class Uniform(nn.Module):
+class UniformModel(nn.Module):
+    """A model that finds all words equally likely."""
+
     def forward(self, tokens: Tensor) -> Tensor:
         return torch.zeros(*tokens.shape, VOCAB_SIZE)
 
@@ -33,11 +35,11 @@ class Uniform(nn.Module):
 def test_the_grammar_itself_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WINDOWS, "test", 4)
     monkeypatch.setattr("qbench_tasks.grammar.SCORED_AT_ONCE", 2)
-    assert problem().score(Truth(), "test")["excess"] == pytest.approx(0, abs=1e-6)
+    assert problem().score(TrueModel(), "test")["excess"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_model_that_knows_nothing_scores_the_vocabulary() -> None:
-    scores = problem().score(Uniform(), "test")
+    scores = problem().score(UniformModel(), "test")
     assert scores["loss"] == pytest.approx(np.log(VOCAB_SIZE), rel=1e-6)
     assert scores["bits"] == pytest.approx(np.log2(VOCAB_SIZE), rel=1e-6)
     _, logp = text.generate_windows(0, 0, WINDOWS["test"], 64, "test")
@@ -58,7 +60,7 @@ def test_batches_are_consecutive_windows() -> None:
     assert p.work.labels == p.work.labels == 4 * 64
 
 
-def test_the_scored_windows_are_nobodys_training() -> None:
+def test_scored_windows_are_not_trained_on() -> None:
     p = problem(seed=0, batch=256)
 
     def windows(batch: object) -> set[tuple[int, ...]]:
@@ -73,7 +75,7 @@ def test_the_scored_windows_are_nobodys_training() -> None:
     assert len(set().union(*parts)) == sum(map(len, parts))
 
 
-def test_sizes() -> None:
+def test_sizes_have_the_stated_parameters() -> None:
     parameters = {size: shape.parameters for size, shape in SHAPES.items()}
     assert (
         parameters["xs"] < 0.1e6

@@ -1,4 +1,4 @@
-"""The generated text: reproducible, grammatical, and worth exactly as many nats as it says."""
+"""The generated text is reproducible, grammatical, and worth as many nats as it says."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qbench_tasks import grammar_machine as machine
 from qbench_tasks import grammar_rules as rules
 from qbench_tasks import grammar_text as text
+from qbench_tasks.grammar_entropy import entropy_rate
 
 # After a change that is meant to move the text, raise grammar_rules.VERSION and print the new ones:
-#   python -c "import tests.test_grammar_text as t; print(t.digest(), t.text.fingerprint())"
+#   python -c "import tests.tasks.test_grammar_text as t
+#   print(t.hash_sample(), t.machine.compute_fingerprint())"
 DIGEST = "d681e3bc1b3b0a5206f69188874fb08f1e6ea32ece9d7ea371c581a594099951"
 FINGERPRINT = "b076f6dc8d83707c3e6a7b13984f7d205999d22c5c431903017b555e71eabf75"
 
 
-def digest() -> str:
+def hash_sample() -> str:
     tokens = [
         text.generate_windows(seed, first, 3, 96, split)[0]
         for split in text.SPLITS
         for seed, first in ((0, 0), (1, 2047), (7, 2**40))
     ]
-    return hashlib.sha256(np.stack(tokens).tobytes()).hexdigest()
+    return hashlib.sha256(np.stack(tokens).tobytes()).hexhash_sample()
 
 
 def test_the_same_text_everywhere() -> None:
-    assert digest() == DIGEST
-    assert text.compute_fingerprint() == FINGERPRINT
+    assert hash_sample() == DIGEST
+    assert machine.compute_fingerprint() == FINGERPRINT
 
 
 @settings(max_examples=25)
@@ -46,13 +49,13 @@ def test_a_window_depends_on_its_address_alone(
     assert tokens.shape == logp.shape == (count, context + 1)
     assert tokens.dtype == np.uint8 and logp.dtype == np.float32
     for i in {0, count // 2, count - 1}:
-        alone = text._generate(text._stream(5, split), first + i, 1, context + 1)
+        alone = machine.run_machine(machine.stream_key(5, split), first + i, 1, context + 1)
         np.testing.assert_array_equal(tokens[i], alone[0][0])
         np.testing.assert_array_equal(logp[i], alone[1][0])
 
 
 def test_windows_across_chunks_and_shorter_contexts() -> None:
-    edge = text._CHUNK
+    edge = text.CHUNK_WINDOWS
     tokens, logp = text.generate_windows(0, edge - 3, edge + 7, 32, "train")
     parts = [
         text.generate_windows(0, first, count, 32, "train")
@@ -88,8 +91,8 @@ def test_words_survive_rendering() -> None:
     assert text.encode(text.render(range(95))) == list(range(95))
 
 
-def test_logp_is_the_readable_grammars() -> None:
-    """Every word of some windows, and at every prefix a distribution."""
+def test_log_probabilities_agree_with_the_readable_rules() -> None:
+    """This compares every word of some windows; every prefix must have a distribution."""
     tokens, logp = text.generate_windows(3, 0, 40, 128, "val")
     assert not logp[:, 0].any() and not tokens[:, 0].any()
     for window, reported in zip(tokens, logp, strict=True):
@@ -100,7 +103,10 @@ def test_logp_is_the_readable_grammars() -> None:
 
 
 def test_the_tables_draw_what_the_rules_say() -> None:
-    """Frequencies after a fixed prefix, for all words at once: a chi-square far below what one misplaced weight would give."""
+    """This compares the frequencies of all words after fixed prefixes.
+
+    One misplaced weight would give a far larger chi-square.
+    """
     tokens, _ = text.generate_windows(11, 0, 60_000, 4, "train")
     for prefix in (
         ["<doc>"],
@@ -125,7 +131,7 @@ def test_the_tables_draw_what_the_rules_say() -> None:
         )
 
 
-def test_nothing_follows_the_impossible() -> None:
+def test_no_word_follows_an_impossible_prefix() -> None:
     for prefix in (
         "",
         "let",
@@ -138,8 +144,11 @@ def test_nothing_follows_the_impossible() -> None:
         assert np.isneginf(rules.next_logprobs(text.encode(prefix))).all()
 
 
-def check(words: list[str]) -> dict[str, int]:
-    """A reader of one window that knows spelling and brackets, not the grammar's code; counts what it verified."""
+def check_window(words: list[str]) -> dict[str, int]:
+    """Check one window by spelling and brackets alone, without the grammar's code.
+
+    Return how often each rule was checked.
+    """
     counts = dict.fromkeys(("verb", "far verb", "bracket", "answer", "document"), 0)
     facts: dict[str, str] = {}
     expecting: list[str] = []  # endings of verbs and brackets to come
@@ -183,13 +192,15 @@ def check(words: list[str]) -> dict[str, int]:
     return counts
 
 
-def test_well_formed_by_an_independent_reader() -> None:
+def test_windows_pass_an_independent_check() -> None:
     tokens, _ = text.generate_windows(0, 0, 500, 256, "test")
-    total = sum(np.array(list(check(text.render(window).split()).values())) for window in tokens)
+    total = sum(
+        np.array(list(check_window(text.render(window).split()).values())) for window in tokens
+    )
     assert (np.array(total) > 500).all(), "each thing checked often"
 
 
-def test_the_reader_objects() -> None:
+def test_the_independent_check_finds_errors() -> None:
     for wrong in (
         "<doc> the lupa nato",
         "<doc> the lupa ( ]",
@@ -198,11 +209,11 @@ def test_the_reader_objects() -> None:
         "<doc> let golf one let golf",
     ):
         with pytest.raises(AssertionError):
-            check(wrong.split())
+            check_window(wrong.split())
 
 
 def exact_entropy(context: int) -> float:
-    """Mean entropy over all prefixes, listed one by one."""
+    """Return the mean entropy over all prefixes, which are enumerated one by one."""
     level: list[tuple[list[int], float]] = [([rules.BOS], 1.0)]
     total = 0.0
     for _ in range(context):
@@ -219,7 +230,7 @@ def exact_entropy(context: int) -> float:
 
 def test_entropy_rate_of_short_windows_is_exact() -> None:
     for context in (1, 2, 3, 4):
-        assert math.isclose(text.entropy_rate(context), exact_entropy(context), rel_tol=1e-10)
+        assert math.isclose(entropy_rate(context), exact_entropy(context), rel_tol=1e-10)
 
 
 @pytest.mark.parametrize("context", [16, 64, 256])
@@ -227,13 +238,13 @@ def test_entropy_rate_is_the_mean(context: int) -> None:
     count = 2_000_000 // context
     _, logp = text.generate_windows(1, 0, count, context, "val")
     floors = -logp[:, 1:].mean(1, dtype=np.float64)
-    assert abs(floors.mean() - text.entropy_rate(context)) < 4 * floors.std() / math.sqrt(count)
-    assert 1.0 < text.entropy_rate(context) < 2.0
+    assert abs(floors.mean() - entropy_rate(context)) < 4 * floors.std() / math.sqrt(count)
+    assert 1.0 < entropy_rate(context) < 2.0
 
 
 @pytest.mark.parametrize("kind", text.KINDS)
 @pytest.mark.parametrize("context", [64, 128])
-def test_minimal_pairs(kind: str, context: int) -> None:
+def test_minimal_pairs_differ_in_an_impossible_last_word(kind: str, context: int) -> None:
     pairs = text.make_minimal_pairs(0, 100, kind, context)
     assert len(pairs) == 100 and pairs == text.make_minimal_pairs(
         0, 100, kind, context

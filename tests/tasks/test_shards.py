@@ -17,8 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qbench_tasks import shards as module
 from qbench_tasks import tokens as tokens_module
-from qbench_tasks.order import permute_indices, order_indices
-from qbench_tasks.shards import BYTE_SEPARATOR, SPLITS, Shards, cache_path, ingest_documents, open_shards
+from qbench_tasks.order import order_indices, permute_indices
+from qbench_tasks.shards import (
+    BYTE_SEPARATOR,
+    SPLITS,
+    Shards,
+    cache_path,
+    ingest_documents,
+    open_shards,
+)
 from qbench_tasks.tokens import Tokens, prepare_tokens, read_corpus
 from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, import_tokenizers
 
@@ -84,7 +91,10 @@ def test_every_document_is_in_one_split() -> None:
 
 def test_the_order_in_which_documents_come_plays_no_part() -> None:
     texts = documents(200)
-    one, other = ingest_documents(texts, "x"), ingest_documents(random.Random(1).sample(texts, 200), "x")
+    one, other = (
+        ingest_documents(texts, "x"),
+        ingest_documents(random.Random(1).sample(texts, 200), "x"),
+    )
     assert one.hash == other.hash and contents(one) == contents(other)
     assert ingest_documents(texts[:-1], "x").hash != one.hash
 
@@ -99,7 +109,10 @@ def test_a_document_stays_in_its_split_whatever_comes_beside_it() -> None:
 
 def test_what_comes_twice_counts_once() -> None:
     texts = documents(50)
-    assert ingest_documents(texts + texts[:20] + [b"", b""], "x").hash == ingest_documents(texts, "x").hash
+    assert (
+        ingest_documents(texts + texts[:20] + [b"", b""], "x").hash
+        == ingest_documents(texts, "x").hash
+    )
 
 
 @pytest.mark.parametrize("count", range(3, 40))
@@ -312,9 +325,13 @@ def test_a_vocabulary_is_learned_from_the_training_split_alone(
     # One more document, full of what training never says.
     held = (f"{'qqq zzz ' * 1000}{i}".encode() for i in range(1000))
     extra = next(
-        text for text in held if splits_of(ingest_documents([*documents(500), text], "x"))[text] == split
+        text
+        for text in held
+        if splits_of(ingest_documents([*documents(500), text], "x"))[text] == split
     )
-    again = prepare_tokens(corpus(tmp_path / "c.jsonl", [*documents(500), extra]), "text", 0, "bpe", 300)
+    again = prepare_tokens(
+        corpus(tmp_path / "c.jsonl", [*documents(500), extra]), "text", 0, "bpe", 300
+    )
     assert isinstance(again.vocabulary, BPE) and isinstance(bpe.vocabulary, BPE)
     assert again.hash != bpe.hash and again.vocabulary.text == bpe.vocabulary.text
 

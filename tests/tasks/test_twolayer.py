@@ -59,7 +59,9 @@ def test_both_layers_are_quantized_and_the_width_is_swept() -> None:
 def test_the_start_is_far_from_the_teacher_at_every_width() -> None:
     for size in TwoLayer.sizes:
         p = problem(size)
-        ratio = p.score(p.model, "test")["loss"] / float(p.population.excess_loss(torch.zeros(1, 256)))
+        ratio = p.score(p.model, "test")["loss"] / float(
+            p.population.excess_loss(torch.zeros(1, 256))
+        )
         assert 0.5 < ratio < 2
 
 

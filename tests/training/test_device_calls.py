@@ -201,11 +201,7 @@ def calls(run: TrainingRun) -> Calls:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bed", "method"),
-    [
-        (bed, method)
-        for bed in BEDS
-        for method in (TRAINED if SOAK or bed == "digits" else FEW)
-    ],
+    [(bed, method) for bed in BEDS for method in (TRAINED if SOAK or bed == "digits" else FEW)],
 )
 def test_a_step_of_more_runs_is_no_more_calls(
     method: str, bed: str, elsewhere: None, tmp_path: Path

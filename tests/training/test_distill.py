@@ -188,11 +188,7 @@ def imitators(
             lr=0.01 * (1 + seed // 2),
             objective="distill",
         )
-        configs.append(
-            dataclasses.replace(
-                found, recipe=recipe, start="fp:0.5", base=base.key
-            )
-        )
+        configs.append(dataclasses.replace(found, recipe=recipe, start="fp:0.5", base=base.key))
         bases.append(start)
     return configs, bases
 
