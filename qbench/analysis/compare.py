@@ -56,14 +56,14 @@ def compare_entrants(builders: list[SectionBuilder], a: str, b: str) -> list[Com
     """Return a comparison for each section in which both entrants, given by label, have scores."""
     check_entrant_labels(builders, a, b)
     names = name_sections([(builder.title(), builder.setting()) for builder in builders])
-    found = []
+    tests = []
     for builder, name in zip(builders, names, strict=True):
         if (scores := _match_scores(builder, a, b)) is not None:
-            found.append((builder, name, scores, _test_difference(scores)))
-    tested = [test.p for *_, test in found if test.p is not None]
+            tests.append((builder, name, scores, _test_difference(scores)))
+    tested = [test.p for *_, test in tests if test.p is not None]
     adjusted = iter(adjust_by_holm(tested))
     comparisons = []
-    for builder, name, scores, test in found:
+    for builder, name, scores, test in tests:
         p = None if test.p is None else next(adjusted)
         comparisons.append(_make_comparison(builder, name, (a, b), scores, test, p))
     return comparisons

@@ -88,14 +88,15 @@ def compare_downstream(
     """Return the difference for each section and each downstream task that both have answered."""
     check_entrant_labels(builders, a, b)
     names = name_sections([(builder.title(), builder.setting()) for builder in builders])
-    found = [
+    differences = [
         _compare_on_task(builder, name, results, task, pairs)
         for builder, name in zip(builders, names, strict=True)
         for task, pairs in _pair_answers(builder, a, b)
     ]
-    adjusted = iter(adjust_by_holm([d.p_items for d in found if d.p_items is not None]))
+    adjusted = iter(adjust_by_holm([d.p_items for d in differences if d.p_items is not None]))
     return [
-        d if d.p_items is None else dataclasses.replace(d, p_items=next(adjusted)) for d in found
+        d if d.p_items is None else dataclasses.replace(d, p_items=next(adjusted))
+        for d in differences
     ]
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic over stacked runs in which every run keeps the bits that it would have if trained alone.
+"""Arithmetic over stacked runs in which every run keeps the bits of a run trained alone.
 
 Sums, products and square roots of single elements give the same bits wherever an element lies in
 memory. On a CPU, four kinds of operation do not. Their result for one run may depend on where the
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VECTOR_BYTES = 32 * 4
-"""Bytes that one iteration of an unrolled loop over the widest vectors reads: 32 float32 numbers."""
+"""Bytes that one iteration of a loop over the widest vectors reads: 32 float32 numbers."""
 CACHE_LINE_ELEMENTS = 16
 """float32 elements of a cache line. A freshly allocated tensor begins at the start of a line."""
 BLOCK_ROWS = 16
@@ -175,7 +175,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     samples, inputs, outputs = x.shape[-2], weight.shape[-1], weight.shape[-2]
     if batch_is_exact(samples, inputs, outputs, x.device, operands[0].dtype):
         absent = [None] * (3 - len(operands))
-        return _BatchedLinear.apply(*operands, *absent)  # type: ignore[no-any-return, no-untyped-call]
+        result = _BatchedLinear.apply(*operands, *absent)  # type: ignore[no-untyped-call]
+        return result  # type: ignore[no-any-return]
     return call_for_each_run(F.linear, *operands)
 
 
@@ -198,7 +199,7 @@ def single_row_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _multiply_block(x: Tensor, rows: Tensor) -> Tensor:
-    """Return `x rowsᵀ`, computed with zeros below the rows so that the kernel is always the same."""
+    """Return `x rowsᵀ`, with zeros below the rows so that the kernel is always the same."""
     padded = F.pad(rows, (0, 0, 0, BLOCK_ROWS - len(rows)))
     product = _BlockLinear.apply(*_cast_for_autocast(x, padded))  # type: ignore[no-untyped-call]
     return product[:, : len(rows)].contiguous()  # type: ignore[no-any-return]

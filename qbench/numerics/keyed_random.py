@@ -56,7 +56,7 @@ def uniform(key: Tensor, step: Tensor, shape: tuple[int, ...], first: Tensor | i
     # XOR with `stream` twice changes no bit. Without it a compiler folds position times constant
     # at compile time, and fails because the product does not fit.
     position = (position ^ stream) ^ stream
-    # float32 has 24 bits of precision: the upper 24 bits of the hash make every draw exact, below 1.
+    # float32 has 24 bits of precision, so the upper 24 bits of the hash give exact draws below 1.
     return (_shift_right(mix_bits(stream + position * _GOLDEN), 40)).to(torch.float32) * 2.0**-24
 
 

@@ -1,4 +1,4 @@
-"""The levels of a format at unit scale, and `BatchedLevels` for stacked runs that differ in bits."""
+"""The levels of a format at unit scale, also for stacked runs that differ in bits."""
 
 from __future__ import annotations
 

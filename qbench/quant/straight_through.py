@@ -1,4 +1,4 @@
-"""The straight-through estimator: a value without a gradient gets the gradient of another tensor."""
+"""Straight-through estimator: a value without a gradient gets that of another tensor."""
 
 from __future__ import annotations
 

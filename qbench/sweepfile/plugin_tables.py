@@ -146,5 +146,5 @@ def _read_params(table: Mapping[str, Any], kind: str, where: str) -> dict[str, A
     params = {key: value for key, value in table.items() if key not in TABLE_KEYS[kind]} | extra
     for key, value in params.items():
         if value == []:
-            raise UsageError(f"{where}: {key}: the list is empty, so there is nothing to run")
+            raise UsageError(f"{where}: {key} is an empty list, so there is nothing to run")
     return params

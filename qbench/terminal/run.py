@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE_LENGTH = 2000
 MAX_CURVE_WIDTH = 120
 LABEL_WIDTH = 14
-"""The room that is left for labels beside a curve."""
+"""The width that a curve leaves for the labels."""
 
 
 def show_run(run: Mapping[str, Any], console: Console) -> None:

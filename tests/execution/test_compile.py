@@ -1,4 +1,4 @@
-"""What a step computes as one graph: the same gradients as eager, and for each run the bits that it has compiled alone."""
+"""Compiled steps have the gradients of eager ones; stacked runs have the bits of single runs."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tests.execution.test_stacked_runs import (
     CPU,
     INT4,
     STEPS,
-    Cut,
-    assignments,
+    Interrupted,
     config,
-    curve,
-    prepared,
+    make_assignments,
+    prepare_alone,
+    read_curve,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_yet() -> None:
+def reset_compiler() -> None:
     torch.compiler.reset()
     counters.clear()
 
 
-def stepped(run: TrainingRun, steps: int, compiled: bool = True) -> list[torch.Tensor]:
-    """The parameters after so many steps."""
+def take_steps(run: TrainingRun, steps: int, compiled: bool = True) -> list[torch.Tensor]:
+    """Return the parameters after the given number of steps."""
     if compiled:
         compile_run(run)
     for step in range(steps):
@@ -63,10 +63,10 @@ def stepped(run: TrainingRun, steps: int, compiled: bool = True) -> list[torch.T
 def test_a_run_has_the_bits_that_it_has_compiled_alone(
     task: str, method: str, inputs: Any, tmp_path: Path
 ) -> None:
-    """Where there is no sum but the loss's, these are the bits of eager steps, too."""
+    """If the loss is the only sum, they are also the bits of eager steps."""
     me, steps = config(method, task, seed=3, lr=0.02, inputs=inputs), 8
-    alone = stepped(prepared(me, tmp_path), steps)
-    eager = stepped(prepared(me, tmp_path), steps, compiled=False)
+    alone = take_steps(prepare_alone(me, tmp_path), steps)
+    eager = take_steps(prepare_alone(me, tmp_path), steps, compiled=False)
     for one, other in zip(alone, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         assert task != "linreg" or torch.equal(one, other)
@@ -74,19 +74,19 @@ def test_a_run_has_the_bits_that_it_has_compiled_alone(
         [config(method, task, seed=10 + place, lr=0.01, inputs=inputs) for place in range(2)],
         1,
     )
-    runs = [prepared(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
+    runs = [prepare_alone(c, tmp_path) for c in (*others[:slot], me, *others[slot:])]
     run = stack_runs(runs)
     assert run is not None
-    stepped(run, steps)
+    take_steps(run, steps)
     mine = [p for group in runs[slot].optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
     assert all(torch.equal(one, other) for one, other in zip(mine, alone, strict=True))
 
 
 @pytest.mark.parametrize("method", ["ste", "gdnsq"])
-def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
-    """Also where a method's own losses hold numbers that change from step to step."""
+def test_a_step_is_compiled_once(method: str, tmp_path: Path) -> None:
+    """This holds if the losses of a method contain numbers that change in every step."""
     me = config(method)
-    run = prepared(me, tmp_path)
+    run = prepare_alone(me, tmp_path)
     compile_run(run)
     take_step(run, 0)
     made = counters["stats"]["unique_graphs"]
@@ -95,20 +95,20 @@ def test_a_graph_is_made_once(method: str, tmp_path: Path) -> None:
     assert made and counters["stats"]["unique_graphs"] == made and not counters["graph_break"]
 
 
-def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> None:
-    """Weights are quantized once a step, not once a part of it: PEGE pulls as often."""
+def test_with_micro_batches_quantizers_are_separate_graphs(tmp_path: Path) -> None:
+    """Weights are quantized once per step, not once per micro-batch."""
     me, several = config("pege"), Execution(accumulate=2)
-    folders = {way: assignments([me], tmp_path / way)[0] for way in ("eager", "compiled")}
+    folders = {way: make_assignments([me], tmp_path / way)[0] for way in ("eager", "compiled")}
     results = [
         run_one(a, dataclasses.replace(several, compile=way == "compiled"))
         for way, a in folders.items()
     ]
     assert [r["state"] for r in results] == ["ok", "ok"] and results[1]["audit"]["passed"]
-    eager, compiled = (curve(tmp_path / way, me)[:4] for way in folders)
+    eager, compiled = (read_curve(tmp_path / way, me)[:4] for way in folders)
     assert [line["loss"] for line in compiled] == pytest.approx(
         [line["loss"] for line in eager], rel=1e-3
     )
-    run = prepared(me, tmp_path)
+    run = prepare_alone(me, tmp_path)
     run.passes.micro_batches = 2
     compile_run(run)
     calls = [mock.Mock(wraps=bundle.training_call) for bundle in run.weights]
@@ -120,8 +120,8 @@ def test_by_micro_batches_quantizers_are_graphs_of_their_own(tmp_path: Path) -> 
     )
 
 
-def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Path) -> None:
-    """Compiled as eagerly: a term in what rounding moved is not nought."""
+def test_losses_of_a_method_see_its_quantized_weights(tmp_path: Path) -> None:
+    """A penalty on the rounding error is not zero, compiled or eager."""
 
     class Damped(Method):
         name = "damped"
@@ -139,7 +139,7 @@ def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Pat
 
     found = []
     for compiled in (False, True):
-        run = prepared(config("ste"), tmp_path)
+        run = prepare_alone(config("ste"), tmp_path)
         run.method = Damped()
         if compiled:
             compile_run(run)
@@ -148,26 +148,26 @@ def test_losses_of_a_methods_own_see_the_weights_that_it_quantized(tmp_path: Pat
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_nobody_goes_on_compiled_from_what_was_eager(tmp_path: Path) -> None:
+def test_a_compiled_run_does_not_resume_an_eager_one(tmp_path: Path) -> None:
     me = config("ste")
 
     def cut(note: dict[str, Any]) -> None:
         if note["step"] == STEPS // 2:
-            raise Cut
+            raise Interrupted
 
-    (begun,) = assignments([me], tmp_path / "cut")
-    with contextlib.suppress(Cut):
+    (begun,) = make_assignments([me], tmp_path / "cut")
+    with contextlib.suppress(Interrupted):
         run_one(begun, Execution(checkpoint_s=0), cut)
     assert (begun.folder / "checkpoint").exists()
     found = {}
     for resume in (None, begun.folder):
-        (a,) = assignments([me], tmp_path / ("fresh" if resume is None else "resumed"))
+        (a,) = make_assignments([me], tmp_path / ("fresh" if resume is None else "resumed"))
         found[resume] = run_one(dataclasses.replace(a, resume=resume), Execution(compile=True))[
             "artefact_sha256"
         ]
     assert found[None] == found[begun.folder]
     for compiled, first in ((False, STEPS // 2 - 1), (True, 0)):
-        run = prepared(me, tmp_path)
+        run = prepare_alone(me, tmp_path)
         if compiled:
             compile_run(run)
         assert checkpoint.load_checkpoint(run, begun.folder / "checkpoint")[0] == first
@@ -184,7 +184,7 @@ def test_steps_are_compiled_on_cuda_or_where_the_command_says_so() -> None:
 
 
 def test_a_compiled_run_says_so_and_is_audited_compiled(tmp_path: Path) -> None:
-    (assignment,) = assignments([config("ste")], tmp_path)
+    (assignment,) = make_assignments([config("ste")], tmp_path)
     result = run_one(assignment, Execution(compile=True))
     assert (result["state"], result["audit"]["passed"]) == ("ok", True)
     assert "compiled = eager" in {check["name"] for check in result["audit"]["checks"]}
@@ -194,13 +194,13 @@ def test_a_compiled_run_says_so_and_is_audited_compiled(tmp_path: Path) -> None:
 def test_the_audit_sees_a_quantizer_that_the_compiler_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a public record once was: in the compiled network the weights are what they were before rounding."""
+    """In the compiled network the weights are unrounded, as happened in a published result."""
 
     def lost(passes: ForwardBackward, inputs: Any) -> Any:
         return passes.run.model(inputs)
 
     monkeypatch.setattr(ForwardBackward, "output", lost)
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    result = run_one(assignments([config("ste")], tmp_path)[0], Execution(compile=True))
+    result = run_one(make_assignments([config("ste")], tmp_path)[0], Execution(compile=True))
     failed = [check["name"] for check in result["audit"]["checks"] if not check["passed"]]
     assert "compiled = eager" in failed and not result["audit"]["passed"]

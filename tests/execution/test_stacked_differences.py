@@ -1,4 +1,4 @@
-"""Runs side by side that differ in numbers: bits, knobs and words of the recipe. Each has the bits that it has alone."""
+"""Stacked runs that differ in formats, hyper-parameters or recipes have the bits of single runs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from qbench.runs.config import Quantization, RunConfig
 from qbench.training.loop import take_step
 from tests.execution.test_stacked_runs import (
     CPU,
-    Cut,
-    assignments,
+    Interrupted,
     config,
-    curve,
+    make_assignments,
     outcome,
-    prepared,
-    together,
-    whole,
+    prepare_alone,
+    prepare_stacked,
+    read_curve,
+    train_separately,
+    train_stacked,
 )
-from tests.execution.test_stacked_runs import by_themselves as alone
 
 RECIPES: tuple[dict[str, Any], ...] = (
     {"lr": 0.01, "weight_decay": 0.1, "clip": 0.5, "warmup": 0.1},
@@ -40,7 +40,7 @@ RECIPES: tuple[dict[str, Any], ...] = (
     {"lr": 0.003, "weight_decay": 0.3, "clip": 1.0, "warmup": 0.2},
 )
 FORMATS = ("int2", "int4", "int3", "int8")
-KNOBS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, ...]]]] = {
+HYPER_PARAMETERS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, ...]]]] = {
     "fp": ("fp", {}, {}),
     "ste": ("ste", {}, {}),
     "ste hessian": ("ste", {"scale": "hessian"}, {}),
@@ -59,14 +59,14 @@ KNOBS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, ...]]]] = {
 }
 
 
-def company(
+def make_configs(
     title: str, task: str = "digits", granularity: str = "channel", steps: int = 12
 ) -> list[RunConfig]:
-    name, params, knobs = KNOBS[title]
+    name, params, varied = HYPER_PARAMETERS[title]
     found = []
     for place, (recipe, width) in enumerate(zip(RECIPES, FORMATS, strict=True)):
         method = load_method(name)(
-            **params, **{knob: values[place] for knob, values in knobs.items()}
+            **params, **{parameter: values[place] for parameter, values in varied.items()}
         )
         weights = Quantization(width, granularity) if not method.full_precision else None
         c = config(name, task, seed=place % 3, steps=steps, **recipe)
@@ -77,41 +77,43 @@ def company(
 @pytest.mark.parametrize(
     ("title", "granularity"),
     [
-        *((t, "channel") for t in KNOBS),
+        *((t, "channel") for t in HYPER_PARAMETERS),
         *((t, "block-32") for t in ("ste learned", "lsq", "gdnsq", "pege", "ewgs")),
     ],
 )
-def test_every_number_is_the_one_of_a_run_alone(
+def test_a_stacked_run_has_the_result_of_a_single_run(
     title: str, granularity: str, tmp_path: Path
 ) -> None:
-    configs = company(title, granularity=granularity)
+    configs = make_configs(title, granularity=granularity)
     assert len({stacking_kind(c) for c in configs}) == 1 and len({c.key for c in configs}) == 4
-    many = together(configs, tmp_path / "many")
-    for c, a, b in zip(configs, many, alone(configs, tmp_path / "one"), strict=True):
+    many = train_stacked(configs, tmp_path / "many")
+    for c, a, b in zip(configs, many, train_separately(configs, tmp_path / "one"), strict=True):
         assert a["state"] == "ok" and a["cost"]["company"] == 4
         assert outcome(a) == outcome(b)
-        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+        assert read_curve(tmp_path / "many", c) == read_curve(tmp_path / "one", c)
     assert len({a["artefact_sha256"] for a in many}) == 4
 
 
 @pytest.mark.parametrize("title", ["ste", "lotion", "gdnsq"])
-def test_on_a_closed_loss_by_sgd(title: str, tmp_path: Path) -> None:
-    configs = company(title, "rotated", "tensor")
+def test_sgd_on_a_closed_form_loss(title: str, tmp_path: Path) -> None:
+    configs = make_configs(title, "rotated", "tensor")
     moved = [
         dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, optimizer="sgd", momentum=m))
         for c, m in zip(configs, (0.9, 0.5, 0.9, 0.1), strict=True)
     ]
-    many = together(moved, tmp_path / "many")
-    for a, b in zip(many, alone(moved, tmp_path / "one"), strict=True):
+    many = train_stacked(moved, tmp_path / "many")
+    for a, b in zip(many, train_separately(moved, tmp_path / "one"), strict=True):
         assert a["cost"]["company"] == 4 and outcome(a) == outcome(b)
 
 
-def test_the_common_method_refuses_to_tell_a_number_in_which_runs_differ(tmp_path: Path) -> None:
-    run = whole(company("lotion"), tmp_path)
-    assert run.method.lam and run.method.lam != 0, "it is known not to be zero"
+def test_the_common_method_refuses_numbers_in_which_runs_differ(tmp_path: Path) -> None:
+    run = prepare_stacked(make_configs("lotion"), tmp_path)
+    assert run.method.lam and run.method.lam != 0, "a method may ask whether it is zero"
     with pytest.raises(QbenchError, match=r"reads lam.*outside of schedules"):
         run.method.lam * 2
-    assert whole([company("lotion")[0]] * 2, tmp_path).method.lam == 1.0, "a common number is there"
+    assert prepare_stacked([make_configs("lotion")[0]] * 2, tmp_path).method.lam == 1.0, (
+        "a number that all runs share can be read"
+    )
 
 
 @pytest.mark.parametrize(("method", "name"), [("lsq", "rate"), ("ewgs", "rate")])
@@ -124,13 +126,13 @@ def test_runs_of_one_recipe_may_scale_rates_differently(
         for c, value in zip([config(method)] * 3, (1.0, 0.1, 0.1), strict=True)
     ]
     configs[2] = dataclasses.replace(configs[2], seed=5)
-    stacked = together(configs, tmp_path / "many")
-    for one, other in zip(stacked, alone(configs, tmp_path / "one"), strict=True):
+    stacked = train_stacked(configs, tmp_path / "many")
+    for one, other in zip(stacked, train_separately(configs, tmp_path / "one"), strict=True):
         assert one["cost"]["company"] == 3 and outcome(one) == outcome(other)
     assert len({one["artefact_sha256"] for one in stacked}) == 3
 
 
-def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
+def test_zero_hyper_parameters_are_of_another_kind() -> None:
     def kind(name: str, **params: Any) -> str | None:
         return stacking_kind(
             dataclasses.replace(config(name), method_params=load_method(name)(**params).params)
@@ -151,7 +153,7 @@ def test_numbers_that_switch_something_off_are_of_another_kind() -> None:
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "full", "affine", "midrise"])
-def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
+def test_batched_levels_agree_with_single_levels(kind: Any) -> None:
     own = [Format.named(width).levels(kind) for width in INTEGERS]
     levels = BatchedLevels.of(own, 3, CPU)
     for end in ("low", "high", "count"):
@@ -170,62 +172,62 @@ def test_levels_beside_each_other_say_what_each_says(kind: Any) -> None:
         BatchedLevels.of([own[0], Format.named("int1").levels(kind)], 3, CPU)
 
 
-def test_a_group_is_sorted_by_what_the_optimizer_steps_in_one_go(tmp_path: Path) -> None:
-    configs = sorted(company("fp"), key=group_sort_key)
-    pieces = whole(configs, tmp_path).optimizer.slices  # type: ignore[union-attr]
+def test_a_group_is_sorted_by_optimizer_settings(tmp_path: Path) -> None:
+    configs = sorted(make_configs("fp"), key=group_sort_key)
+    pieces = prepare_stacked(configs, tmp_path).optimizer.slices  # type: ignore[union-attr]
     large = [
         [(piece.first, piece.last) for piece in cut] for p, cut in pieces.items() if p.dim() == 3
     ]
     assert large and all(cut == [(0, 1), (1, 3), (3, 4)] for cut in large), "two of one recipe"
-    assert prepared(configs[0], tmp_path).recipes == (configs[0].recipe,)
+    assert prepare_alone(configs[0], tmp_path).recipes == (configs[0].recipe,)
 
 
 @pytest.mark.parametrize("title", ["lotion", "gdnsq", "pege"])
-def test_killed_midway_they_go_on_in_another_grouping(title: str, tmp_path: Path) -> None:
-    configs = company(title)
+def test_killed_runs_resume_in_another_grouping(title: str, tmp_path: Path) -> None:
+    configs = make_configs(title)
 
-    def cut(progress: dict[str, Any]) -> None:
+    def interrupt(progress: dict[str, Any]) -> None:
         if progress["step"] > 6:
-            raise Cut
+            raise Interrupted
 
-    first = assignments(configs, tmp_path / "many")
-    with contextlib.suppress(Cut):
-        execute_group(first, Execution(checkpoint_s=0), [cut] * 4)
+    first = make_assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Interrupted):
+        execute_group(first, Execution(checkpoint_s=0), [interrupt] * 4)
     folders = [a.folder for a in first]
-    found = together(configs[:3], tmp_path / "many", resume=folders[:3]) + together(
+    found = train_stacked(configs[:3], tmp_path / "many", resume=folders[:3]) + train_stacked(
         configs[3:], tmp_path / "many", resume=folders[3:]
     )
-    for c, a, b in zip(configs, found, alone(configs, tmp_path / "one"), strict=True):
-        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(
+    for c, a, b in zip(configs, found, train_separately(configs, tmp_path / "one"), strict=True):
+        assert outcome(a) == outcome(b) and read_curve(tmp_path / "many", c, 2) == read_curve(
             tmp_path / "one", c
         )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-def test_compiled_each_has_its_own_levels(tmp_path: Path) -> None:
+def test_compiled_runs_keep_their_own_levels(tmp_path: Path) -> None:
     torch.compiler.reset()
-    configs = company("lsq")
+    configs = make_configs("lsq")
     results = [
-        together(configs, tmp_path / name, Execution(compile=compiled))
+        train_stacked(configs, tmp_path / name, Execution(compile=compiled))
         for name, compiled in (("eager", False), ("compiled", True))
     ]
     assert [r["state"] for r in results[1]] == ["ok"] * 4 and all(
         r["audit"]["passed"] for r in results[1]
     )
     for c in configs:
-        one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
+        one, other = read_curve(tmp_path / "eager", c)[:4], read_curve(tmp_path / "compiled", c)[:4]
         assert [line["loss"] for line in other] == pytest.approx(
             [line["loss"] for line in one], rel=1e-3
         )
 
 
 @pytest.mark.parametrize("size", [2, 16, 19])
-def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_path: Path) -> None:
-    """One product serves all; with two streams, one each."""
+def test_bits_on_shared_data_do_not_depend_on_slot_or_number(size: int, tmp_path: Path) -> None:
+    """Runs with one stream of data share one product; with two streams, each run has its own."""
     me = config("ste", "batches", seed=3, lr=0.02)
-    lonely = prepared(me, tmp_path)
+    single = prepare_alone(me, tmp_path)
     for step in range(6):
-        take_step(lonely, step)
+        take_step(single, step)
     for slot in (0, size // 2, size - 1):
         for seed in (3, 4):
             rates = [0.001 * (place + 1) for place in range(size - 1)]
@@ -233,14 +235,14 @@ def test_on_one_stream_neither_the_slot_nor_the_number_matters(size: int, tmp_pa
                 dataclasses.replace(me, seed=seed, recipe=dataclasses.replace(me.recipe, lr=rate))
                 for rate in rates
             ]
-            run = whole([*others[:slot], me, *others[slot:]], tmp_path)
+            run = prepare_stacked([*others[:slot], me, *others[slot:]], tmp_path)
             for step in range(6):
                 take_step(run, step)
-            mine, its = (next(one.model.parameters()) for one in (lonely, run.stacked[slot]))
+            mine, its = (next(one.model.parameters()) for one in (single, run.stacked[slot]))
             assert mine.abs().sum() > 0 and torch.equal(mine, its), (slot, seed)
 
 
-def test_the_block_gives_the_product_and_its_gradients() -> None:
+def test_single_row_linear_gives_the_product_and_its_gradients() -> None:
     x, weight = (
         torch.randn(5, 40, dtype=torch.float64),
         torch.randn(3, 1, 40, dtype=torch.float64, requires_grad=True),

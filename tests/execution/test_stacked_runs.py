@@ -1,4 +1,4 @@
-"""Runs side by side: every run gets the bits that it gets alone, whoever trains beside it and whatever becomes of them."""
+"""A stacked run has the bits of a run trained alone, whatever the other runs are and do."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from qbench.training.loop import take_step
 from qbench.training.run import TrainingRun
 from qbench.training.setup import open_problem
 from tests import SOAK
-from tests.tasks.test_text import texts, written
+from tests.tasks.test_text import texts, write_corpus
 from tests.training.test_loop import registered
 
 STEPS = 16
 CPU = torch.device("cpu")
-COMPANY = ((0, 0.01), (1, 0.01), (0, 0.003), (2, 0.03), (1, 0.1))
-"""Seeds and rates: some share their data, some their rate."""
+SEEDS_AND_RATES = ((0, 0.01), (1, 0.01), (0, 0.003), (2, 0.03), (1, 0.1))
+"""Seeds and learning rates. Some runs share their data, some their rate."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp": ("fp", {}), "ste": ("ste", {}), "ste mse": ("ste", {"scale": "mse"}), "ste hessian": ("ste", {"scale": "hessian"}),
     "ste learned": ("ste", {"scale": "learned"}), "rr": ("rr", {}), "placebo": ("placebo", {}), "lsq": ("lsq", {}), "lotion": ("lotion", {}),
@@ -61,16 +61,17 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
 FEW = ("lotion", "gdnsq")
-"""Methods that are tried on every task. All methods are tried on digits, and in `make soak` on all tasks."""
+"""Methods that are tested on every task. All methods are tested on digits; `make soak` tests all
+methods on all tasks."""
 INT4 = Quantization("int4", "tensor")
 SHORT = {"cnn": 6, "grammar": 3, "text": 2}
-"""Steps on beds where a step costs more than its calls, and where three keep each other company."""
+"""Steps on the tasks with expensive steps. On these, three runs are stacked."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A corpus of our own, and language models that are scored on a few windows."""
-    corpus = written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
+    """Use a small corpus, and score language models on a few windows."""
+    corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(1000))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
         patch.setattr(grammar, "SCORED_AT_ONCE", 4)
@@ -102,14 +103,14 @@ def config(
     )  # fmt: skip
 
 
-def company(method: str = "ste", task: str = "digits", **more: Any) -> list[RunConfig]:
+def make_configs(method: str = "ste", task: str = "digits", **more: Any) -> list[RunConfig]:
     return [
         config(method, task, seed=seed, lr=lr, **more)
-        for seed, lr in (COMPANY[1:4] if task in SHORT else COMPANY)
+        for seed, lr in (SEEDS_AND_RATES[1:4] if task in SHORT else SEEDS_AND_RATES)
     ]
 
 
-def assignments(
+def make_assignments(
     configs: Sequence[RunConfig], folder: Path, resume: Sequence[Path | None] | None = None
 ) -> list[Assignment]:
     fresh = [Assignment(c, create_attempt(folder, c.key).folder) for c in configs]
@@ -119,16 +120,16 @@ def assignments(
     ]
 
 
-def together(
+def train_stacked(
     configs: Sequence[RunConfig], folder: Path, execution: Execution = Execution(), **more: Any
 ) -> list[dict[str, Any]]:
     return execute_group(
-        assignments(configs, folder, **more), execution, [lambda _: None] * len(configs)
+        make_assignments(configs, folder, **more), execution, [lambda _: None] * len(configs)
     )
 
 
-def by_themselves(configs: Sequence[RunConfig], folder: Path) -> list[dict[str, Any]]:
-    return [run_one(a) for a in assignments(configs, folder)]
+def train_separately(configs: Sequence[RunConfig], folder: Path) -> list[dict[str, Any]]:
+    return [run_one(a) for a in make_assignments(configs, folder)]
 
 
 TIMED = ("attempt", "started", "finished", "cost")
@@ -138,7 +139,7 @@ def outcome(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in TIMED}
 
 
-def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
+def read_curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
     path = folder / "runs" / c.key[:2] / c.key / str(number) / "curve.jsonl"
     return [
         {k: v for k, v in json.loads(line).items() if k != "seconds"}
@@ -151,10 +152,15 @@ def curve(folder: Path, c: RunConfig, number: int = 1) -> list[dict[str, Any]]:
     ("task", "method"),
     [(task, name) for task in TASKS for name in (METHODS if SOAK or task == "digits" else FEW)],
 )
-def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path: Path) -> None:
-    """Results, curves and artefacts, after training among others."""
-    configs = company(method, task)
-    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+def test_a_stacked_run_has_the_result_of_a_single_run(
+    task: str, method: str, tmp_path: Path
+) -> None:
+    """Results, curves and artefacts are equal."""
+    configs = make_configs(method, task)
+    many, one = (
+        train_stacked(configs, tmp_path / "many"),
+        train_separately(configs, tmp_path / "one"),
+    )
     fine = [r["cost"] for r in many if r["state"] == "ok"]
     assert {cost["company"] for cost in fine} <= {len(configs)} and not any(
         "company" in r.get("cost", {}) for r in one
@@ -162,7 +168,7 @@ def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path
     assert fine or method == "lotion optimizer"
     for c, a, b in zip(configs, many, one, strict=True):
         assert outcome(a) == outcome(b)
-        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+        assert read_curve(tmp_path / "many", c) == read_curve(tmp_path / "one", c)
 
 
 @pytest.mark.parametrize(
@@ -174,20 +180,26 @@ def test_every_number_is_the_one_of_a_run_alone(task: str, method: str, tmp_path
         for name in ("rr", "gdnsq", "pege", "ewgs", "lsq")
     ],
 )
-def test_so_it_is_where_inputs_are_quantized(task: str, method: str, tmp_path: Path) -> None:
-    configs = company(method, task, steps=SHORT.get(task, 12), inputs=INT4)[:3]
-    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+def test_quantized_inputs_do_not_change_that(task: str, method: str, tmp_path: Path) -> None:
+    configs = make_configs(method, task, steps=SHORT.get(task, 12), inputs=INT4)[:3]
+    many, one = (
+        train_stacked(configs, tmp_path / "many"),
+        train_separately(configs, tmp_path / "one"),
+    )
     fine = [r["cost"]["company"] for r in many if r["state"] == "ok"]
     assert fine == [3] * 3 or (method == "lotion optimizer" and not fine)
     for c, a, b in zip(configs, many, one, strict=True):
         assert outcome(a) == outcome(b)
-        assert curve(tmp_path / "many", c) == curve(tmp_path / "one", c)
+        assert read_curve(tmp_path / "many", c) == read_curve(tmp_path / "one", c)
 
 
 @pytest.mark.parametrize("task", ["digits", "cnn", "grammar"])
-def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
-    configs = company("ewgs", task, steps=3, precision="bf16")[:3]
-    many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+def test_bf16_does_not_change_that(task: str, tmp_path: Path) -> None:
+    configs = make_configs("ewgs", task, steps=3, precision="bf16")[:3]
+    many, one = (
+        train_stacked(configs, tmp_path / "many"),
+        train_separately(configs, tmp_path / "one"),
+    )
     assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [("ok", 3)] * 3
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
@@ -196,23 +208,28 @@ def test_so_it_is_in_low_precision(task: str, tmp_path: Path) -> None:
     ("task", "inputs"),
     [("digits", INT4), ("batches", None), ("cnn", INT4), ("grammar", None), ("grammar", INT4)],
 )
-def test_so_it_is_in_micro_batches(task: str, inputs: Quantization | None, tmp_path: Path) -> None:
-    """What is cut is each run's batch, and not the runs; draws belong to its samples."""
-    configs, execution = company("gdnsq", task, steps=3, inputs=inputs), Execution(accumulate=3)
-    many = together(configs, tmp_path / "many", execution)
-    one = [run_one(a, execution) for a in assignments(configs, tmp_path / "one")]
+def test_micro_batches_do_not_change_that(
+    task: str, inputs: Quantization | None, tmp_path: Path
+) -> None:
+    """The batch of each run is split, not the runs. Random draws belong to its samples."""
+    configs, execution = (
+        make_configs("gdnsq", task, steps=3, inputs=inputs),
+        Execution(accumulate=3),
+    )
+    many = train_stacked(configs, tmp_path / "many", execution)
+    one = [run_one(a, execution) for a in make_assignments(configs, tmp_path / "one")]
     assert [(r["state"], r.get("cost", {}).get("company")) for r in many] == [
         ("ok", len(configs))
     ] * len(configs)
     assert [outcome(r) for r in many] == [outcome(r) for r in one]
 
 
-def prepared(c: RunConfig, folder: Path) -> TrainingRun:
+def prepare_alone(c: RunConfig, folder: Path) -> TrainingRun:
     return prepare_run(Assignment(c, folder), Execution(), open_problem(c, CPU)[1], CPU)
 
 
-def whole(configs: Sequence[RunConfig], folder: Path) -> TrainingRun:
-    run = stack_runs([prepared(c, folder) for c in configs])
+def prepare_stacked(configs: Sequence[RunConfig], folder: Path) -> TrainingRun:
+    run = stack_runs([prepare_alone(c, folder) for c in configs])
     assert run is not None
     return run
 
@@ -229,7 +246,7 @@ def whole(configs: Sequence[RunConfig], folder: Path) -> TrainingRun:
         *(("digits", method, 33, INT4) for method in ("gdnsq", "pege")),
     ],
 )
-def test_neither_the_slot_nor_the_number_matters(
+def test_bits_do_not_depend_on_the_slot_or_the_number_of_runs(
     task: str, method: str, size: int, inputs: Quantization | None, tmp_path: Path
 ) -> None:
     me = config(
@@ -241,9 +258,9 @@ def test_neither_the_slot_nor_the_number_matters(
         optimizer="radam" if size == 7 else "adamw",
         inputs=inputs,
     )
-    lonely = prepared(me, tmp_path)
+    single = prepare_alone(me, tmp_path)
     for step in range(me.recipe.steps):
-        take_step(lonely, step)
+        take_step(single, step)
     for slot in {0, size // 2, size - 1}:
         others = [
             dataclasses.replace(
@@ -252,26 +269,26 @@ def test_neither_the_slot_nor_the_number_matters(
             for i in range(size - 1)
         ]
         configs = [*others[:slot], me, *others[slot:]]
-        run = whole(configs, tmp_path)
+        run = prepare_stacked(configs, tmp_path)
         for step in range(me.recipe.steps):
             take_step(run, step)
         for (name, mine), (_, its) in zip(
-            lonely.model.state_dict().items(),
+            single.model.state_dict().items(),
             run.stacked[slot].model.state_dict().items(),
             strict=True,
         ):
             assert torch.equal(mine, its), name
 
 
-def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
-    configs = company("lsq")
-    run = whole(configs, tmp_path)
+def test_single_runs_share_the_parameters_of_the_stacked_run(tmp_path: Path) -> None:
+    configs = make_configs("lsq")
+    run = prepare_stacked(configs, tmp_path)
     take_step(run, 0)
-    for place, member in enumerate(run.stacked):
-        for mine, large in zip(member.model.parameters(), run.model.parameters(), strict=True):
+    for place, single in enumerate(run.stacked):
+        for mine, large in zip(single.model.parameters(), run.model.parameters(), strict=True):
             assert torch.equal(mine, large[place]) and mine.data_ptr() == large[place].data_ptr()
-        for bundle, wide in zip(member.weights, run.weights, strict=True):
-            assert torch.equal(bundle.quantizer.size, wide.quantizer.size[place])  # type: ignore[operator, arg-type, index]
+        for weights, wide in zip(single.weights, run.weights, strict=True):
+            assert torch.equal(weights.quantizer.size, wide.quantizer.size[place])  # type: ignore[operator, arg-type, index]
     run.return_state()
     states = [m.optimizer.state[p] for m in run.stacked for p in m.model.parameters()]  # type: ignore[union-attr]
     assert all(s["step"] == 1 and s["exp_avg"].abs().sum() > 0 for s in states)
@@ -279,59 +296,59 @@ def test_members_see_their_numbers_as_they_are_now(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unsigned", [False, True])
 @pytest.mark.parametrize("method", ["ste", "lsq", "gdnsq", "pege", "ewgs"])
-def test_the_range_of_an_input_is_each_runs_own(method: str, unsigned: bool) -> None:
-    """Also of one whose first batch was all zero."""
+def test_each_run_has_its_own_input_range(method: str, unsigned: bool) -> None:
+    """One run's first batch is all zero."""
     site, draw = (
         Site("a.input", "activation", "int4", "tensor", (1, 24), unsigned),
         torch.Generator().manual_seed(0),
     )
-    alone = [load_method(method)().quantizer(site) for _ in range(40)]
-    beside = copy.deepcopy(alone)
-    together = stack_modules(beside, {}, {})
-    together.run_axes = 1
+    singles = [load_method(method)().quantizer(site) for _ in range(40)]
+    copies = copy.deepcopy(singles)
+    stacked = stack_modules(copies, {}, {})
+    stacked.run_axes = 1
     for least in (0.0, 0.1):
         x = torch.randn(40, 16, 24, generator=draw) * (least + torch.arange(40.0)).view(-1, 1, 1)
         x = x.abs() if unsigned else x
-        together.calibrate(x, first=True)
-        for quantizer, own in zip(alone, x, strict=True):
+        stacked.calibrate(x, first=True)
+        for quantizer, own in zip(singles, x, strict=True):
             quantizer.calibrate(own, first=True)
-    grid, relaxed = together.grid(x), together.relax(x)
-    for place, (quantizer, own) in enumerate(zip(alone, x, strict=True)):
+    grid, relaxed = stacked.grid(x), stacked.relax(x)
+    for place, (quantizer, own) in enumerate(zip(singles, x, strict=True)):
         assert torch.equal(grid.scale[place], quantizer.grid(own).scale) and torch.equal(
             relaxed[place], quantizer.relax(own)
         )
 
 
-# ---- what becomes of one ----
+# ---- failures and resumption ----
 
 
-def test_one_that_diverges_takes_nobody_with_it(tmp_path: Path) -> None:
+def test_a_diverging_run_does_not_affect_the_others(tmp_path: Path) -> None:
     configs = [
         config("ste", "linreg", seed=s, lr=lr, optimizer="sgd", momentum=0.0)
         for s, lr in ((0, 0.1), (1, 1e30), (2, 0.2))
     ]
-    many = together(configs, tmp_path / "many")
+    many = train_stacked(configs, tmp_path / "many")
     assert [(r["state"], r["reason"]) for r in many] == [
         ("ok", None),
         ("failed", "diverged"),
         ("ok", None),
     ]
-    for a, b in zip(many, by_themselves(configs, tmp_path / "one"), strict=True):
+    for a, b in zip(many, train_separately(configs, tmp_path / "one"), strict=True):
         assert outcome(a) == outcome(b)
     assert (
-        len(curve(tmp_path / "many", configs[1]))
+        len(read_curve(tmp_path / "many", configs[1]))
         < STEPS
-        == len(curve(tmp_path / "many", configs[0]))
+        == len(read_curve(tmp_path / "many", configs[0]))
     )
 
 
 @dataclass
-class Moody(Method):
-    """STE that bears little company, and one seed badly."""
+class FailsByGroupSize(Method):
+    """STE that fails in groups that are too large, and with one seed."""
 
     name = "moody"
-    most: ClassVar[int] = 9
-    hated: ClassVar[int] = -1
+    max_runs: ClassVar[int] = 9
+    failing_seed: ClassVar[int] = -1
     tried: ClassVar[list[int]] = []
 
     def quantizer(self, site: Site) -> Quantizer:
@@ -341,30 +358,34 @@ class Moody(Method):
         runs = run.stacked or [run]
         if run.step == 5:
             self.tried.append(len(runs))
-        if run.step == 5 and len(runs) > self.most:
+        if run.step == 5 and len(runs) > self.max_runs:
             raise torch.OutOfMemoryError("no room")
-        if run.step == 5 and any(one.seed == self.hated for one in runs):
+        if run.step == 5 and any(one.seed == self.failing_seed for one in runs):
             raise ValueError("not with that one")
 
 
-def moody(seed: int) -> RunConfig:
+def config_of_failing_method(seed: int) -> RunConfig:
     return dataclasses.replace(
         config(seed=seed), method="moody", method_params={}, method_version=1
     )
 
 
 @pytest.fixture
-def mood() -> Any:
-    Moody.most, Moody.hated, Moody.tried = 9, -1, []
-    with registered(Moody):
-        yield Moody
+def failing_method() -> Any:
+    FailsByGroupSize.max_runs, FailsByGroupSize.failing_seed, FailsByGroupSize.tried = 9, -1, []
+    with registered(FailsByGroupSize):
+        yield FailsByGroupSize
 
 
-def test_out_of_memory_goes_on_by_halves(mood: type[Moody], tmp_path: Path) -> None:
-    mood.most = 2
-    found = together([moody(seed) for seed in range(7)], tmp_path / "many")
+def test_out_of_memory_halves_the_group(
+    failing_method: type[FailsByGroupSize], tmp_path: Path
+) -> None:
+    failing_method.max_runs = 2
+    found = train_stacked([config_of_failing_method(seed) for seed in range(7)], tmp_path / "many")
     assert [r["state"] for r in found] == ["ok"] * 7
-    assert mood.tried == [7, 3, 1, 2, 4, 2, 2] and [r["cost"].get("company", 1) for r in found] == [
+    assert failing_method.tried == [7, 3, 1, 2, 4, 2, 2] and [
+        r["cost"].get("company", 1) for r in found
+    ] == [
         1,
         2,
         2,
@@ -374,51 +395,55 @@ def test_out_of_memory_goes_on_by_halves(mood: type[Moody], tmp_path: Path) -> N
         2,
     ]
     assert [outcome(r) for r in found] == [
-        outcome(r) for r in by_themselves([moody(seed) for seed in range(7)], tmp_path / "one")
+        outcome(r)
+        for r in train_separately(
+            [config_of_failing_method(seed) for seed in range(7)], tmp_path / "one"
+        )
     ]
-    assert all(len(curve(tmp_path / "many", moody(seed))) == STEPS for seed in range(7)), (
-        "a first try leaves no lines"
-    )
+    assert all(
+        len(read_curve(tmp_path / "many", config_of_failing_method(seed))) == STEPS
+        for seed in range(7)
+    ), "the first attempt leaves no lines in the curve"
 
 
-def test_what_cannot_be_put_side_by_side_is_tried_by_halves(
+def test_runs_that_cannot_be_stacked_are_tried_in_halves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also where memory ends before the first step."""
-    room = execute.stack_runs
+    """Memory may run out before the first step."""
+    stack = execute.stack_runs
 
-    def cramped(runs: Sequence[TrainingRun]) -> TrainingRun | None:
+    def stack_two_at_most(runs: Sequence[TrainingRun]) -> TrainingRun | None:
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no room")
-        return room(runs)
+        return stack(runs)
 
-    monkeypatch.setattr(execute, "stack_runs", cramped)
-    found = together(company(), tmp_path)
+    monkeypatch.setattr(execute, "stack_runs", stack_two_at_most)
+    found = train_stacked(make_configs(), tmp_path)
     assert [r["state"] for r in found] == ["ok"] * 5 and [
         r["cost"].get("company", 1) for r in found
     ] == [2, 2, 1, 2, 2]
 
 
-def test_what_goes_wrong_is_blamed_on_the_run_that_did_it(
-    mood: type[Moody], tmp_path: Path
+def test_an_error_is_attributed_to_the_run_that_raised_it(
+    failing_method: type[FailsByGroupSize], tmp_path: Path
 ) -> None:
-    mood.hated = 2
-    found = together([moody(seed) for seed in range(4)], tmp_path)
+    failing_method.failing_seed = 2
+    found = train_stacked([config_of_failing_method(seed) for seed in range(4)], tmp_path)
     assert [r["reason"] for r in found] == [None, None, "plugin", None]
     assert found[2]["message"] == "ValueError: not with that one"
 
 
-def test_one_that_cannot_begin_fails_alone(tmp_path: Path) -> None:
-    configs = company()
+def test_a_run_that_cannot_begin_does_not_affect_the_others(tmp_path: Path) -> None:
+    configs = make_configs()
     configs[1] = dataclasses.replace(configs[1], data="other data")
-    found = together(configs, tmp_path)
+    found = train_stacked(configs, tmp_path)
     assert [r["reason"] for r in found] == [None, "data", None, None, None] and found[0]["cost"][
         "company"
     ] == 4
 
 
-class Cut(BaseException):
-    """Ends a process, as a kill would."""
+class Interrupted(BaseException):
+    """Ends a process as a kill would: nothing catches it."""
 
 
 @pytest.mark.parametrize(
@@ -430,54 +455,54 @@ class Cut(BaseException):
         ("text", "pege"),
     ],
 )
-def test_killed_midway_it_goes_on_in_another_grouping(
-    task: str, method: str, tmp_path: Path
-) -> None:
-    """From the checkpoints of single runs: all side by side, then two, two and one."""
-    configs = company(method, task)
+def test_killed_runs_resume_in_another_grouping(task: str, method: str, tmp_path: Path) -> None:
+    """All runs are stacked at first. After the kill, groups of at most two resume."""
+    configs = make_configs(method, task)
 
-    def cut(progress: dict[str, Any]) -> None:
+    def interrupt(progress: dict[str, Any]) -> None:
         if progress["step"] > configs[0].recipe.steps // 2:
-            raise Cut
+            raise Interrupted
 
-    first = assignments(configs, tmp_path / "many")
-    with contextlib.suppress(Cut):
-        execute_group(first, Execution(checkpoint_s=0), [cut] * len(configs))
+    first = make_assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Interrupted):
+        execute_group(first, Execution(checkpoint_s=0), [interrupt] * len(configs))
     assert all(Attempt(a.folder).checkpoint.exists() for a in first)
     folders = [a.folder for a in first]
     found = []
     for part in (slice(place, place + 2) for place in range(0, len(configs), 2)):
-        found += together(configs[part], tmp_path / "many", resume=folders[part])
-    for c, a, b in zip(configs, found, by_themselves(configs, tmp_path / "one"), strict=True):
-        assert outcome(a) == outcome(b) and curve(tmp_path / "many", c, 2) == curve(
+        found += train_stacked(configs[part], tmp_path / "many", resume=folders[part])
+    for c, a, b in zip(configs, found, train_separately(configs, tmp_path / "one"), strict=True):
+        assert outcome(a) == outcome(b) and read_curve(tmp_path / "many", c, 2) == read_curve(
             tmp_path / "one", c
         )
 
 
-def test_those_at_different_steps_go_on_beside_their_equals(tmp_path: Path) -> None:
-    configs = company()
+def test_runs_resume_stacked_with_runs_at_the_same_step(tmp_path: Path) -> None:
+    configs = make_configs()
     seen: list[int] = []
 
-    def cut(progress: dict[str, Any]) -> None:
+    def interrupt(progress: dict[str, Any]) -> None:
         if progress["step"] > 8:
-            raise Cut
+            raise Interrupted
 
-    first = assignments(configs, tmp_path / "many")
-    with contextlib.suppress(Cut):
-        execute_group(first[:2], Execution(checkpoint_s=0), [cut] * 2)
-    again = assignments(configs, tmp_path / "many", [a.folder for a in first])
+    first = make_assignments(configs, tmp_path / "many")
+    with contextlib.suppress(Interrupted):
+        execute_group(first[:2], Execution(checkpoint_s=0), [interrupt] * 2)
+    again = make_assignments(configs, tmp_path / "many", [a.folder for a in first])
     found = execute_group(again, Execution(), [lambda p: seen.append(p["step"])] * 5)
     assert [r["cost"]["company"] for r in found] == [2, 2, 3, 3, 3] and min(seen) == 1
     assert [outcome(r) for r in found] == [
-        outcome(r) for r in by_themselves(configs, tmp_path / "one")
+        outcome(r) for r in train_separately(configs, tmp_path / "one")
     ]
 
 
-# ---- who trains with whom ----
+# ---- grouping ----
 
 
-def test_kinds_differ_in_all_but_seed_and_rate() -> None:
-    assert len({stacking_kind(c) for c in company()}) == 1 and stacking_kind(config()) is not None
+def test_stacking_kinds_ignore_only_seed_and_rate() -> None:
+    assert (
+        len({stacking_kind(c) for c in make_configs()}) == 1 and stacking_kind(config()) is not None
+    )
     other = [
         config("lsq"),
         config(task="linreg"),
@@ -505,7 +530,7 @@ def test_a_run_that_trains_alone_says_why(changed: dict[str, Any], sentence: str
     assert sentence in str(why_alone(c)) and stacking_kind(c) is None
 
 
-def test_a_task_that_is_not_written_for_company_trains_alone(
+def test_a_task_that_cannot_be_stacked_trains_runs_singly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(DigitsProblem, "seeds_share_data", False)
@@ -526,12 +551,12 @@ def test_a_task_that_is_not_written_for_company_trains_alone(
         ("text", {"xs": 1, "s": 1, "1m": 1}),
     ],
 )
-def test_groups_are_as_large_as_pays(task: str, sizes: dict[str, int]) -> None:
+def test_group_sizes_by_task_and_size(task: str, sizes: dict[str, int]) -> None:
     assert {size: group_size(sized(task, size), "cpu") for size in sizes} == sizes
 
 
 def sized(task: str, size: str, **recipe: Any) -> RunConfig:
-    """With the recipe of its size."""
+    """Return a run with the default recipe of its size."""
     c = dataclasses.replace(config(task=task), size=size)
     usual = load_task(c.task)(**TASKS[task][1]).recipe(size)
     return dataclasses.replace(c, recipe=dataclasses.replace(usual, **recipe))
@@ -559,7 +584,9 @@ def test_on_a_gpu_a_group_fills_the_device_and_not_more_than_its_memory() -> Non
 
 @pytest.mark.parametrize("task", ["digits", "cnn", "grammar", "text", "batches"])
 def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
-    """The other half of what is estimated for samples is the way back. An image of a convolution has places, which are not counted."""
+    """Half of the estimate for samples is the forward pass, the other half the backward pass.
+
+    The estimate does not count the positions in a convolution's image."""
     c = config(task=task)
     problem, kept = open_problem(c, CPU)[1], dict[int, int]()
     batch, known = problem.batch(0), {p.data_ptr() for p in problem.model.parameters()}
@@ -579,7 +606,7 @@ def test_memory_is_estimated_by_what_a_step_keeps(task: str) -> None:
     )
 
 
-def test_the_queue_asks_for_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_uses_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "parse_device", torch.device)
     monkeypatch.setattr(
         devices, "total_memory", lambda device: {"cuda:1": 16 * 2**30, "cpu": None}[str(device)]
@@ -625,7 +652,7 @@ def test_the_queue_hands_out_each_run_once_in_groups_of_a_kind(
     ("runs", "places", "shares"),
     [(6, 2, [3, 3]), (7, 3, [3, 2, 2]), (2, 4, [1, 1]), (100, 2, [32, 32])],
 )
-def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> None:
+def test_idle_workers_share_the_runs_of_a_kind(runs: int, places: int, shares: list[int]) -> None:
     queue = RunQueue(Execution(device="cpu"))
     for place in range(runs):
         queue.push(place, str(place), "a")
@@ -635,21 +662,21 @@ def test_idle_places_share_a_kind(runs: int, places: int, shares: list[int]) -> 
 
 
 def test_groups_are_sized_for_the_machines_that_train_them() -> None:
-    """A coordinator without a GPU may have nodes that have one, of a memory that it does not know."""
+    """A coordinator without a GPU may have nodes with GPUs whose memory it does not know."""
     queue = RunQueue(Execution(device="cuda"), "cuda")
     for place in range(300):
         queue.push(place, str(place), "a")
     assert len(queue.pop(1, lambda _: config())) == MOST_RUNS["cuda"]
 
 
-def test_a_kind_stays_whole_where_there_are_others_for_the_rest() -> None:
+def test_a_kind_is_not_split_if_other_workers_have_other_kinds() -> None:
     queue = RunQueue(Execution(device="cpu"))
     for place, kind in enumerate("aaaabbbb"):
         queue.push(place, str(place), kind)
     assert [len(queue.pop(idle, lambda _: config())) for idle in (2, 1)] == [4, 4]
 
 
-def test_a_run_that_is_tried_again_is_tried_alone() -> None:
+def test_a_retried_run_is_trained_alone() -> None:
     queue = RunQueue(Execution(device="cpu"))
     for place in range(4):
         queue.push(place, str(place), "a")
@@ -661,7 +688,7 @@ def test_a_run_that_is_tried_again_is_tried_alone() -> None:
 # ---- arithmetic ----
 
 
-def leaves(*tensors: Tensor) -> list[Tensor]:
+def make_leaves(*tensors: Tensor) -> list[Tensor]:
     return [t.clone().requires_grad_() for t in tensors]
 
 
@@ -679,7 +706,7 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
     ],
 )
 @pytest.mark.parametrize("runs", [1, 2, 5])
-def test_a_linear_layer_of_runs_is_that_of_each(
+def test_a_batched_linear_layer_equals_single_ones(
     runs: int, samples: int, inputs: int, outputs: int, biased: bool
 ) -> None:
     draw = torch.Generator().manual_seed(samples + inputs)
@@ -687,11 +714,11 @@ def test_a_linear_layer_of_runs_is_that_of_each(
         torch.randn(runs, *shape, generator=draw)
         for shape in ((samples, inputs), (outputs, inputs), (outputs,), (samples, outputs))
     )
-    many = leaves(x, w, b)
+    many = make_leaves(x, w, b)
     out = linear(many[0], many[1], many[2] if biased else None)
     out.backward(g)
     for run in range(runs):
-        one = leaves(x[run], w[run], b[run])
+        one = make_leaves(x[run], w[run], b[run])
         y = F.linear(one[0], one[1], one[2] if biased else None)
         y.backward(g[run].clone())
         assert torch.equal(out[run], y)
@@ -701,7 +728,7 @@ def test_a_linear_layer_of_runs_is_that_of_each(
         )  # type: ignore[index, arg-type]
 
 
-def test_a_linear_layer_of_runs_can_be_differentiated_twice() -> None:
+def test_a_batched_linear_layer_can_be_differentiated_twice() -> None:
     x, w, b = (
         torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
         for shape in ((3, 4), (5, 4), (5,))
@@ -710,12 +737,12 @@ def test_a_linear_layer_of_runs_can_be_differentiated_twice() -> None:
 
 
 @pytest.mark.parametrize("row", [1, 7, 16, 17, 32, 64])
-def test_functions_of_elements_do_not_depend_on_where_they_stand(row: int) -> None:
+def test_elementwise_functions_do_not_depend_on_the_position(row: int) -> None:
     x = torch.randn(6, row, generator=torch.Generator().manual_seed(row))
     assert torch.equal(per_run(torch.exp2, x, 1), torch.stack([one.clone().exp2() for one in x]))
 
 
-def test_products_of_matrices_run_by_run() -> None:
+def test_matmul_per_run_equals_single_products() -> None:
     a, b = torch.randn(3, 2, 5), torch.randn(3, 5, 4)
     assert (
         torch.equal(matmul_per_run(a, b)[1], a[1] @ b[1])
@@ -725,21 +752,21 @@ def test_products_of_matrices_run_by_run() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
-    """And keeps its gradients: with those of a rounding dropped nothing would move. What is compiled to audit one member serves the others."""
+def test_stacked_runs_compiled_take_the_steps_of_eager(tmp_path: Path) -> None:
+    """Compiled steps have the gradients of eager ones. One compiled audit serves all runs."""
     torch.compiler.reset()
     counters.clear()
-    configs = company("ewgs")
+    configs = make_configs("ewgs")
     results = [
-        together(configs, tmp_path / name, Execution(compile=compiled))
+        train_stacked(configs, tmp_path / name, Execution(compile=compiled))
         for name, compiled in (("eager", False), ("compiled", True))
     ]
     assert [r["state"] for r in results[1]] == ["ok"] * 5 and all(
         r["audit"]["passed"] for r in results[1]
     )
-    assert counters["stats"]["unique_graphs"] == 2, "the steps of all, and what is audited of each"
+    assert counters["stats"]["unique_graphs"] == 2, "one graph for the steps, one for the audits"
     for c in configs:
-        one, other = curve(tmp_path / "eager", c)[:4], curve(tmp_path / "compiled", c)[:4]
+        one, other = read_curve(tmp_path / "eager", c)[:4], read_curve(tmp_path / "compiled", c)[:4]
         assert [line["loss"] for line in other] == pytest.approx(
             [line["loss"] for line in one], rel=1e-3
         )
@@ -747,8 +774,8 @@ def test_compiled_side_by_side_takes_the_steps_of_eager(tmp_path: Path) -> None:
 
 
 @dataclass
-class NowAndThen(Method):
-    """A quantizer with a number of its own that, from some step on, gets a gradient at odd steps only."""
+class SometimesWithoutGradient(Method):
+    """LSQ whose trained scales, from some step on, have a gradient in odd steps only."""
 
     name = "now-and-then"
     since: ClassVar[int] = 0
@@ -766,13 +793,16 @@ class NowAndThen(Method):
 def test_a_parameter_that_has_no_gradient_counts_its_own_steps(
     since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam corrects its means by how often a parameter was stepped, which is not how often the others were."""
-    monkeypatch.setattr(NowAndThen, "since", since)
-    with registered(NowAndThen):
+    """Adam's bias correction needs the number of steps that each parameter took."""
+    monkeypatch.setattr(SometimesWithoutGradient, "since", since)
+    with registered(SometimesWithoutGradient):
         configs = [
             dataclasses.replace(c, method="now-and-then", method_params={}, method_version=1)
-            for c in company("lsq")
+            for c in make_configs("lsq")
         ]
-        many, one = together(configs, tmp_path / "many"), by_themselves(configs, tmp_path / "one")
+        many, one = (
+            train_stacked(configs, tmp_path / "many"),
+            train_separately(configs, tmp_path / "one"),
+        )
     assert [r["cost"]["company"] for r in many] == [5] * 5
     assert [outcome(r) for r in many] == [outcome(r) for r in one]

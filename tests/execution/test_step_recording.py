@@ -1,5 +1,8 @@
-"""Steps that are recorded once and repeated end where steps that are taken end. What a CUDA graph would repeat a tape repeats here, on the CPU bit for
-bit. What a graph could not hold the tape refuses: test_no_waiting.py has it listen on the device `meta`, where the host is somewhere else."""
+"""Recorded and repeated steps end where normally executed steps end.
+
+A tape of operations repeats on the CPU what a CUDA graph would repeat, bit for bit. The tape
+refuses what a graph could not hold: tests/training/test_device_calls.py runs it on the device `meta`.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,14 @@ from tests.execution.test_stacked_runs import (
     CPU,
     INT4,
     METHODS,
-    Cut,
-    assignments,
-    company,
+    Interrupted,
     config,
-    curve,
-    prepared,
+    make_assignments,
+    make_configs,
+    prepare_alone,
+    read_curve,
     small_models,
-    together,
+    train_stacked,
 )
 from tests.training.test_loop import registered
 
@@ -58,12 +61,14 @@ __all__ = ["small_models"]
 TAKEN, REPEATED = Execution(compile=False), Execution(compile=False, graphs=True)
 
 
-def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[tuple[Any, ...]]:
-    """What each run came to: its artefact, its losses on the way, and what its method says of itself."""
-    doing = assignments(configs, folder / str(execution.graphs))
+def final_states(
+    configs: list[RunConfig], folder: Path, execution: Execution
+) -> list[tuple[Any, ...]]:
+    """Return the artefact, the losses and the method's report of each run."""
+    doing = make_assignments(configs, folder / str(execution.graphs))
     results = execute_group(doing, execution, [lambda _: None] * len(doing))
     assert [r["state"] for r in results] == ["ok"] * len(results), [r["message"] for r in results]
-    lines = [curve(folder / str(execution.graphs), c) for c in configs]
+    lines = [read_curve(folder / str(execution.graphs), c) for c in configs]
     said = [bool(json.loads((a.folder / "env.json").read_text()).get("recorded")) for a in doing]
     assert said == [execution.graphs] * len(doing)
     return [(r["artefact_sha256"], own) for r, own in zip(results, lines, strict=True)]
@@ -78,23 +83,23 @@ def ends(configs: list[RunConfig], folder: Path, execution: Execution) -> list[t
         if t == "digits" or (m in ("lotion", "gdnsq") or (SOAK and m != "lotion optimizer"))
     ],  # plain SGD keeps no second moment
 )
-def test_steps_that_are_repeated_are_steps(task: str, method: str, tmp_path: Path) -> None:
-    """Of several runs side by side, and of one alone."""
+def test_recorded_steps_equal_normal_steps(task: str, method: str, tmp_path: Path) -> None:
+    """This holds for stacked runs and for a single run."""
     inputs = (
         INT4 if task == "digits" and not load_method(METHODS[method][0]).full_precision else None
     )
-    several = company(method, task, inputs=inputs, steps=16)[:3]
-    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
-    assert ends(several[:1], tmp_path / "alone", TAKEN) == ends(
+    several = make_configs(method, task, inputs=inputs, steps=16)[:3]
+    assert final_states(several, tmp_path, TAKEN) == final_states(several, tmp_path, REPEATED)
+    assert final_states(several[:1], tmp_path / "alone", TAKEN) == final_states(
         several[:1], tmp_path / "alone", REPEATED
     )
 
 
 @pytest.mark.parametrize("task", ["rotated", "twolayer batches", "cnn", "grammar", "text"])
 @pytest.mark.parametrize("method", ["ste", "lotion", "gdnsq", "ewgs"] if SOAK else ["gdnsq"])
-def test_on_every_task(task: str, method: str, tmp_path: Path) -> None:
-    several = company(method, task, steps=WARMUP_STEPS + 4)[:2]
-    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
+def test_recording_on_every_task(task: str, method: str, tmp_path: Path) -> None:
+    several = make_configs(method, task, steps=WARMUP_STEPS + 4)[:2]
+    assert final_states(several, tmp_path, TAKEN) == final_states(several, tmp_path, REPEATED)
 
 
 @pytest.mark.parametrize(
@@ -107,35 +112,37 @@ def test_on_every_task(task: str, method: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_by_every_recipe_that_can_be_recorded(recipe: dict[str, Any], tmp_path: Path) -> None:
-    several = company("lsq", "digits", **recipe)[:3]
-    assert ends(several, tmp_path, TAKEN) == ends(several, tmp_path, REPEATED)
+def test_recording_with_every_recipe(recipe: dict[str, Any], tmp_path: Path) -> None:
+    several = make_configs("lsq", "digits", **recipe)[:3]
+    assert final_states(several, tmp_path, TAKEN) == final_states(several, tmp_path, REPEATED)
 
 
-def test_by_micro_batches(tmp_path: Path) -> None:
+def test_recording_with_micro_batches(tmp_path: Path) -> None:
     parts = [dataclasses.replace(execution, accumulate=2) for execution in (TAKEN, REPEATED)]
-    several = company("gdnsq", "digits")[:2]
-    assert ends(several, tmp_path, parts[0]) == ends(several, tmp_path, parts[1])
+    several = make_configs("gdnsq", "digits")[:2]
+    assert final_states(several, tmp_path, parts[0]) == final_states(several, tmp_path, parts[1])
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_recorded_run_that_was_killed_goes_on(count: int, tmp_path: Path) -> None:
-    """From its checkpoint, recorded anew, or taken, or the other way round."""
-    several = company("lotion", "digits", steps=24)[:count]
-    whole = [sha for sha, _ in ends(several, tmp_path, TAKEN)]
+def test_a_killed_recorded_run_resumes(count: int, tmp_path: Path) -> None:
+    """It resumes from its checkpoint with recording on or off, whichever it was before."""
+    several = make_configs("lotion", "digits", steps=24)[:count]
+    whole = [sha for sha, _ in final_states(several, tmp_path, TAKEN)]
     for before, after in ((REPEATED, REPEATED), (REPEATED, TAKEN), (TAKEN, REPEATED)):
-        cut = assignments(several, tmp_path / "cut")
-        with contextlib.suppress(Cut):
-            cut_at(12, cut, dataclasses.replace(before, checkpoint_s=0))
+        cut = make_assignments(several, tmp_path / "cut")
+        with contextlib.suppress(Interrupted):
+            interrupt_at(12, cut, dataclasses.replace(before, checkpoint_s=0))
         assert all(Attempt(a.folder).checkpoint.exists() for a in cut)
-        resumed = together(several, tmp_path / "resumed", after, resume=[a.folder for a in cut])
+        resumed = train_stacked(
+            several, tmp_path / "resumed", after, resume=[a.folder for a in cut]
+        )
         assert [r["artefact_sha256"] for r in resumed] == whole
 
 
-def cut_at(step: int, doing: list[Assignment], execution: Execution) -> None:
+def interrupt_at(step: int, doing: list[Assignment], execution: Execution) -> None:
     def report(progress: dict[str, Any]) -> None:
         if progress["step"] > step:
-            raise Cut
+            raise Interrupted
 
     execute_group(doing, execution, [report] * len(doing))
 
@@ -143,8 +150,8 @@ def cut_at(step: int, doing: list[Assignment], execution: Execution) -> None:
 # ---- what is repeated ----
 
 
-def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path: Path) -> None:
-    run, called = prepared(config("ste"), tmp_path), []
+def test_an_update_runs_normally_then_is_recorded_once_and_repeated(tmp_path: Path) -> None:
+    run, called = prepare_alone(config("ste"), tmp_path), []
 
     def watched(run: TrainingRun, batch: Batch) -> Any:
         called.append(run.step)
@@ -155,10 +162,10 @@ def test_an_update_is_taken_a_few_times_recorded_once_and_then_repeated(tmp_path
     assert called == [*range(WARMUP_STEPS), WARMUP_STEPS] and len(set(losses)) == len(losses)
 
 
-def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
-    """As it does in a step that is taken: on it products know that they are one."""
+def test_data_that_all_runs_share_is_in_memory_once(tmp_path: Path) -> None:
+    """Products recognize shared data by its memory, in recorded steps as in normal ones."""
     run = stack_runs(
-        [prepared(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)]
+        [prepare_alone(config("ste", "batches", seed=0, lr=lr), tmp_path) for lr in (0.01, 0.02)]
     )
     assert run is not None
     run.recording = RecordedStep(run, update)
@@ -173,10 +180,12 @@ def test_one_stream_for_all_lies_in_memory_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["grammar", "text"])
-def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
-    """Inputs and targets of a language model are views of one window, and a compiler compiles for their strides."""
+def test_the_static_batch_has_the_strides_of_others(task: str, tmp_path: Path) -> None:
+    """Inputs and targets of a language model are views of one window.
+
+    A compiled graph expects their strides."""
     for count in (1, 2):
-        runs = [prepared(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
+        runs = [prepare_alone(config("ste", task, seed=seed), tmp_path) for seed in range(count)]
         run = stack_runs(runs) if count > 1 else runs[0]
         assert run is not None
         now, kept = run.batch(0), RecordedStep(run, update).copy_batch(run.batch(0))
@@ -189,8 +198,8 @@ def test_the_kept_batch_lies_as_others_do(task: str, tmp_path: Path) -> None:
             )
 
 
-class Anew:
-    """A recorder that records nothing: it calls, and so a compiler hears of it."""
+class RecorderThatRepeatsNormally:
+    """A recorder that calls the function each time, so that the compiler sees the calls."""
 
     def run_normally(self, f: Callable[[], Result]) -> Result:
         return f()
@@ -210,33 +219,33 @@ class Anew:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize(("task", "method"), [("grammar", "ste"), ("digits", "gdnsq")])
-def test_what_is_compiled_is_compiled_before_it_is_recorded(
+def test_steps_are_compiled_before_they_are_recorded(
     task: str, method: str, tmp_path: Path
 ) -> None:
     torch.compiler.reset()
     counters.clear()
-    run = prepared(config(method, task), tmp_path)
+    run = prepare_alone(config(method, task), tmp_path)
     compile_run(run)
     run.recording = RecordedStep(run, update)
-    run.recording.recorder = Anew()
+    run.recording.recorder = RecorderThatRepeatsNormally()
     for step in range(WARMUP_STEPS + 2):
         take_step(run, step)
     assert counters["stats"]["unique_graphs"] > 0
 
 
-def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
-    """A graph reads memory, whoever owns it by then: here each run's strength."""
+def test_a_record_holds_the_constants_that_it_reads(tmp_path: Path) -> None:
+    """A graph goes on reading the memory of constants, here of each run's strength."""
     methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
     run = stack_runs(
         [
-            prepared(dataclasses.replace(config("lotion"), method_params=params), tmp_path)
+            prepare_alone(dataclasses.replace(config("lotion"), method_params=params), tmp_path)
             for params in methods
         ]
     )
     assert run is not None
     batched_math.constant_cache.clear()
     run.recording = RecordedStep(run, update)
-    run.recording.recorder = Anew()
+    run.recording.recorder = RecorderThatRepeatsNormally()
     for step in range(WARMUP_STEPS + 1):
         take_step(run, step)
     read = [weakref.ref(x) for x in batched_math.constant_cache.values()]
@@ -244,9 +253,12 @@ def test_a_record_holds_the_numbers_that_it_reads(tmp_path: Path) -> None:
     assert read and all(x() is not None for x in read)
 
 
-def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
+def test_numbers_that_change_every_step_are_not_cached(tmp_path: Path) -> None:
     run = stack_runs(
-        [prepared(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path) for seed in range(2)]
+        [
+            prepare_alone(config("gdnsq", seed=seed, lr=0.01 * (1 + seed)), tmp_path)
+            for seed in range(2)
+        ]
     )
     assert run is not None
     take_step(run, 0)
@@ -259,10 +271,10 @@ def test_what_changes_at_every_step_is_not_kept(tmp_path: Path) -> None:
     assert len(batched_math.constant_cache) == before
 
 
-def test_when_the_steps_are_over_nothing_holds_the_record(
+def test_the_record_is_freed_after_the_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its memory is as large as a step's, and goes without waiting for a collector."""
+    """It holds as much memory as a step, and is freed without the garbage collector."""
     made = []
 
     def watched(run: TrainingRun, update: Any) -> RecordedStep:
@@ -272,7 +284,7 @@ def test_when_the_steps_are_over_nothing_holds_the_record(
     monkeypatch.setattr(execute, "RecordedStep", watched)
     gc.disable()
     try:
-        together(company("ste")[:2], tmp_path, REPEATED)
+        train_stacked(make_configs("ste")[:2], tmp_path, REPEATED)
         assert len(made) == 1 and made[0]() is None
     finally:
         gc.enable()
@@ -282,8 +294,8 @@ def test_when_the_steps_are_over_nothing_holds_the_record(
 
 
 @dataclass
-class Careless(Method):
-    """STE whose update does something that a graph would not hold, or would hold as it was."""
+class ReadsValues(Method):
+    """STE whose update does something that a graph cannot record, or would repeat unchanged."""
 
     name = "careless"
     does: ClassVar[str]
@@ -321,26 +333,26 @@ class Careless(Method):
 def test_the_check_finds_a_step_that_cannot_be_recorded(
     how: str, words: str, tmp_path: Path
 ) -> None:
-    with registered(type("Careless", (Careless,), {"does": how})):
+    with registered(type("Careless", (ReadsValues,), {"does": how})):
         (found, *_) = check_recorded(Kit("careless", tmp_path, quick=True))
     assert not found.passed and words in found.detail
 
 
-def test_several_whose_record_breaks_off_go_on_without(
+def test_stacked_runs_whose_recording_fails_continue_without_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By halves, from their last checkpoints; and the record says that their steps were taken."""
+    """The group is halved and resumes. The results say that no step was recorded."""
 
-    class Asks(Careless):
+    class Asks(ReadsValues):
         does = "asked"
 
     with registered(Asks):
         configs = [
             dataclasses.replace(c, method="careless", method_version=1, method_params={})
-            for c in company("ste")[:3]
+            for c in make_configs("ste")[:3]
         ]
-        taken = ends(configs, tmp_path, TAKEN)
-        results = together(configs, tmp_path / "again", REPEATED)
+        taken = final_states(configs, tmp_path, TAKEN)
+        results = train_stacked(configs, tmp_path / "again", REPEATED)
     assert [r["artefact_sha256"] for r in results] == [sha for sha, _ in taken]
     assert "asks for the value of a tensor" in capfd.readouterr().err
     assert all(
@@ -349,7 +361,7 @@ def test_several_whose_record_breaks_off_go_on_without(
     )
 
 
-def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Path) -> None:
+def test_a_method_that_refuses_recording_is_run_step_by_step(tmp_path: Path) -> None:
     cold = dataclasses.replace(
         config("gdnsq"), method_params={**config("gdnsq").method_params, "rho": 0.99}
     )
@@ -357,14 +369,14 @@ def test_what_says_that_it_cannot_be_recorded_is_taken_step_by_step(tmp_path: Pa
         config("pege"), method_params={**config("pege").method_params, "decoupled": True}
     )
     for one in (cold, pulled, config("ste", optimizer="radam")):
-        (result,) = together([one], tmp_path, REPEATED)
+        (result,) = train_stacked([one], tmp_path, REPEATED)
         (env,) = tmp_path.rglob(f"{one.key}/*/env.json")
         assert result["state"] == "ok" and "recorded" not in json.loads(env.read_text())
     for cell in (cold, pulled):
         assert not registry.build("methods", cell.method, cell.method_params).batched
 
 
-def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
+def test_compiled_steps_are_not_recorded_on_a_tape(tmp_path: Path) -> None:
     assert is_recorded(REPEATED, config("ste"), CPU)
     assert not is_recorded(dataclasses.replace(REPEATED, compile=True), config("ste"), CPU)
     assert is_recorded(
@@ -378,7 +390,7 @@ def test_a_tape_is_not_asked_to_hear_what_is_compiled(tmp_path: Path) -> None:
 # ---- as a user asks for it ----
 
 
-def test_a_sweep_records_and_a_record_says_so(tmp_path: Path) -> None:
+def test_a_sweep_records_steps_and_the_result_says_so(tmp_path: Path) -> None:
     sweep = tmp_path / "a.toml"
     sweep.write_text(
         'board = "a"\nseeds = 2\nmethods = ["fp", "ste"]\ntasks = ["digits"]\nformats = ["int4"]\n[recipe]\nsteps = 12\n'

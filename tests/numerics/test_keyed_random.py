@@ -1,4 +1,4 @@
-"""Keyed draws: uniform, uncorrelated, and a function of their key alone."""
+"""Keyed draws are uniform and uncorrelated, and depend only on key, step and position."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def test_neighbouring_keys_steps_and_positions_are_uncorrelated() -> None:
         assert abs(correlation) < 5 / n**0.5
 
 
-def test_a_site_draws_the_same_alone_and_in_company() -> None:
-    together = uniform(keys(1, 2, 3), step(5), (3, 4, 6))
+def test_a_site_draws_the_same_when_it_is_stacked() -> None:
+    stacked = uniform(keys(1, 2, 3), step(5), (3, 4, 6))
     for index, key in enumerate((1, 2, 3)):
-        assert torch.equal(together[index], uniform(keys(key)[0], step(5), (4, 6)))
+        assert torch.equal(stacked[index], uniform(keys(key)[0], step(5), (4, 6)))
 
 
-def test_draws_and_generators_leave_the_global_one_alone() -> None:
+def test_draws_and_generators_do_not_change_the_global_generator() -> None:
     before = torch.get_rng_state()
     uniform(keys(1), step(0), (1, 8, 8))
     torch.randn(4, generator=generator("task", 0))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_keys_are_the_same_everywhere() -> None:
+def test_keys_are_the_same_in_every_process() -> None:
     assert key_of("grammar", 0) == 4829320852094478814
     assert key_of("a", "bc") != key_of("ab", "c")
 
 
-def test_rows_further_down_draw_what_they_draw_in_the_whole() -> None:
+def test_a_part_of_the_rows_draws_what_it_draws_in_the_whole() -> None:
     whole = uniform(keys(5), step(2), (1, 12, 7))
     for first, count in ((0, 5), (5, 4), (9, 3)):
         assert torch.equal(

@@ -1,4 +1,4 @@
-"""Grids: properties over formats, granularities and tensors."""
+"""Properties of grids over formats, granularities and tensors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ KINDS: tuple[LevelKind, ...] = ("symmetric", "full", "affine", "midrise")
 GRANULARITIES = ("tensor", "channel", "block-4")
 
 
-def tensor(seed: int, shape: tuple[int, ...], size: float = 1.0) -> Tensor:
+def random_tensor(seed: int, shape: tuple[int, ...], size: float = 1.0) -> Tensor:
     return size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
-    """A grid fitted to a random tensor, with offsets and other decode numbers now and then, and that tensor."""
+    """Return a random tensor and a grid fitted to it, sometimes with an offset or a decode scale."""
     fmt, kind, granularity = (
         draw(st.sampled_from(FORMATS)),
         draw(st.sampled_from(KINDS)),
         draw(st.sampled_from(GRANULARITIES)),
     )
     lead = draw(st.sampled_from([(), (3,), (2, 2)]))
-    x = tensor(draw(st.integers(0, 10_000)), (*lead, 5, 8), draw(st.sampled_from([1e-6, 1.0, 1e6])))
+    x = random_tensor(
+        draw(st.integers(0, 10_000)), (*lead, 5, 8), draw(st.sampled_from([1e-6, 1.0, 1e6]))
+    )
     levels = Format.named(fmt).levels(kind)
     site = Site("w", "weight", fmt, granularity, tuple(x.shape))
     scale = absmax_scale(x, site, levels) if levels.high > 0 else torch.ones(site.scale_shape)
@@ -43,7 +45,7 @@ def grids(draw: st.DrawFn) -> tuple[Grid, Tensor]:
 
 
 @given(grids())
-def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
+def test_codes_decode_to_the_snapped_values(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     codes = grid.codes(x)
     assert (
@@ -55,7 +57,7 @@ def test_codes_say_it_all(case: tuple[Grid, Tensor]) -> None:
 
 
 @given(grids())
-def test_snap_takes_the_nearest_level_and_stays_there(case: tuple[Grid, Tensor]) -> None:
+def test_snap_takes_the_nearest_level_and_is_idempotent(case: tuple[Grid, Tensor]) -> None:
     grid, x = case
     encode_only = Grid(grid.levels, grid.grouping, grid.scale, grid.offset)
     snapped = encode_only.snap(x)
@@ -93,7 +95,7 @@ def test_neighbours_enclose_and_random_rounding_picks_one(
 
 
 def test_random_rounding_is_unbiased() -> None:
-    x = tensor(0, (4, 64))
+    x = random_tensor(0, (4, 64))
     for fmt in ("int4", "fp4"):
         site = Site("w", "weight", fmt, "channel", (4, 64))
         grid = Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels()))
@@ -112,18 +114,18 @@ def test_random_rounding_is_unbiased() -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_tensors_side_by_side_are_snapped_as_if_alone(fmt: str, granularity: str) -> None:
-    x = tensor(1, (3, 6, 8))
+def test_stacked_tensors_are_snapped_like_single_ones(fmt: str, granularity: str) -> None:
+    x = random_tensor(1, (3, 6, 8))
     site = Site("w", "weight", fmt, granularity, (3, 6, 8))
     for make in (
         lambda t, s: Grid(s.levels(), s.grouping, absmax_scale(t, s, s.levels())),
         affine_grid,
     ):
-        together = make(x, site)
+        stacked = make(x, site)
         for index in range(3):
-            alone = make(x[index], Site("w", "weight", fmt, granularity, (6, 8)))
-            assert torch.equal(together[index].snap(x[index]), alone.snap(x[index]))
-            assert torch.equal(together.snap(x)[index], alone.snap(x[index]))
+            single = make(x[index], Site("w", "weight", fmt, granularity, (6, 8)))
+            assert torch.equal(stacked[index].snap(x[index]), single.snap(x[index]))
+            assert torch.equal(stacked.snap(x)[index], single.snap(x[index]))
 
 
 def test_ties_go_to_the_even_code() -> None:
@@ -145,8 +147,8 @@ def test_level_counts(fmt: str, kind: LevelKind, count: int) -> None:
     assert levels.count == count == len(levels.units()) <= 2**levels.bits
 
 
-def test_bits_count_scales_and_offsets() -> None:
-    x = tensor(2, (8, 64))
+def test_bits_include_scales_and_offsets() -> None:
+    x = random_tensor(2, (8, 64))
     for granularity, scales in (("tensor", 1), ("channel", 8), ("block-32", 16)):
         site = Site("w", "weight", "int4", granularity, (8, 64))
         assert (
@@ -157,8 +159,10 @@ def test_bits_count_scales_and_offsets() -> None:
 
 
 def test_the_largest_element_is_exact_and_never_clipped() -> None:
-    """Deciding by |w/s| ≤ q_max would clip the largest element of one group in twelve; deciding by the code clips none."""
-    x = tensor(3, (4000, 16))
+    """The test |w/s| ≤ q_max would clip the largest element of one group in twelve.
+
+    The grid decides by the rounded coordinate and clips none."""
+    x = random_tensor(3, (4000, 16))
     site = Site("w", "weight", "int4", "channel", (4000, 16))
     grid = Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels()))
     assert grid.needs_no_clipping(x).all()
@@ -168,18 +172,18 @@ def test_the_largest_element_is_exact_and_never_clipped() -> None:
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f != "int1"])
 def test_searched_scale_is_the_best_of_its_candidates(fmt: str) -> None:
-    x = tensor(4, (3, 32)).double()
+    x = random_tensor(4, (3, 32)).double()
     site = Site("w", "weight", fmt, "channel", (3, 32))
     levels = site.levels()
 
     def error(scale: Tensor, weight: Tensor) -> Tensor:
         return ((Grid(levels, site.grouping, scale).snap(x) - x).square() * weight).sum(-1)
 
-    top, importance = absmax_scale(x, site, levels), tensor(5, (3, 32)).double().square()
+    top, importance = absmax_scale(x, site, levels), random_tensor(5, (3, 32)).double().square()
     for weight in (torch.ones_like(x), importance):
-        found = error(searched_scale(x, site, levels, weight), weight)
+        least = error(searched_scale(x, site, levels, weight), weight)
         for fraction in np.arange(1, 101) / 100:
-            assert (found <= error(top * fraction, weight) * (1 + 1e-12)).all()
+            assert (least <= error(top * fraction, weight) * (1 + 1e-12)).all()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -192,7 +196,7 @@ def test_searched_scale_is_the_best_of_its_candidates(fmt: str) -> None:
         torch.randn(2, 8).half(),
     ],
 )
-def test_odd_groups_give_no_nan(fmt: str, x: Tensor) -> None:
+def test_unusual_groups_give_no_nan(fmt: str, x: Tensor) -> None:
     site = Site("w", "weight", fmt, "channel", (2, 8))
     for grid in (Grid(site.levels(), site.grouping, absmax_scale(x, site, site.levels())), affine_grid(x, site),
                  Grid(site.levels(), site.grouping, searched_scale(x, site, site.levels()))):  # fmt: skip
@@ -207,7 +211,7 @@ def test_zero_stays_zero() -> None:
     )
 
 
-def test_unknown_words_name_their_neighbours() -> None:
+def test_unknown_names_suggest_similar_ones() -> None:
     with pytest.raises(UsageError, match="unknown format 'int9'; did you mean int"):
         Site("w", "weight", "int9", "channel", (2, 2))
     with pytest.raises(UsageError, match="unknown granularity 'chanel'; did you mean channel"):

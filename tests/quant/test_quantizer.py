@@ -1,4 +1,4 @@
-"""Quantizers and layers: alone in three lines, side by side, and once a step."""
+"""Quantizers, quantized layers and weight stacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qbench.quant.straight_through import straight_through
 from qbench.quant.weight_stack import WeightStack
 
 
-def test_alone_in_three_lines() -> None:
+def test_a_quantizer_can_be_made_without_a_run() -> None:
     w = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     q = load_method("ste")().quantizer(
         Site(name="w", role="weight", format="int4", granularity="channel", shape=(8, 16))
@@ -46,7 +46,7 @@ def random_layers(count: int, make: type[QuantLayer], *shape: int) -> list[Quant
     return layers
 
 
-def stacked(layers: list[QuantLayer]) -> QuantLayer:
+def stack_layers(layers: list[QuantLayer]) -> QuantLayer:
     """One layer whose weights have an axis of runs in front."""
     one = layers[0]
     one.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
@@ -59,18 +59,18 @@ def stacked(layers: list[QuantLayer]) -> QuantLayer:
     ("make", "shape", "x_shape"),
     [(QuantLinear, (6, 4), (3, 5, 7, 6)), (QuantConv2d, (2, 4, 3), (3, 5, 2, 8, 8))],
 )
-def test_runs_side_by_side_compute_what_each_would_alone(
+def test_a_layer_of_stacked_runs_computes_what_single_layers_do(
     make: type[QuantLayer], shape: tuple[int, ...], x_shape: tuple[int, ...]
 ) -> None:
     layers = random_layers(3, make, *shape)
     x = torch.randn(x_shape, generator=torch.Generator().manual_seed(2))
-    alone = torch.stack([layer(x[i]) for i, layer in enumerate(layers)])
-    together = stacked(layers)(x)
-    assert together.shape == alone.shape
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    single = torch.stack([layer(x[i]) for i, layer in enumerate(layers)])
+    stacked = stack_layers(layers)(x)
+    assert stacked.shape == single.shape
+    torch.testing.assert_close(stacked, single, rtol=1e-5, atol=1e-5)
 
 
-def bundle_of(layers: list[QuantLayer], method: str = "ste") -> WeightStack:
+def make_weight_stack(layers: list[QuantLayer], method: str = "ste") -> WeightStack:
     names = [f"w{i}" for i in range(len(layers))]
     site = Site(names[0], "weight", "int2", "channel", tuple(layers[0].matrix().shape)).stacked(
         ",".join(names), len(names)
@@ -81,21 +81,21 @@ def bundle_of(layers: list[QuantLayer], method: str = "ste") -> WeightStack:
     return WeightStack(names, layers, quantizer)
 
 
-def test_a_bundle_gives_the_gradient_of_quantizing_in_each_layer() -> None:
-    """Once a step and by way of a leaf, or in the forward pass of each layer: the same gradients."""
+def test_a_weight_stack_gives_the_gradient_of_quantizing_in_each_layer() -> None:
+    """Quantizing once in a step and quantizing in each forward pass give the same gradients."""
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
     layers = random_layers(2, QuantLinear, 6, 6)
-    bundle = bundle_of(layers)
-    bundle.quantize()
+    weight_stack = make_weight_stack(layers)
+    weight_stack.quantize()
     for half in x.split([2, 3]):
         layers[1](F.relu(layers[0](half))).square().sum().backward()
-    bundle.backward_through_quantizer()
-    found = [layer.weight.grad for layer in layers]
-    quantizers = [bundle_of([layer]).quantizer for layer in layers]
+    weight_stack.backward_through_quantizer()
+    gradients = [layer.weight.grad for layer in layers]
+    quantizers = [make_weight_stack([layer]).quantizer for layer in layers]
     used = [q.relax(layer.weight[None])[0] for q, layer in zip(quantizers, layers, strict=True)]
     y = F.linear(F.relu(F.linear(x, used[0], layers[0].bias)), used[1], layers[1].bias)
-    wanted = torch.autograd.grad(y.square().sum(), [layer.weight for layer in layers])
-    for a, b in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(y.square().sum(), [layer.weight for layer in layers])
+    for a, b in zip(gradients, expected, strict=True):
         assert a is not None
         torch.testing.assert_close(a, b)
     assert layers[0].used is None
@@ -115,12 +115,12 @@ def test_an_input_quantizer_is_not_part_of_the_model() -> None:
     assert len(layer.quantize_input(x).unique()) <= 16 and layer.quantize_input(x).shape == x.shape
 
 
-def test_conv_inputs_are_seen_as_samples_by_features() -> None:
-    seen = []
+def test_inputs_of_a_convolution_are_quantized_as_samples_by_features() -> None:
+    shapes = []
     layer = QuantConv2d(2, 4, 3)
-    layer.set_input_quantizer(lambda x: (seen.append(x.shape), x)[1])
+    layer.set_input_quantizer(lambda x: (shapes.append(x.shape), x)[1])
     layer(torch.zeros(5, 2, 8, 8))
-    assert seen == [(5, 128)]
+    assert shapes == [(5, 128)]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -133,8 +133,8 @@ def test_straight_through_is_exact_forward_and_masked_backward(masked: bool) -> 
     assert x.grad is not None and x.grad.tolist() == [2.0, 3.0, 0.0 if masked else 4.0]
 
 
-def test_straight_through_survives_a_compiler() -> None:
-    """Facts of torch 2.13: a dropped backward would give round()'s gradient, which is zero everywhere."""
+def test_straight_through_is_right_when_compiled() -> None:
+    """If torch 2.13 dropped the backward pass, the gradient would be that of round(): zero."""
     compiled = torch.compile(
         lambda x: straight_through(x, x.detach().round(), x.detach().abs() < 2).square().sum(),
         backend="aot_eager",

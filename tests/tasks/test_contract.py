@@ -1,4 +1,4 @@
-"""Every built-in task is pure, repeatable, learnable, and gives stacked runs what single runs get."""
+"""Every built-in task is pure, repeatable and learnable, and stacked runs equal single runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corpora: every format gives the same documents, and whatever is wrong with a file is one line that names it."""
+"""Corpora: all formats give the same documents, and a faulty file is one line that names it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def read(path: Path, field: str = "text") -> list[str]:
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.ndjson", "A.JSONL", "a.jsonl.gz", "a.jsonl.zst", "a.b.jsonl.gz"]
 )
-def test_records_of_lines(name: str, tmp_path: Path) -> None:
+def test_lines_of_json_are_read_as_records(name: str, tmp_path: Path) -> None:
     assert read(packed(tmp_path / name, LINES.replace(b"\n", b"\n\n"))) == TEXTS, (
         "blank lines are no records"
     )
 
 
-def test_records_of_columns(tmp_path: Path) -> None:
+def test_columns_of_parquet_are_read_as_records(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "a.parquet")) == TEXTS
     assert read(parquet(tmp_path / "b.parquet", "body"), "body") == TEXTS
 
@@ -95,7 +95,7 @@ def test_a_line_without_end_is_cut_between_characters(tmp_path: Path) -> None:
     assert "".join(pieces) == text and len(pieces) == 6
 
 
-def test_several_frames_are_one_file(tmp_path: Path) -> None:
+def test_several_compressed_frames_are_one_file(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(LINES) + zstandard.compress(LINES))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES) + gzip.compress(LINES))
@@ -137,7 +137,7 @@ def test_modules_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
     assert list(Library(tmp_path).documents()) == ["ä = 1\n".encode()]
 
 
-def test_a_signature_tells_of_every_change(tmp_path: Path) -> None:
+def test_every_change_of_a_file_changes_the_signature(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.txt", b"one")
     before = Files(path, "text").signature()
     assert before == Files(path, "text").signature()
@@ -221,7 +221,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
-def test_what_is_wrong_is_said_in_one_line(case: str, tmp_path: Path) -> None:
+def test_a_faulty_file_is_one_line(case: str, tmp_path: Path) -> None:
     make, message = WRONG[case]
     with pytest.raises(UsageError) as caught:
         read(make(tmp_path))
@@ -236,18 +236,18 @@ def test_what_is_wrong_is_said_in_one_line(case: str, tmp_path: Path) -> None:
     "corpus",
     ["stdlb", "", "path:", "hf:", "hf:c4", "hf:a/b/c/d", "hf:a/b c", "https://x.org/a.txt", "data"],
 )
-def test_an_unknown_scheme_is_told_what_there_is(corpus: str) -> None:
+def test_an_error_about_an_unknown_scheme_lists_the_known_ones(corpus: str) -> None:
     with pytest.raises(UsageError, match='write "stdlib", "path:FILE-OR-FOLDER"'):
         parse_source(corpus)
 
 
-def test_names_on_the_hub() -> None:
+def test_names_on_the_hub_are_parsed() -> None:
     assert parse_source("hf:a/b", "body") == Hub("a/b", None, None, "body")
     assert parse_source("hf:a/b-c.d/en@0123abc") == Hub("a/b-c.d", "en", "0123abc")
     assert parse_source("hf:a/b@refs/pr/1") == Hub("a/b", None, "refs/pr/1")
 
 
-def test_records_of_the_hub_without_the_field(tmp_path: Path) -> None:
+def test_a_record_of_the_hub_without_the_field_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     with pytest.raises(
         UsageError, match=r"hf:json: record 1 has no text 'body' \(it has id, text\)"
@@ -260,8 +260,14 @@ def test_records_of_the_hub_without_the_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_without_a_network_the_hub_is_one_line_at_once(offline: str) -> None:
     pytest.importorskip("datasets")
-    code = "import time\nfrom qbench_tasks.corpus import *\nimport datasets, huggingface_hub\nbegan = time.monotonic()\n"
-    code += "try: list(source_of('hf:a/b').documents())\nexcept UsageError as error: print(error)\nprint(time.monotonic() - began)"
+    code = (
+        "import time, datasets, huggingface_hub\n"
+        "from qbench_tasks.corpus import *\n"
+        "began = time.monotonic()\n"
+        "try: list(parse_source('hf:a/b').documents())\n"
+        "except UsageError as error: print(error)\n"
+        "print(time.monotonic() - began)"
+    )
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True

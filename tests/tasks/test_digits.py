@@ -1,4 +1,4 @@
-"""digits: the real images, split once for all seeds."""
+"""The task digits: real images, split once for all seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def test_the_images_are_scikit_learns() -> None:
 
 
 def test_scikit_learn_is_not_imported() -> None:
-    code = "import sys; from qbench_tasks.digits import load_images; images(); assert not any(m.split('.')[0] == 'sklearn' for m in sys.modules)"
+    code = (
+        "import sys; from qbench_tasks.digits import load_images; load_images(); "
+        "assert not any(m.split('.')[0] == 'sklearn' for m in sys.modules)"
+    )
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -38,7 +41,7 @@ def test_scikit_learn_is_not_imported() -> None:
     )
 
 
-def test_the_parts_are_disjoint_whole_and_stratified() -> None:
+def test_the_splits_are_disjoint_complete_and_stratified() -> None:
     pixels, labels = load_images()
     assert {name: part.stop - part.start for name, part in PARTS.items()} == {
         "train": 1000,
@@ -57,13 +60,13 @@ def test_the_parts_are_disjoint_whole_and_stratified() -> None:
 
 def test_an_epoch_is_every_training_image_once() -> None:
     p = problem(batch=64)
-    seen = torch.cat(
+    inputs = torch.cat(
         [b.inputs for b in map(p.batch, range(32)) if b.inputs is not None]
     )  # two epochs and a bit, straddling their ends
     train = load_images()[0][PARTS["train"]]
-    for epoch in (seen[:1000], seen[1000:2000]):
+    for epoch in (inputs[:1000], inputs[1000:2000]):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, train.tolist()))
-    assert not torch.equal(seen[:1000], seen[1000:2000])
+    assert not torch.equal(inputs[:1000], inputs[1000:2000])
 
 
 def test_a_batch_may_be_larger_than_an_epoch() -> None:

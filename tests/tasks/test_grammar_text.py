@@ -27,7 +27,7 @@ def hash_sample() -> str:
         for split in text.SPLITS
         for seed, first in ((0, 0), (1, 2047), (7, 2**40))
     ]
-    return hashlib.sha256(np.stack(tokens).tobytes()).hexhash_sample()
+    return hashlib.sha256(np.stack(tokens).tobytes()).hexdigest()
 
 
 def test_the_same_text_everywhere() -> None:

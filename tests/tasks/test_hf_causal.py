@@ -1,4 +1,8 @@
-"""hf-causal: a checkpoint of transformers becomes a task, and what does not fit is one line."""
+"""The task hf-causal: a checkpoint of transformers becomes a task.
+
+A checkpoint that does not fit is an error of one line. The corpora are small, because every
+tokenizer encodes them anew.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +47,8 @@ SHAPE |= {
 }
 
 
-def save(folder: Path, tied: bool = False, seed: int = 0) -> Path:
-    """A small Llama with a tokenizer of its own."""
+def save_checkpoint(folder: Path, tied: bool = False, seed: int = 0) -> Path:
+    """Save a small Llama with a tokenizer of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformers.LlamaForCausalLM(
@@ -55,17 +59,29 @@ def save(folder: Path, tied: bool = False, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small corpus, of which each split has some windows."""
+    path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
+    texts = (
+        f"{i} the cat sat on a größer mat\n{i * i} dogs ran away, {i % 7} came back\n" * 8
+        for i in range(600)
+    )
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return f"path:{path}"
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("model"), request.param)
+    return save_checkpoint(tmp_path_factory.mktemp("model"), request.param)
 
 
-def problem(folder: Path, seed: int = 0, **params: Any) -> CausalProblem:
-    return HFCausal(model=str(folder), **params).problem("xs", seed, 2, CPU)
+def problem(folder: Path, corpus: str, seed: int = 0, **params: Any) -> CausalProblem:
+    return HFCausal(model=str(folder), corpus=corpus, **params).problem("xs", seed, 2, CPU)
 
 
-def test_the_network_is_the_checkpoints(folder: Path) -> None:
-    p = problem(folder)
+def test_the_network_is_the_checkpoints(folder: Path, corpus: str) -> None:
+    p = problem(folder, corpus)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokens = p.batch(0).inputs
     with torch.no_grad():
@@ -80,23 +96,23 @@ def test_the_network_is_the_checkpoints(folder: Path) -> None:
     ]
 
 
-def test_layers_are_the_bodys(folder: Path) -> None:
-    layers = problem(folder).layers()
+def test_layers_are_those_of_the_body(folder: Path, corpus: str) -> None:
+    layers = problem(folder, corpus).layers()
     parts = {name.rpartition(".")[2] for name in layers}
     assert (
         parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
         and len(layers) == 14
     )
     assert all(isinstance(layer, QuantLinear) for layer in layers.values())
-    planned = HFCausal(model=str(folder)).problem("xs", 0, 1, META)
+    planned = HFCausal(model=str(folder), corpus=corpus).problem("xs", 0, 1, META)
     assert {n: x.matrix().shape for n, x in planned.layers().items()} == {
         n: x.matrix().shape for n, x in layers.items()
     }
     assert all(tensor.is_meta for tensor in planned.model.parameters())
 
 
-def test_text_is_scored_by_the_byte(folder: Path) -> None:
-    p = problem(folder)
+def test_text_is_scored_by_the_byte(folder: Path, corpus: str) -> None:
+    p = problem(folder, corpus)
     with torch.no_grad():
         scores = p.score(p.model.eval(), "test")
     targets = torch.cat(
@@ -114,8 +130,11 @@ def test_text_is_scored_by_the_byte(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
-def test_a_model_of_the_task_text_comes_back(kind: str, tmp_path: Path) -> None:
-    ours = Text(tokenizer=kind, vocab=400 if kind == "bpe" else 0).problem("xs", 0, 2, CPU)  # type: ignore[arg-type]
+def test_an_exported_model_of_the_task_text_scores_the_same(
+    kind: Any, corpus: str, tmp_path: Path
+) -> None:
+    task = Text(corpus=corpus, tokenizer=kind, vocab=400 if kind == "bpe" else 0)
+    ours = task.problem("xs", 0, 2, CPU)
     layout, state = ours.layout(), ours.model.state_dict()
     assert layout is not None
     save_file(
@@ -127,21 +146,21 @@ def test_a_model_of_the_task_text_comes_back(kind: str, tmp_path: Path) -> None:
         json.dumps({**layout.config, "eos_token_id": ours.tokenizer.start})
     )
     (tmp_path / "tokenizer.json").write_text(json.dumps(ours.tokenizer.to_json()))
-    theirs = problem(tmp_path)
+    theirs = problem(tmp_path, corpus)
     with torch.no_grad():
         assert theirs.score(theirs.model.eval(), "val") == pytest.approx(
             ours.score(ours.model.eval(), "val"), rel=1e-5
         )
 
 
-def test_new_weights_come_from_the_seed(folder: Path) -> None:
+def test_new_weights_come_from_the_seed(folder: Path, corpus: str) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     start, same, other = (
-        problem(folder, seed, fresh=True).model.state_dict() for seed in (0, 0, 1)
+        problem(folder, corpus, seed, fresh=True).model.state_dict() for seed in (0, 0, 1)
     )
-    given = problem(folder).model.state_dict()
-    assert torch.equal(before, torch.get_rng_state()), "the global generator is nobody's"
+    given = problem(folder, corpus).model.state_dict()
+    assert torch.equal(before, torch.get_rng_state()), "the task leaves the global generator alone"
     name = next(name for name in start if name.endswith("q_proj.weight"))
     assert (
         torch.equal(start[name], same[name])
@@ -150,16 +169,16 @@ def test_new_weights_come_from_the_seed(folder: Path) -> None:
     )
 
 
-def test_the_key_has_hashes_and_no_path(tmp_path: Path) -> None:
-    one, other = save(tmp_path / "a"), tmp_path / "b"
+def test_the_key_has_hashes_and_no_path(tmp_path: Path, corpus: str) -> None:
+    one, other = save_checkpoint(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(one, other)
-    a, b = HFCausal(model=str(one)), HFCausal(model=str(other))
+    a, b = (HFCausal(model=str(path), corpus=corpus) for path in (one, other))
     assert (
         a.key_options() == b.key_options()
         and a.fingerprint() == b.fingerprint()
         and a.key_options()["model"].startswith("model:")
     )
-    c = HFCausal(model=str(save(tmp_path / "c", seed=1)))
+    c = HFCausal(model=str(save_checkpoint(tmp_path / "c", seed=1)), corpus=corpus)
     assert c.key_options() != a.key_options() and c.fingerprint() != a.fingerprint()
     again = registry.build("tasks", "hf-causal", a.key_options())
     assert again.fingerprint() == a.fingerprint() and again.key_options() == a.key_options()
@@ -175,19 +194,22 @@ recipe = {{ steps = 2, batch = 2 }}
 name = "hf-causal"
 model = "{}"
 fresh = {}
+corpus = "{}"
 """
 
 
 @pytest.mark.parametrize(
     ("start", "fresh"), [("scratch", "false"), ("scratch", "true"), ("fp:0.5", "false")]
 )
-def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) -> None:
-    plan = make_plan(
-        parse_sweep(SWEEP.format(start, save(tmp_path / "m", tied=True), fresh), "s.toml")
-    )
+def test_a_planned_run_trains_and_ships(
+    start: str, fresh: str, corpus: str, tmp_path: Path
+) -> None:
+    model = save_checkpoint(tmp_path / "m", tied=True)
+    plan = make_plan(parse_sweep(SWEEP.format(start, model, fresh, corpus), "s.toml"))
     done: dict[str, Path] = {}
     for key, run in plan.runs.items():
-        assert str(tmp_path) not in json.dumps(run.config.to_json())
+        written = json.dumps(run.config.to_json())
+        assert str(tmp_path) not in written and corpus not in written
         done[key] = tmp_path / key / "1"
         result = run_one(
             Assignment(run.config, done[key], base=done[run.base] if run.base else None)
@@ -197,22 +219,22 @@ def test_a_planned_run_trains_and_ships(start: str, fresh: str, tmp_path: Path) 
     assert len(done) == (2 if start != "scratch" else 1)
 
 
-def test_a_plan_calls_checkpoints_by_their_hashes(tmp_path: Path) -> None:
-    one, other = (save(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
-    text = SWEEP.format("scratch", "X", "false").replace('"X"', f'["{one}", "{other}"]')
+def test_a_plan_names_checkpoints_by_their_hashes(tmp_path: Path, corpus: str) -> None:
+    one, other = (save_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    text = SWEEP.format("scratch", "X", "false", corpus).replace('"X"', f'["{one}", "{other}"]')
     cells = make_plan(parse_sweep(text, "s.toml")).cells
     assert [cell.variant for cell in cells] == [
         f"model=model:{HFCausal(model=str(folder)).checkpoint.hash()}" for folder in (one, other)
     ]
 
 
-def changed(folder: Path, file: str, **values: Any) -> Path:
+def change_json(folder: Path, file: str, **values: Any) -> Path:
     data = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**data, **values}))
     return folder
 
 
-def gpt2(folder: Path) -> Path:
+def save_gpt2(folder: Path) -> Path:
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2, eos_token_id=VOCAB - 1
     )
@@ -228,49 +250,52 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "no *.safetensors in",
     ),
     "larger tokenizer": (
-        lambda at: changed(at, "config.json", vocab_size=290),
+        lambda at: change_json(at, "config.json", vocab_size=290),
         "its tokenizer does not fit",
     ),
-    "no end": (lambda at: changed(at, "config.json", eos_token_id=None), "names no eos_token_id"),
-    "another width": (lambda at: changed(at, "config.json", intermediate_size=96), "m: "),
+    "no end": (
+        lambda at: change_json(at, "config.json", eos_token_id=None),
+        "names no eos_token_id",
+    ),
+    "another width": (lambda at: change_json(at, "config.json", intermediate_size=96), "m: "),
     "another architecture": (
-        lambda at: changed(at, "config.json", model_type="qwen3"),
+        lambda at: change_json(at, "config.json", model_type="qwen3"),
         "its weights are not those of a qwen3",
     ),
     "no language model": (
-        lambda at: changed(at, "config.json", model_type="vit"),
+        lambda at: change_json(at, "config.json", model_type="vit"),
         "is no causal language model",
     ),
     "unknown architecture": (
-        lambda at: changed(at, "config.json", model_type="mine"),
+        lambda at: change_json(at, "config.json", model_type="mine"),
         "m: ValueError",
     ),
-    "convolutions": (gpt2, "a gpt2 keeps matrices outside linear layers"),
+    "convolutions": (save_gpt2, "a gpt2 keeps matrices outside linear layers"),
     "words": (
-        lambda at: changed(
+        lambda at: change_json(
             at, "tokenizer.json", model={"type": "WordLevel", "vocab": {}, "unk_token": ""}
         ),
         "its tokenizer is no byte-level BPE",
     ),
     "short": (
-        lambda at: changed(at, "config.json", max_position_embeddings=64),
+        lambda at: change_json(at, "config.json", max_position_embeddings=64),
         "sees 64 tokens, and the windows of xs have 128",
     ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
-def test_what_does_not_fit_is_one_line(case: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_one_line(case: str, corpus: str, tmp_path: Path) -> None:
     spoil, message = WRONG[case]
-    spoil(save(tmp_path / "m"))
-    task = HFCausal(model=str(tmp_path / "m"))
+    spoil(save_checkpoint(tmp_path / "m"))
+    task = HFCausal(model=str(tmp_path / "m"), corpus=corpus)
     with pytest.raises(UsageError) as caught:
         task.fingerprint()
         task.problem("xs", 0, 2, CPU)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_checkpoint_is_one_line() -> None:
     with pytest.raises(UsageError, match="name a checkpoint"):
         registry.build("tasks", "hf-causal", {})
     with pytest.raises(UsageError, match="no such folder; write model ="):

@@ -1,4 +1,4 @@
-"""linreg: loss, gradient and Hessian against each other and against samples."""
+"""The task linreg: loss, gradient and Hessian against each other and against samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens on disk: splits by hash, streams, a cache that can be trusted, vocabularies, and an order that is nowhere stored."""
+"""Tokens on disk: splits by hash, streams, the cache, vocabularies, and the order of windows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from qbench_tasks.vocabulary import BPE, Bytes, Vocabulary, import_tokenizers
 
 from qbench.api.batch import Split
 from qbench.errors import UsageError
+from tests import SOAK
 
 WORDS = [
     "the",
@@ -49,7 +50,7 @@ WORDS = [
 
 
 @pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tokens_module, "SETTLED_S", -1.0)  # files are seconds old here
 
@@ -89,7 +90,7 @@ def test_every_document_is_in_one_split() -> None:
     )
 
 
-def test_the_order_in_which_documents_come_plays_no_part() -> None:
+def test_the_order_of_documents_does_not_matter() -> None:
     texts = documents(200)
     one, other = (
         ingest_documents(texts, "x"),
@@ -99,7 +100,7 @@ def test_the_order_in_which_documents_come_plays_no_part() -> None:
     assert ingest_documents(texts[:-1], "x").hash != one.hash
 
 
-def test_a_document_stays_in_its_split_whatever_comes_beside_it() -> None:
+def test_a_document_stays_in_its_split_when_others_are_added() -> None:
     few, many = (
         splits_of(ingest_documents(documents(300), "x")),
         splits_of(ingest_documents(documents(300) + documents(3000, 1), "x")),
@@ -107,7 +108,7 @@ def test_a_document_stays_in_its_split_whatever_comes_beside_it() -> None:
     assert all(many[document] == split for document, split in few.items())
 
 
-def test_what_comes_twice_counts_once() -> None:
+def test_a_document_that_comes_twice_counts_once() -> None:
     texts = documents(50)
     assert (
         ingest_documents(texts + texts[:20] + [b"", b""], "x").hash
@@ -116,7 +117,7 @@ def test_what_comes_twice_counts_once() -> None:
 
 
 @pytest.mark.parametrize("count", range(3, 40))
-def test_small_corpora_have_all_three(count: int) -> None:
+def test_small_corpora_have_all_three_splits(count: int) -> None:
     found = ingest_documents(documents(count, count), "x")
     assert all(found.streams[split].documents for split in SPLITS)
     assert found.streams["train"].documents >= count - 2 - count // 3
@@ -158,11 +159,11 @@ def test_documents_longer_than_a_block_of_reading_come_back(
 def test_the_second_time_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(50))
     first = read_corpus(name)
-    monkeypatch.setattr(tokens_module, "ingest", None)
+    monkeypatch.setattr(tokens_module, "ingest_documents", None)
     assert read_corpus(name).hash == first.hash
 
 
-def test_a_change_is_seen_and_an_old_state_known_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again_and_an_old_state_is_recognised(tmp_path: Path) -> None:
     name, path = corpus(tmp_path / "a.jsonl", documents(50)), tmp_path / "a.jsonl"
     before, text = read_corpus(name).hash, path.read_text()
     path.write_text(text.replace("cat", "dog"))
@@ -177,12 +178,12 @@ def test_a_file_that_has_just_been_written_is_read_again(
     monkeypatch.setattr(tokens_module, "SETTLED_S", 1e6)
     name = corpus(tmp_path / "a.jsonl", documents(50))
     read_corpus(name)
-    monkeypatch.setattr(tokens_module, "ingest", None)
+    monkeypatch.setattr(tokens_module, "ingest_documents", None)
     with pytest.raises(TypeError):
         read_corpus(name)
 
 
-def test_what_stopped_halfway_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_reading_leaves_no_file(tmp_path: Path) -> None:
     def broken() -> Iterator[bytes]:
         yield from documents(50)
         raise RuntimeError
@@ -194,7 +195,7 @@ def test_what_stopped_halfway_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "half", "empty"])
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
-def test_a_damaged_shard_is_made_again(damage: str, tokenizer: str, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_written_again(damage: str, tokenizer: str, tmp_path: Path) -> None:
     name = corpus(tmp_path / "a.jsonl", documents(200))
 
     def now() -> Tokens:
@@ -249,25 +250,31 @@ def test_large_files_are_checked_in_places(tmp_path: Path, monkeypatch: pytest.M
     assert open_shards(shards.folder) is not None
 
 
-def test_processes_at_once_make_the_same(tmp_path: Path) -> None:
-    name = corpus(tmp_path / "a.jsonl", documents(3000))
-    code = f"from qbench_tasks.tokens import prepare_tokens\nfor kind in ('bytes', 'bpe'): print(prepare({name!r}, 'text', 0, kind, 300).hash)"
+def test_concurrent_processes_write_the_same(tmp_path: Path) -> None:
+    name = corpus(tmp_path / "a.jsonl", documents(3000 if SOAK else 1000))
+    code = (
+        "from qbench_tasks.tokens import prepare_tokens\n"
+        "for kind in ('bytes', 'bpe'): "
+        f"print(prepare_tokens({name!r}, 'text', 0, kind, 300).hash)"
+    )
     racers = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
+        for _ in range(4 if SOAK else 2)  # each imports torch, which takes seconds
     ]
     outputs = {racer.communicate()[0] for racer in racers}
     assert len(outputs) == 1 and not any(racer.returncode for racer in racers)
     assert prepare_tokens(name, "text", 0, "bpe", 300).hash == outputs.pop().split()[1]
 
 
-def test_a_corpus_can_be_asked_for_by_its_hash(tmp_path: Path) -> None:
+def test_a_corpus_can_be_named_by_its_hash(tmp_path: Path) -> None:
     texts, path = documents(100), tmp_path / "a.jsonl"
     found = read_corpus(corpus(path, texts))
     named = f"data:{found.hash}"
     assert contents(read_corpus(named)) == contents(found)
     (found.folder / "val.bin").unlink()
-    assert read_corpus(named).hash == found.hash, "made again from the file it was read from"
+    assert read_corpus(named).hash == found.hash, (
+        "it is written again from the file it was read from"
+    )
     (found.folder / "val.bin").unlink()
     corpus(path, texts[1:])
     with pytest.raises(UsageError, match=f"no corpus with the hash {found.hash}") as caught:
@@ -340,7 +347,11 @@ def test_a_vocabulary_is_learned_from_the_training_split_alone(
 def test_a_vocabulary_does_not_depend_on_the_cores(
     threads: str, bpe: Tokens, tmp_path: Path
 ) -> None:
-    code = f"from qbench_tasks.tokens import prepare_tokens\nprint(prepare('path:{tmp_path / 'b.jsonl'}', 'text', 0, 'bpe', 300).hash)"
+    path = f"path:{tmp_path / 'b.jsonl'}"
+    code = (
+        "from qbench_tasks.tokens import prepare_tokens\n"
+        f"print(prepare_tokens({path!r}, 'text', 0, 'bpe', 300).hash)"
+    )
     env = {
         **os.environ,
         "QBENCH_CACHE": str(tmp_path / threads),
@@ -408,7 +419,7 @@ def test_a_permutation_sends_every_index_somewhere_else(count: int, key: int) ->
     assert sorted(permute_indices(np.arange(count), count, key).tolist()) == list(range(count))
 
 
-def test_a_permutation_of_billions_is_asked_for_a_few() -> None:
+def test_a_few_entries_of_a_permutation_of_billions_are_cheap() -> None:
     few = np.arange(1000) + 3_000_000_000
     found = permute_indices(few, 4_000_000_007, 5)
     assert len(set(found.tolist())) == 1000 and found.min() >= 0 and found.max() < 4_000_000_007
@@ -438,7 +449,7 @@ def test_orders_of_other_keys_and_epochs_are_others() -> None:
     assert np.mean(fixed) == pytest.approx(1.0, abs=0.6), "two random orders agree in one place"
 
 
-def test_an_order_favours_no_place_and_no_neighbour() -> None:
+def test_an_order_prefers_no_place_and_no_neighbour() -> None:
     orders = np.array([order_indices(0, 24, 24, seed) for seed in range(4800)])
     counts = np.array([np.bincount(orders[:, place], minlength=24) for place in range(24)])
     assert ((counts - 200) ** 2 / 200).sum() < 24 * 23 * 1.3, "χ² of 24 × 23 degrees of freedom"

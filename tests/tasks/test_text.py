@@ -1,4 +1,8 @@
-"""text: the score is bits per byte, counted exactly; batches are windows without repetition; a key has a corpus's hash and not its path."""
+"""The task text: its score, its order of windows, and its keys.
+
+The score is bits per byte, counted exactly. Batches are windows without repetition. A key has the
+hash of a corpus and not its path.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return [f"{i} {' '.join(draw.choices(WORDS, k=draw.randint(1, 60)))}" for i in range(count)]
 
 
-def written(path: Path, documents: list[str], field: str = "text") -> str:
+def write_corpus(path: Path, documents: list[str], field: str = "text") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({field: text}) + "\n" for text in documents))
     return f"path:{path}"
@@ -44,7 +48,7 @@ def written(path: Path, documents: list[str], field: str = "text") -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return written(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(3000))
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "a.jsonl", texts(3000))
 
 
 @pytest.fixture(params=["bytes", "bpe"])
@@ -58,11 +62,22 @@ def problem(task: Text, seed: int = 0, batch: int = 4) -> TextProblem:
     return task.problem("xs", seed, batch, CPU)
 
 
-def rows(batch: Any) -> list[tuple[int, ...]]:
+def list_windows(batch: Any) -> list[tuple[int, ...]]:
     return [tuple(row) for row in torch.cat((batch.inputs, batch.targets[:, -1:]), 1).tolist()]
 
 
-class Uniform(nn.Module):
+def take_windows(problem: TextProblem, count: int, outside: bool = False) -> list[tuple[int, ...]]:
+    """Return the first `count` windows of the order, or of those outside it."""
+    batches = range(-(-count // problem.count))
+    windows = [
+        window for i in batches for window in list_windows(problem.batch(-1 - i if outside else i))
+    ]
+    return windows[:count]
+
+
+class UniformModel(nn.Module):
+    """A model that finds all tokens equally likely."""
+
     def __init__(self, vocab: int) -> None:
         super().__init__()
         self.vocab = vocab
@@ -76,7 +91,7 @@ class Uniform(nn.Module):
 
 def test_a_model_that_knows_nothing_pays_the_vocabulary_for_every_token(task: Text) -> None:
     p = problem(task)
-    scores = p.score(Uniform(task.vocabulary), "test")
+    scores = p.score(UniformModel(task.vocabulary), "test")
     targets = torch.cat(
         [batch.targets.flatten() for batch in p.batches("test") if batch.targets is not None]
     )
@@ -126,36 +141,34 @@ def test_bits_do_not_depend_on_how_windows_are_batched(
 
 
 def test_an_epoch_has_every_window_once(task: Text) -> None:
-    p = problem(task, batch=1)
+    p = problem(task, batch=37)  # so that a batch crosses the end of the epoch
     windows = p.count_windows("train")
     assert windows > 300 and p.ordered + p.outside == windows
-    epochs = [
-        [row for i in range(p.ordered) for row in rows(p.batch(e * p.ordered + i))]
-        for e in range(2)
-    ]
-    outside = [row for i in range(p.outside) for row in rows(p.batch(-1 - i))]
-    everything = sorted(rows(p.load(p.read_windows("train", np.arange(windows)))))
-    assert (
-        sorted(epochs[0] + outside) == sorted(epochs[1] + outside) == everything
-        and len(set(everything)) == windows
-    )
-    assert epochs[0] != epochs[1] and epochs[0] != [
-        row for i in range(p.ordered) for row in rows(problem(task, 1, 1).batch(i))
-    ]
+    both = take_windows(p, 2 * p.ordered)
+    first, second = both[: p.ordered], both[p.ordered :]
+    outside = take_windows(p, p.outside, outside=True)
+    everything = sorted(list_windows(p.load(p.read_windows("train", np.arange(windows)))))
+    assert sorted(first + outside) == sorted(second + outside) == everything
+    assert len(set(everything)) == windows
+    assert first != second and first != take_windows(problem(task, 1, 37), p.ordered)
 
 
-def test_a_batch_may_be_cut_anywhere_out_of_the_order(task: Text) -> None:
+def test_the_order_does_not_depend_on_the_batch_size(task: Text) -> None:
     one, seven = problem(task, batch=1), problem(task, batch=7)
-    assert [row for i in range(700) for row in rows(one.batch(i))] == [
-        row for i in range(100) for row in rows(seven.batch(i))
+    assert take_windows(one, 210) == take_windows(seven, 210)
+
+
+def test_scored_windows_are_not_trained_on(task: Text) -> None:
+    p = problem(task, batch=32)
+    train = {*take_windows(p, p.ordered), *take_windows(p, p.outside, outside=True)}
+    assert len(train) == p.count_windows("train")
+    held_out = [
+        window
+        for split in ("val", "test")
+        for batch in p.batches(split)
+        for window in list_windows(batch)
     ]
-
-
-def test_the_scored_windows_are_nobodys_training(task: Text) -> None:
-    p = problem(task, batch=1)
-    train = {row for i in range(-p.outside, p.ordered) for row in rows(p.batch(i))}
-    held = [row for split in ("val", "test") for batch in p.batches(split) for row in rows(batch)]
-    assert held and not train & set(held) and len(set(held)) == len(held)
+    assert held_out and not train & set(held_out) and len(set(held_out)) == len(held_out)
 
 
 # ---- sizes ----
@@ -191,7 +204,7 @@ def test_sizes_hold_what_their_names_say() -> None:
             )
 
 
-def test_the_largest_are_lotions() -> None:
+def test_the_largest_sizes_are_those_of_lotion() -> None:
     for size, depth in (("150m", 12), ("300m", 24)):
         assert SHAPES[size] == Shape(256, 1024, depth, 16, 4096, 1024, qk_norm=True, gated=False)
         recipe = RECIPES[size]
@@ -262,32 +275,32 @@ def test_a_split_too_short_for_a_window_is_one_line(
 ) -> None:
     task = Text(corpus=corpus)
     needed = 257 if split == "train" else 129
-    cut(monkeypatch, split, needed - 1)
+    shorten_split(monkeypatch, split, needed - 1)
     with pytest.raises(
         UsageError,
         match=f"too short for xs: its split {split} holds {needed - 1} tokens and needs {needed}$",
     ):
         task.problem("xs", 0, 4, META)
-    cut(monkeypatch, split, needed)
+    shorten_split(monkeypatch, split, needed)
     assert (
         len(list(problem(task, batch=2).batches(split))) == 1
         and problem(task, batch=2).batch(5).count == 2
     )
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, split: str, tokens: int) -> None:
-    """From now on that split holds so many tokens."""
-    opened = Shards.__init__
+def shorten_split(monkeypatch: pytest.MonkeyPatch, split: str, tokens: int) -> None:
+    """Make all shards say that a split holds so many tokens."""
+    original = Shards.__init__
 
-    def cutting(self: Shards, folder: Path) -> None:
-        opened(self, folder)
+    def shortened(self: Shards, folder: Path) -> None:
+        original(self, folder)
         self.streams[split] = replace(self.streams[split], tokens=tokens)  # type: ignore[index]
 
     monkeypatch.undo()
-    monkeypatch.setattr(Shards, "__init__", cutting)
+    monkeypatch.setattr(Shards, "__init__", shortened)
 
 
-def test_a_vocabulary_is_its_size_however_it_was_asked_for() -> None:
+def test_a_default_vocabulary_has_the_same_key_as_its_number() -> None:
     assert Text().key_options() == Text(vocab=256).key_options() == vars(Text())
     assert (
         Text(tokenizer="bpe").key_options()
@@ -309,28 +322,31 @@ corpus = "{}"
 """
 
 
-def plan(corpus: str, more: str = "") -> Plan:
+def plan_sweep(corpus: str, more: str = "") -> Plan:
     return make_plan(parse_sweep(SWEEP.format(corpus) + more, "sweep.toml"))
 
 
 def test_a_key_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path) -> None:
-    here = plan(written(tmp_path / "a.jsonl", texts(600)))
+    here = plan_sweep(write_corpus(tmp_path / "a.jsonl", texts(600)))
     assert len(here.runs) == 3
     assert (
         here.runs.keys()
-        == plan(written(tmp_path / "b" / "other.jsonl", texts(600)[::-1])).runs.keys()
+        == plan_sweep(write_corpus(tmp_path / "b" / "other.jsonl", texts(600)[::-1])).runs.keys()
     ), "another path, another order"
     assert (
         here.runs.keys()
-        == plan(written(tmp_path / "c.jsonl", texts(600), "body"), 'field = "body"').runs.keys()
+        == plan_sweep(
+            write_corpus(tmp_path / "c.jsonl", texts(600), "body"), 'field = "body"'
+        ).runs.keys()
     )
     assert (
         here.runs.keys()
-        == plan(written(tmp_path / "d.jsonl", texts(700)), "limit = 600").runs.keys()
+        == plan_sweep(write_corpus(tmp_path / "d.jsonl", texts(700)), "limit = 600").runs.keys()
     )
-    assert not here.runs.keys() & plan(written(tmp_path / "a.jsonl", texts(601))).runs.keys(), (
-        "the same path, another text"
-    )
+    assert (
+        not here.runs.keys()
+        & plan_sweep(write_corpus(tmp_path / "a.jsonl", texts(601))).runs.keys()
+    ), "the same path, another text"
     configs = [run.config for run in here.runs.values()]
     assert not [config for config in configs if str(tmp_path) in json.dumps(config.to_json())]
     assert {config.task_params["corpus"] for config in configs} == {
@@ -338,14 +354,14 @@ def test_a_key_has_the_hash_of_the_text_and_not_its_path(tmp_path: Path) -> None
     }
 
 
-def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(
+def test_a_cells_name_has_the_hash_of_the_text_and_not_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, asked = written(tmp_path / "a.jsonl", texts(600)), []
+    path, corpora = write_corpus(tmp_path / "a.jsonl", texts(600)), []
     real = Text.key_options
 
     def key_options(task: Text) -> dict[str, Any]:
-        asked.append(task.corpus)
+        corpora.append(task.corpus)
         return real(task)
 
     monkeypatch.setattr(Text, "key_options", key_options)
@@ -355,8 +371,8 @@ def test_what_a_plan_calls_a_cell_has_the_hash_of_the_text_and_not_its_path(
     keyed = f"data:{Text(corpus=path).tokens().hash}"
     assert {cell.variant for cell in found.cells} == {f"corpus={keyed}", "corpus=stdlib"}
     assert str(tmp_path) not in json.dumps([cell.title for cell in found.cells])
-    assert sorted(asked) == sorted([path, "stdlib"]), (
-        "files are looked at once a plan, not once a cell"
+    assert sorted(corpora) == sorted([path, "stdlib"]), (
+        "files are read once a plan, not once a cell"
     )
 
 
@@ -371,15 +387,13 @@ def test_a_hash_names_no_other_folder(
 
 
 def test_an_unknown_home_is_one_line() -> None:
-    with pytest.raises(
-        UsageError, match="~nobody-of-this-name/x: nobody here has such a home folder"
-    ):
+    with pytest.raises(UsageError, match="~nobody-of-this-name/x: there is no such home folder"):
         registry.build("tasks", "text", {"corpus": "path:~nobody-of-this-name/x"}).fingerprint()
 
 
 def test_options_that_decide_the_tokens_are_in_the_key(corpus: str) -> None:
     keys = [
-        frozenset(plan(corpus, more).runs)
+        frozenset(plan_sweep(corpus, more).runs)
         for more in ("", 'tokenizer = "bpe"\nvocab = 300', 'tokenizer = "bpe"\nvocab = 400')
     ]
     assert len(keys[0] | keys[1] | keys[2]) == 9
@@ -411,12 +425,10 @@ def test_the_library_keeps_its_name() -> None:
         (lambda path: path.write_bytes(b"\xff"), "not JSON"),
     ],
 )
-def test_what_is_wrong_with_a_corpus_is_known_before_anything_is_trained(
-    write: Any, message: str, tmp_path: Path
-) -> None:
+def test_a_faulty_corpus_is_an_error_of_planning(write: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl")
     with pytest.raises(UsageError) as caught:
-        plan(f"path:{tmp_path / 'a.jsonl'}")
+        plan_sweep(f"path:{tmp_path / 'a.jsonl'}")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -427,7 +439,7 @@ def test_a_planned_run_trains_and_ships(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     planned = next(
         run.config
-        for run in plan(written(path, texts(600))).runs.values()
+        for run in plan_sweep(write_corpus(path, texts(600))).runs.values()
         if run.config.method == "ste"
     )
     config = RunConfig.from_json(json.loads(json.dumps(planned.to_json())))
@@ -441,10 +453,12 @@ def test_a_planned_run_trains_and_ships(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_whose_text_is_not_here_says_so(
+def test_a_run_without_its_text_fails_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = next(iter(plan(written(tmp_path / "a.jsonl", texts(600))).runs.values())).config
+    config = next(
+        iter(plan_sweep(write_corpus(tmp_path / "a.jsonl", texts(600))).runs.values())
+    ).config
     monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "elsewhere"))
     result = run_one(Assignment(config, tmp_path / "run" / "1"))
     assert (

@@ -1,4 +1,4 @@
-"""twolayer: the closed form against samples, and the Hessian's diagonal against double differentiation."""
+"""The task twolayer: closed forms against samples and double differentiation."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from qbench.terminal.progress_lines import StyledLine
 
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 TITLE = "ste int2 digits/xs seed 1"
 """The title of a run."""
 

@@ -95,7 +95,7 @@ def test_a_number_survives_runs_csv_to_the_last_bit() -> None:
 
 
 def test_every_number_that_is_printed_is_in_the_json() -> None:
-    """The cells of the Markdown table, made again from the JSON alone."""
+    """The cells of the Markdown table can be formatted from the JSON alone."""
     board = build(make_small_board_frame())
     markdown = to_markdown(board)
     (section,) = json.loads(json.dumps(board.to_json(), allow_nan=False))["sections"]

@@ -1,7 +1,7 @@
-"""A training step never waits for the device: nothing in it asks for the value of a tensor. On a GPU each such question stops the queue.
+"""A training step never reads a value from the device, which would stop the queue of a GPU.
 
-And a step of many runs side by side is as many calls as one of few. What a GPU would be asked to do, the device `meta` is asked here, which computes
-nothing, so that whoever asks it for a value fails.
+A step of many stacked runs also needs no more calls than a step of few. The tests use the device
+`meta` in place of a GPU: it computes nothing, so reading a value from it is an error.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ TRAINED = sorted(
 )
 STEPS = 1000
 ORDINARY = (137, 331, 519, 777)
-"""None of the few in a run at which a method looks at its ranges or curvature anew."""
+"""Steps at which no method calibrates its ranges or measures the curvature."""
 
 
-class Impatient(TorchDispatchMode):
-    """Notes every operation that a GPU would have to finish its work for."""
+class WaitRecorder(TorchDispatchMode):
+    """Records every operation for which a GPU would have to finish its queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Impatient(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def ready(method: str, folder: Path) -> TrainingRun:
+def prepare_toy_run(method: str, folder: Path) -> TrainingRun:
     config = Kit(method, folder).make_config("int4", activations="int4", steps=STEPS)
     run = prepare_run(
         Assignment(config, folder),
@@ -80,35 +80,36 @@ def ready(method: str, folder: Path) -> TrainingRun:
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_an_ordinary_step_asks_for_no_value(method: str, tmp_path: Path) -> None:
-    run = ready(method, tmp_path)
+def test_an_ordinary_step_reads_no_value_from_the_device(method: str, tmp_path: Path) -> None:
+    run = prepare_toy_run(method, tmp_path)
     batch = run.problem.batch(0)
     run.problem.batch = lambda index: batch  # type: ignore[method-assign]
     for step in ORDINARY:
-        with Impatient() as watched:
+        with WaitRecorder() as watched:
             take_step(run, step)
         assert not watched.waits, step
 
 
-def test_the_watch_sees_a_question(tmp_path: Path) -> None:
-    with Impatient() as watched:
+def test_the_recorder_notices_a_read_value(tmp_path: Path) -> None:
+    with WaitRecorder() as watched:
         assert bool(torch.ones(()))
         float(torch.ones(()))
     assert len(watched.waits) == 2
 
 
-# ---- elsewhere ----
+# ---- the device meta ----
 
-ELSEWHERE = torch.device("meta")
+META = torch.device("meta")
 FUSED_ON = "_get_fused_kernels_supported_devices"
-BEDS = ("digits", "cnn", "linreg", "rotated", "twolayer", "grammar", "text")
+TASK_SETTINGS = ("digits", "cnn", "linreg", "rotated", "twolayer", "grammar", "text")
 QUANTIZED_INPUTS = ("digits", "grammar")
 FEW = ("gdnsq",)
-"""Methods that are tried on every task. All methods are tried on digits, and in `make soak` on all tasks."""
+"""Methods that are tested on every task. All methods are tested on digits; `make soak` tests all
+methods on all tasks."""
 
 
-class Calls(TorchDispatchMode):
-    """Counts what the device is asked for, and notes copies to it that would wait until it has done all before."""
+class CallCounter(TorchDispatchMode):
+    """Counts the calls to the device, and records copies to it that would wait for its queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,11 +123,13 @@ class Calls(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         devices = {
-            x.device.type for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)
+            x.device.type
+            for x in tree_leaves((args, kwargs, result))
+            if isinstance(x, torch.Tensor)
         }
-        if ELSEWHERE.type in devices:
+        if META.type in devices:
             self.made[str(func)] += 1
         copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         if (
@@ -135,32 +138,32 @@ class Calls(TorchDispatchMode):
             and not ((kwargs or {}).get("non_blocking") or True in args[2:])
         ):
             self.waits.append(str(func))
-        return found
+        return result
 
 
 @pytest.fixture
-def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What torch does not do on `meta` and does on a GPU: fused optimizers, with rates in tensors too, and autocast, which is off here."""
+def meta_device(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make torch do on `meta` what it does on a GPU: fused optimizers, also with rates in tensors.
+
+    Autocast is off, because `meta` does not have it."""
     monkeypatch.setitem(TASKS, "text", ("text", {"corpus": corpus}))
     for module in ("adam", "optimizer"):
         monkeypatch.setattr(
             import_module(f"torch.optim.{module}"),
             FUSED_ON,
-            lambda: [ELSEWHERE.type],
+            lambda: [META.type],
             raising=False,
         )
     cast, enabled = torch.autocast, torch.is_autocast_enabled
     monkeypatch.setattr(
         torch,
         "autocast",
-        lambda device, *a, **k: (
-            nullcontext() if device == ELSEWHERE.type else cast(device, *a, **k)
-        ),
+        lambda device, *a, **k: nullcontext() if device == META.type else cast(device, *a, **k),
     )
     monkeypatch.setattr(
         torch,
         "is_autocast_enabled",
-        lambda device="cpu": device != ELSEWHERE.type and enabled(device),
+        lambda device="cpu": device != META.type and enabled(device),
     )
     library = torch.library.Library("aten", "IMPL", "Meta")
     for optimizer in ("adamw", "sgd"):
@@ -169,11 +172,11 @@ def elsewhere(corpus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library._destroy()
 
 
-def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> TrainingRun:
-    """So many runs behind their first step: two rates, and half as many seeds."""
-    inputs = INT4 if bed in QUANTIZED_INPUTS else None
+def prepare_meta_run(method: str, task: str, count: int, folder: Path) -> TrainingRun:
+    """Return stacked runs after their first step, with two rates and half as many seeds as runs."""
+    inputs = INT4 if task in QUANTIZED_INPUTS else None
     configs = [
-        config(method, bed, place // 2, 0.01 * (1 + place % 2), STEPS, inputs)
+        config(method, task, place // 2, 0.01 * (1 + place % 2), STEPS, inputs)
         for place in range(count)
     ]
     configs.sort(key=lambda c: c.recipe.lr)  # as a sweep has them
@@ -181,8 +184,8 @@ def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Training
         prepare_run(
             Assignment(c, folder),
             Execution(compile=False),
-            open_problem(c, ELSEWHERE)[1],
-            ELSEWHERE,
+            open_problem(c, META)[1],
+            META,
         )
         for c in configs
     ]
@@ -192,49 +195,57 @@ def ready_elsewhere(method: str, bed: str, count: int, folder: Path) -> Training
     return run
 
 
-def calls(run: TrainingRun) -> Calls:
-    with Calls() as found:
+def count_calls(run: TrainingRun) -> CallCounter:
+    with CallCounter() as calls:
         take_step(run, ORDINARY[1])
-    return found
+    return calls
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("bed", "method"),
-    [(bed, method) for bed in BEDS for method in (TRAINED if SOAK or bed == "digits" else FEW)],
+    ("task", "method"),
+    [
+        (task, method)
+        for task in TASK_SETTINGS
+        for method in (TRAINED if SOAK or task == "digits" else FEW)
+    ],
 )
-def test_a_step_of_more_runs_is_no_more_calls(
-    method: str, bed: str, elsewhere: None, tmp_path: Path
+def test_more_runs_need_no_more_calls_in_a_step(
+    method: str, task: str, meta_device: None, tmp_path: Path
 ) -> None:
-    alone, beside, more = (ready_elsewhere(method, bed, count, tmp_path) for count in (1, 4, 8))
-    one, few, many = map(calls, (alone, beside, more))
+    one_run, few_runs, more = (
+        prepare_meta_run(method, task, count, tmp_path) for count in (1, 4, 8)
+    )
+    one, few, many = map(count_calls, (one_run, few_runs, more))
     assert not one.waits + few.waits + many.waits
     assert many.made == few.made and sum(many.made.values()) < 2 * sum(one.made.values())
-    for run in (alone, beside):
-        look_at_what_is_recorded(run)
+    for run in (one_run, few_runs):
+        check_recording(run)
 
 
-def look_at_what_is_recorded(run: TrainingRun) -> None:
-    """A graph holds no more of the host than what it was when it was recorded: a tape refuses a step that looks there."""
+def check_recording(run: TrainingRun) -> None:
+    """Record steps on a tape, which refuses a step that reads memory of the host.
+
+    A graph would repeat such values as they were when it was recorded."""
     run.recording = RecordedStep(run, update)
     for step in range(ORDINARY[2], ORDINARY[2] + WARMUP_STEPS + 2):
         take_step(run, step)
     assert isinstance(run.recording.recorder, OperationTape) and run.recording.recorder.calls
 
 
-def test_a_tape_hears_of_the_host(elsewhere: None, tmp_path: Path) -> None:
-    run = ready_elsewhere("ste", "digits", 1, tmp_path)
+def test_a_tape_refuses_host_memory(meta_device: None, tmp_path: Path) -> None:
+    run = prepare_meta_run("ste", "digits", 1, tmp_path)
     run.method.after_step = lambda run: run.parameters[0].grad.mul_(torch.ones(1)[0])  # type: ignore[method-assign, union-attr]
     with pytest.raises(QbenchError, match="memory outside of its device"):
-        look_at_what_is_recorded(run)
+        check_recording(run)
 
 
-def test_the_count_sees_a_call_for_each_run_and_a_copy_that_waits(elsewhere: None) -> None:
-    with Calls() as seen:
-        torch.ones(3).to(ELSEWHERE)
-        torch.empty(3, device=ELSEWHERE).copy_(torch.ones(3))
+def test_the_counter_sees_calls_and_blocking_copies(meta_device: None) -> None:
+    with CallCounter() as seen:
+        torch.ones(3).to(META)
+        torch.empty(3, device=META).copy_(torch.ones(3))
     assert len(seen.waits) == 2 and seen.made.total() == 3
-    with Calls() as seen:
-        torch.ones(3).to(ELSEWHERE, non_blocking=True)
-        torch.empty(3, device=ELSEWHERE).copy_(torch.ones(3), non_blocking=True)
+    with CallCounter() as seen:
+        torch.ones(3).to(META, non_blocking=True)
+        torch.empty(3, device=META).copy_(torch.ones(3), non_blocking=True)
     assert not seen.waits

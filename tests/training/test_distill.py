@@ -1,4 +1,4 @@
-"""Distillation as the board's objective: on for everybody or off for everybody, and only where there is a network to imitate."""
+"""Distillation as the objective of a board: for all its runs or none, and only with a teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qbench.runs.config import Recipe, RunConfig
 from qbench.sweepfile.read import parse_sweep
 from qbench.sweeps.cells import Plan
 from qbench.sweeps.plan import make_plan
-from tests.execution.test_stacked_runs import config, curve, outcome, small_models
+from tests.execution.test_stacked_runs import config, outcome, read_curve, small_models
 
 __all__ = ["small_models"]
 
@@ -43,7 +43,7 @@ def plan(text: str = SWEEP, recipe: str = "") -> Plan:
     return make_plan(parse_sweep(f"{text}\n[recipe]\nsteps = 20\n{recipe}", "s.toml"))
 
 
-def trained(
+def train_run(
     config: RunConfig, folder: Path, base: Path | None = None
 ) -> tuple[dict[str, Any], Path]:
     attempt = create_attempt(folder, config.key)
@@ -69,7 +69,7 @@ def test_the_distance_is_jeffreys_for_classes_and_squared_error_for_numbers() ->
     assert not problem.distances(student, student, classes).any()
 
 
-def test_it_is_an_axis_of_the_board_and_the_start_is_trained_on_the_task() -> None:
+def test_the_objective_is_an_axis_and_the_start_is_trained_on_the_task() -> None:
     both = plan(recipe='objective = ["task", "distill"]')
     off = plan()
     assert set(off.runs) < set(both.runs), (
@@ -90,7 +90,7 @@ def test_it_is_an_axis_of_the_board_and_the_start_is_trained_on_the_task() -> No
     assert again == list(both.runs)
 
 
-def test_there_must_be_something_to_imitate() -> None:
+def test_distillation_needs_a_teacher() -> None:
     with pytest.raises(UsageError, match="needs a network to imitate"):
         plan(SWEEP.replace("fp:0.5", "scratch"), 'objective = "distill"')
     with pytest.raises(UsageError, match="objective"):
@@ -103,12 +103,12 @@ def test_there_must_be_something_to_imitate() -> None:
 
 
 @pytest.mark.parametrize("method", ["fp", "ste", "gdnsq", "lotion"])
-def test_everybody_learns_from_the_start_and_not_from_labels(
+def test_every_method_learns_from_the_teacher_and_not_from_labels(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Recipe(steps=20, batch=32, lr=0.01)
     base = dataclasses.replace(Kit("fp", tmp_path).make_config(None), recipe=whole)
-    _, start = trained(base, tmp_path)
+    _, start = train_run(base, tmp_path)
     config = Kit(method, tmp_path).make_config("int2" if method != "fp" else None)
     config = dataclasses.replace(
         config,
@@ -118,13 +118,14 @@ def test_everybody_learns_from_the_start_and_not_from_labels(
         task="toy",
         data="toy-1",
     )
-    one, folder = trained(config, tmp_path, start)
+    one, folder = train_run(config, tmp_path, start)
     assert one["state"] == "ok", one["message"]
     distances = [
         json.loads(line)["terms"]["distance"]
         for line in (folder / "curve.jsonl").read_text().splitlines()
     ]
-    # In full precision the start is already what it imitates: nothing moves it, nor LOTION's latent weights, whose Fisher is zero there.
+    # A full-precision run begins at its teacher, so nothing moves it. The same holds for LOTION's
+    # latent weights, where the Fisher information is zero.
     assert max(distances) < 1e-9 if method in ("fp", "lotion") else min(distances) > 0
     assert method != "ste" or distances[-1] < distances[0] / 2
 
@@ -138,7 +139,7 @@ def test_everybody_learns_from_the_start_and_not_from_labels(
         )
 
     monkeypatch.setattr(ToyProblem, "batch", mislabelled)
-    other, _ = trained(config, tmp_path / "other", start)
+    other, _ = train_run(config, tmp_path / "other", start)
     assert other["artefact_sha256"] == one["artefact_sha256"]
 
 
@@ -153,7 +154,7 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
         data=Digits().fingerprint(),
         task_params=Digits().key_options(),
     )
-    _, start = trained(base, tmp_path)
+    _, start = train_run(base, tmp_path)
     config = Kit("ste", tmp_path).make_config("int2", activations="int2")
     same = {
         name: getattr(base, name)
@@ -166,22 +167,22 @@ def test_activations_of_the_reference_are_not_quantized(tmp_path: Path) -> None:
         start="fp:0.5",
         base=base.key,
     )
-    result, folder = trained(config, tmp_path, start)
+    result, folder = train_run(config, tmp_path, start)
     assert result["state"] == "ok" and result["audit"]["passed"]
     assert json.loads((folder / "curve.jsonl").read_text().splitlines()[0])["terms"]["distance"] > 0
 
 
-# ---- side by side ----
+# ---- stacked runs ----
 
 
-def imitators(
+def make_distilled_runs(
     task: str, method: str, folder: Path, count: int = 3
 ) -> tuple[list[RunConfig], list[Path]]:
-    """Runs that each imitate a network of their own, and the networks: by the board's objective."""
+    """Return runs that are each distilled from a teacher of their own, and the teachers' folders."""
     configs, bases = [], []
     for seed in range(count):
         base = config("fp", task, seed=seed, lr=0.02)
-        _, start = trained(base, folder / "bases")
+        _, start = train_run(base, folder / "bases")
         found = config(method, task, seed=seed)
         recipe = dataclasses.replace(
             found.recipe,
@@ -205,8 +206,10 @@ def imitators(
         ("text", "ste"),
     ],
 )
-def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Path) -> None:
-    configs, bases = imitators(task, method, tmp_path)
+def test_stacked_runs_each_learn_from_their_own_teacher(
+    task: str, method: str, tmp_path: Path
+) -> None:
+    configs, bases = make_distilled_runs(task, method, tmp_path)
     assert (
         all(why_alone(c) is None for c in configs) and len({stacking_kind(c) for c in configs}) == 1
     )
@@ -217,8 +220,8 @@ def test_side_by_side_each_imitates_its_own(task: str, method: str, tmp_path: Pa
     for result, c, base in zip(
         execute_group(many, Execution(), [lambda _: None] * 3), configs, bases, strict=True
     ):
-        one, _ = trained(c, tmp_path / "one", base)
+        one, _ = train_run(c, tmp_path / "one", base)
         assert result["state"] == "ok" and result["cost"]["company"] == 3, result["message"]
-        assert outcome(result) == outcome(one) and curve(tmp_path / "many", c) == curve(
+        assert outcome(result) == outcome(one) and read_curve(tmp_path / "many", c) == read_curve(
             tmp_path / "one", c
         )

@@ -1,4 +1,4 @@
-"""The loop and one run: budgets, accumulation, precision, resumption, and every way to fail."""
+"""Training one run: budgets, accumulation, precision, resumption and every kind of failure."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_run_leaves_its_files(kit: Kit) -> None:
 def test_a_score_that_is_not_finite_is_recorded_as_such(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also after randomised rounding, where a mean and a deviation are taken."""
+    """This includes the mean and the deviation of the scores after randomized rounding."""
     scored = ToyProblem.score
     monkeypatch.setattr(
         ToyProblem,
@@ -99,7 +99,7 @@ def test_a_score_that_is_not_finite_is_recorded_as_such(
     assert result["kinds"]["packed"] == "inf" and set(result["kinds"]) >= {"rr_mean", "rr_std"}
 
 
-def test_a_checkpoint_of_other_code_is_not_gone_on_from(
+def test_a_checkpoint_of_other_code_is_not_resumed(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Cut(BaseException):
@@ -175,8 +175,8 @@ def test_masters_stay_float32_under_bf16(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("method", ["ste", "fp"])
-def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
-    """Cut at every place in turn, and the undisturbed run's bits come out."""
+def test_a_resumed_run_is_equal_bit_for_bit(method: str, tmp_path: Path) -> None:
+    """A run that is interrupted at any point and resumed has the bits of an undisturbed run."""
     kit = Kit(method, tmp_path)
     config = kit.make_config("int2", activations="int4")
     whole, attempt = train(config, tmp_path / "whole")
@@ -232,7 +232,7 @@ def test_rtn_rounds_the_full_precision_run(tmp_path: Path) -> None:
     assert "train" not in result
 
 
-def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
+def test_a_run_begins_at_its_start_and_keeps_it_as_reference(tmp_path: Path) -> None:
     _, folder = Kit("fp", tmp_path).run(Kit("fp", tmp_path).make_config("int4"))
     config = dataclasses.replace(
         Kit("ste", tmp_path).make_config("int4", steps=2), start="fp:0.5", base="0" * 32
@@ -266,7 +266,7 @@ def test_a_start_is_gone_on_from_and_kept_as_reference(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def registered(method: type[Method]) -> Any:
-    """A method of the test's own, as if a plugin had brought it."""
+    """Register a method of the test as a plugin would."""
     plain = registry.load
 
     def load(kind: Any, name: str, where: str = "") -> Any:
@@ -279,7 +279,7 @@ def registered(method: type[Method]) -> Any:
 
 @dataclass
 class Breaks(Method):
-    """Fails as it is told to, in the middle of training."""
+    """Fails in the middle of training, in the way that the test sets."""
 
     name = "breaks"
     how: ClassVar[Callable[[TrainingRun], None]]
@@ -323,7 +323,7 @@ def test_failures_are_rows_with_a_reason(
     assert len(lines) >= 20 and (reason != "diverged" or lines[-1]["loss"] is None)
 
 
-def test_data_that_fails_is_blamed_on_the_task(
+def test_failing_data_is_attributed_to_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -341,7 +341,9 @@ def test_data_that_fails_is_blamed_on_the_task(
     )
 
 
-def test_evaluation_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_evaluation_has_its_own_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         ToyProblem,
         "score",
@@ -351,7 +353,9 @@ def test_evaluation_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert (result["state"], result["reason"]) == ("failed", "eval")
 
 
-def test_a_full_disk_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_a_failure_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -385,7 +389,7 @@ def test_numbers_that_are_not_finite_are_null_with_their_kind() -> None:
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
-def test_schedules_warm_up_and_come_down(name: str) -> None:
+def test_schedules_rise_and_fall(name: str) -> None:
     def at(progress: float) -> float:
         return schedules.learning_rate_factor(name, progress, warmup=0.1, decay=0.2, floor=0.05)
 

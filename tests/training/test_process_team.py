@@ -1,4 +1,7 @@
-"""One run on several processes is the run of one process. Two processes over gloo on the CPU stand for two GPUs."""
+"""A run on several processes equals the run of one process.
+
+Two processes with gloo on the CPU take the place of two GPUs.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,14 @@ TRAINED = sorted(
 )
 STEPS = 12
 CLOSE = 1e-6
-"""Eight units in the last place of a float32: what the order of a sum may move a loss by in twelve steps."""
+"""Eight units in the last place of a float32: the order of sums may change a loss by this much in
+twelve steps."""
 MAGNIFIES = {"gdnsq": 2}
-"""Steps that are as close as that, of a method whose steps are moved by coins: a different last bit of a gradient is another step."""
+"""For how many steps a method stays that close if random numbers steer its steps. There, one
+different bit of a gradient leads to another step."""
 
 
-def trained(
+def train_run(
     method: str, folder: Path, execution: Execution, **recipe: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config = Kit(method, folder).make_config("int4", activations="int4", steps=STEPS)
@@ -59,9 +64,9 @@ def seen(curve: list[dict[str, Any]]) -> list[Any]:
 def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(
     method: str, tmp_path: Path
 ) -> None:
-    _, whole = trained(method, tmp_path / "alone", Execution(device="cpu"))
-    halved, curve = trained(method, tmp_path / "halved", Execution(accumulate=2, device="cpu"))
-    two, other = trained(method, tmp_path / "two", Execution(gpus_per_run=2, device="cpu"))
+    _, whole = train_run(method, tmp_path / "alone", Execution(device="cpu"))
+    halved, curve = train_run(method, tmp_path / "halved", Execution(accumulate=2, device="cpu"))
+    two, other = train_run(method, tmp_path / "two", Execution(gpus_per_run=2, device="cpu"))
     assert two["state"] == "ok" and two["audit"]["passed"], two["message"]
     assert seen(other) == seen(curve) and two["artefact_sha256"] == halved["artefact_sha256"]
     for a, b in list(zip(whole, other, strict=True))[: MAGNIFIES.get(method)]:
@@ -69,14 +74,14 @@ def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(
 
 
 def test_three_processes_share_a_batch_that_three_do_not_divide(tmp_path: Path) -> None:
-    _, curve = trained("ste", tmp_path / "one", Execution(device="cpu"))
-    three, other = trained("ste", tmp_path / "three", Execution(gpus_per_run=3, device="cpu"))
+    _, curve = train_run("ste", tmp_path / "one", Execution(device="cpu"))
+    three, other = train_run("ste", tmp_path / "three", Execution(gpus_per_run=3, device="cpu"))
     assert three["state"] == "ok", three["message"]
     for a, b in zip(curve, other, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=CLOSE), a["step"]
 
 
-def test_micro_batches_of_slices_are_as_many_everywhere_and_cover_the_batch_in_order() -> None:
+def test_micro_batches_are_equally_many_in_all_processes_and_cover_the_batch() -> None:
     batch = ToyProblem(0, 11, torch.device("cpu")).batch(0)
     per_process = [list(ProcessTeam(rank, 3).parts(batch, 4)) for rank in range(3)]
     assert {len(parts) for parts in per_process} == {3}
@@ -102,11 +107,11 @@ gpus_per_run = {count}
 """
 
 
-def asked(methods: str, count: int = 2) -> Any:
+def make_sweep_config(methods: str, count: int = 2) -> Any:
     return parse_sweep(FILE.format(methods=methods, count=count), "f.toml")
 
 
-def swept(config: Any, results: Path) -> SweepSummary:
+def run_and_summarize(config: Any, results: Path) -> SweepSummary:
     execution = Execution(device="cpu", checkpoint_s=0, **vars(config.engine))
     with local_engine(config, execution, 1) as engine:
         return run_sweep(config, results, engine, execution)
@@ -116,15 +121,15 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
     tmp_path: Path,
 ) -> None:
     (tmp_path / "deaths").mkdir()
-    config = asked(
+    config = make_sweep_config(
         f'[[method]]\nname = "deserter"\ntimes = 2\ncounted_in = "{tmp_path / "deaths"}"'
     )
-    first = swept(config, tmp_path)
+    first = run_and_summarize(config, tmp_path)
     ((_, reason, message),) = first.failures
     assert (first.code, reason) == (3, "signal") and message.startswith(
         "process 2 of 2 was killed by SIGKILL"
     )
-    second = swept(config, tmp_path)
+    second = run_and_summarize(config, tmp_path)
     assert second.code == 0
     (run,) = make_plan(config).runs.values()
     one, two, three = list_attempts(tmp_path, run.key)
@@ -139,14 +144,14 @@ def test_a_killed_process_ends_the_run_and_the_next_sweep_goes_on_to_the_same_re
     assert len(kept) > 2 and three.curve.read_text().startswith("".join(kept)), "it began anew"
     assert three.read("env")["processes"] == 2  # type: ignore[index]
     undisturbed = tmp_path / "undisturbed"
-    assert swept(config, undisturbed).code == 0  # it has died as often as it wants to
+    assert run_and_summarize(config, undisturbed).code == 0  # it has died as often as it wants to
     (whole,) = list_attempts(undisturbed, run.key)
     assert three.read("result")["artefact_sha256"] == whole.read("result")["artefact_sha256"]  # type: ignore[index]
 
 
-def test_what_is_made_after_training_takes_one_process(tmp_path: Path) -> None:
-    config = asked('methods = ["plain", "after"]')
-    assert swept(config, tmp_path).code == 0
+def test_post_training_methods_take_one_process(tmp_path: Path) -> None:
+    config = make_sweep_config('methods = ["plain", "after"]')
+    assert run_and_summarize(config, tmp_path).code == 0
     environments = {
         run.config.method: list_attempts(tmp_path, run.key)[-1].read("env") or {}
         for run in make_plan(config).runs.values()
@@ -157,8 +162,10 @@ def test_what_is_made_after_training_takes_one_process(tmp_path: Path) -> None:
     }
 
 
-def test_a_method_that_keeps_what_its_own_part_told_it_is_found_out(tmp_path: Path) -> None:
-    ((_, reason, message),) = swept(asked('methods = ["drifter"]'), tmp_path).failures
+def test_state_that_differs_between_processes_is_detected(tmp_path: Path) -> None:
+    ((_, reason, message),) = run_and_summarize(
+        make_sweep_config('methods = ["drifter"]'), tmp_path
+    ).failures
     assert (
         reason == "plugin"
         and "drifter" in message
@@ -168,15 +175,15 @@ def test_a_method_that_keeps_what_its_own_part_told_it_is_found_out(tmp_path: Pa
 
 
 def test_an_error_in_every_process_is_the_error_of_the_run(tmp_path: Path) -> None:
-    ((_, reason, message),) = swept(
-        asked('[[method]]\nname = "actor"\nrole = "raise"'), tmp_path
+    ((_, reason, message),) = run_and_summarize(
+        make_sweep_config('[[method]]\nname = "actor"\nrole = "raise"'), tmp_path
     ).failures
     assert (reason, message) == ("plugin", "ValueError: the actor forgot its lines")
 
 
 def test_a_full_disk_stops_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(QbenchError, match="no space left on the disk"):
-        swept(asked('[[method]]\nname = "actor"\nrole = "full"'), tmp_path)
+        run_and_summarize(make_sweep_config('[[method]]\nname = "actor"\nrole = "full"'), tmp_path)
 
 
 # ---- what a file may ask for ----
@@ -185,7 +192,7 @@ def test_a_full_disk_stops_the_sweep(tmp_path: Path) -> None:
 def test_the_engine_is_part_of_no_key() -> None:
     methods = 'methods = ["actor"]'
     assert (
-        make_plan(asked(methods)).runs.keys()
+        make_plan(make_sweep_config(methods)).runs.keys()
         == make_plan(
             parse_sweep(FILE.split("[engine]")[0].format(methods=methods), "f.toml")
         ).runs.keys()
@@ -215,9 +222,7 @@ def test_the_engine_is_part_of_no_key() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(
-    text: str, complaint: str | None
-) -> None:
+def test_impossible_settings_are_refused_before_training(text: str, complaint: str | None) -> None:
     tasks = "" if "[[task]]" in text else 'tasks = ["stage"]\n'
     file = f'board = "x"\nmethods = ["actor"]\nformats = ["int4"]\n{tasks}{text}\n'
     if complaint is None:
@@ -228,7 +233,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_trained(
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
-def test_gpus_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpus_are_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     assert list_slot_devices("auto", 2, None) == ["cuda:0", "cuda:2"] and list_slot_devices(

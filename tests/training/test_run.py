@@ -1,4 +1,4 @@
-"""What a run offers to a method: the probed loss can be differentiated twice in the tensors that the network computes with."""
+"""The loss of a probe can be differentiated twice with respect to the quantized tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qbench.training.run import TrainingRun
 from qbench.training.setup import make_run, open_problem
 
 
-def attached(weights: str, activations: str | None = None) -> TrainingRun:
+def make_calibrated_run(weights: str, activations: str | None = None) -> TrainingRun:
     run = Kit("ste", Path()).attach(
         Kit("ste", Path()).make_config(weights, activations=activations)
     )
@@ -27,12 +27,12 @@ def attached(weights: str, activations: str | None = None) -> TrainingRun:
     return run
 
 
-def test_a_probe_names_every_quantized_tensor_and_leaves_nothing_behind() -> None:
-    run = attached("int4", "int4")
-    loss, made = run.probe_loss(run.problem.batch(-1))
-    assert set(made) == set(run.network.declared)
+def test_a_probe_returns_every_quantized_tensor_and_restores_the_layers() -> None:
+    run = make_calibrated_run("int4", "int4")
+    loss, tensors = run.probe_loss(run.problem.batch(-1))
+    assert set(tensors) == set(run.network.declared)
     for name, layer, grid in run.network.grids():
-        assert torch.equal(made[name], grid.snap(layer.matrix())) and layer.used is None
+        assert torch.equal(tensors[name], grid.snap(layer.matrix())) and layer.used is None
     assert all(
         layer.input_quantizer is run.inputs[name] for name, layer in run.problem.layers().items()
     )
@@ -43,20 +43,20 @@ def test_a_probe_names_every_quantized_tensor_and_leaves_nothing_behind() -> Non
 def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_first(
     which: str,
 ) -> None:
-    run = attached("int4", "int8")
+    run = make_calibrated_run("int4", "int8")
     for (
         layer
     ) in run.problem.layers().values():  # sums of codes are zero too often, where ReLU has its kink
         torch.nn.init.normal_(layer.bias, std=0.1, generator=torch.Generator().manual_seed(1))
     batch = run.problem.batch(-1)
     site = "narrow" if which == "weights" else "narrow.input"
-    loss, made = run.probe_loss(batch)
-    x = made[site]
+    loss, tensors = run.probe_loss(batch)
+    x = tensors[site]
     direction = torch.sign(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
     gradient = torch.autograd.grad(loss, x, create_graph=True)[0]
-    found = torch.autograd.grad((gradient * direction).sum(), x)[0].double()
+    second_derivative = torch.autograd.grad((gradient * direction).sum(), x)[0].double()
 
-    weight, inputs = made["narrow"].detach().double(), made["narrow.input"].detach().double()
+    weight, inputs = tensors["narrow"].detach().double(), tensors["narrow.input"].detach().double()
     narrow, last = (copy.deepcopy(layer).double() for layer in (run.model.narrow, run.model.last))
 
     def first(step: float) -> Tensor:
@@ -68,24 +68,25 @@ def test_the_second_derivative_of_a_probe_agrees_with_finite_differences_of_the_
         )[0]
 
     h = 1e-6
-    wanted = (first(h) - first(-h)) / (2 * h)
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    expected = (first(h) - first(-h)) / (2 * h)
+    torch.testing.assert_close(second_derivative, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_attention_can_be_probed_twice() -> None:
     config = dataclasses.replace(Kit("ste", Path()).make_config("int4"), task="grammar")
     _, problem = open_problem(config, torch.device("cpu"))
     run = make_run(problem, registry.build("methods", "ste", {}), config)
-    loss, made = run.probe_loss(problem.batch(-1))
-    gradients = torch.autograd.grad(loss, list(made.values()), create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(made.values()))  # type: ignore[arg-type]
+    loss, tensors = run.probe_loss(problem.batch(-1))
+    gradients = torch.autograd.grad(loss, list(tensors.values()), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in gradients), list(tensors.values()))  # type: ignore[arg-type]
     assert isinstance(problem, Problem) and all(bool(torch.isfinite(s).all()) for s in second)
 
 
 @pytest.mark.parametrize("task", ["toy", "digits", "grammar"])
-def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) -> None:
-    """Three uneven parts; in `grammar` a sample is a row for each of its tokens, in the `cnn` of digits an image."""
-    seen: dict[int, dict[str, Tensor]] = {}
+def test_random_draws_of_inputs_do_not_depend_on_micro_batches(task: str) -> None:
+    """The batch has three uneven parts. A sample is a row for each of its tokens in `grammar`, an
+    image in the `cnn` of digits."""
+    draws_by_parts: dict[int, dict[str, Tensor]] = {}
     config = dataclasses.replace(
         Kit("ste", Path()).make_config("int4", activations="int4"), task=task
     )
@@ -105,6 +106,8 @@ def test_inputs_draw_by_sample_whatever_parts_a_batch_is_computed_in(task: str) 
         run.begin_step(4)
         run.backward(run.problem.batch(4))
         assert all(len(of) == parts for of in drawn.values())
-        seen[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
+        draws_by_parts[parts] = {name: torch.cat(of, -2) for name, of in drawn.items()}
         assert run.network.batch_slice[0] == 0
-    assert seen[1] and all(torch.equal(whole, seen[3][name]) for name, whole in seen[1].items())
+    assert draws_by_parts[1] and all(
+        torch.equal(whole, draws_by_parts[3][name]) for name, whole in draws_by_parts[1].items()
+    )
