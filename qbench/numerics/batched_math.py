@@ -175,8 +175,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     samples, inputs, outputs = x.shape[-2], weight.shape[-1], weight.shape[-2]
     if batch_is_exact(samples, inputs, outputs, x.device, operands[0].dtype):
         absent = [None] * (3 - len(operands))
-        result = _BatchedLinear.apply(*operands, *absent)  # type: ignore[no-untyped-call]
-        return result  # type: ignore[no-any-return]
+        apply = _BatchedLinear.apply
+        return apply(*operands, *absent)  # type: ignore[no-any-return, no-untyped-call]
     return call_for_each_run(F.linear, *operands)
 
 

@@ -234,14 +234,9 @@ def test_steps_are_compiled_before_they_are_recorded(
 
 
 def test_a_record_holds_the_constants_that_it_reads(tmp_path: Path) -> None:
-    """A graph goes on reading the memory of constants, here of each run's strength."""
-    methods = [{**config("lotion").method_params, "lam": lam} for lam in (0.5, 2.0)]
-    run = stack_runs(
-        [
-            prepare_alone(dataclasses.replace(config("lotion"), method_params=params), tmp_path)
-            for params in methods
-        ]
-    )
+    """A graph goes on reading the memory of constants, here of each run's clipping norm."""
+    configs = [config("ste", clip=clip) for clip in (0.5, 2.0)]
+    run = stack_runs([prepare_alone(one, tmp_path) for one in configs])
     assert run is not None
     batched_math.constant_cache.clear()
     run.recording = RecordedStep(run, update)

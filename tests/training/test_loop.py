@@ -326,13 +326,14 @@ def test_failures_are_rows_with_a_reason(
 def test_failing_data_is_attributed_to_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        ToyProblem,
-        "batch",
-        lambda self, index: (
-            (_ for _ in ()).throw(KeyError(index)) if index == 7 else self.draw(8, index)
-        ),
-    )
+    make_batch = ToyProblem.batch
+
+    def fail_at_seven(self: ToyProblem, index: int) -> Any:
+        if index == 7:
+            raise KeyError(index)
+        return make_batch(self, index)
+
+    monkeypatch.setattr(ToyProblem, "batch", fail_at_seven)
     result, _ = train(Kit("ste", tmp_path).make_config("int4"), tmp_path)
     assert (result["state"], result["reason"], result["message"]) == (
         "failed",
