@@ -1,7 +1,7 @@
 """GDNSQ: gradual differentiable noise scale quantization, arXiv 2508.14004.
 
 The noise is the rounding error and its scale is the step s. A network begins with fine steps, which
-grow by gradient until the codes fit the format. Nothing is random in the forward pass.
+grow by gradient until the codes fit the format. The forward pass is deterministic; r enters the gradient only.
 
     forward     c = clip(x, lo, hi);  v = (c − z)/s;  y = round(v)·s + z
     weights     z = min of the group, nothing is clipped;   bits = log2(R/s + 1),  R = max − min
@@ -11,7 +11,7 @@ grow by gradient until the codes fit the format. Nothing is random in the forwar
                 e = round(v) − v,  r = ±½ by a fair coin
                 s and q are learned as log2 s and log2 q
     loss        D + t · D̄ · (m_w P_w + m_a P_a),  P = mean relu(bits − (target − 0.001))
-                D what the board minimises, D̄ its mean over the earlier steps,
+                D what the board minimises, D̄ its sum over the earlier steps / the step's number,
                 m_w, m_a the shares of weights and inputs among the violated constraints
 
 As published: start_bits = 10, bits_rate = 0, pressure = 0, rho = 0.9985, with RAdam, and D the

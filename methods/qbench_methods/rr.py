@@ -32,7 +32,7 @@ from qbench.api import (
 
 @dataclass
 class RR(Method):
-    """Round at random in the forward pass; in the backward pass pretend that nothing happened."""
+    """Round at random in the forward pass; pass the gradient through unchanged in the backward pass."""
 
     name = "rr"
     title = "Randomised rounding"

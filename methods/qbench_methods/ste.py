@@ -1,7 +1,7 @@
 """Straight-through estimator. Bengio, Léonard & Courville 2013, arXiv 1308.3432; fake
 quantization, Jacob et al. 2018.
 
-    forward     ŵ = s · clip(round(w/s)),  s from the live weights by a scale rule, detached
+    forward     ŵ = s · clip(round(w/s)),  s from the latent weights by a scale rule, detached
     backward    the identity where the rounded code needed no clipping, 0 elsewhere
 
 The mask is decided by the rounded code and not by |w/s| ≤ q_max: in float32 that test masks the
@@ -32,7 +32,7 @@ from qbench.api import (
 
 @dataclass
 class STE(Method):
-    """Round in the forward pass; in the backward pass pretend that nothing happened."""
+    """Round in the forward pass; pass the gradient through unchanged in the backward pass."""
 
     name = "ste"
     title = "Straight-through estimator"
@@ -40,15 +40,15 @@ class STE(Method):
 
     scale: TrainedScaleRule = "absmax"
     clip_gradient: bool = False
-    """The identity everywhere, also where a code was clipped."""
+    """Pass the gradient through everywhere, also where a code was clipped."""
     scale_gradient: bool = False
     """Differentiate through the scale as well."""
 
     def check(self) -> str | None:
         if self.scale_gradient and self.scale != "absmax":
             return (
-                "scale_gradient needs the scale rule absmax: a searched one has no gradient, "
-                f"a learned one its own; not {self.scale}"
+                f"scale_gradient needs the scale rule absmax, not {self.scale}: a searched scale has "
+                "no gradient, and a learned one has its own"
             )
         return None
 

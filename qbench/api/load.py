@@ -1,4 +1,4 @@
-"""Load_method and load_task by name."""
+"""Load the class of a method or a task by its name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def load_method(name: str) -> type[Method]:
-    """The class of a method; its hyper-parameters are constructor arguments by name."""
+    """Return the class of a method; its hyper-parameters are its keyword arguments."""
     found: type[Method] = load("methods", name)
     return found
 
 
 def load_task(name: str) -> type[Task]:
-    """The class of a task; its options are constructor arguments by name."""
+    """Return the class of a task; its options are its keyword arguments."""
     found: type[Task] = load("tasks", name)
     return found

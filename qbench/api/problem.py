@@ -118,11 +118,11 @@ class Problem(ABC):
     # ---- knowledge of the network: optional ----
 
     def distances(self, output: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-        """Return whose mean is minimised where a board has every method imitate a reference.
+        """Return elementwise distances from the reference; their mean is the distillation loss.
 
         The default is Jeffreys' divergence between the distributions of each sample's class (or
-        each next token), and the squared error where targets are numbers. Leading axes are
-        samples', and of the batch only the kind of its targets may count.
+        each next token), and the squared error where targets are numbers. They may
+        depend on the batch only by the kind of its targets.
         """
         if batch.targets is None or batch.targets.is_floating_point():
             return (output - reference).square()

@@ -25,7 +25,7 @@ class Run(ABC):
     """
 
     step: int
-    """Number of steps that are done."""
+    """Index of the step that is being taken, from 0; equal to `steps` in `finalize`."""
     steps: int
     """Number of steps of the whole run."""
     weights: Sequence[WeightStack]

@@ -67,7 +67,8 @@ def execute_group(
                 one.open()
         for stackable in _group_by_first_step([one for one in group if one.is_ok]):
             if not _train_group(stackable):
-                # A step that cannot be recorded may still be taken.
+                # A step that cannot be recorded may still be taken. A group of one is tried again
+                # once: without graphs its failure is recorded as the run's own.
                 for one in stackable:
                     one.execution = replace(one.execution, graphs=False)
                 gc.collect()  # the error holds on to the failed stack, and so to its memory

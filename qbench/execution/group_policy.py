@@ -1,4 +1,4 @@
-"""Group policy: which runs may be stacked, and how many. No key and no score knows of it.
+"""Group policy: which runs may be stacked, and how many. It affects no key and no score.
 
 A step of a small network is mostly calls, so stacking pays until the arithmetic of all runs takes
 longer than the calls, or, on a CPU, until the caches no longer hold what all of them touch. Beyond
@@ -69,7 +69,7 @@ def stacking_kind(config: RunConfig, widths: bool = True) -> str | None:
 
 
 def params_without_sizes(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyper-parameters, those in which stacked runs may differ without their size."""
+    """Return hyper-parameters with each float replaced by 0.0 or 1.0: whether it is zero."""
     return {name: without_size(value) for name, value in params.items()}
 
 

@@ -50,6 +50,7 @@ def prepare_run(
     calibrate(run)
     run.optimizer = make_optimizer(parameter_groups(run), recipe)
     run.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    # A flag of the whole process: every run sets it before its first step.
     torch.backends.cudnn.allow_tf32 = recipe.precision != "float32"
     if is_compiled(execution, device):
         compile_run(run)

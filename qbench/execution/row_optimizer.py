@@ -58,6 +58,7 @@ class RowOptimizer:
     def _make_groups(self, run: TrainingRun) -> list[dict[str, Any]]:
         """Return parameter groups: one for each group of the run and each learning rate in it."""
         groups = []
+        # Stacked runs belong to batched methods, whose `schedules` has no side effects.
         scaled = {name for one in run.stacked for name in one.method.schedules(one)}
         for group in parameter_groups(run):
             for first, count in _runs_of_one_rate(run, group["name"] in scaled):
@@ -189,7 +190,7 @@ class RowOptimizer:
 
 
 def _runs_of_one_rate(run: TrainingRun, scaled: bool) -> list[tuple[int, int]]:
-    """Return neighbours whom the optimizer need not tell apart: the first, and how many.
+    """Return adjacent runs with identical optimizer settings, as (first, count).
 
     Clipping is done before the optimizer steps, so recipes may differ in it. Where the method's
     schedules scale a group's learning rate, they may do so by hyper-parameters and formats, so that
@@ -209,7 +210,7 @@ def _runs_of_one_rate(run: TrainingRun, scaled: bool) -> list[tuple[int, int]]:
 
 
 def _cut_rows(parameter: nn.Parameter, first: int, count: int) -> list[RowSlice]:
-    """Return the rows of `count` runs as one slice where each fills whole vectors, else as many."""
+    """Return the rows of `count` runs: one slice where each row fills vectors, else one a row."""
     fills = whole_vectors_only(parameter[0].numel(), parameter.device)
     size = count if fills else 1
     return [

@@ -1,6 +1,6 @@
 """Stacked runs: one run with an axis in front of every tensor, made of runs that could train alone.
 
-A step of a small network costs its calls and not its arithmetic. So runs that differ in the seed,
+A step of a small network is bound by the overhead of its calls and not by its arithmetic. So runs that differ in the seed,
 in numbers of the recipe or of the method, or in the width of their integers take their steps
 together. Each is prepared as if it trained alone. Then its tensors move into rows of larger
 tensors, and its own become views of these rows: the loop steps the stacked run, and whatever is
@@ -169,7 +169,8 @@ def stack_modules(
         modules: Modules that are alike.
         rows: Is filled with the modules' parameters, by the identity of the stacked one.
         known: Objects that the copy shares, or has another object for, by identity.
-        buffers: Whether buffers are stacked as well. One without axes is the same for all.
+        buffers: Whether buffers are stacked as well. Those with fewer than two axes are
+            shared.
     """
     stacked = copy.deepcopy(modules[0], dict(known))
     parts = [dict(module.named_modules()) for module in modules]

@@ -1,6 +1,6 @@
 """Step recording: a step that is recorded once and then repeated, on CUDA as a graph.
 
-A small network's step costs its calls, and a graph is one call. What is recorded is the `update`:
+A small network's step is bound by the overhead of its calls, and a graph is one call. What is recorded is the `update`:
 all of a step that follows when its batch is loaded, its learning rates are set and the method's
 schedules are applied. It is repeated on the memory that it was recorded on. So the batch is copied
 to where the recorded one lay, learning rates and scheduled numbers are tensors, and what a method
@@ -83,11 +83,10 @@ class CudaGraph:
                     reason = error
                     raise
         except Exception as error:  # noqa: BLE001
-            # torch says of a capture that breaks off that it broke off, and not why; and it does
-            # not go back to the stream that it came from.
+            # A failed capture hides the original error and leaves its stream current: restore both.
             torch.cuda.set_stream(current)
             raise reason or error from None
-        self.repeat()
+        self.repeat()  # a capture executes nothing, so the step is taken by repeating it
         return result
 
     def repeat(self) -> None:

@@ -88,7 +88,7 @@ class PublishedRuns:
 
 
 def _select_attempts(runs: pd.DataFrame) -> Sequence[Mapping[str, Any]]:
-    """Return one attempt at each key: the one that the board counts (`row_groups.tidy`).
+    """Return one attempt at each key: the one that the board counts (`run_table.keep_one_attempt`).
 
     An attempt that ended (in a score or by diverging) goes before one that was interrupted, an own
     one before one that was merged. Among the rest our latest and the first merged one win.

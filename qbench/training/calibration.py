@@ -1,6 +1,4 @@
-"""Calibration: what no gradient moves is found from data, before the first step and now and
-then.
-"""
+"""Calibration: initialise or search the quantizers' ranges from data."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Batches and random numbers are functions of indices, so the position in the data is the step, and
 there is no generator of ours to save. torch's own generator of the CPU is saved for the sake of a
 method that draws from it. A run goes on only from a checkpoint of the same code, the same torch
-and the same kind of device, compiled if that was: otherwise one key would stand for two trainings.
+and the same kind of device, and only if both are compiled or both are not: otherwise one key would stand for two trainings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qbench.util.json_files import write_atomically
 
 
 def describe_maker(run: TrainingRun) -> list[str]:
-    """Return what must agree between the maker of a checkpoint and who goes on from it."""
+    """Return what must be the same where a checkpoint is made and where it is resumed."""
     return [
         str(find_commit()["commit"]),
         str(torch.__version__),

@@ -40,7 +40,7 @@ class ForwardBackward:
         self.compiled_terms: Callable[[Batch], dict[str, Tensor]] | None = None
         """`terms` compiled as one graph, where a step is one pass."""
         self.compiled_output: Callable[[Any], Any] | None = None
-        """`output` by what training has compiled, if it has compiled anything."""
+        """What computes the network's output by the compiled parts, if anything is compiled."""
 
     def autocast(self) -> torch.autocast:
         """Return the precision that networks compute in, as a context."""
@@ -228,7 +228,8 @@ def set_aside_gradients(run: TrainingRun) -> list[Tensor | None]:
     """Remove the gradients that are there, which are sums over all processes already.
 
     Returns:
-        They, for `all_reduce_gradients` to add again; nothing in a run of one process.
+        The removed gradients, which `all_reduce_gradients` adds back; an empty list in a run of
+        one process.
     """
     if run.team is None:
         return []

@@ -32,7 +32,8 @@ from qbench.util.json_files import replace_non_finite
 CURVE_POINTS = 100
 EVALUATIONS = 8
 SIGN_OF_LIFE_S = 30.0
-"""Longest time without a report, after which a worker might count as hung."""
+"""Seconds between reports during long steps: well below the silence after which a worker counts as
+hung (`Execution.silence_s`)."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -46,7 +47,8 @@ def take_step(run: TrainingRun, step: int) -> tuple[dict[str, Tensor], Tensor | 
     run.begin_step(step)
     with failing_with("data"):
         batch = run.batch(step)
-    if step:
+    # The numbers of `schedules` are set after the probes, which therefore must not read them.
+    if step:  # before the first step `prepare_run` has just calibrated
         recalibrate_if_due(run)
     probe_if_due(run, batch)
     run.apply_schedules()

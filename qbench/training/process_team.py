@@ -42,7 +42,8 @@ class ProcessTeam:
     def parts(self, batch: Batch, count: int) -> Iterator[tuple[int, Batch]]:
         """Yield this process's slice in micro-batches, each with the number of its first sample.
 
-        Every process has as many micro-batches.
+        The number of micro-batches is the same in every process, even where the slices differ by
+        one sample: each micro-batch is followed by the same collective operations.
         """
         slices = cut_batch(batch, self.size)
         first = sum(part.count for part in slices[: self.rank])

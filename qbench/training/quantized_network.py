@@ -55,9 +55,7 @@ class QuantizedNetwork:
         yield from self.inputs.values()
 
     def connect_quantizers(self) -> None:
-        """Give the quantizers the tensors that they share with the run, and layers their
-        inputs'.
-        """
+        """Share the run's tensors with its quantizers, and attach input quantizers to layers."""
         layers = self.problem.layers()
         for quantizer in self.quantizers():
             quantizer.to(self.device)

@@ -139,6 +139,7 @@ class TrainingRun(Run):
 
     @property
     def learning_rate(self) -> float:
+        # Sampled in the middle of the step, so that a warm-up does not begin with a rate of 0.
         recipe, middle = self.recipe, (self.step + 0.5) / self.steps
         factor = learning_rate_factor(
             recipe.schedule, middle, recipe.warmup, recipe.decay, recipe.floor

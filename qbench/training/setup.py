@@ -97,5 +97,6 @@ def open_problem(config: RunConfig, device: torch.device) -> tuple[Task, Problem
             f"task {config.task} is at version {task.version} here, "
             f"the run asks for {config.task_version}"
         )
+    # A task may initialise its model by torch's global generator; ours use generators of their own.
     torch.manual_seed(key_of(config.task, config.seed))
     return task, task.problem(config.size, config.seed, config.recipe.batch, device)
