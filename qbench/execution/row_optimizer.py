@@ -23,8 +23,9 @@ from qbench.training.run import TrainingRun
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Rows of one stacked parameter that are stepped together: those of the runs `first` to
-    `last`.
+    """Rows of one stacked parameter that are stepped together.
+
+    They are those of the runs from `first` up to, not including, `last`.
     """
 
     first: int
