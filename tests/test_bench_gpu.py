@@ -137,7 +137,7 @@ def test_a_run_that_company_moves_too_far_fails(
     assert ["failed" in row for row in gpu_groups.company(asked)] == [False], (
         "and what is made after training is not tried"
     )
-    monkeypatch.setattr(stacking, "APART", -1.0)
+    monkeypatch.setattr(stacking, "GPU_TOLERANCE", -1.0)
     (row,) = gpu_groups.company(asked)
     assert row["apart"] == 0 and "apart by more" in row["failed"]
 

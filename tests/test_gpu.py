@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.checks.method_contract import _first_losses, vary_numbers
+from qbench.checks.method_contract import first_losses, vary_numbers
 from qbench.checks.method_kit import Kit
 from qbench.engines.dispatch import run_one
 from qbench.execution.assignment import Assignment, Execution
@@ -64,7 +64,7 @@ def test_recorded_steps_are_the_steps_that_are_taken(
         assert all(
             bool((Attempt(a.folder).read("env") or {}).get("recorded")) == graphs for a in doing
         )
-        ends.append([loss for a in doing for loss in _first_losses(a.folder, 12)])
+        ends.append([loss for a in doing for loss in first_losses(a.folder, 12)])
     assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 

@@ -317,7 +317,7 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
             message = str(compiled["message"] or eager["message"])
             yield Finding("compiles", config.format_label, False, message)
             continue
-        losses = zip(_first_losses(eager_folder), _first_losses(compiled_folder), strict=True)
+        losses = zip(first_losses(eager_folder), first_losses(compiled_folder), strict=True)
         distance = max(abs(a - b) / abs(a) for a, b in losses)
         audit = "passed" if compiled["audit"]["passed"] else "failed"
         detail = (
@@ -328,8 +328,9 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         yield Finding("compiles", config.format_label, passed, detail)
 
 
-def _first_losses(folder: Path) -> list[float]:
-    lines = Attempt(folder).curve.read_text().splitlines()[:COMPARED_STEPS]
+def first_losses(folder: Path, steps: int = COMPARED_STEPS) -> list[float]:
+    """Return the losses of a run's first steps, from its curve."""
+    lines = Attempt(folder).curve.read_text().splitlines()[:steps]
     return [json.loads(line)["loss"] for line in lines]
 
 

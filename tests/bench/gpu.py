@@ -50,7 +50,6 @@ WARMUP, TOKENS = 8, 65_536
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ewgs, fixed": ("ewgs", {"delta": 1e-3}),
     "ewgs, adaptive": ("ewgs", {"delta": "adaptive"}),
-    "gdnsq, with its teacher": ("gdnsq", {"distill": True}),
 }
 """Beside every method as it is by default."""
 Row = dict[str, Any]
@@ -165,7 +164,7 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
             synchronise(bench.device)
             built = time.monotonic() - began
     low, middle, high = quartiles(watch.steps())
-    tokens = run.problem.tokens_per_step
+    tokens = run.problem.work.labels
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "tokens": tokens,
@@ -175,7 +174,7 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
         "q75_s": high,
         "tokens_per_s": tokens / middle,
         "peak_memory_bytes": peak_memory(bench.device),
-        "peak_share": (run.problem.flops_per_step or 0.0) / middle / peak,
+        "peak_share": (run.problem.work.flops or 0.0) / middle / peak,
         "first_steps_s": built,
     }
 
@@ -186,7 +185,7 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
     from qbench.execution.prepare import prepare_run
     from qbench.plugins import registry
     from qbench.runs.config import Quantization, RunConfig
-    from qbench.training.setup import frozen_copy, open_problem
+    from qbench.training.setup import open_problem
 
     task, instance = (
         registry.build("tasks", "text", {}),
@@ -216,8 +215,6 @@ def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> An
     _, problem = open_problem(config, bench.device)
     execution = Execution(device=str(bench.device), compile=bench.compile)
     run = prepare_run(Assignment(config, bench.out / "nowhere"), execution, problem, bench.device)
-    if instance.needs_reference:
-        run.reference = frozen_copy(problem.model)
     run.model.train()
     return run
 

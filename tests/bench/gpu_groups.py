@@ -77,7 +77,7 @@ def company(bench: Bench) -> Iterator[Row]:
     from qbench.execution import group_policy
     from qbench.execution.assignment import Assignment, Execution
     from qbench.execution.execute import execute_group
-    from qbench.execution.stacking import APART
+    from qbench.execution.stacking import GPU_TOLERANCE
     from qbench.plugins import registry
 
     execution = Execution(device=str(bench.device), compile=False)
@@ -142,8 +142,8 @@ def company(bench: Bench) -> Iterator[Row]:
         }
         yield (
             row
-            if max(apart, recorded) <= APART
-            else row | {"failed": f"apart by more than {APART:g}"}
+            if max(apart, recorded) <= GPU_TOLERANCE
+            else row | {"failed": f"apart by more than {GPU_TOLERANCE:g}"}
         )
 
 

@@ -60,7 +60,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "twolayer": ("twolayer", {}), "twolayer batches": ("twolayer", {"exact": False, "rotated": True}),
     "cnn": ("digits", {"model": "cnn"}), "grammar": ("grammar", {}), "text": ("text", {}),
 }  # fmt: skip
-FEW = ("lotion", "gdnsq")
+FEW = ("gdnsq",)
 """Methods that are tested on every task. All methods are tested on digits; `make soak` tests all
 methods on all tasks."""
 INT4 = Quantization("int4", "tensor")

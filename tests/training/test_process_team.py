@@ -60,7 +60,7 @@ def seen(curve: list[dict[str, Any]]) -> list[Any]:
     return [(line["terms"], line["grad_norm"], line["val"], line["metrics"]) for line in curve]
 
 
-@pytest.mark.parametrize("method", TRAINED if SOAK else ["gdnsq", "ste"])
+@pytest.mark.parametrize("method", TRAINED if SOAK else ["gdnsq"])
 def test_two_processes_train_as_one_does_with_two_micro_batches_bit_for_bit(
     method: str, tmp_path: Path
 ) -> None:
