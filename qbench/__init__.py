@@ -26,7 +26,8 @@ __all__ = [
     "run_one",
 ]
 
-# Where the public names live. They are imported on first use, because `import qbench` must not import torch.
+# Where the public names live. They are imported on first use: `import qbench` must not import
+# torch.
 MODULES = {
     "results": "qbench.analysis.results",
     "run_one": "qbench.engines.dispatch",

@@ -303,7 +303,12 @@ def curvature_ratios(run: Run, batch: Batch, probes: range) -> dict[str, Tensor]
     for probe in probes:
         signs = map_sites(run, tensors_by_site, random_signs(1 + probe))
         along = sum((grads[n] * signs[n] * slopes[n]).sum() for n in names)
-        seconds = torch.autograd.grad(along, tensors, retain_graph=True, materialize_grads=True)  # type: ignore[arg-type]
+        seconds = torch.autograd.grad(
+            along,  # type: ignore[arg-type]
+            tensors,
+            retain_graph=True,
+            materialize_grads=True,
+        )
         for n, second in zip(names, seconds, strict=True):
             traces[n] = traces[n] + (second * signs[n] * slopes[n]).mean() / len(probes)
     spreads = {n: 3 * (grads[n].detach() * slopes[n]).std(correction=0) for n in names}

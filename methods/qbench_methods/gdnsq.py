@@ -1,7 +1,7 @@
 """GDNSQ: gradual differentiable noise scale quantization, arXiv 2508.14004.
 
 The noise is the rounding error and its scale is the step s. A network begins with fine steps, which
-grow by gradient until the codes fit the format. The forward pass is deterministic; r enters the gradient only.
+grow by gradient until the codes fit the format. The forward pass is deterministic.
 
     forward     c = clip(x, lo, hi);  v = (c − z)/s;  y = round(v)·s + z
     weights     z = min of the group, nothing is clipped;   bits = log2(R/s + 1),  R = max − min

@@ -32,7 +32,7 @@ from qbench.api import (
 
 @dataclass
 class RR(Method):
-    """Round at random in the forward pass; pass the gradient through unchanged in the backward pass."""
+    """Round at random in the forward pass; let the gradient pass unchanged in the backward pass."""
 
     name = "rr"
     title = "Randomised rounding"

@@ -47,8 +47,8 @@ class STE(Method):
     def check(self) -> str | None:
         if self.scale_gradient and self.scale != "absmax":
             return (
-                f"scale_gradient needs the scale rule absmax, not {self.scale}: a searched scale has "
-                "no gradient, and a learned one has its own"
+                f"scale_gradient needs the scale rule absmax, not {self.scale}: a searched scale "
+                "has no gradient, and a learned one has its own"
             )
         return None
 

@@ -94,12 +94,13 @@ class Method:
         """Return this step's numbers, computed from the hyper-parameters and `run.progress`.
 
         A name of a parameter group (`decay` and `plain`, the model's parameters; `quantizer`; or
-        one of `param_groups`) scales that group's learning rate. Every other number is read by `run.scalar(name, like=x)` in hooks and by
-        `self.scalar(name, like=x)` in quantizers.
+        one of `param_groups`) scales that group's learning rate. Every other number is read by
+        `run.scalar(name, like=x)` in hooks and by `self.scalar(name, like=x)` in quantizers.
 
-        It must have no side effects if the method is batched. For stacked runs it is called once a run, on that run's own hyper-parameters. Do not read a
-        numeric hyper-parameter anywhere else after the run has begun, because stacked runs may
-        differ in it. Comparing one with zero is fine: runs that differ in that are not stacked.
+        It must have no side effects if the method is batched. For stacked runs it is called once a
+        run, on that run's own hyper-parameters. Do not read a numeric hyper-parameter anywhere else
+        after the run has begun, because stacked runs may differ in it. Comparing one with zero is
+        fine: runs that differ in that are not stacked.
         """
         return {}
 

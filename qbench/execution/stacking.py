@@ -1,11 +1,11 @@
 """Stacked runs: one run with an axis in front of every tensor, made of runs that could train alone.
 
-A step of a small network is bound by the overhead of its calls and not by its arithmetic. So runs that differ in the seed,
-in numbers of the recipe or of the method, or in the width of their integers take their steps
-together. Each is prepared as if it trained alone. Then its tensors move into rows of larger
-tensors, and its own become views of these rows: the loop steps the stacked run, and whatever is
-asked of one run (its checkpoint, its score) is asked of that run, which sees its numbers as they
-are now.
+A step of a small network is bound by the overhead of its calls and not by its arithmetic. So runs
+that differ in the seed, in numbers of the recipe or of the method, or in the width of their
+integers take their steps together. Each is prepared as if it trained alone. Then its tensors move
+into rows of larger tensors, and its own become views of these rows: the loop steps the stacked run,
+and whatever is asked of one run (its checkpoint, its score) is asked of that run, which sees its
+numbers as they are now.
 
 On the CPU each run gets, bit for bit, what it gets alone; on a GPU it does to within
 `GPU_TOLERANCE`. Quantizers reduce over trailing axes. Products are those of

@@ -1,10 +1,11 @@
 """Step recording: a step that is recorded once and then repeated, on CUDA as a graph.
 
-A small network's step is bound by the overhead of its calls, and a graph is one call. What is recorded is the `update`:
-all of a step that follows when its batch is loaded, its learning rates are set and the method's
-schedules are applied. It is repeated on the memory that it was recorded on. So the batch is copied
-to where the recorded one lay, learning rates and scheduled numbers are tensors, and what a method
-carries from step to step lies in `run.state`, which is updated in place (`Method.batched`).
+A small network's step is bound by the overhead of its calls, and a graph is one call. What is
+recorded is the `update`: all of a step that follows when its batch is loaded, its learning rates
+are set and the method's schedules are applied. It is repeated on the memory that it was recorded
+on. So the batch is copied to where the recorded one lay, learning rates and scheduled numbers are
+tensors, and what a method carries from step to step lies in `run.state`, which is updated in place
+(`Method.batched`).
 
 On a CPU, where there is no such graph, a tape repeats the same operations one by one. It gains
 nothing there but certainty: what the tape repeats wrongly, a graph would repeat wrongly too. So

@@ -2,8 +2,9 @@
 
 Batches and random numbers are functions of indices, so the position in the data is the step, and
 there is no generator of ours to save. torch's own generator of the CPU is saved for the sake of a
-method that draws from it. A run goes on only from a checkpoint of the same code, the same torch
-and the same kind of device, and only if both are compiled or both are not: otherwise one key would stand for two trainings.
+method that draws from it. A run goes on only from a checkpoint of the same code, the same torch and
+the same kind of device, and only if both are compiled or both are not: otherwise one key would
+stand for two trainings.
 """
 
 from __future__ import annotations
