@@ -11,27 +11,22 @@ always the exact one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qbench.api import (
-    Batch,
     Metric,
-    Problem,
     QuantLayer,
     QuantLinear,
     Recipe,
-    Split,
     Task,
     UsageError,
-    Work,
     generator,
     single_row_linear,
 )
-from qbench_tasks.population import LARGEST_ROTATION, Population, squared_error
+from qbench_tasks.population import LARGEST_ROTATION, Population, PopulationProblem
 
 STEPS = {"xs": 1000, "s": 2000, "m": 3000, "l": 3000}
 
@@ -108,35 +103,10 @@ class LinearModel(nn.Module):
         )
 
 
-class LinRegProblem(Problem):
+class LinRegProblem(PopulationProblem):
     """The regression on one seed's teacher."""
 
-    def __init__(self, population: Population, model: LinearModel, batch: int, exact: bool) -> None:
-        self.population, self.model, self.count, self.exact = population, model, batch, exact
-        self.work = Work(labels=1 if exact else batch)
-
-    def batch(self, index: int) -> Batch:
-        return Batch(None, None) if self.exact else self.population.sample(index, self.count)
-
-    def batches(self, split: Split) -> Iterable[Batch]:
-        return [Batch(None, None)]
-
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return (
-            self.population.excess_loss(output)
-            if batch.inputs is None
-            else squared_error(output, batch)
-        )
-
-    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
-        return self.population.excess_loss(model(None))
-
-    def stack(self, problems: Sequence[Problem], model: nn.Module) -> LinRegProblem:
-        stacked = self.with_model(model)
-        stacked.population = self.population.stack(
-            [problem.population for problem in problems if isinstance(problem, LinRegProblem)]
-        )
-        return stacked
+    model: LinearModel
 
     def layers(self) -> dict[str, QuantLayer]:
         return {"line": self.model.line}  # type: ignore[dict-item]

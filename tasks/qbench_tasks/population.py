@@ -8,13 +8,22 @@ adds to it is left out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qbench.api import Batch, generator, matmul_per_run, send, stack_keeping_strides
+from qbench.api import (
+    Batch,
+    Problem,
+    Split,
+    Work,
+    generator,
+    matmul_per_run,
+    send,
+    stack_keeping_strides,
+)
 
 LARGEST_ROTATION = 2048
 
@@ -111,3 +120,37 @@ def squared_error(predictions: Tensor, batch: Batch) -> Tensor:
     """Return half the mean squared error of predictions (…, batch, 1), as (…)."""
     assert batch.targets is not None
     return 0.5 * (predictions - batch.targets).square().mean((-2, -1))
+
+
+class PopulationProblem(Problem):
+    """A regression on one seed's teacher.
+
+    Its model without inputs returns the linear predictor, which is all that the exact loss needs.
+    """
+
+    def __init__(self, population: Population, model: nn.Module, batch: int, exact: bool) -> None:
+        self.population, self.model, self.count, self.exact = population, model, batch, exact
+        self.work = Work(labels=1 if exact else batch)
+
+    def batch(self, index: int) -> Batch:
+        return Batch(None, None) if self.exact else self.population.sample(index, self.count)
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        return [Batch(None, None)]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return (
+            self.population.excess_loss(output)
+            if batch.inputs is None
+            else squared_error(output, batch)
+        )
+
+    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
+        return self.population.excess_loss(model(None))
+
+    def stack(self, problems: Sequence[Problem], model: nn.Module) -> Self:
+        stacked = self.with_model(model)
+        stacked.population = self.population.stack(
+            [problem.population for problem in problems if isinstance(problem, PopulationProblem)]
+        )
+        return stacked

@@ -10,26 +10,21 @@ as they are: v_j² h_i for W_ji and (W H Wᵀ)_jj for v_j. Both layers are quant
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qbench.api import (
-    Batch,
     Metric,
-    Problem,
     QuantLayer,
     QuantLinear,
     Recipe,
-    Split,
     Task,
-    Work,
     generator,
     matmul_per_run,
 )
-from qbench_tasks.population import Population, squared_error
+from qbench_tasks.population import Population, PopulationProblem
 
 INPUTS = 256
 
@@ -102,39 +97,10 @@ class TwoLayerModel(nn.Module):
         return self.second(self.first(x))  # type: ignore[no-any-return]
 
 
-class TwoLayerProblem(Problem):
+class TwoLayerProblem(PopulationProblem):
     """The regression of a two-layer network on one seed's teacher."""
 
     model: TwoLayerModel
-
-    def __init__(
-        self, population: Population, model: TwoLayerModel, batch: int, exact: bool
-    ) -> None:
-        self.population, self.model, self.count, self.exact = population, model, batch, exact
-        self.work = Work(labels=1 if exact else batch)
-
-    def batch(self, index: int) -> Batch:
-        return Batch(None, None) if self.exact else self.population.sample(index, self.count)
-
-    def batches(self, split: Split) -> Iterable[Batch]:
-        return [Batch(None, None)]
-
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return (
-            self.population.excess_loss(output)
-            if batch.inputs is None
-            else squared_error(output, batch)
-        )
-
-    def score_stacked(self, model: nn.Module, split: Split) -> Tensor:
-        return self.population.excess_loss(model(None))
-
-    def stack(self, problems: Sequence[Problem], model: nn.Module) -> TwoLayerProblem:
-        stacked = self.with_model(model)
-        stacked.population = self.population.stack(
-            [problem.population for problem in problems if isinstance(problem, TwoLayerProblem)]
-        )
-        return stacked
 
     def layers(self) -> dict[str, QuantLayer]:
         return {"first": self.model.first, "second": self.model.second}
