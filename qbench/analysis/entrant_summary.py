@@ -107,7 +107,7 @@ def _summarise_entrant(sections: Sequence[SectionCells], n: int) -> EntrantSumma
         entrant=entrant.label,
         method=entrant.method,
         params=entrant.params,
-        reconstructed=entrant.reconstructed,
+        reconstructed=entrant.provenance == "reconstructed",
         control=any(entrant.method == section.builder.control for section in sections),
         gap=_mean_over_cells(samples, estimates),
         iqm=iqm,

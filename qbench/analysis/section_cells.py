@@ -26,7 +26,7 @@ class SectionCells:
         self.columns_with_gap = [c for c in builder.columns if self._has_gap(c)]
 
     def _has_gap(self, column: int) -> bool:
-        """Whether full precision is clearly better than rounding in this column."""
+        """Return whether full precision is clearly better than rounding in this column."""
         control = self.builder.rtn_entrant
         return control is not None and self.cells[control, column].gap is not None
 

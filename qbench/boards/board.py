@@ -75,7 +75,7 @@ class Row:
     method: str
     version: int
     params: str
-    reconstructed: bool
+    provenance: str
     role: Literal["reference", "control", ""]
     main: bool
     """Whether gaps are measured with it. There may be other entrants of a control's method."""
@@ -88,6 +88,10 @@ class Row:
     @property
     def spans_columns(self) -> bool:
         return self.role == "reference"
+
+    @property
+    def reconstructed(self) -> bool:
+        return self.provenance == "reconstructed"
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,11 @@ def _cell_values(section: Section, row: Row, fmt: str, cell: BoardCell) -> list[
     """Return the values of `CELL_COLUMNS`, in their order."""
     cost = row.cost
     setting = ", ".join(filter(None, (section.title, section.setting)))
-    provenance = "reconstructed" if row.reconstructed else "paper"
     failures = "; ".join(f"{n} {reason}" for reason, n in cell.failures.items())
     notes = "; ".join(section.notes[n - 1] for n in cell.notes)
     return [
         *(section.task, section.size, setting, section.metric, section.unit, section.better),
-        *(row.entrant, row.method, row.version, row.params, provenance, row.role),
+        *(row.entrant, row.method, row.version, row.params, row.provenance, row.role),
         *(fmt, cell.levels, cell.bits_per_weight, cell.state, cell.seeds, cell.asked),
         *_estimate_values(cell.score),
         *_estimate_values(cell.gap),

@@ -49,7 +49,7 @@ class Entrant:
     params: str
     label: str
     version: int
-    reconstructed: bool
+    provenance: str
     reference: bool
     """Whether it trains in full precision, so that its runs belong to no column."""
     plain: bool
@@ -263,8 +263,7 @@ def _describe_entrants(
     is_reference = np.bincount(code[is_full], minlength=count) > 0
     version = np.zeros(count)
     np.maximum.at(version, code, np.nan_to_num(table.columns["method_version"], nan=1.0))
-    flagged = table.columns["provenance"] == table.get_code("provenance", "reconstructed")
-    is_reconstructed = np.bincount(code[flagged], minlength=count) > 0
+    provenance = _read_provenance(table, code, count)
     parameters = [parse_parameters(pair["params"]) for pair in pairs]
     given_labels = _read_given_labels(table, code, count)
     entrants = []
@@ -281,13 +280,24 @@ def _describe_entrants(
                 pair["params"],
                 label,
                 int(version[i]),
-                bool(is_reconstructed[i]),
+                provenance[i],
                 bool(is_reference[i]),
                 # Without known defaults, an entrant is plain if it is called by its method's name.
                 plain=not changed if method in defaults else label == method,
             )
         )
     return entrants
+
+
+def _read_provenance(table: RunTable, code: Array, count: int) -> list[str]:
+    """Return the provenance of each entrant; a run that states none is of a paper's method."""
+    provenance = ["paper"] * count
+    # A reconstruction must not hide behind other runs, so it is written last.
+    for word in ("own", "reconstructed"):
+        flagged = table.columns["provenance"] == table.get_code("provenance", word)
+        for i in np.unique(code[flagged]):
+            provenance[i] = word
+    return provenance
 
 
 def _read_given_labels(table: RunTable, code: Array, count: int) -> list[str]:

@@ -275,7 +275,7 @@ class SectionBuilder:
             method=entrant.method,
             version=entrant.version,
             params=entrant.params,
-            reconstructed=entrant.reconstructed,
+            provenance=entrant.provenance,
             role=role,
             main=n in (self.fp_entrant, self.rtn_entrant),
             cells=tuple(cells),
@@ -396,4 +396,4 @@ def _missing_row(
     name: str, role: Literal["reference", "control"], cells: tuple[BoardCell, ...]
 ) -> Row:
     """Return the row of a control that the sweep has no runs of."""
-    return Row(name, name, 0, "", False, role, main=True, cells=cells, cost=Cost())
+    return Row(name, name, 0, "", "paper", role, main=True, cells=cells, cost=Cost())

@@ -166,7 +166,7 @@ def _describe_row(
         "method": to_plain_text(row.method),
         "version": row.version,
         "params": to_plain_value(parse_parameters(row.params)),
-        "provenance": "reconstructed" if row.reconstructed else "paper",
+        "provenance": row.provenance,
         "role": row.role,
         "main": row.main,
         "retired": row.retired,

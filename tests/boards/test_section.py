@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -568,6 +569,14 @@ def test_labels_show_parameters_that_are_not_default() -> None:
     assert [r.entrant for r in build_section([{**r, "label": "Ours"} for r in STE]).rows[2:]] == [
         "Ours"
     ]
+
+
+def test_a_method_of_no_paper_keeps_its_provenance_in_the_csv() -> None:
+    board = build_test_board([{**r, "provenance": "own"} for r in STE])
+    provenance = {
+        row["entrant"]: row["provenance"] for row in csv.DictReader(to_csv(board).splitlines())
+    }
+    assert provenance["ste"] == "own"
 
 
 def test_a_reconstructed_method_says_so() -> None:
