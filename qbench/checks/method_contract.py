@@ -321,8 +321,8 @@ def check_compiles(kit: Kit) -> Iterator[Finding]:
         distance = max(abs(a - b) / abs(a) for a, b in losses)
         audit = "passed" if compiled["audit"]["passed"] else "failed"
         detail = (
-            f"losses of the first {format_count(COMPARED_STEPS, 'step')} differ by {distance:.1e} of "
-            f"themselves, audit {audit}"
+            f"losses of the first {format_count(COMPARED_STEPS, 'step')} differ "
+            f"by {distance:.1e} of themselves, audit {audit}"
         )
         passed = distance < 1e-3 and audit == "passed"
         yield Finding("compiles", config.format_label, passed, detail)

@@ -138,7 +138,7 @@ def parse_rerun_count(word: str | None) -> int | None:
 
 
 def make_progress_printer() -> Callable[[str], None]:
-    """Return what prints progress: one line that is overwritten on a terminal, nothing elsewhere."""
+    """Return what prints progress: on a terminal a line that it overwrites, elsewhere nothing."""
     if not sys.stderr.isatty():
         return lambda _: None
     # Clear the line, print, and return to its beginning, so that the next output overwrites it.

@@ -51,12 +51,14 @@ class Quantizer(nn.Module):
     def __init_subclass__(cls) -> None:
         if "forward" in cls.__dict__:
             raise TypeError(
-                f"{cls.__name__} overrides forward; write relax (training) and grid (shipping) instead"
+                f"{cls.__name__} overrides forward; "
+                "write relax (training) and grid (shipping) instead"
             )
 
     def grid(self, x: Tensor) -> Grid:
-        """Return the levels that `x` would ship on now. Rounding, packing and bits follow from
-        it.
+        """Return the levels that `x` would ship on now.
+
+        Rounding, packing and bits follow from it.
         """
         raise NotImplementedError
 

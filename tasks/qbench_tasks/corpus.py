@@ -131,10 +131,8 @@ class Files(Source):
         else:
             found = [self.path] if self.path.exists() else []
         if not found:
-            is_folder = self.path.is_dir()
-            raise UsageError(
-                f"{self.path}: {'no file in this folder' if is_folder else 'no such file or folder'}"
-            )
+            problem = "no file in this folder" if self.path.is_dir() else "no such file or folder"
+            raise UsageError(f"{self.path}: {problem}")
         return found
 
 

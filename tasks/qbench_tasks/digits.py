@@ -62,8 +62,8 @@ class Digits(Task):
     activations = True
 
     model: Literal["mlp", "cnn"] = "mlp"
-    """`mlp`: four linear layers of `width`. `cnn`: three convolutions, of `channels` to four times as
-    many, and a linear layer."""
+    """`mlp`: four linear layers of `width`. `cnn`: three convolutions, of `channels` to four times
+    as many, and a linear layer."""
 
     def recipe(self, size: str) -> Recipe:
         return Recipe(steps=STEPS[size], batch=64, optimizer="adamw", lr=0.01)

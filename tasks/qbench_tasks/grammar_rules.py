@@ -131,9 +131,10 @@ def _bracket_rules(opener: int, depth: int) -> Grammar:
             yield from _bracket_rules(token, depth + 1)
 
 
-# The weights. Two rules keep `entropy_rate` exact. Opening, closing or ending something has the same
-# weight whatever the words around it. And whether a frame may open more frames or not, its words
-# keep their proportions (hence verbs in sixteenths, and brackets in the same ratio everywhere).
+# The weights. Two rules keep `entropy_rate` exact. Opening, closing or ending something has the
+# same weight whatever the words around it. And whether a frame may open more frames or not, its
+# words keep their proportions (hence verbs in sixteenths, and brackets in the same ratio
+# everywhere).
 
 
 def _zipf_weights(total: int, words: Sequence[int], salt: str) -> Weights:

@@ -31,8 +31,8 @@ ROPE_BASE = 10_000.0
 class Shape:
     """The size of a network.
 
-    `mlp` is the width between the matmuls of a SwiGLU, or without `gated` of an MLP with GELU, which
-    has one matmul less.
+    `mlp` is the width between the matmuls of a SwiGLU, or without `gated` of an MLP with GELU,
+    which has one matmul less.
     """
 
     vocab: int
@@ -120,7 +120,8 @@ class Transformer(nn.Module):
     def initialise_weights(self, generator: torch.Generator) -> None:
         """Draw weights from normal distributions with deviation inputs^−½.
 
-        The layers that add to the residual stream start smaller, the smaller the deeper the network.
+        The layers that add to the residual stream start smaller: the deeper the network,
+        the smaller.
         """
         if self.head.weight.is_meta:
             return  # there is no memory to fill

@@ -84,7 +84,8 @@ def _draw_trials_panel(section: Json, fmt: str, column: int, lines: Lines, share
         *(_draw_trials_line(style, points, x, y, most) for style, points in lines),
     ]
     description = "; ".join(
-        f"{shorten_name(style.name, 40)} {points[-1][1]:.4g} after {format_count(points[-1][0], 'trial')}"
+        f"{shorten_name(style.name, 40)} {points[-1][1]:.4g} "
+        f"after {format_count(points[-1][0], 'trial')}"
         for style, points in lines
     )
     return Panel(fmt, description, NARROW, BOTTOM + 36, join_markup(parts), column)
@@ -117,7 +118,7 @@ def _draw_off_axis_names(lines: Lines, y: PlotAxis) -> list[Markup]:
 def _draw_trials_line(
     style: EntrantStyle, points: list[tuple[int, float]], x: PlotAxis, y: PlotAxis, most: int
 ) -> Markup:
-    """Return an entrant's line within the axis, with marks at 1, 2, 4, 8 … trials and at the end."""
+    """Return an entrant's line within the axis, marked at 1, 2, 4, 8 … trials and at the end."""
     visible = [(n, value) for n, value in points if y.low <= value <= y.high]
     line = simplify_path([(x(n), y(value)) for n, value in visible])
     parts = [draw_stroke(encode_path(line), "line")]
