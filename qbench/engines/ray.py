@@ -26,8 +26,8 @@ from qbench.execution.assignment import Assignment, Execution
 CONNECT_S = 120.0
 """Longest wait for the cluster's first answer."""
 CLOSE_S = 12.0
-"""Longest wait for the driver process to end before it is killed. It must be longer than the time after
-which the driver forces its own exit."""
+"""Longest wait for the driver process to end before it is killed. It must be longer than the time
+after which the driver forces its own exit."""
 
 
 class RayEngine(Engine):

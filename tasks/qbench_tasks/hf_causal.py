@@ -70,7 +70,7 @@ class HFCausal(Task):
         )
 
     def key_options(self) -> dict[str, Any]:
-        """Return the options for a key, with hashes in place of the names of checkpoint and files."""
+        """Return the options for a key, with hashes in place of names of files."""
         params = {**super().key_options(), "model": f"{MODEL_HASH_SCHEME}:{self.checkpoint.hash()}"}
         if self.corpus.startswith("path:"):
             corpus_hash = read_corpus(self.corpus, self.field, self.limit).hash

@@ -111,8 +111,8 @@ def _draw_gap_row(
         words += f" [{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]"
         interval = encode_path([(x(100 * gap["low"]), height), (x(100 * gap["high"]), height)])
         inside.append(make_element("path", d=interval, cls="ci"))
-    cells = text.format_count(row["cells"], "cell")
-    tooltip = f"{shorten_name(row['entrant'], 40)}: {words} over {cells}"
+    cell_count = text.format_count(row["cells"], "cell")
+    tooltip = f"{shorten_name(row['entrant'], 40)}: {words} over {cell_count}"
     place = x(100 * gap["value"])
     parts = [draw_mark(place, height, style, title=tooltip, inside=join_markup(inside))]
     if row["iqm"]:
