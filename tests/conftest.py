@@ -1,4 +1,4 @@
-"""What all tests share: one thread for torch, profiles for drawn examples, and a cache of their own."""
+"""What all tests share: one thread for torch, Hypothesis profiles and a separate cache folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from tests import SOAK
 
-# As in the workers: two processes of two threads each would fight over two cores.
+# Workers do the same: two processes of two threads each would compete for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples have no deadline, because machines differ.

@@ -1,6 +1,7 @@
-"""A stage for sweeps: a task that trains in milliseconds, and methods that misbehave as they are told.
+"""Plugins for tests of sweeps: a task that trains in milliseconds, and methods that misbehave.
 
-They are registered by a distribution of their own that a fixture writes into a temporary folder: to qbench they are a third party's.
+A fixture writes a distribution that registers them into a temporary folder. So qbench takes them
+for third-party plugins.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ stage = tests.stage:Stage
 
 @dataclass
 class Stage(Task):
-    """A tiny classification."""
+    """A tiny task that trains in milliseconds."""
 
     name = "stage"
     metric = Metric("loss")
@@ -94,7 +95,7 @@ class Rounded(ScaledQuantizer):
 
 @dataclass
 class After(Method):
-    """Takes the finished run of `plain`."""
+    """A post-training method that starts from the finished run of `plain`."""
 
     name = "after"
     post_training = "plain"
@@ -105,10 +106,10 @@ class After(Method):
 
 @dataclass
 class Actor(Method):
-    """Rounds, and at one step does what its role says."""
+    """A rounding method that does what its role says at one step."""
 
     name = "actor"
-    batched = False  # a run that is killed must not take others along
+    batched = False  # A run that is killed must not end other runs.
     presets = {
         "debut": Preset(
             "A Review", params={"at": 7}, recipe={"optimizer": "sgd", "lr": 0.5}, start="plain:0.5"
@@ -120,9 +121,9 @@ class Actor(Method):
     role: str = "good"
     at: int = 5
     once: str = ""
-    """A file that it makes when it acts; where it is there already, it behaves."""
+    """A file that is created when the method acts. If the file exists, the method does not act."""
     seconds: float = 0.0
-    """Sleeps so long at every step."""
+    """Time to sleep at every step."""
     steps_seen: tuple[int, ...] = ()
 
     def unsupported(self, site: Site) -> str | None:
@@ -147,12 +148,15 @@ class Actor(Method):
 
 @dataclass
 class Deserter(Actor):
-    """Its second process is killed at one step, a few times over. Alone it behaves."""
+    """An actor whose second process kills itself at one step, at most `times` times.
+
+    A run in a single process is not affected.
+    """
 
     name = "deserter"
     times: int = 1
     counted_in: str = ""
-    """A folder with a file for each time."""
+    """A folder that holds one file for each kill so far."""
 
     def schedules(self, run: TrainingRun) -> dict[str, float]:
         if (
@@ -168,7 +172,7 @@ class Deserter(Actor):
 
 @dataclass
 class Drifter(Actor):
-    """Trains on what its own part of the batch told it."""
+    """An actor that changes its weights by the loss of its own part of the batch."""
 
     name = "drifter"
 
@@ -184,7 +188,7 @@ class Drifter(Actor):
 
 @dataclass
 class Villain(Plain):
-    """Full precision that never comes to an end."""
+    """A full-precision method that fails in its schedules."""
 
     name = "villain"
 
@@ -194,14 +198,14 @@ class Villain(Plain):
 
 @dataclass
 class Heir(After):
-    """Waits for what the villain leaves."""
+    """A post-training method that starts from a run of `villain`, which never finishes."""
 
     name = "heir"
     post_training = "villain"
 
 
 def seen(marker: str) -> bool:
-    """Whether the marker is there; leaves it."""
+    """Return whether the marker exists, and create it if it does not."""
     if marker and Path(marker).exists():
         return True
     if marker:
@@ -237,7 +241,7 @@ ACTS: dict[str, Callable[[Any], None]] = {
 def stand_in(
     assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Like making.run_one, without training: plays the `role` of the run's parameters."""
+    """Act out the `role` in the run's parameters: a `run_one` without training."""
     attempt, role = Attempt(assignment.folder), str(assignment.config.method_params["role"])
     attempt.write("spec", assignment.config.to_json())
     env = {
@@ -267,9 +271,8 @@ def stand_in(
     if role == "frozen":
         import ctypes
 
-        ctypes.PyDLL(None).sleep(
-            1000
-        )  # keeps the interpreter's lock, so that no thread of the worker can run
+        # This call holds the interpreter's lock, so no other thread of the worker can run.
+        ctypes.PyDLL(None).sleep(1000)
     ACTS.get(role, lambda _: None)(None)
     report({"step": 2, "steps": 2, "loss": 0.5})
     result = {"result_version": 1, "key": attempt.key, "attempt": attempt.number, "state": "ok"}
@@ -298,7 +301,10 @@ def a_config(role: str, seed: int = 0) -> RunConfig:
 
 @contextmanager
 def set_up(folder: Path) -> Iterator[Path]:
-    """The stage's distribution in a folder, on the path of this process and of its workers: a fork server that runs already would not know."""
+    """Write the distribution of these plugins into a folder and put it on the path.
+
+    Workers see it too. A fork server that is already running would not, so it is stopped.
+    """
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     info = folder / "qbench_stage-1.dist-info"
     info.mkdir()

@@ -1,4 +1,7 @@
-"""`make gpu` on a CPU, with everything tiny: what a GPU would have to prove is the device alone."""
+"""Tests of `make gpu` on a CPU, with tiny sizes.
+
+So only what depends on the device itself is left to test on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ def test_every_part_leaves_its_rows_in_one_json_and_one_markdown_file(tmp_path: 
 @pytest.mark.skipif(not SOAK, reason="make soak")
 @pytest.mark.slow
 def test_company_is_compiled_and_held_against_a_loop(tmp_path: Path) -> None:
-    """And not recorded: on a CPU what is compiled cannot be."""
+    """Check that stacked runs are compiled but not recorded: on a CPU, compiled steps cannot be."""
     done = bench(tmp_path, "--parts", "groups")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -155,7 +158,10 @@ def test_steps_that_could_not_be_recorded_are_no_row_of_recorded_steps(
 @pytest.mark.skipif(not SOAK, reason="make soak")
 @pytest.mark.slow
 def test_it_needs_neither_an_installation_nor_the_store_nor_lm_eval(tmp_path: Path) -> None:
-    """On a machine that has torch and little else: no metadata of qbench, and imports that must not happen are errors."""
+    """Run the benchmark as on a machine that has torch and little else.
+
+    The metadata of qbench is hidden, and imports of the libraries that it must not need fail.
+    """
     guard = tmp_path / "guard"
     guard.mkdir()
     hidden = [

@@ -1,4 +1,7 @@
-"""What only a GPU can show: `make gpu`. The same runs as on the CPU, compiled and in bf16, and the tables of `make bench` for it."""
+"""Tests that need a GPU; `make gpu` runs them.
+
+They cover eager and compiled runs against runs on the CPU, recorded steps, bf16 and random draws.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def test_a_run_on_the_gpu_passes_its_audit_and_scores_as_on_the_cpu(
 def test_recorded_steps_are_the_steps_that_are_taken(
     name: str, compiled: bool, tmp_path: Path
 ) -> None:
-    """Three in company. The first steps are taken before one is recorded; those that follow are repeated."""
+    """Compare three stacked runs with and without step recording.
+
+    The first steps are taken normally before one is recorded. Later steps repeat the recorded one.
+    """
     configs = [vary_numbers(Kit(name, tmp_path).make_config("int4"), place) for place in range(3)]
     ends = []
     for graphs in (False, True):

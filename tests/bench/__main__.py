@@ -1,16 +1,18 @@
-"""`make bench`: what the harness costs, as Markdown tables. A part by name: `make bench ARGS=store`.
+"""The cost of the harness as Markdown tables: `make bench`.
 
-start     qbench --help against click alone; qbench show
-harness   the quick board end to end, and the harness's own share of it
-steps     a quantized training step against full precision, and other libraries' fake quantization
-methods   each method's training against full precision
-groups    stacked runs against single runs
-store     a hundred thousand runs
-publish   the site of ten thousand runs, and a page of a thousand cells in a browser
-text      the task `text`: a step against plain PyTorch, loading, tokenising
+One part is measured with, for example, `make bench ARGS=store`. The parts are:
+
+start       `qbench --help` against an import of click alone, and `qbench show`
+harness     the quick board end to end, and the harness's own share of it
+steps       a quantized training step against full precision and other libraries
+methods     each method's training against full precision
+groups      stacked runs against single runs
+store       a store of a hundred thousand runs
+publish     the site of ten thousand runs, and a page of a thousand cells in a browser
+text        the task `text`: a step against plain PyTorch, loading, and tokenising
 statistics  intervals, tests, ranks and bootstraps of a large board
-engines   what an engine costs a run: local, Ray
-scale     planning 10⁶ runs, keeping 10⁵
+engines     what a run costs on each engine: local and Ray
+scale       planning 10⁶ runs and keeping 10⁵
 downstream  an evaluation against the bare forward passes of its tokens
 """
 
@@ -48,7 +50,7 @@ def main(words: list[str]) -> int:
     if lacking := {
         name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ
     }:
-        # As in a worker, where memory that a step frees is kept for the next one.
+        # Restart with a worker's environment: memory that a step frees is kept for the next one.
         os.execve(
             sys.executable, [sys.executable, "-m", "tests.bench", *words], {**os.environ, **lacking}
         )

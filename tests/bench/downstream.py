@@ -1,4 +1,7 @@
-"""Asking a model against running it: the whole of an evaluation, lm-eval included, over the forward passes that its questions take at least."""
+"""The cost of a downstream evaluation relative to the forward passes that it needs.
+
+The whole evaluation, lm-eval included, is compared with the bare forward passes of its tokens.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ ROUNDS = 7
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     torch.set_num_threads(1)
     yield "Median seconds of 400 questions on one thread, and over the bare forward passes of the same tokens. An answer at a time is what a plain loop does."
     yield ""
@@ -74,7 +77,7 @@ def forward(model: Transformer, tokens: Sequence[torch.Tensor]) -> None:
 
 
 def medians(kinds: Sequence[Callable[[], object]]) -> list[float]:
-    """Of each, in turn."""
+    """Return the median seconds of each function; they are called in turn."""
     times: list[list[float]] = [[] for _ in kinds]
     for _ in range(ROUNDS):
         for kind, spent in zip(kinds, times, strict=True):

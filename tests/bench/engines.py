@@ -1,7 +1,9 @@
-"""What an engine costs a run: dispatch, files, result; the runs themselves are made up and take no time.
+"""What a run costs on an engine: dispatch, files and result.
 
-The local engine's worker is a process; that of Ray is one too, behind an actor, and its files come back through Ray. Places are warm: a board of
-many runs pays for their start once, and that is shown beside it.
+The runs themselves train nothing and take no time. The local engine trains in a worker process. So
+does Ray's, behind an actor, and its files come back through Ray. Workers have started before the
+runs are timed. A board of many runs pays for their start only once, and the report shows it in a
+column of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from tests.bench.store import ENV, result_of
 
 RUNS = 100
 CHECKPOINT = b"0" * 200_000
-"""What a run of the size of the small boards leaves: a curve of a hundred lines, an artefact of 50 kB, a checkpoint of 200 kB."""
+"""The checkpoint of a made-up run, which writes as much as a run of the small boards.
+
+It also writes an artefact of 50 kB and a curve of a hundred lines. The checkpoint is deleted again.
+"""
 ARTEFACT = b"1" * 50_000
 LINE = '{"step": 1, "progress": 0.01, "seconds": 0.1, "loss": 1.0, "lr": 0.003, "grad_norm": 0.5, "val": null}\n'
 
@@ -37,7 +42,7 @@ LINE = '{"step": 1, "progress": 0.01, "seconds": 0.1, "loss": 1.0, "lr": 0.003, 
 def made_up(
     assignment: Assignment, execution: Execution, report: Callable[[dict[str, Any]], None]
 ) -> None:
-    """A run without training: the files of one."""
+    """Write the files of a run without training it."""
     attempt = Attempt(assignment.folder)
     attempt.write("spec", assignment.config.to_json())
     attempt.write("env", {"device": "cpu"})
@@ -58,7 +63,7 @@ def a_run(seed: int) -> RunConfig:
 
 
 def spent(engine: Engine, results: Path, runs: range, group: int = 1) -> float:
-    """Seconds until so many runs are over."""
+    """Return the seconds until all runs have ended."""
     began, going = time.perf_counter(), set[int]()
     todo = [list(runs)[i : i + group] for i in range(0, len(runs), group)]
     while todo or going:
@@ -76,7 +81,7 @@ def spent(engine: Engine, results: Path, runs: range, group: int = 1) -> float:
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     yield f"Two places, {RUNS} runs that take no time. A run's share is the time between the ends of two runs, so at one place it is twice that."
     yield ""
     yield "| engine | first two runs, with the start of the places | a run | at one place | target |"
@@ -96,7 +101,7 @@ def table() -> Iterator[str]:
 
 
 class Instant(Engine):
-    """Runs that are over when they begin: what is left of a sweep is the coordinator."""
+    """An engine whose runs end at once, so that a sweep costs only what the coordinator does."""
 
     capacity = 8
 

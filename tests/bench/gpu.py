@@ -1,17 +1,26 @@
-"""`make gpu OUT=folder`: everything that only a GPU can show, in one JSON and one Markdown file, in under ten minutes.
+"""What only a GPU can show, measured in under ten minutes: `make gpu OUT=folder`.
 
-    python -m tests.bench.gpu --out folder [--device cpu --sizes xs --steps 2 --train xs --train-steps 4 --methods fp,ste]
+    python -m tests.bench.gpu --out folder
+    python -m tests.bench.gpu --out folder --device cpu --sizes xs --steps 2 --train xs \\
+        --train-steps 4 --methods fp,ste
 
-steps      the step of every method on the task `text`, compiled, in bf16: median, quartiles, tokens a second, memory, the share of the measured
-           peak of a bf16 matrix product, all beside full precision, which is measured first and last
-compiled   on the toy task: the first losses of compiled and of eager training, and whether the compiled network still quantizes (the audit)
-runs       a short training at 10M parameters: score, cost and audit of every method
-groups     steps a second against the number of runs side by side (`gpu_groups`)
-company    what company does to the losses of a run's first steps, and to its score
-tests      those that are marked `gpu`
+The results are written to gpu.json and gpu.md in the folder. The parts are:
 
-A part that fails, or for which no time is left, says so in the report. Needed are torch, pandas and safetensors; nothing is looked for elsewhere, and
-where qbench is not installed its plugins are registered from pyproject.toml: PYTHONPATH=.:methods:tasks python -m tests.bench.gpu.
+steps       The step of every method that trains, on the task `text`, compiled, in bf16: median,
+            quartiles, tokens per second, peak memory, and the share of the measured peak of a bf16
+            matrix product. Steps are compared with full precision, measured first and last.
+compiled    Compiled against eager training on the toy task: how far the first losses differ, and
+            whether the compiled network is still quantized (the audit).
+runs        A short training at 10M parameters: score, cost and audit of every method.
+groups      Steps per second against the number of stacked runs (`gpu_groups`).
+company     How stacking changes the losses of a run's first steps, and its score (`gpu_groups`).
+tests       The tests that are marked `gpu`.
+
+The report names each part that failed and each measurement that no time was left for. The benchmark
+needs torch, pandas and safetensors, and it downloads nothing. Where qbench is not installed, its
+plugins are registered from pyproject.toml:
+
+    PYTHONPATH=.:methods:tasks python -m tests.bench.gpu --out folder
 """
 
 from __future__ import annotations
@@ -26,6 +35,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,19 +55,19 @@ SHARES = {
     "company": 0.92,
     "tests": 1.0,
 }
-"""By when, of the time, a part begins nothing new."""
+"""Share of the time limit after which a part starts no new measurement."""
 WARMUP, TOKENS = 8, 65_536
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ewgs, fixed": ("ewgs", {"delta": 1e-3}),
     "ewgs, adaptive": ("ewgs", {"delta": "adaptive"}),
 }
-"""Beside every method as it is by default."""
+"""Methods with other hyper-parameters, timed in addition to every method with its defaults."""
 Row = dict[str, Any]
 
 
 @dataclass
 class Bench:
-    """What is asked for, and what has been found so far."""
+    """The options of the benchmark, and the results so far."""
 
     out: Path
     device: torch.device
@@ -77,7 +87,7 @@ class Bench:
         return time.monotonic() - self.began > SHARES[part] * self.limit_s
 
     def save(self) -> None:
-        """After every row, so that whatever ends the bench leaves what was measured."""
+        """Write both reports. This happens after every row, so an interruption loses no result."""
         self.found["seconds"] = round(time.monotonic() - self.began, 1)
         (self.out / "gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
         (self.out / "gpu.md").write_text("\n".join(markdown(self.found)) + "\n")
@@ -106,7 +116,7 @@ def steps(bench: Bench) -> Iterator[Row]:
 
     peak = peak_flops(bench.device, torch.bfloat16)
     yield {"peak_bf16_flops": peak}
-    chosen = {name: (name, {}) for name in bench.methods} | {
+    chosen: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in bench.methods} | {
         label: v for label, v in VARIANTS.items() if v[0] in bench.methods
     }
     trained = {
@@ -121,7 +131,7 @@ def steps(bench: Bench) -> Iterator[Row]:
             if bench.late("steps"):
                 yield row | {"failed": "no time left"}
                 continue
-            row |= attempted(lambda m=method, p=params, s=size: step_times(bench, m, p, s, peak))  # type: ignore[misc]
+            row |= attempted(partial(step_times, bench, method, params, size, peak))
             usual = usual or row.get("median_s")
             if usual and "median_s" in row:
                 row["over_fp"] = row["median_s"] / usual
@@ -129,12 +139,12 @@ def steps(bench: Bench) -> Iterator[Row]:
 
 
 def attempted(measure: Callable[[], Row]) -> Row:
-    """A row, or why there is none; with the memory given back."""
+    """Return the measured row, or a row with the reason for the failure, and free the memory."""
     try:
         return measure()
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
-    except Exception as error:  # noqa: BLE001 - a row of the table
+    except Exception as error:  # noqa: BLE001 - the failure is a row of the table
         return {
             "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
                 :200
@@ -154,9 +164,8 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
     reset_peak_memory(bench.device)
     watch, began = Stopwatch(bench.device), time.monotonic()
     for taken in range(WARMUP + bench.steps):
-        step = (
-            0 if taken == 0 else 1000 + 37 * taken
-        )  # the first one, and then ordinary ones: what is rare has its place in `runs`
+        # Step 0 comes first, and ordinary steps follow it. The part `runs` covers the rare ones.
+        step = 0 if taken == 0 else 1000 + 37 * taken
         take_step(run, step)
         if taken >= WARMUP - 1:
             watch.mark()
@@ -180,7 +189,11 @@ def step_times(bench: Bench, method: str, params: Mapping[str, Any], size: str, 
 
 
 def ready(bench: Bench, method: str, params: Mapping[str, Any], size: str) -> Any:
-    """A run at its first step, as a worker would have it: int4 by channel, bf16 over float32 masters, compiled."""
+    """Return a run ready for its first step, prepared as a worker prepares it.
+
+    Weights are quantized to int4 by channel, except for a full-precision method. Steps compute in
+    bf16 over float32 master weights, and are compiled unless `--eager` is given.
+    """
     from qbench.execution.assignment import Assignment, Execution
     from qbench.execution.prepare import prepare_run
     from qbench.plugins import registry
@@ -257,7 +270,11 @@ def compiled(bench: Bench) -> Iterator[Row]:
 
 
 def runs(bench: Bench) -> Iterator[Row]:
-    """Trained one after another in this process, so that what is compiled for one serves the next."""
+    """Train every method and yield the results.
+
+    The runs are trained one after another in this process, so each can reuse what was compiled for
+    an earlier one.
+    """
     from qbench.engines.dispatch import run_one
     from qbench.execution.assignment import Assignment, Execution
     from qbench.sweepfile.read import parse_sweep
@@ -308,7 +325,11 @@ def context_of(size: str) -> int:
 
 
 def tests(bench: Bench) -> Iterator[Row]:
-    """In a process of their own, and only files that have such a test: others may import what is not installed here."""
+    """Run the tests that are marked `gpu` in a separate process, and yield their outcome.
+
+    Only files that contain such a test are collected, because others may import packages that are
+    not installed here.
+    """
     if find_spec("pytest") is None:
         yield {"failed": "pytest is not installed"}
         return
@@ -426,7 +447,10 @@ def synchronise(device: torch.device) -> None:
 
 
 def register_plugins(folder: Path) -> None:
-    """Where qbench lies in a checkout and is not installed: entry points as an installation would have them."""
+    """Register the plugins of a checkout where qbench is not installed.
+
+    The entry points are written to the folder as an installation would write them.
+    """
     from qbench.plugins import registry
 
     if "fp" in registry.plugins("methods"):

@@ -1,8 +1,13 @@
-"""The parts `groups` and `company` of `make gpu`: steps of single runs a second against how many train side by side, over a plain loop of single eager
-runs; and whether each comes to what it comes to alone.
+"""The parts `groups` and `company` of `make gpu`, which measure stacked runs.
 
-A run in company is compiled whole, as a sweep would have it; one alone and the largest company are measured recorded too (`--graphs`). The loop is eager,
-as the target says. The bar is the curve.
+groups      Steps of single runs per second against the number of stacked runs, compared with a
+            plain loop over single eager runs.
+company     Whether a stacked run reaches the losses and the score that it reaches alone.
+
+In `groups`, stacked runs are compiled, as in a sweep on a GPU, unless `--eager` is given. A single
+run and the largest group are also measured with recorded steps, as with `--graphs` in a sweep. The
+loop is eager, because the targets are defined against an eager loop. The bars in the report draw
+the curve of throughput.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +33,10 @@ BEDS: tuple[tuple[str, str, str, tuple[int, ...], float], ...] = (
     ("linreg, d = 12 000", "linreg", "l", (16, 64, 256), 50.0),
     ("language model, 1M", "text", "1m", (4, 16), 8.0),
 )
-"""Title, task, size, runs side by side, and the target at the best of them."""
+"""Title, task, size, numbers of stacked runs, and the target for the best of them.
+
+The target is a multiple of the throughput of the loop.
+"""
 RATES = (0.001, 0.003)
 BAR = 24
 
@@ -45,32 +54,35 @@ def groups(bench: Bench) -> Iterator[Row]:
             yield {"bed": title, "left out": str(error)}
             continue
         alone: Row = {"bed": title, "runs": 1} | attempted(
-            lambda c=first: measured(bench, [c], compiled=False)
-        )  # type: ignore[misc]
+            partial(measured, bench, [first], compiled=False)
+        )
         rows = [alone]
+        largest: list[RunConfig] = []
         for count in counts:
             row: Row = {"bed": title, "runs": count}
             if bench.late("groups"):
                 rows.append(row | {"failed": "no time left"})
                 continue
-            configs = [
+            largest = [
                 config(task, size, place % (count // 2), RATES[2 * place // count])
                 for place in range(count)
             ]
-            rows.append(row | attempted(lambda cs=configs: measured(bench, cs, bench.compile)))  # type: ignore[misc]
+            rows.append(row | attempted(partial(measured, bench, largest, bench.compile)))
         recordable = is_recorded(Execution(compile=bench.compile, graphs=True), first, bench.device)
-        for group in ([first], configs) if recordable else ():
-            if not bench.late("groups"):
+        for group in ([first], largest) if recordable else ():
+            if group and not bench.late("groups"):
                 row = {"bed": f"{title}, recorded", "runs": len(group)}
-                rows.append(
-                    row
-                    | attempted(lambda cs=group: measured(bench, cs, bench.compile, graphs=True))
-                )  # type: ignore[misc]
+                timed = partial(measured, bench, group, bench.compile, graphs=True)
+                rows.append(row | attempted(timed))
         yield from drawn(rows, target)
 
 
 def company(bench: Bench) -> Iterator[Row]:
-    """Three runs of each method on the toy task, alone, side by side, and side by side recorded. Eager: what compiling does is the part `compiled`."""
+    """Compare three runs of each method that trains on the toy task, and yield a row per method.
+
+    They are trained alone, stacked, and stacked with recorded steps. All are eager, because the
+    part `compiled` measures the effect of compiling.
+    """
     from qbench.checks.method_contract import COMPARED_STEPS, first_losses, vary_numbers
     from qbench.checks.method_kit import Kit
     from qbench.engines.dispatch import run_one
@@ -148,14 +160,17 @@ def company(bench: Bench) -> Iterator[Row]:
 
 
 def said(assignment: Assignment) -> bool:
-    """Whether a run's record says that its steps were recorded: several that break off go on without."""
+    """Return whether a run's environment record says that its steps were recorded.
+
+    Stacked runs whose steps cannot be recorded are trained without recording.
+    """
     from qbench.runs.attempts import Attempt
 
     return bool((Attempt(assignment.folder).read("env") or {}).get("recorded"))
 
 
 def far(losses: list[list[float]], others: list[list[float]]) -> float:
-    """By what share of itself a loss differs at most."""
+    """Return the largest difference between two losses, relative to the first of them."""
     pairs = [
         pair
         for one, other in zip(losses, others, strict=True)
@@ -165,7 +180,10 @@ def far(losses: list[list[float]], others: list[list[float]]) -> float:
 
 
 def drawn(rows: list[Row], target: float) -> list[Row]:
-    """Each with how many times the steps of the loop it takes, and the curve as bars."""
+    """Add to each row its multiple of the loop's throughput, and a bar, and return the rows.
+
+    The target is added to the best of the rows whose steps are not recorded.
+    """
     alone = rows[0].get("run_steps_per_s")
     best = max((row.get("run_steps_per_s", 0.0) for row in rows), default=0.0)
     for row in rows:
@@ -204,7 +222,10 @@ def config(task: str, size: str, seed: int, lr: float) -> RunConfig:
 
 
 def measured(bench: Bench, configs: list[RunConfig], compiled: bool, graphs: bool = False) -> Row:
-    """The median step of one run, or of several side by side; and the loss that it came to, which neither compiling nor recording should move."""
+    """Return the median step time of one run or of stacked runs, and the last loss.
+
+    Neither compiling nor recording should change the loss.
+    """
     from qbench.execution.compile import compile_run
     from qbench.execution.step_recording import RecordedStep
     from qbench.training.devices import Stopwatch, peak_memory, quartiles, reset_peak_memory

@@ -1,13 +1,19 @@
-"""Throughput of runs side by side against a loop over the same runs, one by one, in one process on one core.
+"""Throughput of stacked runs against a loop over the same runs.
 
     python -m tests.bench groups
 
-Both are eager; the smallest beds are compiled in company, too, as a sweep does with long runs (`grouping.SAVED_CALLS_S`, `SAVED_PASSES_S` and `COMPILING_S`
-go by these rows). What is counted is steps of single runs a second; the two take turns, and the median over rounds of the ratio is reported. A language
-model's step is mostly arithmetic: of the smallest four gain something from company on a CPU, the next none (`grouping.ARITHMETIC` goes by
-these rows). Two processes of as many runs as a sweep takes together are held against the loop, too; what a machine's second core gives to products of
-matrices alone stands beside them. Where JAX is installed (pip install jax) the same MLP is swept by `jit(vmap(…))` over `scan`, too: the
-arithmetic of STE, Adam and clipping written for it alone, without curves, checkpoints or scores.
+Unless a row says otherwise, both are eager, both run in one process on one thread, and the row
+shows the CPU time of one step of one run. The small tasks in `COMPILED` are also measured with
+stacked runs compiled. The loop and the stacked runs take turns, and the ratio is the median over
+rounds.
+
+A step of a language model is mostly arithmetic: on a CPU, stacking four runs of the smallest one
+gains something, and stacking four of the next gains nothing (`group_policy.MOST_FLOPS` is set from
+these rows). Two processes, each with as many stacked runs as a sweep would stack, are also compared
+with the loop. The row after them shows what a second core gains for matrix products alone.
+
+Where JAX is installed (pip install jax), the same MLP is also swept by `jit(vmap(…))` over `scan`.
+This is only the arithmetic of STE, Adam and clipping, without curves, checkpoints or scores.
 """
 
 from __future__ import annotations
@@ -63,7 +69,8 @@ BEDS: tuple[tuple[str, str, str, dict[str, Any], bool, int, float | None], ...] 
     ("grammar xs", "grammar", "xs", {}, False, 4, None),
     ("grammar s, which `auto` leaves alone", "grammar", "s", {}, False, 4, None),
 )
-"""Title, task, size, options, whether all share a seed, runs side by side, and the target where there is one."""
+"""Title, task, size, options, whether all runs share a seed, number of stacked runs, and the target
+ratio, if there is one."""
 COMPILED = BEDS[:6]
 
 
@@ -104,7 +111,7 @@ def prepared(c: RunConfig) -> TrainingRun:
 
 
 def stepper(run: TrainingRun) -> Callable[[int], float]:
-    """Takes so many steps and gives the seconds of the processor that they took."""
+    """Return a function that takes a number of steps and returns their CPU time in seconds."""
     step = 0
 
     def take(count: int) -> float:
@@ -127,7 +134,10 @@ def throughput(
     method: str = "ste",
     compiled: bool = False,
 ) -> tuple[float, float, float]:
-    """Microseconds of a run's step alone and side by side, which may be compiled, and the median ratio."""
+    """Return the CPU time of one run's step alone and stacked, and the median ratio of the two.
+
+    Times are in microseconds. Only the stacked runs can be compiled.
+    """
     seeds = [0] * count if one_seed else [place % (count // len(RATES)) for place in range(count)]
     configs = [
         config(task, size, options, seed, RATES[place * len(RATES) // count], method)
@@ -145,12 +155,15 @@ def throughput(
     return (
         *(1e6 * statistics.median(side) for side in zip(*pairs, strict=True)),
         statistics.median(a / b for a, b in pairs),
-    )  # type: ignore[return-value]
+    )
 
 
 def whole_runs(task: str, count: int = 32) -> tuple[float, float, float]:
-    """Milliseconds of the processor that a run takes alone and side by side, as a sweep makes it: opened, trained with its curve, exported, audited
-    and scored, in files; and the median ratio."""
+    """Return the CPU time of a whole run alone and stacked, and the median ratio of the two.
+
+    Times are in milliseconds per run. As in a sweep, each run is opened, trained with its curve,
+    exported, audited and scored, and its files are written.
+    """
     steps = load_task(task)().recipe("xs").steps
     configs = [
         config(task, "xs", {}, place % (count // len(RATES)), RATES[place * len(RATES) // count])
@@ -178,7 +191,7 @@ def whole_runs(task: str, count: int = 32) -> tuple[float, float, float]:
     return (
         *(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)),
         statistics.median(a / b for a, b in pairs),
-    )  # type: ignore[return-value]
+    )
 
 
 def table() -> Iterator[str]:
@@ -231,7 +244,11 @@ def first_steps(start: Any) -> None:
 
 
 def compiling() -> list[float]:
-    """Seconds until two processes have each taken the first step of a group and looked at its runs compiled; then once more."""
+    """Return the wall time of compiling with an empty compiler cache, and then with a filled one.
+
+    It is the time in seconds until two concurrent processes have each taken the first compiled step
+    of stacked runs, computed the compiled output of each single run, and exited.
+    """
     found, context = [], mp.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -260,7 +277,7 @@ Rounds = Callable[[Any, Any], None]
 
 
 def language(size: str, count: int, steps: int, start: Any, done: Any) -> None:
-    """So many runs side by side, so many steps a round."""
+    """Train `count` stacked runs of the task `grammar`, `steps` steps in each round."""
     torch.set_num_threads(1)
     runs = [prepared(config("grammar", size, {}, place, RATES[0])) for place in range(count)]
     run = stack_runs(runs) if count > 1 else runs[0]
@@ -270,7 +287,10 @@ def language(size: str, count: int, steps: int, start: Any, done: Any) -> None:
 
 
 def products(steps: int, start: Any, done: Any) -> None:
-    """What two processes of nothing but arithmetic come to, and so the most that a sweep can expect of a machine's second core."""
+    """Compute `steps` matrix products in each round, and nothing else.
+
+    Two such processes against one show the most that a sweep can gain from a second core.
+    """
     torch.set_num_threads(1)
     x = torch.rand(256, 256)
     in_rounds(lambda: x @ x, steps, start, done)
@@ -288,7 +308,11 @@ def in_rounds(step: Callable[[], Any], steps: int, start: Any, done: Any) -> Non
 
 
 def two_processes(one: Rounds, two: Rounds) -> float:
-    """How many times the rounds of one process of the first kind two of the second get done, taking turns: a machine is not always as fast."""
+    """Return how many rounds of `two` two processes finish in the time of one round of `one`.
+
+    The one process and the two take turns, because the speed of a machine varies over time. The
+    result is the median over rounds.
+    """
 
     def workers(rounds: Rounds, processes: int) -> tuple[Any, Any]:
         start, done = (
@@ -315,7 +339,10 @@ def two_processes(one: Rounds, two: Rounds) -> float:
 
 
 def jax_sweep(count: int, steps: int = 300) -> float:
-    """Microseconds of a run's step: digits MLP xs, STE int4 by channel, AdamW and clipping, batches drawn beforehand."""
+    """Return the CPU time in microseconds of one run's step of the digits MLP in JAX.
+
+    The size is xs, with STE at int4 by channel, Adam and clipping. Batches are drawn in advance.
+    """
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,8 @@
-"""The quick board end to end, and how much of it is the harness: from a run's dispatch to its first step, and from its last step to its row."""
+"""The time of the quick board end to end, and the harness's share of it.
+
+The harness's share is the time from a run's dispatch to its row in the store, less the time to
+build, train and score it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from qbench.sweeps.listener import SweepSummary
 
 
 class Clock:
-    """Notes when each run was handed out and when its result was taken in."""
+    """A progress listener that measures the time from each run's start to its result."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
@@ -38,7 +42,7 @@ class Clock:
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     config, clock = load_builtin_board("quick"), Clock()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -1,8 +1,10 @@
-"""What each method's training costs over full precision: step time and memory, on GPTs of 0.9M and 4.1M parameters at 4096 tokens a step.
+"""What each method's training costs relative to full precision, in step time and memory.
 
-Steps of all methods are taken in turn in one process, as in `steps`. Work that is not done at every step (EWGS's Hessian, PEGE's first
-measurement, ranges looked at anew) is timed alone and spread over the 1000 steps of a run. Memory is what the process grows by at
-most while it builds the run and takes two steps, each method in a process of its own.
+The models are GPTs of 0.9M and 4.1M parameters, trained on 4096 tokens a step. The methods take
+their steps in turn in one process, as in `steps`. Work that is not done at every step (EWGS's
+Hessian, PEGE's first measurement, recalibration) is timed separately and averaged over the 1000
+steps of a run. Memory is the peak growth of a process that builds the run and takes two steps. Each
+method has a process of its own for this.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "ewgs, Hessian": ("ewgs", {"delta": "hessian"}, None),
     "gdnsq": ("gdnsq", {}, 1.10),
 }
-"""The method, its parameters, and the most that it may cost."""
+"""Each entry's method, its parameters, and the target for its cost relative to full precision."""
 
 
 @dataclass
@@ -49,7 +51,10 @@ class Entrant:
     taken: int = 0
 
     def step(self) -> float:
-        """The time of a step; steps stand all over the run, but not where something rare is done."""
+        """Take a step and return its seconds.
+
+        The steps are spread over the run but avoid multiples of 20, where rare work is done.
+        """
         step = (37 + 91 * self.taken) % STEPS
         step += step % 20 == 0
         self.taken += 1
@@ -65,7 +70,10 @@ def entrant(name: str, size: str) -> Entrant:
 
 
 def rare(make: Callable[[], Entrant]) -> float:
-    """Seconds a step that the whole run spends on what most of its steps leave out: each step of a run, by its hook alone."""
+    """Return the seconds a step of schedules, recalibration and probes, averaged over a run.
+
+    Only these hooks are called, at every step of the run.
+    """
     one = make()
     run, spent = one.run, 0.0
     for step in range(STEPS):
@@ -79,14 +87,14 @@ def rare(make: Callable[[], Entrant]) -> float:
 
 
 def most_memory(make: Callable[[], Entrant]) -> int:
-    """Bytes that building the run and training two steps take at most, in a process of its own."""
+    """Return the peak bytes of building the run and taking two steps, in a process of its own."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(_grown, (make,))
 
 
 def _grown(make: Callable[[], Entrant]) -> int:
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
     one = make()
     for _ in range(2):
         one.step()
@@ -103,7 +111,7 @@ def status(field: str) -> int:
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     torch.set_num_threads(1)
     yield "| method | parameters | median ms | step / fp | quartiles | beside the steps | whole run / fp | target | memory / fp |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|"

@@ -1,4 +1,8 @@
-"""What a site costs: ten thousand runs from the store to the folder, and a page of a thousand cells in a browser, until the first sort is done."""
+"""What publishing a site costs.
+
+The site of ten thousand runs is timed from the store to the folder. A page of a thousand cells is
+timed in a browser until its first sort is done.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ SORT = """() => {
 
 
 def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     folder = Path(tempfile.mkdtemp(prefix="qbench-publish-"))
     try:
         results = folder / "results"
@@ -46,7 +50,7 @@ def table(runs: int = 10_000, points: int = 100) -> Iterator[str]:
 
 
 def _pages(folder: Path) -> Iterator[str]:
-    """Of a thousand runs the size, of a thousand cells the time."""
+    """Yield the size of a page of about a thousand runs and the time of one of a thousand cells."""
     small = make_site_files(make_ranked_runs(seeds=10, tasks=[f"task{n}" for n in range(7)]))[
         "index.html"
     ]

@@ -1,7 +1,8 @@
-"""What large boards cost here: planning them, finding out what of them is done, keeping them (docs/scale.md does the arithmetic with this).
+"""What large boards cost: planning them, finding out which runs are done, and keeping them.
 
-Every number is of a process of its own: wall time, and its largest memory. The plan is of a real sweep file with more and more seeds; the
-run folders are made up as in `store`, with curves of ten points.
+docs/scale.md does its arithmetic with these numbers. For each row, wall time and peak memory are
+measured in a process of its own. The plan is made from a real sweep file with more and more seeds.
+The run folders are made up as in `store`, with curves of ten points.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def measured(code: str, *words: str) -> dict[str, Any]:
 
 
 def command(*words: str) -> tuple[float, float]:
-    """Seconds and gigabytes of a command of qbench."""
+    """Return the seconds and peak gigabytes of a qbench command."""
     code = """
 import subprocess
 began = time.perf_counter()
@@ -84,7 +85,7 @@ print(json.dumps({"seconds": time.perf_counter() - began, "gb": resource.getrusa
 
 
 def table(runs: int = 100_000) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     yield "| what | of | seconds | memory | |"
     yield "|---|---:|---:|---:|---|"
     folder = Path(tempfile.mkdtemp(prefix="qbench-scale-"))
@@ -101,7 +102,7 @@ def standing(results: Path, when: str) -> str:
 
 
 def forget_files() -> bool:
-    """Have the system read files from its disk again; False where one must be root to say so."""
+    """Drop the system's file cache; return False if this process may not do so."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")

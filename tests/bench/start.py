@@ -1,4 +1,7 @@
-"""How soon the command line answers: whole processes, in turn, the median of many."""
+"""How soon the command line answers.
+
+Each command runs as a whole process. The commands take turns, and the median is reported.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ROUNDS = 15
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         for seed in range(3):

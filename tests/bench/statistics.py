@@ -1,4 +1,4 @@
-"""What the statistics of a board cost: 50 methods × 40 cells, on one core."""
+"""What the statistics of a board of 50 methods × 40 cells cost on one core."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ METHODS, CELLS = 50, 40
 
 
 def made(seeds: int) -> np.ndarray:
-    """Methods × cells × seeds whose noise is half the seed's own; the first is full precision, the second plain rounding."""
+    """Return made-up scores of methods × cells × seeds.
+
+    Half of the noise's variance is shared by all methods at a seed. The first method stands for
+    full precision, the second for plain rounding.
+    """
     rng = np.random.default_rng(seeds)
     levels = np.linspace(0, 1, METHODS)[:, None, None]
     found = (
@@ -58,7 +62,7 @@ def parts(seeds: int) -> dict[str, Callable[[], Any]]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """The best of three."""
+    """Return the shortest of three times."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -68,7 +72,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def table() -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     yield f"| {METHODS} methods × {CELLS} cells | 5 seeds | 10 seeds | target |"
     yield "| --- | --- | --- | --- |"
     few, many = ({name: seconds(work) for name, work in parts(seeds).items()} for seeds in (5, 10))

@@ -1,10 +1,15 @@
-"""Step times on a 0.9M-parameter GPT: ours in full precision and quantized, plain PyTorch, and other people's fake quantization.
+"""Step times on a GPT of 0.9M parameters.
 
     python -m tests.bench steps
 
-All contenders take their steps in turn in one process, on the same batches, with the same optimizer and clipping; what is
-reported is the median over rounds of the ratio to our full-precision step of the same round (a compiled one to a compiled one). torchao and brevitas are
-timed where they are installed (pip install torchao; pip install --no-deps brevitas dependencies==2.0.1 unfoldNd).
+Our step, in full precision and quantized, is compared with plain PyTorch and with the fake
+quantization of other libraries. All contenders take their steps in turn in one process, on the same
+batches, with the same optimizer and clipping. The report shows the median over rounds of the ratio
+to our full-precision step of the same round. The compiled quantized step is compared with the
+compiled full-precision step. torchao and brevitas are timed where they are installed:
+
+    pip install torchao
+    pip install --no-deps brevitas dependencies==2.0.1 unfoldNd
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ RECIPE = Recipe(steps=10_000, lr=1e-4)
 
 
 class RandomTokens(Problem):
-    """The network on batches of random tokens: only its speed is of interest."""
+    """A transformer on one batch of random tokens, for measuring speed only."""
 
     def __init__(self, tokens: int, shape: Shape = SHAPE) -> None:
         self.model = Transformer(shape, torch.Generator().manual_seed(0))
@@ -71,7 +76,10 @@ def run_of(
     reference: nn.Module | None = None,
     **params: object,
 ) -> TrainingRun:
-    """A method on a problem, int4 by channel, ready for its first step."""
+    """Return a run of a method on a problem, ready for its first step.
+
+    Weights are quantized to int4 by channel, except for a full-precision method.
+    """
     instance = registry.build("methods", method, params)
     weights = Quantization("int4", "channel") if not instance.full_precision else None
     config = RunConfig(
@@ -99,7 +107,7 @@ def run_of(
 
 
 def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]:
-    """Our loop's step with a method."""
+    """Return a function that takes a step of our training loop with a method."""
     run = run_of(method, RandomTokens(tokens), RECIPE)
     if compiled:
         compile_run(run)
@@ -114,7 +122,7 @@ def ours(method: str, tokens: int, compiled: bool = False) -> Callable[[], None]
 def plain(
     tokens: int, change: Callable[[nn.Module], nn.Module] = lambda model: model
 ) -> Callable[[], None]:
-    """The same network and the same loop written in PyTorch alone."""
+    """Return a function that takes a step of the same network and loop in plain PyTorch."""
     problem = RandomTokens(tokens)
     model = change(Plain(SHAPE))
     optimizer = torch.optim.AdamW(
@@ -126,7 +134,7 @@ def plain(
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -134,7 +142,7 @@ def plain(
 
 
 class Plain(nn.Module):
-    """The transformer of the language-model tasks once more, with nothing of ours in it."""
+    """The transformer of the language-model tasks, written without any code of qbench."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -185,28 +193,29 @@ class PlainBlock(nn.Module):
 
 
 def torchao_linear(model: nn.Module) -> nn.Module:
-    """torchao's FakeQuantizedLinear, int4 weights in groups of 32, in the body."""
+    """Replace the linear layers of the blocks by torchao's, with int4 weights in groups of 32."""
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
 
-    config = IntxFakeQuantizeConfig(torch.int4, group_size=32)
+    config = IntxFakeQuantizeConfig(torch.int4, group_size=32)  # type: ignore[attr-defined]
     return _replace_body(
         model, lambda layer: FakeQuantizedLinear.from_linear(layer, weight_config=config)
     )
 
 
 def brevitas_linear(model: nn.Module) -> nn.Module:
-    """brevitas's QuantLinear, int4 weights by channel, in the body."""
+    """Replace the linear layers of the blocks by brevitas's, with int4 weights by channel."""
     import brevitas.nn as qnn
     from brevitas.quant import Int8WeightPerChannelFloat
 
     def make(layer: nn.Linear) -> nn.Module:
-        return qnn.QuantLinear(
+        made: nn.Module = qnn.QuantLinear(
             layer.in_features,
             layer.out_features,
             bias=False,
             weight_quant=Int8WeightPerChannelFloat,
             weight_bit_width=4,
         )
+        return made
 
     return _replace_body(model, make)
 
@@ -222,7 +231,7 @@ def _replace_body(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> n
 
 @dataclass(frozen=True)
 class Contender:
-    """A step, and whose step of the same round its time is divided by."""
+    """A step, and the contender whose time in the same round its own time is divided by."""
 
     step: Callable[[], None]
     against: str = "fp"
@@ -251,7 +260,10 @@ def contenders(tokens: int, compiled: bool) -> dict[str, Contender]:
 def interleave(
     entrants: dict[str, Contender], tokens: int, rounds: int, warmup: int = 5
 ) -> Iterator[str]:
-    """Every contender's step in turn; each time divided by that of its opponent in the same round."""
+    """Take the contenders' steps in turn and yield a row for each contender.
+
+    Each time is divided by the time of the contender that it is compared with in the same round.
+    """
     for entrant in entrants.values():
         for _ in range(warmup):
             entrant.step()
@@ -275,11 +287,14 @@ TARGETS = {
     ("STE int4, compiled", 4096): 1.02,
     ("STE int4, compiled", 512): 1.03,
 }
-"""The most that quantizing may cost; and ours in full precision is to take at most 1.02 of plain PyTorch's time."""
+"""The largest ratio that quantizing may cost.
+
+Our full-precision step should take at most 1.02 times as long as plain PyTorch.
+"""
 
 
 def table(rounds: int = 60, compiled: bool = True) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     torch.set_num_threads(1)
     yield "| step | tokens | median ms | against | ratio | quartiles | target |"
     yield "|---|---:|---:|---|---:|---|---:|"

@@ -1,6 +1,7 @@
-"""How the store bears a hundred thousand runs: `qbench show`, `qbench db rebuild`, and taking in one more.
+"""What a store of a hundred thousand runs costs.
 
-The run folders are made up (what a run writes, with other numbers), the commands are the real ones, each in a process of its own.
+`qbench show`, `qbench db rebuild` and the reading of one run's files are timed. The run folders
+hold what a run writes, with made-up numbers. Each command runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def point(step: int, loss: float) -> str:
 
 
 def make(results: Path, runs: int, points: int) -> None:
-    """Run folders and one board that asks for all of them."""
+    """Write made-up run folders and the members of one board that contains all of them."""
     chance = random.Random(0)
     configs = list(cells())
     seeds = range(-(-runs // len(configs)))
@@ -156,7 +157,7 @@ def seconds(*command: str) -> float:
 
 
 def table(runs: int = 100_000, points: int = 100) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     results = Path(tempfile.mkdtemp(prefix="qbench-store-"))
     try:
         make(results, runs, points)
@@ -167,7 +168,7 @@ def table(runs: int = 100_000, points: int = 100) -> Iterator[str]:
         one = Attempt(next((results / "runs").glob("*/*/1")))
         began = time.perf_counter()
         for _ in range(100):
-            IncomingRows().add(one)
+            IncomingRows().add_attempt(one)
         reading = (time.perf_counter() - began) / 100
         yield "| what | measured | target |"
         yield "| --- | --- | --- |"

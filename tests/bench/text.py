@@ -1,8 +1,10 @@
-"""The task `text`: a step against the same network in PyTorch alone, the share of loading in it, and what is done once for a corpus.
+"""What the task `text` costs.
 
     python -m tests.bench text
 
-Steps are taken in turn in one process, as in `steps`. Tokenising is measured in seconds of all cores together, on the corpus `stdlib`.
+A step is compared with a step of the same network in plain PyTorch. The share of loading in a step
+is measured, and so is the work that is done once for a corpus. Steps are taken in turn in one
+process, as in `steps`. Tokenising is measured on the corpus `stdlib` in CPU seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def ours(problem: TextProblem) -> Callable[[], None]:
 
 
 def plain(problem: TextProblem) -> Callable[[], None]:
-    """The network, windows of a tensor in memory and the loop, in PyTorch alone."""
+    """Return a function that takes a step of the same network in plain PyTorch.
+
+    Its batches are windows of a tensor in memory.
+    """
     model, context, count = Plain(problem.model.shape), problem.context, problem.count
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -51,7 +56,7 @@ def plain(problem: TextProblem) -> Callable[[], None]:
         rows = torch.stack([tokens[start : start + context + 1] for start in starts])
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, -2), rows[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -71,7 +76,7 @@ def steps(size: str, rounds: int) -> Iterator[str]:
 
 
 def loading(size: str) -> Iterator[str]:
-    """The median of a batch of the order over the median of a step."""
+    """Yield a row of the mean time to load a batch, alone and relative to the median step."""
     problem = Text().problem(size, 0, BATCHES[size], torch.device("cpu"))
     step, batches, taken = ours(problem), [], []
     for index in range(LOADED):
@@ -87,7 +92,7 @@ def loading(size: str) -> Iterator[str]:
 
 
 def once() -> Iterator[str]:
-    """What happens when a corpus is met for the first time, and later."""
+    """Yield rows for the work that is done when a corpus is first used, and for later uses."""
     began = time.perf_counter()
     Text().fingerprint()
     first = time.perf_counter() - began
@@ -98,9 +103,8 @@ def once() -> Iterator[str]:
     yield f"| its hash again | {1e3 * again:.1f} ms | |"
     speed = size / 1e6 / _cpu_seconds(lambda: _bytes(documents))
     yield f"| tokenising, bytes | {speed:.0f} MB/s a core | 2 MB/s |"
-    encode_with_learned_bpe(
-        documents, 4096, "stdlib"
-    )  # so that learning is not part of what follows
+    # Learn the vocabulary first, so that the measurement below excludes learning.
+    encode_with_learned_bpe(documents, 4096, "stdlib")
     speed = size / 1e6 / _cpu_seconds(lambda: _bpe(documents))
     yield f"| tokenising, BPE of 4096 | {speed:.1f} MB/s a core | 2 MB/s |"
     began = time.perf_counter()
@@ -132,7 +136,7 @@ def _cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def table(rounds: int = 60) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QBENCH_CACHE"] = folder
